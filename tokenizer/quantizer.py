@@ -1,0 +1,156 @@
+"""Multi-scale residual quantiser: one shared codebook, partially shared phi convolutions (VAR paper, algorithms 1 and 2).
+
+B batch, C latent channels, K scales, L tokens of all scales, V codebook size, H side of the last scale.
+Everything here runs in float32, whatever the network around it runs in.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from tokenizer.scales import Scales
+
+PHI_RESIDUAL = 0.5  # phi(h) = 0.5 h + 0.5 conv(h)
+
+
+def resize_down(features: Tensor, side: int) -> Tensor:
+    """(B, C, H, H) -> (B, C, side, side), each cell the mean of the area that it covers."""
+    return features if features.shape[-1] == side else F.interpolate(features, size=(side, side), mode="area")
+
+
+def resize_up(codes: Tensor, side: int) -> Tensor:
+    """(B, C, h, h) -> (B, C, side, side), bicubic."""
+    return codes if codes.shape[-1] == side else F.interpolate(codes, size=(side, side), mode="bicubic")
+
+
+def phi_of_scale(num_phi: int, num_scales: int) -> list[int]:
+    """Which of the phi convolutions each scale uses: the one whose tick is nearest to k / (K - 1)."""
+    margin = 1 / (3 * num_phi) if num_phi == 4 else 1 / (2 * num_phi)
+    ticks = np.linspace(margin, 1 - margin, num_phi)
+    positions = np.arange(num_scales) / max(num_scales - 1, 1)
+    nearest: list[int] = np.abs(positions[:, None] - ticks).argmin(axis=1).tolist()
+    return nearest
+
+
+class ScaleStep(NamedTuple):
+    """One step of the residual pyramid."""
+
+    tokens: Tensor  # (B, side * side) int64
+    f_hat: Tensor  # (B, C, H, H), the sum of this and all coarser scales
+
+
+class Quantized(NamedTuple):
+    """What training needs of a quantisation."""
+
+    features: Tensor  # (B, C, H, H), straight-through: the value of f_hat, the gradient of f
+    tokens: Tensor  # (B, L) int64
+    loss: Tensor  # scalar, the VQ loss
+
+
+class Quantizer(nn.Module):
+    """Features <-> token pyramid.
+
+    Args:
+        scales: the ladder of token maps; its last side is the side of the feature map.
+        vocab_size: V, number of codewords.
+        latent_dim: C.
+        num_phi: how many phi convolutions the K scales share (4 in the released model; 1 = one for all; K = one a scale).
+        beta: weight of the commitment term of the VQ loss.
+        cosine: nearest codeword by angle in place of distance.
+    """
+
+    def __init__(
+        self, scales: Scales, vocab_size: int, latent_dim: int, num_phi: int = 4, beta: float = 0.25, cosine: bool = False
+    ) -> None:
+        super().__init__()
+        self.scales = scales
+        self.beta = beta
+        self.cosine = cosine
+        self.codebook = nn.Embedding(vocab_size, latent_dim)
+        self.phi = nn.ModuleList(nn.Conv2d(latent_dim, latent_dim, 3, padding=1) for _ in range(num_phi))
+        self.phi_index = phi_of_scale(num_phi, len(scales))
+        # How often each scale met each codeword lately (running mean of counts); training updates it, inference ignores it.
+        self.usage: Tensor
+        self.register_buffer("usage", torch.zeros(len(scales), vocab_size))
+        nn.init.uniform_(self.codebook.weight, -1 / vocab_size, 1 / vocab_size)
+
+    def nearest(self, z: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, h * w) int64, the index of the nearest codeword for every position."""
+        z = rearrange(z, "b c h w -> b (h w) c")
+        codebook = self.codebook.weight
+        if self.cosine:
+            return (F.normalize(z, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(dim=-1)
+        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every codeword.
+        return (codebook.square().sum(dim=-1) - 2 * (z @ codebook.T)).argmin(dim=-1)
+
+    def contribution(self, codes: Tensor, k: int) -> Tensor:
+        """What scale k adds to f_hat: its codewords (B, side * side, C) -> (B, C, H, H)."""
+        h = rearrange(codes, "b (h w) c -> b c h w", h=self.scales.sides[k])
+        h = resize_up(h, self.scales.sides[-1])
+        phi = self.phi[self.phi_index[k]]
+        return (1 - PHI_RESIDUAL) * h + PHI_RESIDUAL * phi(h)
+
+    def residual_pyramid(self, features: Tensor) -> Iterator[ScaleStep]:
+        """Quantise (B, C, H, H) scale by scale, coarse to fine: each scale describes what the coarser ones left over.
+
+        Gradients reach the codebook and phi through f_hat; the features enter without any.
+        """
+        rest = features.detach().float()
+        f_hat = torch.zeros_like(rest)
+        for k, side in enumerate(self.scales.sides):
+            tokens = self.nearest(resize_down(rest, side).detach())
+            h = self.contribution(self.codebook(tokens), k)
+            f_hat = f_hat + h
+            rest = rest - h.detach()
+            yield ScaleStep(tokens, f_hat)
+
+    def accumulate(self, tokens: Tensor) -> Iterator[Tensor]:
+        """(B, L) int64 -> f_hat after each of the K scales, (B, C, H, H) float32 each."""
+        f_hat: Tensor | None = None
+        for k, part in enumerate(self.scales.split(tokens)):
+            h = self.contribution(self.codebook(part), k)
+            f_hat = h if f_hat is None else f_hat + h
+            yield f_hat
+
+    def encode(self, features: Tensor) -> Tensor:
+        """(B, C, H, H) -> (B, L) int64."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scales.join([step.tokens for step in self.residual_pyramid(features)])
+
+    def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
+        """(B, L) int64 -> f_hat (B, C, H, H) float32 of the first num_scales scales (None: all)."""
+        stop = len(self.scales) if num_scales is None else num_scales
+        f_hats = self.accumulate(tokens)
+        for _ in range(stop - 1):
+            next(f_hats)
+        return next(f_hats)
+
+    def next_input(self, f_hat: Tensor, k: int) -> Tensor:
+        """What the transformer reads to predict scale k: f_hat of the coarser scales (B, C, H, H) -> (B, side * side, C)."""
+        return rearrange(resize_down(f_hat, self.scales.sides[k]), "b c h w -> b (h w) c")
+
+    def teacher_forcing_input(self, tokens: Tensor) -> Tensor:
+        """(B, L) int64 -> (B, L - 1, C) float32, the transformer's inputs for all scales but the first (which has one token)."""
+        f_hats = zip(range(1, len(self.scales)), self.accumulate(tokens), strict=False)
+        inputs = [self.next_input(f_hat, k) for k, f_hat in f_hats]
+        return torch.cat(inputs, dim=1)
+
+    def forward(self, features: Tensor) -> Quantized:
+        """Quantise for training (facts of the VQ loss: VAR paper, appendix; VQ-VAE arXiv 1711.00937, equation 3).
+
+        The loss is the mean over scales of beta * |sg(f_hat_k) - f|^2 + |f_hat_k - sg(f)|^2, with f_hat_k cumulative.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            f = features.float()
+            steps = list(self.residual_pyramid(f))
+            terms = [
+                self.beta * F.mse_loss(step.f_hat.detach(), f) + F.mse_loss(step.f_hat, f.detach()) for step in steps
+            ]
+            straight_through = f + (steps[-1].f_hat - f).detach()
+            tokens = self.scales.join([step.tokens for step in steps])
+            return Quantized(straight_through, tokens, torch.stack(terms).mean())

@@ -1,0 +1,162 @@
+"""Stage 1: the multi-scale VQVAE, images <-> token pyramid (VAR paper, section 3.2).
+
+B batch, C latent channels, L tokens of all scales, H W sides of the image.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError
+from tokenizer.layers import Decoder, Encoder
+from tokenizer.quantizer import Quantizer
+from tokenizer.scales import SCALES_256, Scales
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Sizes of the tokenizer; the defaults are the released one.
+
+    Attributes:
+        scales: sides of the token maps, coarse to fine.
+        vocab_size: V, number of codewords.
+        latent_dim: C, channels of a codeword.
+        base_width: channels of the first level; level i has base_width * multipliers[i].
+        multipliers: one a level; each level after the first halves the side.
+        blocks: residual blocks a level in the encoder (the decoder has one more).
+        norm_groups: groups of the GroupNorms; every level's width is a multiple of it.
+        num_phi: phi convolutions shared by the scales.
+        beta: weight of the commitment term.
+        cosine: nearest codeword by angle.
+        dropout: inside residual blocks.
+
+    Raises:
+        InputError: a value that cannot work, with the value and the remedy.
+    """
+
+    scales: tuple[int, ...] = SCALES_256.sides
+    vocab_size: int = 4096
+    latent_dim: int = 32
+    base_width: int = 160
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+    norm_groups: int = 32
+    num_phi: int = 4
+    beta: float = 0.25
+    cosine: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
+        object.__setattr__(self, "multipliers", tuple(self.multipliers))
+        for name in ("vocab_size", "latent_dim", "base_width", "blocks", "norm_groups", "num_phi"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise InputError(f"multipliers={list(self.multipliers)} must be positive numbers, one a level")
+        for multiplier in self.multipliers:
+            if (self.base_width * multiplier) % self.norm_groups:
+                raise InputError(
+                    f"a level of {self.base_width * multiplier} channels (base_width {self.base_width} x {multiplier}) "
+                    f"does not divide into norm_groups={self.norm_groups}: change one of them"
+                )
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout={self.dropout} must be in [0, 1)")
+        if self.beta < 0:
+            raise InputError(f"beta={self.beta} must not be negative")
+
+    @property
+    def downsample(self) -> int:
+        """Pixels of the image's side to one token of the last scale."""
+        return int(2 ** (len(self.multipliers) - 1))
+
+    @property
+    def image_side(self) -> int:
+        """Side of the square images, in pixels."""
+        return self.scales[-1] * self.downsample
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class VQVAEOutput(NamedTuple):
+    """What training needs of a pass through the tokenizer."""
+
+    reconstruction: Tensor  # (B, 3, H, W), not clamped
+    tokens: Tensor  # (B, L) int64
+    vq_loss: Tensor  # scalar
+
+
+class VQVAE(nn.Module):
+    """Images in [-1, 1] <-> (B, L) tokens. The network may run in float32 or bfloat16; the quantiser stays in float32."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scales = Scales(config.scales)
+        sizes = (config.base_width, config.multipliers, config.blocks, config.latent_dim, config.norm_groups, config.dropout)
+        self.encoder = Encoder(*sizes)
+        self.quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 3, padding=1)
+        self.quantizer = Quantizer(
+            self.scales, config.vocab_size, config.latent_dim, config.num_phi, config.beta, config.cosine
+        )
+        self.post_quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 3, padding=1)
+        self.decoder = Decoder(*sizes)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Hold the weights of the network in dtype, those of the quantiser in float32."""
+        self.to(dtype)
+        self.quantizer.float()
+        return self
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the network computes in."""
+        return self.quant_conv.weight.dtype
+
+    def features(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w), what the quantiser sees.
+
+        Raises:
+            InputError: the images are not RGB or not of the model's side.
+        """
+        side = self.config.image_side
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+            raise InputError(f"images of shape {tuple(images.shape)} given, this tokenizer takes (B, 3, {side}, {side})")
+        return self.quant_conv(self.encoder(images.to(self.dtype)))
+
+    def pixels(self, f_hat: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 3, H, W) float32, about [-1, 1] but not clamped."""
+        return self.decoder(self.post_quant_conv(f_hat.to(self.dtype))).float()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> (B, L) int64 tokens.
+
+        Raises:
+            InputError: the images are not RGB or not of the model's side.
+        """
+        return self.quantizer.encode(self.features(images))
+
+    def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
+        """(B, L) int64 -> (B, 3, H, W) float32 in [-1, 1]; num_scales: stop after that many scales (None: all).
+
+        Raises:
+            InputError: a wrong number of tokens, a token outside the codebook, num_scales outside 1..K.
+        """
+        if num_scales is not None and not 1 <= num_scales <= len(self.scales):
+            raise InputError(f"num_scales={num_scales} must be in 1..{len(self.scales)}")
+        if tokens.numel() and (tokens.min() < 0 or tokens.max() >= self.config.vocab_size):
+            raise InputError(f"tokens must be in 0..{self.config.vocab_size - 1}, the codebook's indices")
+        return self.pixels(self.quantizer.decode(tokens, num_scales)).clamp(-1, 1)
+
+    def reconstruct(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> K pictures (B, 3, H, W) float32 in [-1, 1]: decoded from scale 0, 0..1, ..., all."""
+        f_hats = self.quantizer.accumulate(self.encode(images))
+        return [self.pixels(f_hat).clamp(-1, 1) for f_hat in f_hats]
+
+    def forward(self, images: Tensor) -> VQVAEOutput:
+        """The training pass, with straight-through gradients: (B, 3, H, W) in [-1, 1] -> reconstruction, tokens, VQ loss."""
+        quantized = self.quantizer(self.features(images))
+        return VQVAEOutput(self.pixels(quantized.features), quantized.tokens, quantized.loss)

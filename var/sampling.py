@@ -1,0 +1,111 @@
+"""From logits to tokens: guidance, top-k, top-p, one draw a token. Pure functions; arguments are never written to.
+
+B batch, L tokens of one scale, V codebook size.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tokenizer.errors import InputError
+
+
+def check_sampling(cfg: float, top_k: int, top_p: float) -> None:
+    """Raise InputError if an option is out of range: cfg >= 0 and finite, top_k >= 0, 0 <= top_p <= 1."""
+    if not 0 <= cfg < float("inf"):
+        raise InputError(f"cfg={cfg} must be a finite number, 0 (no guidance) or more; 1.5 to 4 is usual")
+    if top_k < 0:
+        raise InputError(f"top_k={top_k} must be 0 (keeps all tokens) or more")
+    if not 0 <= top_p <= 1:
+        raise InputError(f"top_p={top_p} must be in [0, 1]; 0 keeps all tokens")
+
+
+def guide(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
+    """Classifier-free guidance (arXiv 2207.12598): (1 + t) * conditional - t * unconditional."""
+    return (1 + strength) * conditional - strength * unconditional
+
+
+def guidance_at(cfg: float, k: int, num_scales: int) -> float:
+    """Guidance strength at scale k: rises linearly from 0 at the first scale to cfg at the last."""
+    return cfg * k / max(num_scales - 1, 1)
+
+
+def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
+    """Keep the top_k best tokens, then of these the smallest set whose probability exceeds top_p.
+
+    Args:
+        logits: (..., V) of any float type.
+        top_k: 0, or V and more, keeps all.
+        top_p: in [0, 1]; 0 keeps all. The best token always stays.
+
+    Returns:
+        New logits (..., V), removed ones at -inf.
+
+    Raises:
+        InputError: top_k or top_p out of range.
+    """
+    check_sampling(0.0, top_k, top_p)
+    logits = logits.clone()
+    if 0 < top_k < logits.shape[-1]:
+        threshold = logits.topk(top_k, dim=-1).values[..., -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if top_p > 0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        probabilities = ordered.softmax(dim=-1)
+        # A token goes when the better ones alone already exceed top_p.
+        removed = probabilities.cumsum(dim=-1) - probabilities > top_p
+        removed[..., 0] = False
+        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
+    return logits
+
+
+class RandomStreams:
+    """One random stream an image, keyed by (seed, label, index): its draws do not depend on what else is in the batch.
+
+    Drawn on the CPU, so that a seed means the same on every device.
+    """
+
+    def __init__(self, seed: int, labels: list[int], indices: list[int]) -> None:
+        if seed < 0:
+            raise InputError(f"seed={seed} must not be negative")
+        self.generators = [
+            torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            for key in zip([seed] * len(labels), labels, indices, strict=True)
+        ]
+
+    def uniform(self, *shape: int) -> Tensor:
+        """(B, *shape) float32 in [0, 1)."""
+        return torch.stack([torch.rand(shape, generator=generator) for generator in self.generators])
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Draw one token a position by inverting the distribution function.
+
+    Args:
+        logits: (B, L, V), -inf for tokens that must not be drawn.
+        uniform: (B, L) in [0, 1).
+
+    Returns:
+        (B, L) int64.
+    """
+    cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
+    total = cumulative[..., -1:]
+    # Strictly below the total, so that the first entry above it exists and is never a token of probability 0.
+    level = torch.minimum(uniform.to(logits)[..., None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+
+
+def smooth_choice(logits: Tensor, uniform: Tensor, k: int, num_scales: int) -> Tensor:
+    """Soft choice of tokens at scale k by a Gumbel softmax (arXiv 1611.01144) that hardens from scale to scale.
+
+    Args:
+        logits: (B, L, V), -inf for tokens that must have no weight.
+        uniform: (B, L, V) in [0, 1).
+
+    Returns:
+        (B, L, V) weights that sum to 1 over the codebook.
+    """
+    progress = k / max(num_scales - 1, 1)
+    temperature = max(0.27 * (1 - 0.95 * progress), 0.005)
+    gumbel = -torch.log(-torch.log(uniform.to(logits).clamp(1e-20, 1 - 1e-7)))
+    return ((logits * (1 + progress) + gumbel) / temperature).softmax(dim=-1)
