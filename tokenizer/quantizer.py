@@ -4,6 +4,7 @@ B batch, C latent channels, K scales, L tokens of all scales, V codebook size, H
 Everything here runs in float32, whatever the network around it runs in.
 """
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -116,6 +117,29 @@ class Quantizer(nn.Module):
             h = self.contribution(self.codebook(part), k)
             f_hat = h if f_hat is None else f_hat + h
             yield f_hat
+
+    def count_usage(self, tokens: Tensor, window: int) -> None:
+        """Follow how often each scale meets each codeword in (B, L) tokens: a running mean over about `window` steps."""
+        for k, part in enumerate(self.scales.split(tokens)):
+            counts = torch.bincount(part.flatten(), minlength=self.codebook.num_embeddings)
+            self.usage[k].lerp_(counts.to(self.usage.dtype), 1 / window)
+
+    def dead_codes(self, window: int) -> Tensor:
+        """(V,) bool: codewords that no scale met for about `window` steps (one meeting has decayed by a factor of e)."""
+        return self.usage.sum(dim=0) < 1 / (math.e * window)
+
+    def restart_dead_codes(self, features: Tensor, window: int) -> None:
+        """Put dead codewords where the data is: on vectors drawn from what the scales saw of features (B, C, H, H)."""
+        dead = self.dead_codes(window)
+        features = features.detach().float()
+        rest, seen = features, []
+        for side, step in zip(self.scales.sides, self.residual_pyramid(features), strict=True):
+            seen.append(rearrange(resize_down(rest, side), "b c h w -> (b h w) c"))
+            rest = features - step.f_hat.detach()
+        vectors = torch.cat(seen)
+        chosen = torch.randint(len(vectors), (int(dead.sum()),), device=vectors.device)
+        self.codebook.weight.data[dead] = vectors[chosen]
+        self.usage[:, dead] = 1 / (window * len(self.scales))  # as if met once now: a window's time to prove itself
 
     def encode(self, features: Tensor) -> Tensor:
         """(B, C, H, H) -> (B, L) int64."""

@@ -1,0 +1,51 @@
+# Everything runs in .venv, which the first target that needs it creates.
+
+PYTHON ?= python3
+CLASS ?= 207
+
+venv_python := .venv/bin/python
+pip_install := $(venv_python) -m pip install --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help sample test lint install develop clean
+
+help: ## Show the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+
+sample: .venv/.installed ## Draw images of one ImageNet class, golden retriever if not told otherwise (CLASS=207)
+	$(venv_python) sample.py --class $(CLASS)
+
+test: lint ## Check format, lint and types, then run the tests
+	$(venv_python) -m pytest
+
+lint: .venv/.installed-dev ## Check format, lint and types
+	$(venv_python) -m ruff format --check .
+	$(venv_python) -m ruff check .
+	$(venv_python) -m mypy
+
+install: .venv/.installed ## Install what sampling needs into .venv
+
+develop: .venv/.installed-dev ## Install what training and the tests need into .venv
+
+clean: ## Remove build products and caches; keeps .venv, runs and samples
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -path ./.venv -prune -o -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A stamp is touched last, so an interrupted step leaves none and runs again.
+# The two stamps are removed before pip changes anything they stand for.
+.venv/.created:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "VAR needs Python 3.11 or newer, and '$(PYTHON)' is not; try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+.venv/.installed: .venv/.created pyproject.toml constraints.txt
+	@rm -f .venv/.installed .venv/.installed-dev
+	$(pip_install) -e .
+	@touch $@
+
+.venv/.installed-dev: .venv/.created pyproject.toml constraints.txt
+	@rm -f .venv/.installed .venv/.installed-dev
+	$(pip_install) -e '.[dev]'
+	@touch .venv/.installed $@

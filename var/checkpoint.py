@@ -1,0 +1,121 @@
+"""Models on disk: a folder with config.json (what to build) and model.safetensors (its weights)."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.model import VAR, VARConfig
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside the target, put in its place when the block ends and removed if it raises.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        beside.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror}: give a folder that can be written") from error
+    try:
+        yield beside
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def save_model(folder: Path, model: VQVAE | VAR, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> None:
+    """Write a model's folder, whole or not at all.
+
+    Args:
+        folder: created, or replaced.
+        extra: more entries for config.json, such as the names of the classes.
+        dtype: type of the stored weights; None keeps the model's.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
+    state = {key: value.detach().to(dtype or value.dtype).contiguous() for key, value in model.state_dict().items()}
+    with replacing(folder) as new:
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        safetensors.torch.save_file(state, new / WEIGHTS)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The entries of a model folder's config.json.
+
+    Raises:
+        InputError: no such folder, no such file, not JSON, not a model's configuration.
+    """
+    if not folder.is_dir():
+        raise InputError(f"model folder {folder} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}: a model folder holds {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
+        raise InputError(f"{folder / CONFIG} is not a model's configuration: it needs the entries model and config")
+    return config
+
+
+def load_tokenizer(folder: Path) -> VQVAE:
+    """The tokenizer in a folder, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files.
+    """
+    return _load(folder, VQVAE, TokenizerConfig)
+
+
+def load_var(folder: Path) -> VAR:
+    """The transformer in a folder, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files.
+    """
+    return _load(folder, VAR, VARConfig)
+
+
+def _load(folder: Path, kind: type, config_type: type) -> Any:
+    entries = read_config(folder)
+    if entries.get("model") != kind.__name__:
+        raise InputError(f"{folder} holds a {entries.get('model')!r}, a {kind.__name__!r} is needed here")
+    try:
+        config = config_type(**entries["config"])
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG}: {error}") from error
+    with torch.device("meta"):
+        model: nn.Module = kind(config)
+    try:
+        state = safetensors.torch.load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged ({error}): copy or download it again") from error
+    expected = model.state_dict()
+    wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]
+    if wrong:
+        raise InputError(f"{folder / WEIGHTS} does not fit {CONFIG}: {len(wrong)} tensors differ, the first is {wrong[0]}")
+    model.load_state_dict({key: value.float() for key, value in state.items()}, strict=True, assign=True)
+    return model.eval()

@@ -1,0 +1,31 @@
+"""The command that trains: `python train.py RECIPE [key=value ...]`."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from var.cli.errors import one_line_errors
+
+
+def main() -> None:
+    """Entry point of train.py."""
+    typer.run(train)
+
+
+@one_line_errors
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/mini_var.yaml.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as optimizer.lr=1e-4.")] = None,
+) -> None:
+    """Train the stage that RECIPE describes. Run it again to go on where it stopped."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    from var.training.config import load_recipe
+
+    checked = load_recipe(recipe, overrides or [])
+    from var.training.loop import train as run
+
+    print(f"model: {run(checked)}")

@@ -1,0 +1,48 @@
+"""Where and in which number type the networks run."""
+
+import torch
+
+from tokenizer.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """The device of that name; "auto" takes CUDA, then Apple's GPU, then the CPU.
+
+    Raises:
+        InputError: a name that torch does not know, or a device that this machine does not have.
+    """
+    if name == "auto":
+        available = (n for n, here in (("cuda", torch.cuda.is_available()), ("mps", torch.mps.is_available())) if here)
+        return torch.device(next(available, "cpu"))
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {name!r} cannot be used ({reason}): take auto, cpu, cuda, cuda:N or mps") from error
+    return device
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster there than in float32 (elsewhere they are emulated, far slower)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return False
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type of that name; "auto" takes bfloat16 where the device is fast at it, else float32.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if name == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is unknown: take auto, {' or '.join(DTYPES)}")
+    return DTYPES[name]

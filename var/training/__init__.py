@@ -1,0 +1,1 @@
+"""Training of both stages: recipes, data, schedule, one loop."""

@@ -1,0 +1,23 @@
+"""Exponential moving average of a model's weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class EMA:
+    """A copy of the model whose weights follow it slowly; validation, pictures and the exported model use it."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model; early steps move faster, so that the random start is soon forgotten."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        ours, theirs = list(self.model.parameters()), [p.detach() for p in model.parameters()]
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(current)

@@ -1,0 +1,200 @@
+"""The one training loop: any stage, any number of processes, resumed by the same command."""
+
+import logging
+import math
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, send_to_device
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError
+from var.device import choose_device, choose_dtype
+from var.training.config import Recipe, TokenizerRecipe, VARRecipe
+from var.training.data import StepSampler, Unreadable
+from var.training.ema import EMA
+from var.training.optimizer import build_optimizer
+from var.training.report import Report
+from var.training.schedule import lr_factor
+from var.training.stages import Stage
+from var.training.stages.tokenizer import TokenizerStage
+from var.training.stages.var import VARStage
+from var.training.state import load_newest, save_checkpoint
+
+log = logging.getLogger(__name__)
+
+_WEIGHTS, _STEP = 0, 1  # first word of the random streams: initial weights, and what a step draws
+PICTURE_BATCH = 8
+FEW_SAMPLES = 1000  # before so many were seen, the share of unreadable images is taken of this number
+
+
+def build_stage(recipe: TokenizerRecipe | VARRecipe) -> Stage:
+    """The stage that a recipe asks for."""
+    return TokenizerStage(recipe) if isinstance(recipe, TokenizerRecipe) else VARStage(recipe)
+
+
+def total_steps(recipe: Recipe, length: int) -> int:
+    """Steps of the whole run over a dataset of that length."""
+    if recipe.steps is not None:
+        return recipe.steps
+    return max(1, math.ceil((recipe.epochs or 0) * length / recipe.batch_size))
+
+
+def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
+    """Train as the recipe says, going on from the newest checkpoint in its output folder if there is one.
+
+    Returns:
+        The folder of the exported model, `output/model`.
+
+    Raises:
+        InputError: data, tokenizer or checkpoints that cannot be used; too many unreadable images.
+    """
+    device = choose_device()
+    dtype = choose_dtype(recipe.precision, device)
+    accelerator = Accelerator(
+        cpu=device.type == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no"
+    )
+    rank, world = accelerator.process_index, accelerator.num_processes
+
+    seed_all(_WEIGHTS, recipe.seed)
+    stage = build_stage(recipe)
+    steps = total_steps(recipe, stage.length)
+    stage.model.to(accelerator.device)
+    ema = EMA(stage.model, recipe.ema) if recipe.ema else None
+    optimizer = build_optimizer(stage.model, recipe.optimizer, stage.never_decayed)
+    start = resume(recipe.output, stage.model, ema, optimizer)
+    sampler = StepSampler(stage.length, recipe.batch_size, recipe.seed, rank, world, start, steps)
+    stage.prepare(accelerator.device)
+    compiled = torch.compile(stage.model) if recipe.compile else stage.model
+    model, optimizer = accelerator.prepare(compiled, optimizer)
+    averaged = ema.model if ema else stage.model
+    unreadable: list[Unreadable] = []
+    step = start
+
+    with Report(recipe, steps, start, accelerator.is_main_process) as report, interruptible() as interrupted:
+        for batch in stage.batches(sampler):
+            unreadable += batch.unreadable
+            check_unreadable(unreadable, (step - start + 1) * recipe.batch_size // world, recipe.data.max_unreadable)
+            seed_all(_STEP, recipe.seed, step, rank)
+            batch = send_to_device(batch, accelerator.device)
+            lr = recipe.optimizer.lr * lr_factor(step, steps, recipe.schedule)
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+
+            model.train()
+            with accelerator.autocast():
+                losses = stage.losses(model, batch)
+            accelerator.backward(losses.total)
+            norm = accelerator.clip_grad_norm_(model.parameters(), recipe.optimizer.clip or math.inf)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if stage.after_step(batch, losses.tokens) and world > 1:
+                broadcast([p.data for p in stage.model.parameters()])
+            if ema:
+                ema.update(stage.model, step)
+            step += 1
+
+            last = step == steps or interrupted()
+            report.step(step, {**losses.logs, "lr": lr, "gradient_norm": norm}, len(unreadable))
+            if step % recipe.validate_every == 0 or step == steps:
+                report.validation(step, validate(stage, averaged, accelerator, recipe.batch_size))
+            if (step % recipe.checkpoint_every == 0 or last) and accelerator.is_main_process:
+                state = {"step": step, "model": stage.model.state_dict(), "optimizer": optimizer.state_dict()}
+                state |= {"ema": ema.model.state_dict()} if ema else {}
+                save_checkpoint(recipe.output / "checkpoints", step, state, recipe.keep)
+            if (step % recipe.sample_every == 0 or step == steps) and accelerator.is_main_process:
+                report.picture(step, picture(stage, averaged, accelerator))
+            if last:
+                break
+        if step < steps:
+            log.warning("stopped after step %d of %d: the same command goes on from there", step, steps)
+        if accelerator.is_main_process:
+            stage.export(averaged, recipe.output / "model")
+    accelerator.end_training()
+    return recipe.output / "model"
+
+
+def seed_all(*words: int) -> None:
+    """Seed torch's generators from a few numbers, so that what a step draws does not depend on the steps before."""
+    torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+def resume(output: Path, model: nn.Module, ema: EMA | None, optimizer: torch.optim.Optimizer) -> int:
+    """Load the newest checkpoint of the run in place; the number of steps done, 0 in a new run.
+
+    Raises:
+        InputError: the checkpoint is of another model or of a run with other settings of EMA.
+    """
+    state = load_newest(output / "checkpoints")
+    if state is None:
+        return 0
+    try:
+        model.load_state_dict(state["model"])
+        if ema:
+            ema.model.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"the checkpoints in {output} belong to another recipe ({reason}): give another output, or move them away"
+        ) from error
+    log.info("going on from step %d", state["step"])
+    return int(state["step"])
+
+
+def check_unreadable(unreadable: list[Unreadable], seen: int, allowed: float) -> None:
+    """Raise InputError if more than the allowed share of the samples seen could not be read."""
+    if len(unreadable) > allowed * max(seen, FEW_SAMPLES):
+        last = unreadable[-1]
+        raise InputError(
+            f"{len(unreadable)} of {seen} images could not be read, more than data.max_unreadable={allowed:g} allows; "
+            f"the last was {last.place} ({last.reason}): repair or remove them"
+        )
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM and Ctrl-C only set a flag, which the value tells: the step under way is finished first."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@torch.no_grad()
+def validate(stage: Stage, model: nn.Module, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
+    """Means over the validation images, on all processes."""
+    model.eval()
+    sums: dict[str, Tensor] = {}
+    count = torch.zeros((), device=accelerator.device)
+    for batch in stage.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes):
+        if not len(batch.images):
+            continue
+        batch = send_to_device(batch, accelerator.device)
+        with accelerator.autocast():
+            values = stage.validate(model, batch)
+        sums = {name: sums.get(name, torch.zeros_like(count)) + value.float() for name, value in values.items()}
+        count += len(batch.images)
+    count = accelerator.reduce(count)
+    return {name: (accelerator.reduce(value) / count).item() for name, value in sums.items()}
+
+
+@torch.no_grad()
+def picture(stage: Stage, model: nn.Module, accelerator: Accelerator) -> Tensor:
+    """The stage's sheet, from the first validation images."""
+    model.eval()
+    batch = next(iter(stage.validation_batches(PICTURE_BATCH, 0, 1)))
+    return stage.picture(model, send_to_device(batch, accelerator.device)).cpu()

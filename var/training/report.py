@@ -1,0 +1,95 @@
+"""What a run shows: a live line, TensorBoard, a JSON-lines file of all numbers, and pictures."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from var.training.clock import Clock
+from var.training.config import Recipe
+
+
+class Report:
+    """Writes `output/metrics.jsonl`, `output/tensorboard/` and `output/pictures/`; silent on all but the main process."""
+
+    def __init__(self, recipe: Recipe, steps: int, start: int, speaks: bool) -> None:
+        self.recipe = recipe
+        self.steps = steps
+        self.speaks = speaks
+        self.clock = Clock(start, recipe.batch_size)
+        self.console = Console(quiet=not speaks)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (speaks and self.console.is_terminal),
+        )
+        self.task = self.progress.add_task("training", total=steps, completed=start)
+        if speaks:
+            recipe.output.mkdir(parents=True, exist_ok=True)
+            self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
+            self.metrics = recipe.output / "metrics.jsonl"
+            forget_after(self.metrics, start)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.progress.stop()
+        if self.speaks:
+            self.writer.close()
+
+    def step(self, step: int, logs: dict[str, Tensor | float], unreadable: int) -> None:
+        """Tell of a training step; every log_every steps also to the files."""
+        self.progress.update(self.task, completed=step)
+        if step % self.recipe.log_every and step != self.steps:
+            return
+        values = {name: float(value) for name, value in logs.items()}
+        values["images_per_second"] = self.clock.rate(step)
+        if unreadable:
+            values["unreadable_images"] = unreadable
+        self._write(step, "train", values)
+        shown = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
+        shown += f"  {unreadable} images unreadable" if unreadable else ""
+        self.progress.update(self.task, description=shown)
+        if not self.console.is_terminal:
+            self.console.print(f"step {step}/{self.steps}  {shown}  {self.clock.left(step, self.steps)} left", soft_wrap=True)
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Tell of a validation."""
+        self._write(step, "validation", values)
+        self.console.print(f"step {step}  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()), soft_wrap=True)
+
+    def picture(self, step: int, sheet: Tensor) -> None:
+        """Keep a sheet (3, H, W) in [0, 1] as PNG and in TensorBoard."""
+        folder = self.recipe.output / "pictures"
+        folder.mkdir(exist_ok=True)
+        pixels = (sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
+        Image.fromarray(pixels).save(folder / f"step-{step:08d}.png")
+        self.writer.add_image("sheet", sheet, step)
+
+    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        if not self.speaks:
+            return
+        for name, value in values.items():
+            self.writer.add_scalar(f"{split}/{name}", value, step)
+        with self.metrics.open("a") as file:
+            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+
+
+def forget_after(metrics: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again."""
+    if metrics.exists():
+        lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+        beside = metrics.with_suffix(".new")
+        beside.write_text("".join(f"{line}\n" for line in lines))
+        beside.replace(metrics)
