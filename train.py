@@ -1,4 +1,4 @@
-"""Train a stage: `python train.py configs/RECIPE.yaml [key=value ...]`, or with `accelerate launch` on several devices."""
+"""Train a stage: `python train.py configs/RECIPE.yaml [key=value ...]`, or through `accelerate launch`."""
 
 from var.cli.train import main
 

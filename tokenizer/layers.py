@@ -70,7 +70,9 @@ class Upsample(nn.Module):
 class Level(nn.Sequential):
     """Residual blocks of one resolution; at the lowest one, each is followed by attention."""
 
-    def __init__(self, width_in: int, width_out: int, blocks: int, attention: bool, groups: int, dropout: float) -> None:
+    def __init__(
+        self, width_in: int, width_out: int, blocks: int, attention: bool, groups: int, dropout: float
+    ) -> None:
         layers: list[nn.Module] = []
         for i in range(blocks):
             layers.append(ResidualBlock(width_in if i == 0 else width_out, width_out, groups, dropout))

@@ -1,4 +1,4 @@
-"""Multi-scale residual quantiser: one shared codebook, partially shared phi convolutions (VAR paper, algorithms 1 and 2).
+"""Multi-scale residual quantiser: one shared codebook, partly shared phi convolutions (VAR paper, algorithms 1, 2).
 
 B batch, C latent channels, K scales, L tokens of all scales, V codebook size, H side of the last scale.
 Everything here runs in float32, whatever the network around it runs in.
@@ -60,13 +60,19 @@ class Quantizer(nn.Module):
         scales: the ladder of token maps; its last side is the side of the feature map.
         vocab_size: V, number of codewords.
         latent_dim: C.
-        num_phi: how many phi convolutions the K scales share (4 in the released model; 1 = one for all; K = one a scale).
+        num_phi: how many phi convolutions the K scales share (released: 4; 1: one for all; K: one a scale).
         beta: weight of the commitment term of the VQ loss.
         cosine: nearest codeword by angle in place of distance.
     """
 
     def __init__(
-        self, scales: Scales, vocab_size: int, latent_dim: int, num_phi: int = 4, beta: float = 0.25, cosine: bool = False
+        self,
+        scales: Scales,
+        vocab_size: int,
+        latent_dim: int,
+        num_phi: int = 4,
+        beta: float = 0.25,
+        cosine: bool = False,
     ) -> None:
         super().__init__()
         self.scales = scales
@@ -75,7 +81,7 @@ class Quantizer(nn.Module):
         self.codebook = nn.Embedding(vocab_size, latent_dim)
         self.phi = nn.ModuleList(nn.Conv2d(latent_dim, latent_dim, 3, padding=1) for _ in range(num_phi))
         self.phi_index = phi_of_scale(num_phi, len(scales))
-        # How often each scale met each codeword lately (running mean of counts); training updates it, inference ignores it.
+        # How often each scale met each codeword lately (running mean of counts); only training uses it.
         self.usage: Tensor
         self.register_buffer("usage", torch.zeros(len(scales), vocab_size))
         nn.init.uniform_(self.codebook.weight, -1 / vocab_size, 1 / vocab_size)
@@ -84,17 +90,19 @@ class Quantizer(nn.Module):
         """(B, C, h, w) -> (B, h * w) int64, the index of the nearest codeword for every position."""
         z = rearrange(z, "b c h w -> b (h w) c")
         codebook = self.codebook.weight
-        if self.cosine:
-            return (F.normalize(z, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(dim=-1)
-        # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every codeword.
-        return (codebook.square().sum(dim=-1) - 2 * (z @ codebook.T)).argmin(dim=-1)
+        with torch.autocast(z.device.type, enabled=False):
+            if self.cosine:
+                return (F.normalize(z, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(dim=-1)
+            # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every codeword.
+            return (codebook.square().sum(dim=-1) - 2 * (z @ codebook.T)).argmin(dim=-1)
 
     def contribution(self, codes: Tensor, k: int) -> Tensor:
         """What scale k adds to f_hat: its codewords (B, side * side, C) -> (B, C, H, H)."""
         h = rearrange(codes, "b (h w) c -> b c h w", h=self.scales.sides[k])
         h = resize_up(h, self.scales.sides[-1])
         phi = self.phi[self.phi_index[k]]
-        return (1 - PHI_RESIDUAL) * h + PHI_RESIDUAL * phi(h)
+        with torch.autocast(h.device.type, enabled=False):
+            return (1 - PHI_RESIDUAL) * h + PHI_RESIDUAL * phi(h)
 
     def residual_pyramid(self, features: Tensor) -> Iterator[ScaleStep]:
         """Quantise (B, C, H, H) scale by scale, coarse to fine: each scale describes what the coarser ones left over.
@@ -119,13 +127,13 @@ class Quantizer(nn.Module):
             yield f_hat
 
     def count_usage(self, tokens: Tensor, window: int) -> None:
-        """Follow how often each scale meets each codeword in (B, L) tokens: a running mean over about `window` steps."""
+        """Count the codewords of each scale in (B, L) tokens: a running mean over about `window` steps."""
         for k, part in enumerate(self.scales.split(tokens)):
             counts = torch.bincount(part.flatten(), minlength=self.codebook.num_embeddings)
             self.usage[k].lerp_(counts.to(self.usage.dtype), 1 / window)
 
     def dead_codes(self, window: int) -> Tensor:
-        """(V,) bool: codewords that no scale met for about `window` steps (one meeting has decayed by a factor of e)."""
+        """(V,) bool: codewords that no scale met for about `window` steps (one meeting decayed by a factor e)."""
         return self.usage.sum(dim=0) < 1 / (math.e * window)
 
     def restart_dead_codes(self, features: Tensor, window: int) -> None:
@@ -143,8 +151,7 @@ class Quantizer(nn.Module):
 
     def encode(self, features: Tensor) -> Tensor:
         """(B, C, H, H) -> (B, L) int64."""
-        with torch.autocast(features.device.type, enabled=False):
-            return self.scales.join([step.tokens for step in self.residual_pyramid(features)])
+        return self.scales.join([step.tokens for step in self.residual_pyramid(features)])
 
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
         """(B, L) int64 -> f_hat (B, C, H, H) float32 of the first num_scales scales (None: all)."""
@@ -155,11 +162,11 @@ class Quantizer(nn.Module):
         return next(f_hats)
 
     def next_input(self, f_hat: Tensor, k: int) -> Tensor:
-        """What the transformer reads to predict scale k: f_hat of the coarser scales (B, C, H, H) -> (B, side * side, C)."""
+        """What the transformer reads to predict scale k: the coarser f_hat (B, C, H, H) -> (B, side * side, C)."""
         return rearrange(resize_down(f_hat, self.scales.sides[k]), "b c h w -> b (h w) c")
 
     def teacher_forcing_input(self, tokens: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, L - 1, C) float32, the transformer's inputs for all scales but the first (which has one token)."""
+        """(B, L) int64 -> (B, L - 1, C) float32, the transformer's inputs for all scales but the first of one token."""
         f_hats = zip(range(1, len(self.scales)), self.accumulate(tokens), strict=False)
         inputs = [self.next_input(f_hat, k) for k, f_hat in f_hats]
         return torch.cat(inputs, dim=1)
@@ -169,12 +176,9 @@ class Quantizer(nn.Module):
 
         The loss is the mean over scales of beta * |sg(f_hat_k) - f|^2 + |f_hat_k - sg(f)|^2, with f_hat_k cumulative.
         """
-        with torch.autocast(features.device.type, enabled=False):
-            f = features.float()
-            steps = list(self.residual_pyramid(f))
-            terms = [
-                self.beta * F.mse_loss(step.f_hat.detach(), f) + F.mse_loss(step.f_hat, f.detach()) for step in steps
-            ]
-            straight_through = f + (steps[-1].f_hat - f).detach()
-            tokens = self.scales.join([step.tokens for step in steps])
-            return Quantized(straight_through, tokens, torch.stack(terms).mean())
+        f = features.float()
+        steps = list(self.residual_pyramid(f))
+        terms = [self.beta * F.mse_loss(step.f_hat.detach(), f) + F.mse_loss(step.f_hat, f.detach()) for step in steps]
+        straight_through = f + (steps[-1].f_hat - f).detach()
+        tokens = self.scales.join([step.tokens for step in steps])
+        return Quantized(straight_through, tokens, torch.stack(terms).mean())

@@ -22,7 +22,9 @@ class Scales:
     def __post_init__(self) -> None:
         increasing = all(a < b for a, b in zip(self.sides, self.sides[1:], strict=False))
         if not self.sides or self.sides[0] < 1 or not increasing:
-            raise InputError(f"scales {list(self.sides)} must be positive sides in increasing order, such as [1, 2, 4, 8]")
+            raise InputError(
+                f"scales {list(self.sides)} must be positive sides in increasing order, such as [1, 2, 4, 8]"
+            )
 
     def __len__(self) -> int:
         return len(self.sides)

@@ -90,13 +90,20 @@ class VQVAEOutput(NamedTuple):
 
 
 class VQVAE(nn.Module):
-    """Images in [-1, 1] <-> (B, L) tokens. The network may run in float32 or bfloat16; the quantiser stays in float32."""
+    """Images in [-1, 1] <-> (B, L) tokens. The network runs in float32 or bfloat16, the quantiser in float32."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
         self.config = config
         self.scales = Scales(config.scales)
-        sizes = (config.base_width, config.multipliers, config.blocks, config.latent_dim, config.norm_groups, config.dropout)
+        sizes = (
+            config.base_width,
+            config.multipliers,
+            config.blocks,
+            config.latent_dim,
+            config.norm_groups,
+            config.dropout,
+        )
         self.encoder = Encoder(*sizes)
         self.quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 3, padding=1)
         self.quantizer = Quantizer(
@@ -107,7 +114,8 @@ class VQVAE(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights of the network in dtype, those of the quantiser in float32."""
-        self.to(dtype)
+        for part in (self.encoder, self.quant_conv, self.post_quant_conv, self.decoder):
+            part.to(dtype)
         self.quantizer.float()
         return self
 
@@ -124,7 +132,9 @@ class VQVAE(nn.Module):
         """
         side = self.config.image_side
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
-            raise InputError(f"images of shape {tuple(images.shape)} given, this tokenizer takes (B, 3, {side}, {side})")
+            raise InputError(
+                f"images of shape {tuple(images.shape)} given, this tokenizer takes (B, 3, {side}, {side})"
+            )
         return self.quant_conv(self.encoder(images.to(self.dtype)))
 
     def pixels(self, f_hat: Tensor) -> Tensor:
@@ -152,11 +162,11 @@ class VQVAE(nn.Module):
         return self.pixels(self.quantizer.decode(tokens, num_scales)).clamp(-1, 1)
 
     def reconstruct(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> K pictures (B, 3, H, W) float32 in [-1, 1]: decoded from scale 0, 0..1, ..., all."""
+        """(B, 3, H, W) in [-1, 1] -> K pictures (B, 3, H, W) float32 in [-1, 1]: from scale 0, 0..1, ..., all."""
         f_hats = self.quantizer.accumulate(self.encode(images))
         return [self.pixels(f_hat).clamp(-1, 1) for f_hat in f_hats]
 
     def forward(self, images: Tensor) -> VQVAEOutput:
-        """The training pass, with straight-through gradients: (B, 3, H, W) in [-1, 1] -> reconstruction, tokens, VQ loss."""
+        """The training pass, with straight-through gradients, of (B, 3, H, W) in [-1, 1]."""
         quantized = self.quantizer(self.features(images))
         return VQVAEOutput(self.pixels(quantized.features), quantized.tokens, quantized.loss)

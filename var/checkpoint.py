@@ -43,7 +43,9 @@ def replacing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def save_model(folder: Path, model: VQVAE | VAR, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None) -> None:
+def save_model(
+    folder: Path, model: VQVAE | VAR, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> None:
     """Write a model's folder, whole or not at all.
 
     Args:
@@ -116,6 +118,8 @@ def _load(folder: Path, kind: type, config_type: type) -> Any:
     expected = model.state_dict()
     wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]
     if wrong:
-        raise InputError(f"{folder / WEIGHTS} does not fit {CONFIG}: {len(wrong)} tensors differ, the first is {wrong[0]}")
+        raise InputError(
+            f"{folder / WEIGHTS} does not fit {CONFIG}: {len(wrong)} tensors differ, the first is {wrong[0]}"
+        )
     model.load_state_dict({key: value.float() for key, value in state.items()}, strict=True, assign=True)
     return model.eval()

@@ -37,7 +37,7 @@ _VAR_KEYS = {
 _BLOCK_KEYS = {
     "adaln.linear.weight": "ada_lin.1.weight",
     "adaln.linear.bias": "ada_lin.1.bias",
-    "offset": "ada_gss",
+    "adaln.offset": "ada_gss",
     "attention.qkv.weight": "attn.mat_qkv.weight",
     "attention.q_bias": "attn.q_bias",
     "attention.v_bias": "attn.v_bias",

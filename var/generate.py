@@ -1,4 +1,4 @@
-"""The loop over scales: draw a token map, add it to f_hat, feed the result back for the next scale (VAR paper, section 3.2).
+"""The loop over scales: draw a token map, add it to f_hat, feed it back for the next scale (VAR paper, section 3.2).
 
 B batch, K scales, L tokens of all scales, C latent channels, V codebook size, H side of the last scale.
 """
@@ -63,12 +63,12 @@ def generate(
         top_k: keep that many of the best tokens; 0 keeps all; more than the codebook has keeps all too.
         top_p: of these keep the smallest set whose probability exceeds it; 0 keeps all.
         seed: together with the label and the index it fixes a picture's random draws.
-        smooth: mix codewords by a Gumbel softmax; smoother pictures, not for metrics. The tokens returned are the nearest hard
-            choice (the largest weight), the pictures are drawn from the mixtures.
+        smooth: mix codewords by a Gumbel softmax; smoother pictures, not for metrics. The tokens returned are
+            those of largest weight; the pictures show the mixtures.
         indices: B numbers that tell pictures of one class apart; None counts them up within each class.
 
     Raises:
-        InputError: an option out of range, a label that the model does not have, tokenizer and transformer that do not fit.
+        InputError: an option out of range, an unknown label, a tokenizer that does not fit the transformer.
     """
     labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     check_fit(model, vqvae)
@@ -113,7 +113,7 @@ def check_fit(model: VAR, vqvae: VQVAE) -> None:
         ours, theirs = getattr(model.config, name), getattr(vqvae.config, name)
         if ours != theirs:
             raise InputError(
-                f"the transformer has {name}={ours}, the tokenizer {name}={theirs}: load the tokenizer that it was trained on"
+                f"the transformer has {name}={ours}, the tokenizer {name}={theirs}: load the one that it was trained on"
             )
 
 

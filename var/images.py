@@ -1,29 +1,92 @@
-"""Between tensors and pictures."""
+"""Between pictures of any kind, square RGB ones, and tensors."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
+
+from tokenizer.errors import InputError
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
     """(B, 3, H, W) in [-1, 1] -> B RGB pictures; values are rounded to the nearest of 256."""
     pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(np.ascontiguousarray(image)) for image in rearrange(pixels, "b c h w -> b h w c").cpu().numpy()]
+    return [
+        Image.fromarray(np.ascontiguousarray(image)) for image in rearrange(pixels, "b c h w -> b h w c").cpu().numpy()
+    ]
 
 
-def from_pil(image: Image.Image) -> Tensor:
-    """RGB picture -> (3, H, W) float32 in [-1, 1]."""
-    pixels = torch.from_numpy(np.array(image.convert("RGB")))
-    return rearrange(pixels, "h w c -> c h w").float() / 127.5 - 1
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any image as Pillow opens it -> RGB, upright (EXIF), transparent parts over white, 16 bits scaled to 8."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
 
 
-def sheet(images: Tensor, columns: int, gap: int = 2) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> one (3, rows * (H + gap) - gap, columns * (W + gap) - gap) in [0, 1], white between."""
-    images = (images.float().clamp(-1, 1) + 1) / 2
-    missing = -len(images) % columns
-    images = torch.cat([images, images.new_ones(missing, *images.shape[1:])])
-    padded = torch.nn.functional.pad(images, (0, gap, 0, gap), value=1.0)
-    joined = rearrange(padded, "(rows columns) c h w -> c (rows h) (columns w)", columns=columns)
-    return joined[:, : joined.shape[1] - gap, : joined.shape[2] - gap]
+def resize_and_crop(
+    image: Image.Image, short_side: int, side: int, at: tuple[float, float] = (0.5, 0.5)
+) -> Image.Image:
+    """Resize the short side (Lanczos), then crop a square: `at` (0, 0) is top left, (1, 1) bottom right.
+
+    Only the pixels of the crop are computed; they equal those of resizing the whole image first.
+    """
+    scale = min(image.size) / short_side
+    room = [round(length / scale) - side for length in image.size]
+    left, top = (min(int(where * (free + 1)), free) for where, free in zip(at, room, strict=True))
+    ratio = [length / (free + side) for length, free in zip(image.size, room, strict=True)]
+    right, bottom = (min((start + side) * r, n) for start, r, n in zip((left, top), ratio, image.size, strict=True))
+    box = (left * ratio[0], top * ratio[1], right, bottom)  # rounding must not carry it over the edge: hence the min
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+
+
+def enlarge(image: Image.Image, side: int) -> Image.Image:
+    """By the smallest whole factor that makes the picture at least that large (bicubic); larger ones as they are."""
+    factor = -(-side // min(image.size))
+    return (
+        image if factor == 1 else image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    )
+
+
+def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Pictures of one size side by side, row by row, white between them."""
+    columns = min(columns, len(images))
+    width, height = images[0].width + gap, images[0].height + gap
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * width, i // columns * height))
+    return sheet
+
+
+def save_picture(path: Path, picture: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:
+    """Write a PNG, or a GIF that goes on with `frames`, beside its place and rename it.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    animation = {"save_all": True, "append_images": list(frames), "duration": milliseconds, "loop": 0} if frames else {}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(beside, format=path.suffix[1:].upper(), **animation)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}: give another folder") from error
+    finally:
+        beside.unlink(missing_ok=True)

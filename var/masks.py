@@ -1,6 +1,5 @@
 """Attention masks as pure functions. True where a query (row) may see a key (column)."""
 
-import torch
 from torch import Tensor
 
 from tokenizer.scales import Scales

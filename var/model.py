@@ -4,6 +4,7 @@ B batch, K scales, L tokens of all scales, C latent channels, D width, V codeboo
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Self
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from tokenizer.scales import SCALES_256, Scales
 from var.masks import block_causal
-from var.transformer import AdaLN, Block, KVCache, Modulation, modulate
+from var.transformer import AdaLN, AdaLNOffset, Block, KVCache, Modulation, modulate
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,9 @@ class VAR(nn.Module):
         self.level_embedding = nn.Embedding(len(self.scales), width)
         self.feature_in = nn.Linear(config.latent_dim, width)
         self.shared_adaln = AdaLN(width, 6) if config.shared_adaln else None
-        self.blocks = nn.ModuleList(
-            Block(width, config.heads, config.mlp_ratio, config.qk_norm, config.shared_adaln, rate)
-            for rate in (drop_path * i / max(depth - 1, 1) for i in range(depth))
+        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not name its type
+            Block(width, config.heads, config.mlp_ratio, config.qk_norm, config.shared_adaln, rate) for rate in rates
         )
         self.head_adaln = AdaLN(width, 2)
         self.head = nn.Linear(width, config.vocab_size)
@@ -109,16 +110,16 @@ class VAR(nn.Module):
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights in dtype, those of the head in float32: logits are always computed in float32."""
-        self.to(dtype)
-        self.head_adaln.float()
-        self.head.float()
+        head = {*self.head_adaln.parameters(), *self.head.parameters()}
+        for parameter in self.parameters():  # never through dtype and back, which would round the head
+            parameter.data = parameter.data.to(torch.float32 if parameter in head else dtype)
         return self
 
     def condition(self, labels: Tensor) -> Condition:
         """(B,) int64 labels, num_classes for the null class -> everything that depends on them alone."""
         embedding = self.class_embedding(labels)
-        shared = None if self.shared_adaln is None else self.shared_adaln(embedding)
-        blocks = [block.modulation(embedding, shared) for block in self.blocks]
+        shared = embedding if self.shared_adaln is None else self.shared_adaln(embedding)
+        blocks = [block.modulation(shared) for block in self.blocks]
         with torch.autocast(labels.device.type, enabled=False):
             head_scale, head_shift = self.head_adaln(embedding.float()).unbind(dim=1)
         return Condition(embedding[:, None], blocks, head_scale, head_shift)
@@ -208,11 +209,11 @@ def initialise(model: VAR) -> None:
     for block in model.blocks:
         block.attention.proj.weight.div_(math.sqrt(2 * depth))
         block.mlp.down.weight.div_(math.sqrt(2 * depth))
-        if block.adaln is not None:
-            block.adaln.linear.weight.mul_(gates.repeat_interleave(width)[:, None])
+        if isinstance(block.adaln, AdaLNOffset):
+            nn.init.trunc_normal_(block.adaln.offset, std=std)
+            block.adaln.offset.mul_(gates[:, None])
         else:
-            nn.init.trunc_normal_(block.offset, std=std)
-            block.offset.mul_(gates[:, None])
+            block.adaln.linear.weight.mul_(gates.repeat_interleave(width)[:, None])
     if model.shared_adaln is not None:
         model.shared_adaln.linear.weight.mul_(gates.repeat_interleave(width)[:, None])
     model.head_adaln.linear.weight.mul_(0.5)

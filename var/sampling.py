@@ -69,7 +69,9 @@ class RandomStreams:
         if seed < 0:
             raise InputError(f"seed={seed} must not be negative")
         self.generators = [
-            torch.Generator().manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+            torch.Generator().manual_seed(
+                int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+            )
             for key in zip([seed] * len(labels), labels, indices, strict=True)
         ]
 

@@ -72,7 +72,9 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
         """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see all before them too."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = rearrange(F.linear(x, self.qkv.weight, bias), "b l (three h d) -> three b h l d", three=3, h=self.heads)
+        q, k, v = rearrange(
+            F.linear(x, self.qkv.weight, bias), "b l (three h d) -> three b h l d", three=3, h=self.heads
+        )
         if self.log_scale is None:
             softmax_scale = 0.25 / math.sqrt(q.shape[-1])
         else:
@@ -125,6 +127,17 @@ class AdaLN(nn.Module):
         return rearrange(self.linear(F.silu(condition)), "b (parts d) -> b parts 1 d", parts=self.parts)
 
 
+class AdaLNOffset(nn.Module):
+    """A block's own part of an AdaLN that all blocks share: a learned offset to its output (B, 6, 1, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(6, width))
+
+    def forward(self, shared: Tensor) -> Tensor:
+        return shared + self.offset[:, None]
+
+
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm without parameters of its own, then the affine map that the condition asks for."""
     return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
@@ -134,25 +147,21 @@ class Block(nn.Module):
     """Attention and MLP, each a modulated, gated residual branch.
 
     Args:
-        shared_adaln: the model computes one AdaLN for all blocks and each block adds a learned offset; else each has its own.
+        shared_adaln: the model has one AdaLN for all blocks, and this one only adds an offset; else it has its own.
     """
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool, shared_adaln: bool, drop_path: float) -> None:
+    def __init__(
+        self, width: int, heads: int, mlp_ratio: float, qk_norm: bool, shared_adaln: bool, drop_path: float
+    ) -> None:
         super().__init__()
-        self.adaln = None if shared_adaln else AdaLN(width, 6)
-        self.offset = nn.Parameter(torch.zeros(6, width)) if shared_adaln else None
+        self.adaln = AdaLNOffset(width) if shared_adaln else AdaLN(width, 6)
         self.attention = Attention(width, heads, qk_norm)
         self.mlp = MLP(width, round(width * mlp_ratio))
         self.drop_path = DropPath(drop_path)
 
-    def modulation(self, condition: Tensor, shared: Tensor | None) -> Modulation:
-        """The AdaLN vectors for a condition (B, D), or from the shared AdaLN's output (B, 6, 1, D)."""
-        if self.adaln is not None:
-            parts = self.adaln(condition)
-        else:
-            assert shared is not None and self.offset is not None  # the model that built this block shares its AdaLN
-            parts = shared + self.offset[:, None]
-        return Modulation(*parts.unbind(dim=1))
+    def modulation(self, condition: Tensor) -> Modulation:
+        """From the class embedding (B, D), or from the shared AdaLN's output (B, 6, 1, D)."""
+        return Modulation(*self.adaln(condition).unbind(dim=1))
 
     def forward(
         self, x: Tensor, m: Modulation, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0

@@ -5,6 +5,7 @@ import difflib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NoReturn, Self, get_args
 
@@ -254,10 +255,10 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {_one_line(error)}") from error
     try:
-        base: Any = OmegaConf.create(text)
+        base: Any = OmegaConf.load(StringIO(text))
     except yaml.YAMLError as error:
         raise InputError(f"recipe {path} is not valid YAML: {_one_line(error)}") from error
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, OSError) as error:
         raise InputError(f"recipe {path} cannot be used: {_one_line(error)}") from error
     if not OmegaConf.is_dict(base):
         raise InputError(f"recipe {path} holds a list: it must hold key: value pairs")
@@ -307,7 +308,7 @@ def _explain(recipe: type[BaseModel], detail: ErrorDetails) -> str:
     if detail["type"] in ("model_type", "dataclass_type"):
         expected = f"must be a group of keys: {', '.join(_fields(_at(recipe, location)))}"
     elif detail["type"] in ("path_type", "string_type"):
-        expected = "must be text: put it in quotes"
+        expected = "must be text: " + ("give it a value" if value is None else "put it in quotes")
     return f"{key}={_show(value)} {expected}"
 
 

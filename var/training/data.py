@@ -18,11 +18,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tokenizer.errors import InputError
+from var.images import resize_and_crop, to_rgb, to_tensor
 from var.training.config import DataConfig
 
 Split = Literal["train", "validation"]
@@ -136,44 +137,9 @@ class ImageDataset(Dataset[Sample | Unreadable]):
         if not (self.random_crop or self.flip):
             return resize_and_crop(image, self.short_side, self.side)
         x, y, mirror = np.random.default_rng((_AUGMENTATION, self.seed, epoch, index)).random(3)
-        centre = 0.5
-        at = (x, y) if self.random_crop else (centre, centre)
+        at = (x, y) if self.random_crop else (0.5, 0.5)
         image = resize_and_crop(image, self.short_side, self.side, at)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip and mirror < 0.5 else image
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as Pillow opens it -> RGB, upright (EXIF), transparent parts over white, 16 bits scaled to 8."""
-    ImageOps.exif_transpose(image, in_place=True)
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
-
-
-def resize_and_crop(
-    image: Image.Image, short_side: int, side: int, at: tuple[float, float] = (0.5, 0.5)
-) -> Image.Image:
-    """Resize the short side (Lanczos), then crop a square: `at` (0, 0) is top left, (1, 1) bottom right.
-
-    Only the pixels of the crop are computed; they equal those of resizing the whole image first.
-    """
-    scale = min(image.size) / short_side
-    room = [round(length / scale) - side for length in image.size]
-    left, top = (min(int(where * (free + 1)), free) for where, free in zip(at, room, strict=True))
-    ratio = [length / (free + side) for length, free in zip(image.size, room, strict=True)]
-    right, bottom = (min((start + side) * r, n) for start, r, n in zip((left, top), ratio, image.size, strict=True))
-    box = (left * ratio[0], top * ratio[1], right, bottom)  # rounding must not carry it over the edge: hence the min
-    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
-
-
-def to_tensor(image: Image.Image) -> Tensor:
-    """RGB image -> (3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
 
 
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:
@@ -350,7 +316,7 @@ def _list_table(config: DataConfig, split: Split, table: Any, names: dict[int, s
         images = table.select_columns([config.image_column]).cast_column(
             config.image_column, datasets.Image(decode=False)
         )
-    except (TypeError, ValueError) as error:  # pyarrow's errors derive from these
+    except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
         raise InputError(
             f"data.image_column={config.image_column!r} of {config.source!r} holds no images: {_root_cause(error)}"
         ) from error

@@ -3,7 +3,7 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 class EMA:
@@ -17,7 +17,8 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the model; early steps move faster, so that the random start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours, theirs = list(self.model.parameters()), [p.detach() for p in model.parameters()]
+        ours: list[Tensor] = list(self.model.parameters())
+        theirs: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(current)

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast, send_to_device
+from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
@@ -57,9 +58,7 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
     """
     device = choose_device()
     dtype = choose_dtype(recipe.precision, device)
-    accelerator = Accelerator(
-        cpu=device.type == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no"
-    )
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
     rank, world = accelerator.process_index, accelerator.num_processes
 
     seed_all(_WEIGHTS, recipe.seed)
@@ -193,8 +192,8 @@ def validate(stage: Stage, model: nn.Module, accelerator: Accelerator, batch_siz
 
 
 @torch.no_grad()
-def picture(stage: Stage, model: nn.Module, accelerator: Accelerator) -> Tensor:
+def picture(stage: Stage, model: nn.Module, accelerator: Accelerator) -> Image.Image:
     """The stage's sheet, from the first validation images."""
     model.eval()
     batch = next(iter(stage.validation_batches(PICTURE_BATCH, 0, 1)))
-    return stage.picture(model, send_to_device(batch, accelerator.device)).cpu()
+    return stage.picture(model, send_to_device(batch, accelerator.device))

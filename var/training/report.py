@@ -5,18 +5,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from var.images import save_picture
 from var.training.clock import Clock
 from var.training.config import Recipe
 
 
 class Report:
-    """Writes `output/metrics.jsonl`, `output/tensorboard/` and `output/pictures/`; silent on all but the main process."""
+    """Writes `output/metrics.jsonl`, `output/tensorboard/` and `output/pictures/`; only on the main process."""
 
     def __init__(self, recipe: Recipe, steps: int, start: int, speaks: bool) -> None:
         self.recipe = recipe
@@ -43,7 +45,9 @@ class Report:
         self.progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.progress.stop()
         if self.speaks:
             self.writer.close()
@@ -62,20 +66,21 @@ class Report:
         shown += f"  {unreadable} images unreadable" if unreadable else ""
         self.progress.update(self.task, description=shown)
         if not self.console.is_terminal:
-            self.console.print(f"step {step}/{self.steps}  {shown}  {self.clock.left(step, self.steps)} left", soft_wrap=True)
+            self.console.print(
+                f"step {step}/{self.steps}  {shown}  {self.clock.left(step, self.steps)} left", soft_wrap=True
+            )
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Tell of a validation."""
         self._write(step, "validation", values)
-        self.console.print(f"step {step}  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()), soft_wrap=True)
+        self.console.print(
+            f"step {step}  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()), soft_wrap=True
+        )
 
-    def picture(self, step: int, sheet: Tensor) -> None:
-        """Keep a sheet (3, H, W) in [0, 1] as PNG and in TensorBoard."""
-        folder = self.recipe.output / "pictures"
-        folder.mkdir(exist_ok=True)
-        pixels = (sheet * 255).round().byte().permute(1, 2, 0).contiguous().numpy()
-        Image.fromarray(pixels).save(folder / f"step-{step:08d}.png")
-        self.writer.add_image("sheet", sheet, step)
+    def picture(self, step: int, sheet: Image.Image) -> None:
+        """Keep a sheet as PNG and in TensorBoard."""
+        save_picture(self.recipe.output / "pictures" / f"step-{step:08d}.png", sheet)
+        self.writer.add_image("sheet", np.asarray(sheet), step, dataformats="HWC")
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         if not self.speaks:

@@ -36,7 +36,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, on the CPU; None in a new run. Damaged ones are passed over with a warning.
+    """The newest checkpoint that can be read, on the CPU; None in a new run. Damaged ones are skipped with a warning.
 
     Raises:
         InputError: there are checkpoints and none can be read.
@@ -45,7 +45,13 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     for path in reversed(found):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:  # what a torn file makes torch.load raise
+        except (
+            RuntimeError,
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+        ) as error:  # what a torn file makes torch.load raise
             log.warning("checkpoint %s is damaged (%s): trying the one before", path, str(error).splitlines()[0])
             continue
         return state

@@ -53,5 +53,7 @@ class TokenTable:
         for keys in sampler:
             places = [(epoch % views, index) for epoch, index in keys]
             bad = [self.unreadable[place] for place in places if place in self.unreadable]
-            view, index = torch.tensor([place for place in places if place not in self.unreadable]).reshape(-1, 2).unbind(1)
+            view, index = (
+                torch.tensor([place for place in places if place not in self.unreadable]).reshape(-1, 2).unbind(1)
+            )
             yield TokenBatch(self.tokens[view, index].long(), self.labels[index], bad)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from var.training.data import Batch, StepSampler
@@ -52,8 +53,8 @@ class Stage(Protocol):
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Sums over the batch's images of what validation averages; nothing random."""
 
-    def picture(self, model: nn.Module, batch: Batch) -> Tensor:
-        """(3, H, W) in [0, 1]: a sheet that shows how far the model is."""
+    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
+        """A sheet that shows how far the model is."""
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model as users load it."""

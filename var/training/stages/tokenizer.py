@@ -4,12 +4,13 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.losses import pixel_losses, psnr
 from tokenizer.vqvae import VQVAE
 from var.checkpoint import save_model
-from var.images import sheet
+from var.images import grid, to_pil
 from var.training.config import TokenizerRecipe
 from var.training.data import Batch, StepSampler, loader, open_dataset, validation_batches
 from var.training.stages import Losses
@@ -21,7 +22,7 @@ PICTURED = 8  # images on the sheet
 class TokenizerStage:
     """Pixel and VQ losses, and care for the codebook."""
 
-    never_decayed = ("codebook.weight",)
+    never_decayed: tuple[str, ...] = ("codebook.weight",)
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
         self.recipe = recipe
@@ -78,11 +79,11 @@ class TokenizerStage:
         }
 
     @torch.no_grad()
-    def picture(self, model: nn.Module, batch: Batch) -> Tensor:
+    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row an image: the input, then the reconstruction after each scale."""
         images = batch.images[:PICTURED]
         columns = [images, *_vqvae(model).reconstruct(images)]
-        return sheet(torch.stack(columns, dim=1).flatten(0, 1), columns=len(columns))
+        return grid(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), columns=len(columns))
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_model(folder, _vqvae(model))

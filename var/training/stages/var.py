@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 
 from var.checkpoint import load_tokenizer
 from var.generate import generate
-from var.images import sheet
+from var.images import grid, to_pil
 from var.model import VAR
 from var.pipeline import VARPipeline
 from var.training.config import VARRecipe
@@ -24,7 +25,7 @@ class VARStage:
     """Cross-entropy of all L tokens under teacher forcing."""
 
     # What has no direction to shrink towards zero: positions, levels, the start and the AdaLN offsets.
-    never_decayed = ("start_position", "position", "level_embedding.weight", "offset")
+    never_decayed: tuple[str, ...] = ("start_position", "position", "level_embedding.weight", "offset")
 
     def __init__(self, recipe: VARRecipe) -> None:
         self.recipe = recipe
@@ -85,12 +86,12 @@ class VARStage:
             sums[f"accuracy/{side}x{side}"] = scale_right.mean(dim=1).sum()
         return sums
 
-    def picture(self, model: nn.Module, batch: Batch) -> Tensor:
+    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row a class: pictures that the model draws, with the same random streams every time."""
         classes = sorted(set(self.train_images.labels.tolist()))
         chosen = classes[:: max(len(classes) // PICTURED_CLASSES, 1)][:PICTURED_CLASSES]
         labels = [label for label in chosen for _ in range(PICTURED_PER_CLASS)]
-        return sheet(generate(_var(model), self.vqvae, labels, cfg=2.0).images, columns=PICTURED_PER_CLASS)
+        return grid(to_pil(generate(_var(model), self.vqvae, labels, cfg=2.0).images), columns=PICTURED_PER_CLASS)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         present = sorted(set(self.train_images.labels.tolist()))

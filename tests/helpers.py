@@ -1,0 +1,99 @@
+"""What several test files use: small models, the golden files, and a check on the errors that users see."""
+
+import lzma
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError
+from tokenizer.quantizer import Quantizer
+from tokenizer.scales import Scales
+from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.model import VAR, VARConfig
+
+FIXTURES = Path(__file__).parent / "fixtures"
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+GOLDEN_MODELS = ("var_small", "var_small_shared_adaln")
+GOLDEN_SCALES = (1, 2, 3, 4)
+SIDES, VOCAB, LATENT, CLASSES = (1, 2, 4), 32, 8, 5
+
+Tensors = dict[str, Tensor]
+
+
+@cache
+def read_tensors(path: Path) -> Tensors:
+    """The tensors of an xz-compressed safetensors file."""
+    return safetensors.torch.load(lzma.decompress(path.read_bytes()))
+
+
+def under(tensors: Tensors, prefix: str) -> Tensors:
+    """The entries whose names begin with the prefix, without it; weights stored in bfloat16 become float32."""
+    return {
+        name.removeprefix(prefix): value.float() if value.dtype == torch.bfloat16 else value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+@torch.no_grad()
+def randomise(module: nn.Module, seed: int, std: float = 0.3) -> None:
+    """Give every parameter random values, so that none is lost behind a small or zero initial one."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+
+
+def small_vqvae(seed: int = 0, **changes: Any) -> VQVAE:
+    """Two levels, 8 px images, scales 1 2 4; features are spread over the codebook."""
+    sizes = {"base_width": 8, "multipliers": (1, 2), "blocks": 1, "norm_groups": 4}
+    common = {"scales": SIDES, "vocab_size": VOCAB, "latent_dim": LATENT}
+    vqvae = VQVAE(TokenizerConfig(**(sizes | common | changes)))
+    randomise(vqvae, seed)
+    return vqvae.eval()
+
+
+def small_var(seed: int = 0, **changes: Any) -> VAR:
+    """Two blocks of width 32 on the tokens of small_vqvae."""
+    sizes = {"depth": 2, "width": 32, "heads": 4, "num_classes": CLASSES}
+    common = {"scales": SIDES, "vocab_size": VOCAB, "latent_dim": LATENT}
+    model = VAR(VARConfig(**(sizes | common | changes)))
+    randomise(model, seed)
+    return model.eval()
+
+
+def small_quantizer(seed: int = 0, sides: tuple[int, ...] = SIDES, vocab: int = VOCAB, **changes: Any) -> Quantizer:
+    quantizer = Quantizer(Scales(sides), vocab, LATENT, **changes)
+    randomise(quantizer, seed)
+    return quantizer
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def random_tokens(batch: int, length: int, vocab: int = VOCAB, seed: int = 0) -> Tensor:
+    return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
+
+
+def largest_difference(a: Tensor, b: Tensor) -> float:
+    assert a.shape == b.shape
+    return (a.double() - b.double()).abs().max().item()
+
+
+@contextmanager
+def refused(*parts: str) -> Iterator[None]:
+    """The block must raise InputError with a message of one line that contains all parts."""
+    with pytest.raises(InputError) as caught:
+        yield
+    message = str(caught.value)
+    assert "\n" not in message
+    for part in parts:
+        assert re.search(re.escape(part), message), f"{part!r} is not in {message!r}"

@@ -1,0 +1,156 @@
+"""Equality with the reference implementation on its small models (see ../shared/golden/README.md).
+
+What works on tokens runs in every clone, from tests/fixtures. Whole pictures need ../shared/golden.
+"""
+
+import json
+from functools import cache
+
+import pytest
+import torch
+from helpers import (
+    FIXTURES,
+    GOLDEN,
+    GOLDEN_MODELS,
+    GOLDEN_SCALES,
+    Tensors,
+    largest_difference,
+    read_tensors,
+    small_vqvae,
+    under,
+)
+
+from tokenizer.vqvae import VQVAE
+from var.convert import load_official, load_official_tokenizer, to_official
+from var.generate import generate
+from var.model import VAR
+from var.sampling import filter_logits
+
+TOLERANCE = 1e-4
+FILTERS = ((0, 0.0), (7, 0.0), (0, 0.9), (5, 0.5), (20, 0.8))
+
+needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden pictures lie in ../shared/golden")
+both_models = pytest.mark.parametrize("name", GOLDEN_MODELS)
+
+
+def tokenizer_shapes() -> dict[str, tuple[int, ...]]:
+    shapes = json.loads((FIXTURES / "golden_tokenizer_shapes.json").read_text())
+    return {name.removeprefix("vae."): tuple(shape) for name, shape in shapes.items()}
+
+
+@cache
+def from_fixture(name: str) -> tuple[VQVAE, VAR, Tensors]:
+    """The models with zero convolutions around the quantiser, and the token-level inputs and outputs."""
+    tensors = under(read_tensors(FIXTURES / "golden_tokens.safetensors.xz"), f"{name}.")
+    vae = {key: torch.zeros(shape) for key, shape in tokenizer_shapes().items()} | under(tensors, "vae.")
+    return *load_official(vae, under(tensors, "var."), scales=GOLDEN_SCALES), under(tensors, "io.")
+
+
+@cache
+def from_golden(name: str) -> tuple[Tensors, Tensors, Tensors]:
+    """Released state dicts of tokenizer and transformer, and all inputs and outputs."""
+    tensors = read_tensors(GOLDEN / f"{name}.safetensors.xz")
+    return under(tensors, "vae."), under(tensors, "var."), under(tensors, "io.")
+
+
+@both_models
+@torch.no_grad()
+def test_teacher_forcing_input(name: str) -> None:
+    vqvae, _, io = from_fixture(name)
+    assert largest_difference(vqvae.quantizer.teacher_forcing_input(io["tokens"]), io["teacher_forcing_input"]) < TOLERANCE
+
+
+@both_models
+@torch.no_grad()
+def test_training_logits(name: str) -> None:
+    _, model, io = from_fixture(name)
+    assert io["labels"][1] == model.config.num_classes  # the null class is among them
+    assert largest_difference(model(io["labels"], io["teacher_forcing_input"]), io["logits"]) < TOLERANCE
+
+
+@both_models
+def test_greedy_tokens(name: str) -> None:
+    vqvae, model, io = from_fixture(name)
+    drawn = generate(model, vqvae, io["greedy_labels"], cfg=1.5, top_k=1, top_p=0.0)
+    assert torch.equal(drawn.tokens, io["greedy_tokens"])
+
+
+@both_models
+@pytest.mark.parametrize(("top_k", "top_p"), FILTERS)
+def test_filtered_probabilities(name: str, top_k: int, top_p: float) -> None:
+    _, _, io = from_fixture(name)
+    kept = filter_logits(io["filter_logits"], top_k, top_p).softmax(dim=-1)
+    expected = io[f"filtered_k{top_k}_p{top_p}"]
+    assert largest_difference(kept, expected) < TOLERANCE
+    assert torch.equal(kept == 0, expected == 0)
+
+
+def test_every_filter_of_the_golden_file_is_tested() -> None:
+    _, _, io = from_fixture("var_small")
+    assert {name for name in io if name.startswith("filtered")} == {f"filtered_k{k}_p{p}" for k, p in FILTERS}
+
+
+@both_models
+def test_transformer_converts_back_bit_for_bit(name: str) -> None:
+    official = under(read_tensors(FIXTURES / "golden_tokens.safetensors.xz"), f"{name}.var.")
+    vqvae, model, _ = from_fixture(name)
+    assert_equal_states(to_official(vqvae, model)[1], official)
+
+
+def test_tokenizer_converts_back_bit_for_bit() -> None:
+    generator = torch.Generator().manual_seed(0)
+    official = {name: torch.randn(shape, generator=generator) for name, shape in tokenizer_shapes().items()}
+    _, model, _ = from_fixture("var_small")
+    vqvae = load_official_tokenizer(official, GOLDEN_SCALES)
+    assert_equal_states(to_official(vqvae, model)[0], official)
+
+
+@needs_golden
+@both_models
+def test_whole_files_convert_back_bit_for_bit(name: str) -> None:
+    vae, var, _ = from_golden(name)
+    back = to_official(*load_official(vae, var, scales=GOLDEN_SCALES))
+    assert_equal_states(back[0], vae)
+    assert_equal_states(back[1], var)
+
+
+@needs_golden
+@torch.no_grad()
+def test_features_tokens_and_reconstructions() -> None:
+    vae, var, io = from_golden("var_small")
+    vqvae, _ = load_official(vae, var, scales=GOLDEN_SCALES)
+    assert largest_difference(vqvae.features(io["image"]), io["features"]) < TOLERANCE
+    assert torch.equal(vqvae.encode(io["image"]), io["tokens"])
+    pictures = vqvae.reconstruct(io["image"])
+    assert len(pictures) == len(GOLDEN_SCALES)
+    for k, picture in enumerate(pictures):
+        assert largest_difference(picture, io[f"reconstruction_{k}"]) < TOLERANCE
+        assert largest_difference(vqvae.decode(io["tokens"], num_scales=k + 1), io[f"reconstruction_{k}"]) < TOLERANCE
+
+
+@needs_golden
+def test_greedy_picture() -> None:
+    vae, var, io = from_golden("var_small")
+    drawn = generate(*reversed(load_official(vae, var, GOLDEN_SCALES)), io["greedy_labels"], cfg=1.5, top_k=1, top_p=0.0)
+    assert torch.equal(drawn.tokens, io["greedy_tokens"])
+    assert largest_difference((drawn.images + 1) / 2, io["greedy_image"]) < TOLERANCE
+
+
+@torch.no_grad()
+def test_own_tokenizer_is_what_it_was() -> None:
+    """Encoder and decoder in a clone without the golden pictures; see make_fixtures.py."""
+    tensors = read_tensors(FIXTURES / "own_tokenizer.safetensors.xz")
+    io = under(tensors, "io.")
+    vqvae = small_vqvae(seed=0)
+    vqvae.load_state_dict(under(tensors, "weights."), strict=True)
+    assert largest_difference(vqvae.features(io["images"]), io["features"]) < TOLERANCE
+    assert torch.equal(vqvae.encode(io["images"]), io["tokens"])
+    for k, picture in enumerate(vqvae.reconstruct(io["images"])):
+        assert largest_difference(picture, io[f"reconstruction_{k}"]) < TOLERANCE
+
+
+def assert_equal_states(ours: Tensors, official: Tensors) -> None:
+    assert ours.keys() == official.keys()
+    for name, value in official.items():
+        assert ours[name].shape == value.shape, name
+        assert torch.equal(ours[name].to(value.dtype), value), name

@@ -1,0 +1,300 @@
+"""The residual pyramid against an independent one in NumPy and float64, and what training needs of it."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import LATENT, VOCAB, largest_difference, normal, random_tokens, randomise, small_quantizer, small_vqvae
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.signal import correlate
+from torch import Tensor
+
+from tokenizer.quantizer import Quantizer, phi_of_scale, resize_down, resize_up
+from tokenizer.scales import SCALES_256, SCALES_512
+
+Array = NDArray[Any]
+LADDERS = ((1, 2, 4), (1, 2, 3, 4), (1, 3, 5), (1, 2, 3, 5, 6), (4,))
+
+
+def area_matrix(old: int, new: int) -> Array:
+    """Row i averages the cells from floor(i * old / new) to ceil((i + 1) * old / new)."""
+    matrix = np.zeros((new, old))
+    for i in range(new):
+        start, stop = i * old // new, -(-(i + 1) * old // new)
+        matrix[i, start:stop] = 1 / (stop - start)
+    return matrix
+
+
+def bicubic_matrix(old: int, new: int) -> Array:
+    """Keys' cubic convolution with a = -0.75, pixel centres aligned, edges repeated."""
+    a, matrix = -0.75, np.zeros((new, old))
+    for i in range(new):
+        centre = (i + 0.5) * old / new - 0.5
+        for tap in range(math.floor(centre) - 1, math.floor(centre) + 3):
+            d = abs(tap - centre)
+            near = (a + 2) * d**3 - (a + 3) * d**2 + 1
+            far = a * (d**3 - 5 * d**2 + 8 * d - 4)
+            matrix[i, min(max(tap, 0), old - 1)] += near if d <= 1 else far
+    return matrix
+
+
+def resized(maps: Array, matrix: Array) -> Array:
+    return np.einsum("ih,bchw,jw->bcij", matrix, maps, matrix)
+
+
+def nearest_ticks(num_phi: int, k: int, num_scales: int) -> set[int]:
+    """The facts' rule in exact arithmetic; two where the scale lies halfway between ticks."""
+    edge = Fraction(1, 3 * num_phi) if num_phi == 4 else Fraction(1, 2 * num_phi)
+    ticks = [edge + j * (1 - 2 * edge) / max(num_phi - 1, 1) for j in range(num_phi)]
+    distances = [abs(tick - Fraction(k, max(num_scales - 1, 1))) for tick in ticks]
+    return {j for j, distance in enumerate(distances) if distance == min(distances)}
+
+
+def phi(h: Array, quantizer: Quantizer, k: int) -> Array:
+    conv = quantizer.phi[quantizer.phi_index[k]]
+    weight, bias = conv.weight.detach().double().numpy(), conv.bias.detach().double().numpy()
+    padded = np.pad(h, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    out = [[correlate(sample, kernel, mode="valid")[0] for kernel in weight] for sample in padded]
+    return 0.5 * h + 0.5 * (np.array(out) + bias[None, :, None, None])
+
+
+def pyramid(features: Tensor, quantizer: Quantizer) -> tuple[list[Array], list[Array]]:
+    """Tokens and cumulative f_hat of every scale."""
+    codebook = quantizer.codebook.weight.detach().double().numpy()
+    rest = features.double().numpy().copy()
+    f_hat, side = np.zeros_like(rest), rest.shape[-1]
+    tokens, f_hats = [], []
+    for k, small in enumerate(quantizer.scales.sides):
+        z = resized(rest, area_matrix(side, small)).transpose(0, 2, 3, 1)  # b h w c
+        if quantizer.cosine:
+            unit = codebook / np.linalg.norm(codebook, axis=1, keepdims=True)
+            chosen = (z @ unit.T).argmax(axis=-1)  # the length of z changes no order
+        else:
+            chosen = np.square(z[..., None, :] - codebook).sum(axis=-1).argmin(axis=-1)
+        h = codebook[chosen].transpose(0, 3, 1, 2)
+        h = phi(resized(h, bicubic_matrix(small, side)) if small != side else h, quantizer, k)
+        f_hat, rest = f_hat + h, rest - h
+        tokens.append(chosen.reshape(len(chosen), -1))
+        f_hats.append(f_hat)
+    return tokens, f_hats
+
+
+@given(st.integers(0, 10**6), st.sampled_from(LADDERS), st.sampled_from([1, 2, 3, 4]), st.booleans())
+@settings(max_examples=25, deadline=None)
+@torch.no_grad()
+def test_pyramid_equals_numpy_in_float64(seed: int, sides: tuple[int, ...], num_phi: int, cosine: bool) -> None:
+    quantizer = small_quantizer(seed, sides, num_phi=num_phi, cosine=cosine)
+    features = normal(2, LATENT, sides[-1], sides[-1], seed=seed)
+    tokens, f_hats = pyramid(features, quantizer)
+    encoded = quantizer.encode(features)
+    assert np.array_equal(encoded.numpy(), np.concatenate(tokens, axis=1))
+    for k, f_hat in enumerate(f_hats):
+        assert largest_difference(quantizer.decode(encoded, num_scales=k + 1), torch.from_numpy(f_hat)) < 1e-5
+
+
+@given(st.integers(2, 12), st.integers(1, 12))
+@settings(deadline=None)
+def test_area_resize_is_the_mean_of_the_covered_cells(old: int, new: int) -> None:
+    maps = normal(1, 2, old, old)
+    ours = resize_down(maps, min(new, old))
+    assert largest_difference(ours, torch.from_numpy(resized(maps.numpy(), area_matrix(old, min(new, old))))) < 1e-6
+
+
+def test_bicubic_resize_equals_the_formula() -> None:
+    maps = normal(1, 2, 3, 3)
+    assert largest_difference(resize_up(maps, 7), torch.from_numpy(resized(maps.numpy(), bicubic_matrix(3, 7)))) < 1e-5
+
+
+@pytest.mark.parametrize("num_scales", [1, 3, 4, 6, 10])
+@pytest.mark.parametrize("num_phi", [1, 2, 3, 4, 5, 10])
+def test_phi_of_scale(num_phi: int, num_scales: int) -> None:
+    chosen = phi_of_scale(num_phi, num_scales)
+    assert len(chosen) == num_scales
+    assert all(j in nearest_ticks(num_phi, k, num_scales) for k, j in enumerate(chosen))
+
+
+def test_phi_of_the_released_ladders() -> None:
+    # Scales 2 and 7 lie halfway between ticks: the released weights were trained with NumPy's rounding in double.
+    ticks = np.linspace(1 / 3 / 4, 1 - 1 / 3 / 4, 4)
+    reference = [np.argmin(np.abs(ticks - k / 9)).item() for k in range(10)]
+    assert reference == [0, 0, 1, 1, 1, 2, 2, 3, 3, 3]
+    assert phi_of_scale(4, len(SCALES_256)) == phi_of_scale(4, len(SCALES_512)) == reference
+
+
+@pytest.mark.parametrize("count", [1, 3, 4, 10])
+def test_as_many_phi_as_scales_means_one_each(count: int) -> None:
+    assert phi_of_scale(count, count) == list(range(count))
+
+
+@torch.no_grad()
+def test_teacher_forcing_input_is_the_resized_sum_of_the_coarser_scales() -> None:
+    quantizer, tokens = small_quantizer(sides=(1, 2, 3, 4)), random_tokens(2, 30)
+    parts = quantizer.scales.split(quantizer.teacher_forcing_input(tokens).new_zeros(2, 30, LATENT))
+    ours = torch.cat([parts[0], quantizer.teacher_forcing_input(tokens)], dim=1)
+    for k, part in enumerate(quantizer.scales.split(ours)[1:], start=1):
+        coarser = quantizer.decode(tokens, num_scales=k).double().numpy()
+        expected = resized(coarser, area_matrix(4, quantizer.scales.sides[k])).transpose(0, 2, 3, 1)
+        assert largest_difference(part, torch.from_numpy(expected).flatten(1, 2)) < 1e-6
+
+
+@torch.no_grad()
+def test_a_finer_token_changes_no_coarser_input() -> None:
+    quantizer, tokens = small_quantizer(), random_tokens(1, 21)
+    changed = tokens.clone()
+    changed[:, 4] = (changed[:, 4] + 1) % VOCAB  # the last token of scale 1: only scale 2 may notice
+    a, b = quantizer.teacher_forcing_input(tokens), quantizer.teacher_forcing_input(changed)
+    assert torch.equal(a[:, :4], b[:, :4])
+    assert not torch.equal(a[:, 4:], b[:, 4:])
+
+
+def test_arguments_are_not_written_to() -> None:
+    quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
+    before = features.clone()
+    tokens = quantizer.encode(features)
+    kept = tokens.clone()
+    quantizer(features)
+    quantizer.teacher_forcing_input(tokens)
+    quantizer.restart_dead_codes(features, window=5)
+    assert torch.equal(features, before)
+    assert torch.equal(tokens, kept)
+
+
+def test_vq_loss_is_the_formula() -> None:
+    quantizer, features = small_quantizer(beta=0.25), normal(2, LATENT, 4, 4)
+    _, f_hats = pyramid(features, quantizer)
+    errors = [np.square(f_hat - features.numpy()).mean() for f_hat in f_hats]
+    assert quantizer(features).loss.item() == pytest.approx(1.25 * np.mean(errors), rel=1e-5)
+
+
+def test_vq_loss_pulls_features_by_beta_and_codewords_by_one() -> None:
+    quantizer, features = small_quantizer(beta=0.25), normal(2, LATENT, 4, 4).requires_grad_()
+    quantizer(features).loss.backward()
+    _, f_hats = pyramid(features.detach(), quantizer)
+    gaps = np.mean([features.detach().numpy() - f_hat for f_hat in f_hats], axis=0)
+    expected = 0.25 * 2 * gaps / features.numel()
+    assert largest_difference(features.grad, torch.from_numpy(expected)) < 1e-7
+
+    # The gradient on the last scale's phi bias comes from the second term alone.
+    k = len(f_hats) - 1
+    users = [j for j in range(k + 1) if quantizer.phi_index[j] == quantizer.phi_index[k]]
+    assert users == [k]
+    gap = f_hats[k] - features.detach().numpy()
+    by_hand = (0.5 * 2 * gap / features.numel()).sum(axis=(0, 2, 3)) / len(f_hats)
+    assert largest_difference(quantizer.phi[quantizer.phi_index[k]].bias.grad, torch.from_numpy(by_hand)) < 1e-6
+
+
+def test_reconstruction_gradient_passes_straight_through() -> None:
+    quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4).requires_grad_()
+    out = quantizer(features)
+    assert largest_difference(out.features, quantizer.decode(out.tokens)) < 1e-6
+    weights = normal(2, LATENT, 4, 4, seed=1)
+    (out.features * weights).sum().backward()
+    assert torch.equal(features.grad, weights)
+    assert all(parameter.grad is None for parameter in quantizer.parameters())
+
+
+def test_training_pass_draws_the_tokens_of_encode() -> None:
+    quantizer, features = small_quantizer(), normal(3, LATENT, 4, 4)
+    assert torch.equal(quantizer(features).tokens, quantizer.encode(features))
+
+
+@torch.no_grad()
+def test_cosine_and_distance_choose_differently() -> None:
+    codes = torch.tensor([[10.0, 1.0], [0.5, 0.5]])
+    z = torch.tensor([1.0, 0.1]).reshape(1, 2, 1, 1)
+    for cosine, expected in ((True, 0), (False, 1)):
+        quantizer = Quantizer(small_quantizer().scales, 2, 2, cosine=cosine)
+        quantizer.codebook.weight.copy_(codes)
+        assert quantizer.nearest(z).tolist() == [[expected]]
+
+
+def test_usage_is_a_running_mean_of_counts() -> None:
+    quantizer = small_quantizer()
+    tokens = torch.cat([torch.full((2, 1), 3), torch.full((2, 4), 5), torch.full((2, 16), 7)], dim=1)
+    quantizer.count_usage(tokens, window=10)
+    quantizer.count_usage(tokens, window=10)
+    expected = torch.zeros(3, VOCAB)
+    for k, (code, count) in enumerate(((3, 2), (5, 8), (7, 32))):
+        expected[k, code] = count * (1 - 0.9**2)
+    assert largest_difference(quantizer.usage, expected) < 1e-5
+
+
+def test_one_meeting_keeps_a_code_alive_for_about_a_window() -> None:
+    quantizer, window = small_quantizer(), 20
+    met, other = torch.zeros(1, 21, dtype=torch.long), torch.ones(1, 21, dtype=torch.long)
+    met[:, 1:] = 1
+    quantizer.count_usage(met, window)
+    assert quantizer.dead_codes(window).tolist() == [False, False] + [True] * (VOCAB - 2)
+    steps = 0
+    while not quantizer.dead_codes(window)[0]:
+        quantizer.count_usage(other, window)
+        steps += 1
+    assert abs(steps - window) <= 2
+
+
+def test_restart_moves_dead_codes_onto_the_data_and_no_others() -> None:
+    quantizer, window = small_quantizer(), 20
+    features = normal(2, LATENT, 4, 4, seed=9) * 3 + 10
+    quantizer.count_usage(torch.arange(21)[None] % 4, window)
+    before = quantizer.codebook.weight.detach().clone()
+    _, f_hats = pyramid(features, quantizer)
+    rests = [features.double().numpy(), *(features.double().numpy() - f_hat for f_hat in f_hats[:-1])]
+    seen = [resized(r, area_matrix(4, s)).transpose(0, 2, 3, 1) for r, s in zip(rests, (1, 2, 4), strict=True)]
+    vectors = torch.from_numpy(np.concatenate([part.reshape(-1, LATENT) for part in seen])).float()
+
+    quantizer.restart_dead_codes(features, window)
+    after = quantizer.codebook.weight.detach()
+    assert torch.equal(after[:4], before[:4])
+    assert (after[4:, None] - vectors).abs().amax(dim=-1).amin(dim=-1).max() < 1e-4
+    assert not quantizer.dead_codes(window).any()  # each has a window's time to prove itself ...
+    for _ in range(window + 2):
+        quantizer.count_usage(torch.arange(21)[None] % 4, window)
+    assert quantizer.dead_codes(window).tolist() == [False] * 4 + [True] * (VOCAB - 4)  # ... and no more
+
+
+@torch.no_grad()
+def test_bfloat16_network_keeps_the_quantiser_exact() -> None:
+    vqvae = small_vqvae()
+    before = {name: value.clone() for name, value in vqvae.quantizer.state_dict().items()}
+    images = normal(2, 3, 8, 8).clamp(-1, 1)
+    vqvae.cast(torch.bfloat16)
+    assert vqvae.dtype == vqvae.features(images).dtype == torch.bfloat16
+    for name, value in vqvae.quantizer.state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, before[name]), f"{name} was rounded"
+    assert vqvae.quantizer.decode(vqvae.encode(images)).dtype == torch.float32
+
+
+@torch.no_grad()
+def test_autocast_does_not_reach_the_quantiser() -> None:
+    quantizer = small_quantizer(vocab=512)
+    features = normal(4, LATENT, 4, 4)
+    tokens, f_hat = quantizer.encode(features), quantizer.decode(quantizer.encode(features))
+    inputs, nearest = quantizer.teacher_forcing_input(tokens), quantizer.nearest(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.encode(features), tokens)
+        assert torch.equal(quantizer.nearest(features), nearest)
+        assert torch.equal(quantizer.decode(tokens), f_hat)
+        assert torch.equal(quantizer.teacher_forcing_input(tokens), inputs)
+        assert torch.equal(quantizer(features).tokens, tokens)
+
+
+def test_every_codeword_that_scales_use_gets_a_gradient() -> None:
+    quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
+    out = quantizer(features)
+    out.loss.backward()
+    touched = quantizer.codebook.weight.grad.abs().sum(dim=1) > 0
+    assert torch.equal(touched.nonzero().flatten(), out.tokens.unique())
+
+
+def test_a_codebook_of_many_close_codes_is_searched_exactly() -> None:
+    quantizer = small_quantizer(vocab=2048)
+    randomise(quantizer, seed=5, std=0.05)
+    codes = quantizer.codebook.weight.detach()
+    found = quantizer.nearest(codes.T.reshape(1, LATENT, 32, 64))
+    assert torch.equal(found[0], torch.arange(2048))

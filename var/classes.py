@@ -1,0 +1,42 @@
+"""Names of classes <-> labels."""
+
+import difflib
+from collections.abc import Mapping
+from functools import cache
+
+from tokenizer.errors import InputError
+
+
+@cache
+def imagenet_names() -> Mapping[int, str]:
+    """Names of the 1000 ImageNet classes, as torchvision lists them."""
+    from var.torchvision_compat import import_torchvision
+
+    import_torchvision()
+    from torchvision.models import ResNet18_Weights
+
+    return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+
+
+def find_label(name: str, classes: Mapping[int, str]) -> int:
+    """The label of a name among the classes, whatever its case.
+
+    Raises:
+        InputError: no class of that name, or several; with the nearest ones.
+    """
+    wanted = " ".join(name.lower().replace("_", " ").split())
+    lowered = {label: known.lower() for label, known in classes.items()}
+    found = [label for label, known in lowered.items() if known == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"class {name!r} is the name of {len(found)} classes: give the index, one of {found}")
+    near = difflib.get_close_matches(wanted, lowered.values(), n=3) or [n for n in lowered.values() if wanted in n][:3]
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"this model knows {listing(classes)}"
+    raise InputError(f"class {name!r} is unknown: {hint}")
+
+
+def listing(classes: Mapping[int, str], most: int = 40) -> str:
+    """`1 goldfish, 207 golden retriever, ...`, cut after `most`."""
+    entries = [f"{label} {name}" if name != str(label) else name for label, name in sorted(classes.items())]
+    return ", ".join(entries[:most]) + (f", and {len(entries) - most} more" if len(entries) > most else "")

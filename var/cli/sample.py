@@ -1,0 +1,101 @@
+"""The command that draws pictures: `python sample.py --class 207 --class "king penguin"`."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tokenizer.errors import InputError
+from var.cli.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from var.pipeline import PipelineOutput, VARPipeline
+
+MIX = 8  # classes drawn when none is asked for
+GRID_TILE = 128  # smaller pictures are enlarged on the grid and in the GIF, to be seen on a screen
+
+
+def main() -> None:
+    """Entry point of sample.py."""
+    typer.run(sample)
+
+
+@one_line_errors
+def sample(
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Index or name of a class, such as 207 or 'golden retriever'; repeat for several. "
+            "Default: a mix of those the model knows.",
+        ),
+    ] = None,
+    num: Annotated[int, typer.Option(help="Pictures of each class.")] = 4,
+    seed: Annotated[int, typer.Option(help="With class and index it fixes a picture.")] = 0,
+    cfg: Annotated[float, typer.Option(help="Classifier-free guidance; 0 switches it off.")] = 4.0,
+    top_k: Annotated[
+        int | None, typer.Option(help="Keep that many of the best tokens; 0 keeps all. Default: 900.")
+    ] = None,
+    top_p: Annotated[float, typer.Option(help="Keep the best tokens up to that probability; 0 keeps all.")] = 0.96,
+    smooth: Annotated[bool, typer.Option("--smooth", help="Smoother pictures; not for metrics.")] = False,
+    model: Annotated[str, typer.Option(help="var-mini, var-d16 ... var-d36, or a model folder.")] = "var-mini",
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
+    scales: Annotated[
+        bool, typer.Option("--scales", help="Also save the picture after every scale, and a GIF of its growth.")
+    ] = False,
+) -> None:
+    """Draw pictures scale by scale, coarse to fine, and save them as PNG with a grid of all."""
+    began = time.perf_counter()
+    from var.pipeline import VARPipeline
+
+    pipe = VARPipeline.from_pretrained(model, device=device, dtype=dtype)
+    vocab_size = pipe.model.config.vocab_size
+    if top_k is not None and not 0 <= top_k <= vocab_size:
+        raise InputError(f"--top-k {top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
+    labels: list[int | str] = list(classes) if classes else list(mix(pipe))
+    loaded = time.perf_counter()
+    kept = 900 if top_k is None else top_k
+    drawn = pipe(labels, num, cfg=cfg, top_k=kept, top_p=top_p, seed=seed, smooth=smooth, per_scale=scales)
+    seconds = time.perf_counter() - loaded
+    for path in save(drawn, out, num):
+        typer.echo(path)
+    typer.echo(f"{len(drawn.images)} pictures in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
+
+
+def mix(pipe: "VARPipeline") -> list[int]:
+    """A few classes, spread over those that the model knows."""
+    known = sorted(pipe.known_classes())
+    return known[:: max(len(known) // MIX, 1)][:MIX]
+
+
+def save(drawn: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
+    """Write CLASS_INDEX.png for each picture, grid.png, and what was kept of the scales; all paths, the grid last."""
+    from var.images import enlarge, grid, save_picture
+
+    paths = []
+    for i, (label, index, image) in enumerate(zip(drawn.labels, drawn.indices, drawn.images, strict=True)):
+        name = f"{label}_{index}"
+        save_picture(folder / f"{name}.png", image)
+        paths.append(folder / f"{name}.png")
+        if drawn.per_scale is not None:
+            for k, stage in enumerate(drawn.per_scale[i]):
+                save_picture(folder / f"{name}_scale{k}.png", stage)
+                paths.append(folder / f"{name}_scale{k}.png")
+    if drawn.per_scale is not None:
+        frames = [growing(list(stages), columns) for stages in zip(*drawn.per_scale, strict=True)]
+        save_picture(folder / "growth.gif", frames[0], [*frames[1:], *[frames[-1]] * 3], milliseconds=350)
+        paths.append(folder / "growth.gif")
+    save_picture(folder / "grid.png", grid([enlarge(image, GRID_TILE) for image in drawn.images], columns))
+    return [*paths, folder / "grid.png"]
+
+
+def growing(images: "list[Image.Image]", columns: int) -> "Image.Image":
+    """One frame of the GIF: all pictures after one scale."""
+    from var.images import enlarge, grid
+
+    return grid([enlarge(image, GRID_TILE) for image in images], columns)
