@@ -30,7 +30,9 @@ def golden_tokens() -> None:
         shapes[model] = {name: list(value.shape) for name, value in tensors.items() if name.startswith("vae.")}
     write("golden_tokens", safetensors.torch.save(kept))
     # Names and shapes of the whole tokenizer, so that the conversion of every key is tested without its weights.
-    (FIXTURES / "golden_tokenizer_shapes.json").write_text(json.dumps(shapes["var_small"], separators=(",", ":")) + "\n")
+    (FIXTURES / "golden_tokenizer_shapes.json").write_text(
+        json.dumps(shapes["var_small"], separators=(",", ":")) + "\n"
+    )
     assert shapes["var_small"] == shapes["var_small_shared_adaln"]
 
 

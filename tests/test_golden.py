@@ -57,7 +57,9 @@ def from_golden(name: str) -> tuple[Tensors, Tensors, Tensors]:
 @torch.no_grad()
 def test_teacher_forcing_input(name: str) -> None:
     vqvae, _, io = from_fixture(name)
-    assert largest_difference(vqvae.quantizer.teacher_forcing_input(io["tokens"]), io["teacher_forcing_input"]) < TOLERANCE
+    assert (
+        largest_difference(vqvae.quantizer.teacher_forcing_input(io["tokens"]), io["teacher_forcing_input"]) < TOLERANCE
+    )
 
 
 @both_models
@@ -131,7 +133,9 @@ def test_features_tokens_and_reconstructions() -> None:
 @needs_golden
 def test_greedy_picture() -> None:
     vae, var, io = from_golden("var_small")
-    drawn = generate(*reversed(load_official(vae, var, GOLDEN_SCALES)), io["greedy_labels"], cfg=1.5, top_k=1, top_p=0.0)
+    drawn = generate(
+        *reversed(load_official(vae, var, GOLDEN_SCALES)), io["greedy_labels"], cfg=1.5, top_k=1, top_p=0.0
+    )
     assert torch.equal(drawn.tokens, io["greedy_tokens"])
     assert largest_difference((drawn.images + 1) / 2, io["greedy_image"]) < TOLERANCE
 

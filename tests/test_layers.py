@@ -50,8 +50,12 @@ def test_residual_block(width_in: int, width_out: int) -> None:
     block = ResidualBlock(width_in, width_out, groups=2, dropout=0.5).eval()
     randomise(block, seed=0)
     x = normal(2, width_in, 5, 5)
-    h = F.conv2d(silu(group_norm(x, 2, block.norm1.weight, block.norm1.bias)), block.conv1.weight, block.conv1.bias, 1, 1)
-    h = F.conv2d(silu(group_norm(h, 2, block.norm2.weight, block.norm2.bias)), block.conv2.weight, block.conv2.bias, 1, 1)
+    h = F.conv2d(
+        silu(group_norm(x, 2, block.norm1.weight, block.norm1.bias)), block.conv1.weight, block.conv1.bias, 1, 1
+    )
+    h = F.conv2d(
+        silu(group_norm(h, 2, block.norm2.weight, block.norm2.bias)), block.conv2.weight, block.conv2.bias, 1, 1
+    )
     if width_in != width_out:
         x = torch.einsum("oi,bihw->bohw", block.shortcut.weight[:, :, 0, 0], x) + block.shortcut.bias[:, None, None]
     assert largest_difference(block(torch.clone(normal(2, width_in, 5, 5))), x + h) < 1e-4

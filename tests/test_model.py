@@ -37,9 +37,7 @@ def cached_logits(model: VAR, labels: Tensor, features: Tensor) -> Tensor:
     """Drive the generation step over the scales with given features."""
     condition, cache = model.condition(labels), model.new_cache(len(labels))
     padded = torch.cat([features.new_zeros(len(labels), 1, LATENT), features], dim=1)
-    parts = [
-        model.step(k, part if k else None, condition, cache) for k, part in enumerate(SCALES.split(padded))
-    ]
+    parts = [model.step(k, part if k else None, condition, cache) for k, part in enumerate(SCALES.split(padded))]
     return torch.cat(parts, dim=1)
 
 
@@ -62,9 +60,7 @@ def test_cached_generation_equals_the_masked_forward_on_the_released_ladder() ->
     condition, cache = model.condition(torch.tensor([2])), model.new_cache(1)
     padded = torch.cat([features[:, :1], features], dim=1)
     masked = model(torch.tensor([2]), features)
-    for k, (part, expected) in enumerate(
-        zip(model.scales.split(padded), model.scales.split(masked), strict=True)
-    ):
+    for k, (part, expected) in enumerate(zip(model.scales.split(padded), model.scales.split(masked), strict=True)):
         assert largest_difference(model.step(k, part if k else None, condition, cache), expected) < 1e-4
 
 

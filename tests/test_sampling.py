@@ -252,7 +252,12 @@ def test_streams_are_uniform() -> None:
 def test_streams_stay_what_they_are() -> None:
     """A change here changes every picture that a seed stands for."""
     drawn = RandomStreams(0, [207, 207, 970], [0, 1, 0]).uniform(3)
-    assert drawn.tolist() == pytest.approx(PINNED)
+    expected = [
+        [0.29123127, 0.05350542, 0.42157131],
+        [0.58251381, 0.87925673, 0.07178527],
+        [0.31310326, 0.08827549, 0.96556252],
+    ]
+    assert largest_difference(drawn, torch.tensor(expected)) < 1e-7
 
 
 def test_streams_leave_the_global_generator_alone() -> None:
@@ -264,8 +269,3 @@ def test_streams_leave_the_global_generator_alone() -> None:
 def test_a_negative_seed_is_refused() -> None:
     with refused("seed=-1"):
         RandomStreams(-1, [0], [0])
-
-
-PINNED = [
-    pytest.approx([0.0, 0.0, 0.0]),
-]

@@ -66,7 +66,9 @@ def test_cached_attention_equals_masked_attention() -> None:
     cache = KVCache.allocate(1, 2, 3, scales.total, 4, like=x)
     cache.keys.fill_(math.nan)  # whatever lies there must not matter
     cache.values.fill_(math.nan)
-    parts = [layer(part, None, cache.layer(0), start) for part, start in zip(scales.split(x), scales.offsets, strict=False)]
+    parts = [
+        layer(part, None, cache.layer(0), start) for part, start in zip(scales.split(x), scales.offsets, strict=False)
+    ]
     assert largest_difference(torch.cat(parts, dim=1), layer(x, block_causal(scales))) < 1e-5
 
 
@@ -93,7 +95,10 @@ def test_mask_lets_a_token_see_its_own_scale_and_the_coarser_ones() -> None:
 def test_modulate_is_a_layer_norm_with_the_given_scale_and_shift() -> None:
     x, scale, shift = normal(2, 3, 8), normal(2, 1, 8, seed=1), normal(2, 1, 8, seed=2)
     mean, variance = x.mean(dim=-1, keepdim=True), x.var(dim=-1, correction=0, keepdim=True)
-    assert largest_difference(modulate(x, scale, shift), (x - mean) / (variance + 1e-6).sqrt() * (1 + scale) + shift) < 1e-5
+    assert (
+        largest_difference(modulate(x, scale, shift), (x - mean) / (variance + 1e-6).sqrt() * (1 + scale) + shift)
+        < 1e-5
+    )
 
 
 @torch.no_grad()

@@ -80,6 +80,11 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
         for batch in stage.batches(sampler):
             unreadable += batch.unreadable
             check_unreadable(unreadable, (step - start + 1) * recipe.batch_size // world, recipe.data.max_unreadable)
+            if not len(batch.labels):
+                if world > 1:  # the other processes wait for this one's gradients
+                    raise InputError(f"no image of process {rank}'s batch could be read: {unreadable[-1].place}")
+                step += 1
+                continue
             seed_all(_STEP, recipe.seed, step, rank)
             batch = send_to_device(batch, accelerator.device)
             lr = recipe.optimizer.lr * lr_factor(step, steps, recipe.schedule)
@@ -180,15 +185,15 @@ def validate(stage: Stage, model: nn.Module, accelerator: Accelerator, batch_siz
     sums: dict[str, Tensor] = {}
     count = torch.zeros((), device=accelerator.device)
     for batch in stage.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes):
-        if not len(batch.images):
-            continue
         batch = send_to_device(batch, accelerator.device)
         with accelerator.autocast():
             values = stage.validate(model, batch)
-        sums = {name: sums.get(name, torch.zeros_like(count)) + value.float() for name, value in values.items()}
+        # A process may have no image in the last batch: it takes part in the sums below all the same, with zeros.
+        for name, value in values.items():
+            sums[name] = sums.get(name, torch.zeros_like(count)) + (value.float() if len(batch.images) else 0)
         count += len(batch.images)
     count = accelerator.reduce(count)
-    return {name: (accelerator.reduce(value) / count).item() for name, value in sums.items()}
+    return {name: (accelerator.reduce(value) / count.clamp(min=1)).item() for name, value in sums.items()}
 
 
 @torch.no_grad()

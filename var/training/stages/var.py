@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from tokenizer.errors import InputError
 from var.checkpoint import load_tokenizer
 from var.generate import generate
 from var.images import grid, to_pil
@@ -34,6 +35,12 @@ class VARStage:
         self.train_images = open_dataset(recipe.data, "train", side, recipe.seed)
         self.validation_images = open_dataset(recipe.data, "validation", side, recipe.seed)
         num_classes = recipe.model.num_classes or self.train_images.num_classes
+        largest = int(max(self.train_images.labels.max(), self.validation_images.labels.max()))
+        if largest >= num_classes:
+            raise InputError(
+                f"the data has label {largest}, model.num_classes={num_classes} has room for 0..{num_classes - 1}: "
+                f"set model.num_classes to at least {largest + 1}"
+            )
         self.model: nn.Module = VAR(recipe.model.config(self.vqvae.config, num_classes))
         self.table: TokenTable | None = None
 
