@@ -1,8 +1,8 @@
-"""Write tests/fixtures from ../shared/golden: `python tests/make_fixtures.py`. Run again only when a fixture must change.
+"""Write tests/fixtures from ../shared/golden: `PYTHONPATH=. python tests/make_fixtures.py`, when one must change.
 
-golden_tokens: what the token-level golden tests need of the reference implementation's outputs, without the convolutional
-weights. own_tokenizer: a small tokenizer of ours with its outputs, from code that reproduces the golden pictures; it
-guards encoder and decoder where ../shared is absent.
+golden_tokens: what the token-level golden tests need of the reference implementation's outputs, without the weights of
+the convolutions. own_tokenizer: a small tokenizer of ours with its outputs, from code that reproduces the golden
+pictures; it guards encoder and decoder where ../shared is absent.
 """
 
 import json

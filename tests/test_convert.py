@@ -99,7 +99,7 @@ def test_a_key_too_many_is_named() -> None:
 @pytest.mark.parametrize("key", ["blocks.1.ffn.fc2.bias", "shared_ada_lin.1.weight", "blocks.1.attn.scale_mul_1H11"])
 def test_a_wrong_shape_is_named(key: str) -> None:
     _, var = released(shared_adaln=True)
-    var[key] = var[key][..., :1, :1] if var[key].ndim > 2 else var[key][:-1]
+    var[key] = var[key][:, :1] if var[key].ndim > 2 else var[key][:-1]
     with refused(key, "shape", str(tuple(var[key].shape))):
         load_var(var)
 
@@ -153,13 +153,3 @@ def test_the_two_files_are_not_interchangeable() -> None:
     vae, var = released()
     with refused("missing"):
         load_official(var, vae, scales=SIDES)
-
-
-def test_the_callers_tensors_are_not_written_to_by_training() -> None:
-    vae, var = released()
-    before = {name: value.clone() for name, value in var.items()}
-    _, model = load_official(vae, var, scales=SIDES)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(1)
-    assert all(torch.equal(var[name], before[name]) for name in var)

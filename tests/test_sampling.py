@@ -243,7 +243,7 @@ def test_streams_go_on_from_draw_to_draw() -> None:
 
 def test_streams_are_uniform() -> None:
     numbers = RandomStreams(0, list(range(50)), [0] * 50).uniform(100)
-    assert 0 <= numbers.min()
+    assert numbers.min() >= 0
     assert numbers.max() < 1
     assert kstest(numbers[:, 0].numpy(), "uniform").pvalue > 1e-3  # first numbers of different streams
     assert kstest(numbers.flatten().numpy(), "uniform").pvalue > 1e-3

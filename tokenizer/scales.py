@@ -50,8 +50,10 @@ class Scales:
         Raises:
             InputError: the sequence does not have L tokens.
         """
-        if tokens.shape[1] != self.total:
-            raise InputError(f"{tokens.shape[1]} tokens given, the scales {list(self.sides)} have {self.total}")
+        if tokens.ndim < 2 or tokens.shape[1] != self.total:
+            raise InputError(
+                f"tokens of shape {tuple(tokens.shape)} given, the scales {list(self.sides)} need (B, {self.total})"
+            )
         return tokens.split(self.lengths, dim=1)
 
     def join(self, per_scale: list[Tensor]) -> Tensor:

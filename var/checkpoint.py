@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,24 +21,33 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 @contextmanager
-def replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path, entries: Collection[str]) -> Iterator[Path]:
     """A new folder beside the target, put in its place when the block ends and removed if it raises.
 
+    Args:
+        folder: the target. It may exist, holding nothing but entries of these names: other files are not ours to lose.
+        entries: names of what the folder will hold.
+
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the folder cannot be written, or holds something else.
     """
+    folder = folder.absolute()
+    foreign = sorted({path.name for path in folder.iterdir()} - set(entries)) if folder.is_dir() else []
+    if foreign:
+        raise InputError(f"{folder} holds other files, such as {foreign[0]}: give a new folder")
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
         beside.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}: give a folder that can be written") from error
-    try:
         yield beside
         if folder.exists():
             folder.rename(old)
         beside.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {folder}: {error}: give a folder that can be written") from error
     finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
 
@@ -58,7 +67,7 @@ def save_model(
     """
     config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
     state = {key: value.detach().to(dtype or value.dtype).contiguous() for key, value in model.state_dict().items()}
-    with replacing(folder) as new:
+    with replacing(folder, (CONFIG, WEIGHTS)) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         safetensors.torch.save_file(state, new / WEIGHTS)
 
@@ -106,11 +115,10 @@ def _load(folder: Path, kind: type, config_type: type) -> Any:
     if entries.get("model") != kind.__name__:
         raise InputError(f"{folder} holds a {entries.get('model')!r}, a {kind.__name__!r} is needed here")
     try:
-        config = config_type(**entries["config"])
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from error
-    with torch.device("meta"):
-        model: nn.Module = kind(config)
+        with torch.device("meta"):
+            model: nn.Module = kind(config_type(**entries["config"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from error
     try:
         state = safetensors.torch.load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:

@@ -19,13 +19,13 @@ def imagenet_names() -> Mapping[int, str]:
 
 
 def find_label(name: str, classes: Mapping[int, str]) -> int:
-    """The label of a name among the classes, whatever its case.
+    """The label of a name among the classes, whatever its case, with blanks or underscores.
 
     Raises:
         InputError: no class of that name, or several; with the nearest ones.
     """
-    wanted = " ".join(name.lower().replace("_", " ").split())
-    lowered = {label: known.lower() for label, known in classes.items()}
+    wanted = _plain(name)
+    lowered = {label: _plain(known) for label, known in classes.items()}
     found = [label for label, known in lowered.items() if known == wanted]
     if len(found) == 1:
         return found[0]
@@ -34,6 +34,10 @@ def find_label(name: str, classes: Mapping[int, str]) -> int:
     near = difflib.get_close_matches(wanted, lowered.values(), n=3) or [n for n in lowered.values() if wanted in n][:3]
     hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"this model knows {listing(classes)}"
     raise InputError(f"class {name!r} is unknown: {hint}")
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").split())
 
 
 def listing(classes: Mapping[int, str], most: int = 40) -> str:

@@ -168,6 +168,8 @@ def load_official(
 ) -> tuple[VQVAE, VAR]:
     """Our modules with the weights of the released files, in float32 and evaluation mode.
 
+    Tensors that are float32 already are used as they are, not copied: training the modules writes into them.
+
     Args:
         vae_state_dict: of the released tokenizer.
         var_state_dict: of a released transformer.
@@ -223,6 +225,11 @@ def _load(module: torch.nn.Module, state: StateDict, names: dict[str, str], deri
             f"not a released {type(module).__name__} file: {len(missing)} keys missing {missing[:3]}, "
             f"{len(unknown)} unknown {unknown[:3]}"
         )
+    for name in sorted(set(state) & set(derived)):  # nothing is left out that says something else than the sizes do
+        if not torch.equal(state[name].to(derived[name]), derived[name]):
+            raise InputError(
+                f"{name} is not what the sizes and scales of this model give: pass the scales of its training"
+            )
     ours = module.state_dict()
     converted = {}
     for key, name in names.items():

@@ -4,6 +4,7 @@ import torch
 
 from tokenizer.errors import InputError
 
+KINDS = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -18,6 +19,8 @@ def choose_device(name: str = "auto") -> torch.device:
         return torch.device(next(available, "cpu"))
     try:
         device = torch.device(name)
+        if device.type not in KINDS:
+            raise NotImplementedError("another kind of device")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

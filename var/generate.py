@@ -41,7 +41,6 @@ def occurrences(labels: list[int]) -> list[int]:
     return indices
 
 
-@torch.inference_mode()
 def generate(
     model: VAR,
     vqvae: VQVAE,
@@ -71,40 +70,56 @@ def generate(
         InputError: an option out of range, an unknown label, a tokenizer that does not fit the transformer.
     """
     labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    indices = occurrences(labels) if indices is None else indices
     check_fit(model, vqvae)
-    check_labels(labels, model.config.num_classes)
+    check_labels(labels, indices, model.config.num_classes)
     check_sampling(cfg, top_k, top_p)
-    streams = RandomStreams(seed, labels, occurrences(labels) if indices is None else indices)
+    if model.training or vqvae.training:
+        raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
+    streams = RandomStreams(seed, labels, indices)
 
-    batch, scales, quantizer, device = len(labels), model.scales, vqvae.quantizer, model.position.device
-    rows = labels if cfg == 0 else labels + [model.config.num_classes] * batch
-    condition = model.condition(torch.tensor(rows, device=device))
-    cache = model.new_cache(len(rows))
-
+    scales, quantizer, device = model.scales, vqvae.quantizer, model.position.device
+    rows = labels if cfg == 0 else labels + [model.config.num_classes] * len(labels)
     features: Tensor | None = None
     f_hat = torch.zeros((), device=device)
     tokens: list[Tensor] = []
     f_hats: list[Tensor] = []
-    for k, length in enumerate(scales.lengths):
-        logits = model.step(k, features, condition, cache)
-        if cfg > 0:
-            conditional, unconditional = logits.chunk(2)
-            logits = guide(conditional, unconditional, guidance_at(cfg, k, len(scales)))
-        logits = filter_logits(logits, top_k, top_p)
-        if smooth:
-            noise = streams.uniform(length, model.config.vocab_size)
-            weights = smooth_choice(logits, noise, k, len(scales))
-            tokens.append(weights.argmax(dim=-1))
-            codes = weights @ quantizer.codebook.weight
-        else:
-            tokens.append(draw(logits, streams.uniform(length)))
-            codes = quantizer.codebook(tokens[-1])
-        f_hat = f_hat + quantizer.contribution(codes, k)
-        f_hats.append(f_hat)
-        if k + 1 < len(scales):
-            features = quantizer.next_input(f_hat, k + 1)
-            features = features if cfg == 0 else features.repeat(2, 1, 1)
-    return Generated(scales.join(tokens), vqvae.pixels(f_hat).clamp(-1, 1), f_hats)
+    with torch.inference_mode():
+        condition = model.condition(torch.tensor(rows, device=device))
+        cache = model.new_cache(len(rows))
+        for k in range(len(scales)):
+            logits = model.step(k, features, condition, cache)
+            if cfg > 0:
+                conditional, unconditional = logits.chunk(2)
+                logits = guide(conditional, unconditional, guidance_at(cfg, k, len(scales)))
+            logits = filter_logits(logits, top_k, top_p)
+            if smooth:
+                drawn, codes = choose_smoothly(logits, streams, quantizer.codebook.weight, k, len(scales))
+            else:
+                drawn, codes = choose(logits, streams, quantizer.codebook.weight)
+            f_hat = f_hat + quantizer.contribution(codes, k)
+            tokens.append(drawn)
+            f_hats.append(f_hat)
+            if k + 1 < len(scales):
+                features = quantizer.next_input(f_hat, k + 1)
+                features = features if cfg == 0 else features.repeat(2, 1, 1)
+        pixels = vqvae.pixels(f_hat)
+    # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
+    return Generated(scales.join(tokens), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
+
+
+def choose(logits: Tensor, streams: RandomStreams, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw tokens: logits (B, L, V) and codebook (V, C) -> tokens (B, L), their codewords (B, L, C)."""
+    tokens = draw(logits, streams.uniform(logits.shape[1]))
+    return tokens, codebook[tokens]
+
+
+def choose_smoothly(
+    logits: Tensor, streams: RandomStreams, codebook: Tensor, k: int, num_scales: int
+) -> tuple[Tensor, Tensor]:
+    """Mix codewords: the same shapes; the tokens are those of largest weight."""
+    weights = smooth_choice(logits, streams.uniform(*logits.shape[1:]), k, num_scales)
+    return weights.argmax(dim=-1), weights @ codebook
 
 
 def check_fit(model: VAR, vqvae: VQVAE) -> None:
@@ -117,10 +132,12 @@ def check_fit(model: VAR, vqvae: VQVAE) -> None:
             )
 
 
-def check_labels(labels: list[int], num_classes: int) -> None:
-    """Raise InputError for an empty list or a label outside 0..num_classes (the last is the null class)."""
+def check_labels(labels: list[int], indices: list[int], num_classes: int) -> None:
+    """Raise InputError for an empty list, a label outside 0..num_classes (the null class), indices that do not fit."""
     if not labels:
         raise InputError("no labels given: pass at least one class")
     for label in labels:
         if not 0 <= label <= num_classes:
             raise InputError(f"label {label} must be in 0..{num_classes - 1}, or {num_classes} for no class")
+    if len(indices) != len(labels) or min(indices) < 0:
+        raise InputError(f"indices={indices} must be {len(labels)} numbers from 0 on, one a label")

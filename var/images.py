@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -89,4 +90,5 @@ def save_picture(path: Path, picture: Image.Image, frames: Sequence[Image.Image]
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}: give another folder") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # it is there only if something failed, and then that is what to tell
+            beside.unlink()

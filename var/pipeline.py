@@ -1,5 +1,6 @@
 """VARPipeline: labels in, pictures out. What users import."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,6 +101,9 @@ class VARPipeline:
 
     @classmethod
     def _from_folder(cls, folder: Path) -> Self:
+        for part in (TOKENIZER, TRANSFORMER):
+            if not (folder / part).is_dir():
+                raise InputError(f"{folder} has no folder {part}: a model has two, {TOKENIZER} and {TRANSFORMER}")
         entries = read_config(folder / TRANSFORMER)
         names = entries.get("classes")
         try:
@@ -115,7 +119,7 @@ class VARPipeline:
             InputError: the folder cannot be written.
         """
         names = None if self.classes is None else {str(label): name for label, name in sorted(self.classes.items())}
-        with replacing(Path(folder)) as new:
+        with replacing(Path(folder), (TOKENIZER, TRANSFORMER)) as new:
             save_model(new / TRANSFORMER, self.model, {} if names is None else {"classes": names}, dtype)
             save_model(new / TOKENIZER, self.vqvae, dtype=dtype)
 
@@ -126,7 +130,7 @@ class VARPipeline:
             InputError: a class that the model does not have or was not trained on, with those that it knows.
         """
         num_classes = self.model.config.num_classes
-        if isinstance(given, str) and not given.lstrip("-").isdecimal():
+        if isinstance(given, str) and not re.fullmatch(r"-?\d+", given.strip()):
             return find_label(given, self.known_classes())
         label = int(given)
         if not 0 <= label < num_classes:
@@ -172,8 +176,9 @@ class VARPipeline:
         Raises:
             InputError: an unknown class, or an option out of range.
         """
-        if num < 1 or batch_size < 1:
-            raise InputError(f"num={num} and batch_size={batch_size} must be at least 1")
+        for option, value in (("num", num), ("batch_size", batch_size)):
+            if value < 1:
+                raise InputError(f"{option}={value} must be at least 1")
         asked = [labels] if isinstance(labels, int | str) else list(labels)
         rows = [label for given in asked for label in [self.label(given)] * num]
         indices = occurrences(rows)
@@ -198,7 +203,7 @@ class VARPipeline:
     def reconstruct(self, image: Image.Image) -> Image.Image:
         """An image of any size and mode -> its centre square through the tokenizer and back, at the model's side."""
         side = self.vqvae.config.image_side
-        square = to_tensor(resize_and_crop(to_rgb(image), side, side))[None].to(self.model.position.device)
+        square = to_tensor(resize_and_crop(to_rgb(image.copy()), side, side))[None].to(self.model.position.device)
         return to_pil(self.vqvae.decode(self.vqvae.encode(square)))[0]
 
 

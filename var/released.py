@@ -36,10 +36,15 @@ def load_released(name: str, vae_file: Path | None = None, var_file: Path | None
         InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch.
     """
     preset = RELEASED[name]
-    files = (vae_file or find(RELEASED_TOKENIZER, name), var_file or find(preset.file, name))
-    vqvae, model = load_official(read_weights(files[0]), read_weights(files[1]), scales=preset.config.scales)
+    vae_file = vae_file or find(RELEASED_TOKENIZER, name)
+    var_file = var_file or find(preset.file, name)
+    vae_state, var_state = read_weights(vae_file), read_weights(var_file)
+    try:
+        vqvae, model = load_official(vae_state, var_state, scales=preset.config.scales)
+    except InputError as error:
+        raise InputError(f"{vae_file} and {var_file} are not the files of {name}: {error}") from error
     if model.config != preset.config:
-        raise InputError(f"{files[1]} holds another model than {name}: its sizes are {model.config}")
+        raise InputError(f"{var_file} holds another model than {name}: its sizes are {model.config}")
     return vqvae, model
 
 
@@ -53,11 +58,10 @@ def find(file: str, model_name: str) -> Path:
     if local.is_file():
         return local
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
     try:
         return Path(hf_hub_download(RELEASED_REPOSITORY, file))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+    except Exception as error:  # the HTTP library's errors, which differ by version
         raise InputError(
             f"{file} could not be downloaded ({type(error).__name__}): fetch {RELEASED_TOKENIZER} and "
             f"{RELEASED[model_name].file} from {RELEASED_REPOSITORY} on the Hugging Face hub "

@@ -36,7 +36,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     Args:
         logits: (..., V) of any float type.
         top_k: 0, or V and more, keeps all.
-        top_p: in [0, 1]; 0 keeps all. The best token always stays.
+        top_p: in [0, 1]; 0 and 1 keep all. The best token always stays.
 
     Returns:
         New logits (..., V), removed ones at -inf.
@@ -49,7 +49,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     if 0 < top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, dim=-1).values[..., -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
-    if top_p > 0:
+    if 0 < top_p < 1:
         ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
         # A token goes when the better ones alone already exceed top_p.
@@ -94,7 +94,10 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     total = cumulative[..., -1:]
     # Strictly below the total, so that the first entry above it exists and is never a token of probability 0.
     level = torch.minimum(uniform.to(logits)[..., None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, level, right=True).squeeze(-1)
+    tokens = torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
+    # A parallel sum on a GPU may fall by a rounding step where it should stand still, and so stop at a removed token.
+    removed = logits.gather(-1, tokens) == -torch.inf
+    return tokens.where(~removed, logits.argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
 def smooth_choice(logits: Tensor, uniform: Tensor, k: int, num_scales: int) -> Tensor:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tokenizer.errors import InputError
-from var.cli.errors import one_line_errors
+from var.cli.run import run
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -20,10 +20,9 @@ GRID_TILE = 128  # smaller pictures are enlarged on the grid and in the GIF, to 
 
 def main() -> None:
     """Entry point of sample.py."""
-    typer.run(sample)
+    run(sample)
 
 
-@one_line_errors
 def sample(
     classes: Annotated[
         list[str] | None,

@@ -7,15 +7,14 @@ from typing import Annotated
 
 import typer
 
-from var.cli.errors import one_line_errors
+from var.cli.run import run
 
 
 def main() -> None:
     """Entry point of train.py."""
-    typer.run(train)
+    run(train)
 
 
-@one_line_errors
 def train(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/mini_var.yaml.")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as optimizer.lr=1e-4.")] = None,
@@ -26,6 +25,6 @@ def train(
     from var.training.config import load_recipe
 
     checked = load_recipe(recipe, overrides or [])
-    from var.training.loop import train as run
+    from var.training import loop
 
-    print(f"model: {run(checked)}")
+    typer.echo(f"model: {loop.train(checked)}")

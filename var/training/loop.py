@@ -98,13 +98,15 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
             norm = accelerator.clip_grad_norm_(model.parameters(), recipe.optimizer.clip or math.inf)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            if stage.after_step(batch, losses.tokens) and world > 1:
+            # What one process sees in its part of the batch, or receives as a signal, all must act upon.
+            changed, stop = any_process(accelerator, stage.after_step(batch, losses.tokens), interrupted())
+            if changed and world > 1:
                 broadcast([p.data for p in stage.model.parameters()])
             if ema:
                 ema.update(stage.model, step)
             step += 1
 
-            last = step == steps or interrupted()
+            last = step == steps or stop
             report.step(step, {**losses.logs, "lr": lr, "gradient_norm": norm}, len(unreadable))
             if step % recipe.validate_every == 0 or step == steps:
                 report.validation(step, validate(stage, averaged, accelerator, recipe.batch_size))
@@ -144,7 +146,7 @@ def resume(output: Path, model: nn.Module, ema: EMA | None, optimizer: torch.opt
             ema.model.load_state_dict(state["ema"])
         optimizer.load_state_dict(state["optimizer"])
     except (RuntimeError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())[:160]
         raise InputError(
             f"the checkpoints in {output} belong to another recipe ({reason}): give another output, or move them away"
         ) from error
@@ -176,6 +178,13 @@ def interruptible() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
+    """For each flag, whether it is set on any of the processes."""
+    if accelerator.num_processes == 1:
+        return list(flags)
+    return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).float()).tolist()]
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """What a run shows: a live line, TensorBoard, a JSON-lines file of all numbers, and pictures."""
 
 import json
+import math
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from tokenizer.errors import InputError
 from var.images import save_picture
 from var.training.clock import Clock
 from var.training.config import Recipe
@@ -36,7 +38,7 @@ class Report:
         )
         self.task = self.progress.add_task("training", total=steps, completed=start)
         if speaks:
-            recipe.output.mkdir(parents=True, exist_ok=True)
+            make_folder(recipe.output)
             self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
             self.metrics = recipe.output / "metrics.jsonl"
             forget_after(self.metrics, start)
@@ -91,10 +93,25 @@ class Report:
             file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
 
 
+def make_folder(folder: Path) -> None:
+    """Make the output folder, or raise InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output={str(folder)!r} cannot be made ({error.strerror}): give another folder") from error
+
+
 def forget_after(metrics: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again."""
     if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if json.loads(line)["step"] <= step]
+        lines = [line for line in metrics.read_text().splitlines() if _step_of(line) <= step]
         beside = metrics.with_suffix(".new")
         beside.write_text("".join(f"{line}\n" for line in lines))
         beside.replace(metrics)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # torn by the end of the run that wrote it
+        return math.inf

@@ -45,14 +45,9 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     for path in reversed(found):
         try:
             state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (
-            RuntimeError,
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-        ) as error:  # what a torn file makes torch.load raise
-            log.warning("checkpoint %s is damaged (%s): trying the one before", path, str(error).splitlines()[0])
+        except Exception as error:  # a torn file makes torch.load raise nearly anything
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            log.warning("checkpoint %s is damaged (%s): trying the one before", path, reason)
             continue
         return state
     if found:

@@ -53,7 +53,6 @@ class TokenTable:
         for keys in sampler:
             places = [(epoch % views, index) for epoch, index in keys]
             bad = [self.unreadable[place] for place in places if place in self.unreadable]
-            view, index = (
-                torch.tensor([place for place in places if place not in self.unreadable]).reshape(-1, 2).unbind(1)
-            )
+            readable = [place for place in places if place not in self.unreadable]
+            view, index = torch.tensor(readable, dtype=torch.int64).reshape(-1, 2).unbind(1)
             yield TokenBatch(self.tokens[view, index].long(), self.labels[index], bad)

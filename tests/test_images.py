@@ -1,0 +1,142 @@
+"""Between pictures and tensors."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import largest_difference, normal, refused
+from PIL import Image
+
+from var.images import enlarge, grid, resize_and_crop, save_picture, to_pil, to_rgb, to_tensor
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def gradient(width: int, height: int) -> Image.Image:
+    """Red is the column, green the row."""
+    pixels = np.zeros((height, width, 3), dtype=np.uint8)
+    pixels[..., 0], pixels[..., 1] = np.arange(width), np.arange(height)[:, None]
+    return Image.fromarray(pixels)
+
+
+def test_every_pixel_value_survives_the_round_trip() -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(np.stack([values, values[::-1], values.T], axis=-1))
+    tensor = to_tensor(image)
+    assert tensor.shape == (3, 16, 16)
+    assert tensor.dtype == torch.float32
+    assert (tensor.min(), tensor.max()) == (-1, 1)
+    assert np.array_equal(np.asarray(to_pil(tensor[None])[0]), np.asarray(image))
+
+
+def test_axes_are_where_they_belong() -> None:
+    tensor = to_tensor(gradient(5, 3))
+    assert tensor.shape == (3, 3, 5)
+    assert ((tensor[0, 0] + 1) * 127.5).round().tolist() == [0, 1, 2, 3, 4]
+    assert ((tensor[1, :, 0] + 1) * 127.5).round().tolist() == [0, 1, 2]
+    picture = to_pil(tensor[None])[0]
+    assert picture.size == (5, 3)
+    assert picture.getpixel((4, 1)) == (4, 1, 0)
+
+
+def test_values_are_rounded_and_clamped() -> None:
+    values = (
+        torch.tensor([-3.0, -1.0, -0.5 / 127.5 * 0.9, 0.9 / 127.5, 1.0, 7.0]).reshape(1, 1, 1, 6).expand(1, 3, 1, 6)
+    )
+    before = values.clone()
+    assert np.asarray(to_pil(values)[0])[0, :, 0].tolist() == [0, 0, 127, 128, 255, 255]
+    assert torch.equal(values, before)
+    assert len(to_pil(normal(3, 3, 2, 2).bfloat16())) == 3
+
+
+@pytest.mark.parametrize(("mode", "colour", "expected"), [("L", 100, (100, 100, 100)), ("1", 1, (255, 255, 255))])
+def test_grey_becomes_rgb(mode: str, colour: int, expected: tuple[int, ...]) -> None:
+    assert to_rgb(Image.new(mode, (2, 2), colour)).getpixel((0, 0)) == expected
+
+
+def test_transparent_parts_lie_over_white() -> None:
+    clear, half = Image.new("RGBA", (1, 1), (255, 0, 0, 0)), Image.new("LA", (1, 1), (0, 128))
+    assert to_rgb(clear).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(half).getpixel((0, 0)) == (127, 127, 127)
+    palette = Image.new("P", (1, 1), 0)
+    palette.info["transparency"] = 0
+    assert to_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
+
+
+def test_sixteen_bits_are_scaled() -> None:
+    image = Image.fromarray(np.array([[0, 257 * 100, 65535]], dtype=np.uint16))
+    assert [to_rgb(image).getpixel((x, 0))[0] for x in range(3)] == [0, 100, 255]
+
+
+def test_pictures_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
+    gradient(8, 4).save(tmp_path / "turned.png", exif=exif)
+    assert to_rgb(Image.open(tmp_path / "turned.png")).size == (4, 8)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (60, 40), (50, 50), (33, 90)])
+@pytest.mark.parametrize("at", [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (0.2, 0.9)])
+def test_crop_equals_resizing_the_whole_image_first(size: tuple[int, int], at: tuple[float, float]) -> None:
+    image = noise(*size)
+    ours = resize_and_crop(image, short_side=18, side=16, at=at)
+    assert ours.size == (16, 16)
+    scale = min(size) / 18
+    whole = image.resize([round(length / scale) for length in size], Image.Resampling.LANCZOS)
+    left, top = (min(int(a * (n - 16 + 1)), n - 16) for a, n in zip(at, whole.size, strict=True))
+    expected = whole.crop((left, top, left + 16, top + 16))
+    assert np.abs(np.asarray(ours, dtype=int) - np.asarray(expected, dtype=int)).max() <= 1
+
+
+def test_image_of_the_right_size_stays_as_it_is() -> None:
+    image = noise(16, 16)
+    assert np.array_equal(np.asarray(resize_and_crop(image, 16, 16)), np.asarray(image))
+
+
+@pytest.mark.parametrize(("side", "size"), [(8, (8, 8)), (9, (16, 16)), (20, (24, 24)), (4, (8, 8))])
+def test_enlarge_takes_the_smallest_whole_factor(side: int, size: tuple[int, int]) -> None:
+    assert enlarge(noise(8, 8), side).size == size
+
+
+def test_grid_lays_pictures_out_row_by_row() -> None:
+    colours = ["red", "lime", "blue"]
+    sheet = grid([Image.new("RGB", (4, 3), colour) for colour in colours], columns=2, gap=2)
+    assert sheet.size == (10, 8)
+    assert sheet.getpixel((0, 0)) == (255, 0, 0)
+    assert sheet.getpixel((9, 0)) == (0, 255, 0)
+    assert sheet.getpixel((0, 7)) == (0, 0, 255)
+    for white in ((4, 0), (5, 2), (0, 3), (0, 4), (6, 5), (9, 7)):
+        assert sheet.getpixel(white) == (255, 255, 255)
+
+
+def test_grid_is_no_wider_than_its_pictures() -> None:
+    assert grid([Image.new("RGB", (4, 3))] * 2, columns=5, gap=1).size == (9, 3)
+    assert grid([Image.new("RGB", (4, 3))], columns=1, gap=0).size == (4, 3)
+
+
+def test_saved_png_is_the_picture(tmp_path: Path) -> None:
+    image = noise(6, 5)
+    save_picture(tmp_path / "new" / "a.png", image)
+    loaded = Image.open(tmp_path / "new" / "a.png")
+    assert loaded.format == "PNG"
+    assert np.array_equal(np.asarray(loaded), np.asarray(image))
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.png"]
+
+
+def test_saved_gif_has_all_frames(tmp_path: Path) -> None:
+    first, *others = (Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue"))
+    save_picture(tmp_path / "a.gif", first, frames=others, milliseconds=100)
+    loaded = Image.open(tmp_path / "a.gif")
+    assert (loaded.n_frames, loaded.info["duration"], loaded.info["loop"]) == (3, 100, 0)
+    loaded.seek(2)
+    assert largest_difference(to_tensor(loaded.convert("RGB")), to_tensor(others[1])) < 0.05
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with refused(str(tmp_path / "file" / "a.png"), "cannot write"):
+        save_picture(tmp_path / "file" / "a.png", noise(2, 2))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,131 @@
+"""`python train.py RECIPE key=value`: what it prints, and that every mistake is one line and exit code 2."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tiny import ROOT, TOKENIZER, VAR, image_folder, merged, run, write_recipe
+
+from var.cli import train as command
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process: exit code, output, error output."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            command.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return call
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return image_folder(tmp_path / "images")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, images: Path) -> Path:
+    return write_recipe(tmp_path / "recipe.yaml", merged(TOKENIZER, {"data": {"source": str(images)}}))
+
+
+def refusal(result: tuple[int, str, str], *parts: str) -> None:
+    code, _, err = result
+    assert code == 2
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+def test_both_stages_one_after_the_other(train: Run, recipe: Path, images: Path, tmp_path: Path) -> None:
+    code, out, err = train(recipe, "steps=2", "output=first")
+    assert code == 0, err
+    assert "step 2/2" in out
+    assert "images/s" in out
+    assert "left" in out
+    assert "step 2  validation  psnr" in out
+    assert out.splitlines()[-1] == "model: first/model"
+    base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "first/model"})
+    code, out, err = train(write_recipe(tmp_path / "var.yaml", base, steps=2), "output=second")
+    assert code == 0, err
+    assert out.splitlines()[-1] == "model: second/model"
+    assert (tmp_path / "second" / "model" / "transformer" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("optimizer.lrr=1", ("optimizer.lrr=1 is not a known key", "did you mean optimizer.lr?")),
+        ("batch_size=0", ("batch_size=0",)),
+        ("batch_size=many", ('batch_size="many"', "valid integer")),
+        ("model.scales=[1,3,2]", ("scales [1, 3, 2]", "increasing order")),
+        ("model.base_width=10", ("base_width 10", "norm_groups=4")),
+        ("stage=both", ('stage="both" is unknown', "tokenizer, var")),
+        ("epochs=3", ("epochs=3 and steps=6 both given",)),
+        ("data.source=nowhere/at/all", ("data.source='nowhere/at/all'", "does not exist")),
+        ("data.classes=[0,7]", ("data.classes", "[7]", "only of 0, 1")),
+        ("nonsense", ("'nonsense'", "key=value")),
+    ],
+)
+def test_recipes_that_cannot_work(
+    train: Run, recipe: Path, override: str, parts: tuple[str, ...], tmp_path: Path
+) -> None:
+    refusal(train(recipe, override), *parts)
+    assert not (tmp_path / "recipe").exists()  # stopped before anything was written
+
+
+def test_files_that_are_not_there(train: Run, tmp_path: Path, images: Path) -> None:
+    refusal(train(tmp_path / "none.yaml"), "none.yaml does not exist")
+    (tmp_path / "empty").mkdir()
+    base = merged(TOKENIZER, {"data": {"source": str(tmp_path / "empty")}})
+    refusal(train(write_recipe(tmp_path / "r.yaml", base)), str(tmp_path / "empty"), "neither train/CLASS")
+    base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "no/tokenizer"})
+    refusal(train(write_recipe(tmp_path / "v.yaml", base)), "no/tokenizer does not exist")
+
+
+def test_a_model_without_a_start_for_its_scales(train: Run, recipe: Path, images: Path, tmp_path: Path) -> None:
+    """The transformer needs a first scale of one token, whatever the tokenizer was trained with."""
+    assert train(recipe, "steps=1", "model.scales=[2,4]", "output=first")[0] == 0
+    base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "first/model"})
+    refusal(train(write_recipe(tmp_path / "v.yaml", base)), "scales [2, 4] must begin with 1")
+
+
+def test_an_output_that_cannot_be_made(train: Run, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refusal(train(recipe, "output=file"), "output='file' cannot be made", "give another folder")
+    refusal(train(recipe, "output=file/run"), "output='file/run' cannot be made")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_too_many_truncated_images(train: Run, recipe: Path, images: Path) -> None:
+    for path in sorted(images.glob("train/*/*.png"))[:6]:
+        path.write_bytes(path.read_bytes()[:60])
+    code, out, err = train(recipe, "data.max_unreadable=0.001", "batch_size=8")
+    assert (code, "model: " in out) == (2, False)
+    line = err.splitlines()[-1]
+    for part in ("error: 6 of 8 images could not be read", "data.max_unreadable=0.001", ".png", "repair or remove"):
+        assert part in line
+
+
+def test_checkpoints_of_another_recipe(train: Run, recipe: Path) -> None:
+    assert train(recipe, "steps=1")[0] == 0
+    refusal(
+        train(recipe, "steps=2", "model.latent_dim=8"), "belong to another recipe", "size mismatch", "another output"
+    )
+
+
+def test_the_script_in_a_process_of_its_own(recipe: Path, tmp_path: Path) -> None:
+    done = run(ROOT / "train.py", recipe, "data.source=/nowhere", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: data.source='/nowhere' does not exist")

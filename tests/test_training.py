@@ -1,0 +1,500 @@
+"""Both stages end to end on a tiny image folder: they learn, resume bit for bit, and say what is wrong."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from helpers import Tensors, largest_difference, refused
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny import ROOT, environment, image_folder, metrics, run, tokenizer_recipe, var_recipe
+from torch import Tensor
+
+from var.checkpoint import load_tokenizer
+from var.pipeline import VARPipeline
+from var.training.config import Recipe, TokenizerRecipe, VARRecipe, load_recipe
+from var.training.data import Unreadable
+from var.training.loop import FEW_SAMPLES, any_process, build_stage, check_unreadable, total_steps, train
+from var.training.report import Report
+from var.training.state import checkpoints
+
+LATENT_TOKENS = 1 + 4 + 16
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="module")
+def tokenizer_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenizerRecipe:
+    """A finished run of the first stage that learns eight images by heart."""
+    recipe = tokenizer_recipe(
+        tmp_path_factory.mktemp("runs") / "tokenizer",
+        images,
+        steps=60,
+        batch_size=8,
+        data={"crop": "center"},
+        ema=0.5,
+        restart_dead_codes=10,
+        validate_every=40,
+        sample_every=40,
+        checkpoint_every=20,
+    )
+    assert train(recipe) == recipe.output / "model"
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def var_run(images: Path, tokenizer_run: TokenizerRecipe, tmp_path_factory: pytest.TempPathFactory) -> VARRecipe:
+    """A finished run of the second stage on the first one's tokens."""
+    recipe = var_recipe(
+        tmp_path_factory.mktemp("runs") / "var",
+        images,
+        tokenizer_run.output / "model",
+        steps=80,
+        batch_size=8,
+        data={"crop": "center"},
+        token_views=1,
+        label_drop=0.1,
+        ema=0.5,
+        validate_every=80,
+        sample_every=80,
+    )
+    train(recipe)
+    return recipe
+
+
+def weights(folder: Path) -> Tensors:
+    files = sorted(folder.rglob("model.safetensors"))
+    assert files
+    return {f"{path.parent.name}/{k}": v for path in files for k, v in safetensors.torch.load_file(path).items()}
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+# --- what a run does and leaves behind
+
+
+def test_the_tokenizer_learns(tokenizer_run: TokenizerRecipe) -> None:
+    lines = metrics(tokenizer_run.output, "train")
+    assert [line["step"] for line in lines] == list(range(1, 61))
+    weighted = [0.2 * line["l1"] + line["l2"] + line["vq"] for line in lines]
+    assert weighted == pytest.approx([line["loss"] for line in lines], rel=1e-4)
+    assert lines[-1]["loss"] < 0.4 * lines[0]["loss"]
+    assert lines[-1]["psnr"] > lines[0]["psnr"] + 3
+    assert (lines[0]["lr"], lines[-1]["lr"]) == pytest.approx((0.005 * 3e-3, 0.1 * 3e-3))
+    assert all(line["gradient_norm"] > 0 for line in lines)
+
+
+def test_the_transformer_learns(var_run: VARRecipe) -> None:
+    lines = metrics(var_run.output, "train")
+    assert lines[0]["loss"] == pytest.approx(torch.tensor(16.0).log().item(), abs=0.2)  # it knows nothing yet
+    assert lines[-1]["loss"] < 0.5 * lines[0]["loss"]
+    assert lines[-1]["accuracy"] > 0.6
+
+
+def test_what_a_run_leaves_behind(tokenizer_run: TokenizerRecipe, var_run: VARRecipe) -> None:
+    output = tokenizer_run.output
+    names = sorted(path.name for path in output.iterdir())
+    assert names == ["checkpoints", "metrics.jsonl", "model", "pictures", "tensorboard"]
+    assert [path.name for path in checkpoints(output / "checkpoints")] == ["step-00000040.pt", "step-00000060.pt"]
+    assert [path.name for path in sorted((output / "pictures").iterdir())] == ["step-00000040.png", "step-00000060.png"]
+    validation = metrics(output, "validation")
+    assert [line["step"] for line in validation] == [40, 60]
+    assert {"psnr", "l1", "l2", "vq"} < validation[0].keys()
+    with Image.open(output / "pictures" / "step-00000060.png") as sheet:
+        assert sheet.size == (4 * 10 - 2, 6 * 10 - 2)  # six validation images: each, then after 1, 2 and 3 scales
+    with Image.open(var_run.output / "pictures" / "step-00000080.png") as sheet:
+        assert sheet.size == (4 * 10 - 2, 2 * 10 - 2)  # four pictures of each of the two classes
+
+
+def test_tensorboard_has_every_number_and_the_pictures(var_run: VARRecipe) -> None:
+    events = EventAccumulator(str(var_run.output / "tensorboard")).Reload()
+    tags = events.Tags()
+    assert tags["images"] == ["sheet"]
+    lines = metrics(var_run.output)
+    expected = {f"{line['split']}/{name}" for line in lines for name in line if name not in ("step", "split")}
+    assert set(tags["scalars"]) == expected | {"train/images_per_second"}
+    losses = [event.value for event in events.Scalars("train/loss")]
+    assert losses == pytest.approx([line["loss"] for line in metrics(var_run.output, "train")])
+
+
+def test_validation_tells_every_scale_apart(var_run: VARRecipe) -> None:
+    (line,) = metrics(var_run.output, "validation")
+    lengths = {"1x1": 1, "2x2": 4, "4x4": 16}
+    for name in ("loss", "accuracy"):
+        mean = sum(length * line[f"{name}/{scale}"] for scale, length in lengths.items()) / LATENT_TOKENS
+        assert line[name] == pytest.approx(mean, rel=1e-5)
+
+
+def test_the_exported_model_is_the_average_and_draws(var_run: VARRecipe, tokenizer_run: TokenizerRecipe) -> None:
+    pipe = VARPipeline.from_pretrained(var_run.output / "model", dtype="float32")
+    assert pipe.classes == {0: "bar", 1: "cup"}
+    drawn = pipe(["cup", 0], num=2, top_k=0)
+    assert [image.size for image in drawn.images] == [(8, 8)] * 4
+    state = torch.load(checkpoints(var_run.output / "checkpoints")[-1], weights_only=True)
+    assert state["step"] == 80
+    exported = pipe.model.state_dict()
+    assert all(torch.equal(exported[name], state["ema"][name]) for name in exported)
+    assert not torch.equal(exported["head.weight"], state["model"]["head.weight"])
+    trained = load_tokenizer(tokenizer_run.output / "model").state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in pipe.vqvae.state_dict().items())
+
+
+def test_a_finished_run_does_nothing_when_asked_again(var_run: VARRecipe) -> None:
+    before, lines = weights(var_run.output / "model"), metrics(var_run.output)
+    train(var_run)
+    after = weights(var_run.output / "model")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert metrics(var_run.output) == lines
+
+
+def test_length_in_epochs(tmp_path: Path, images: Path) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=None, epochs=2.5)
+    assert [total_steps(recipe, length) for length in (8, 9, 1)] == [5, 6, 1]
+
+
+# --- randomness belongs to training alone
+
+
+def test_labels_are_dropped_in_training_only(images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
+    recipe = var_recipe(tmp_path / "r", images, tokenizer_run.output / "model", label_drop=0.5)
+    stage = build_stage(recipe)
+    batch = next(iter(stage.validation_batches(6, 0, 1)))
+    seen: list[list[int]] = []
+
+    def model(labels: Tensor, features: Tensor) -> Tensor:
+        seen.append(labels.tolist())
+        return torch.zeros(len(labels), LATENT_TOKENS, 16, requires_grad=True)
+
+    torch.manual_seed(0)
+    for _ in range(100):
+        stage.losses(model, batch)  # type: ignore[arg-type]  # called like a module
+    dropped = sum(row.count(2) for row in seen) / sum(map(len, seen))
+    assert 0.4 < dropped < 0.6
+    assert {0, 1, 2} == {label for row in seen for label in row}
+    seen.clear()
+    for _ in range(20):
+        stage.validate(model, batch)  # type: ignore[arg-type]
+    assert seen == [batch.labels.tolist()] * 20
+
+
+def test_validation_is_deterministic_and_weighs_every_image_alike(
+    images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path
+) -> None:
+    found = []
+    for name, batch_size, seed in (("a", 4, 0), ("b", 6, 1), ("c", 1, 2)):
+        recipe = var_recipe(
+            tmp_path / name,
+            images,
+            tokenizer_run.output / "model",
+            steps=1,
+            batch_size=batch_size,
+            label_drop=0.9,
+            model={"drop_path": 0.9},
+            optimizer={"lr": 1e-12, "weight_decay": 0},
+            schedule={"warmup": 0},
+        )
+        torch.manual_seed(seed)
+        train(recipe)
+        (line,) = metrics(recipe.output, "validation")
+        found.append(line)
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
+    assert found[0] == pytest.approx(found[2], rel=1e-5)
+
+
+def test_tokens_in_memory_train_like_the_images(images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
+    common: dict[str, Any] = {"data": {"crop": "center", "flip": False}, "steps": 5, "label_drop": 0.3}
+    runs = [
+        var_recipe(tmp_path / f"{views}", images, tokenizer_run.output / "model", token_views=views, **common)
+        for views in (0, 1, 2)
+    ]
+    for recipe in runs:
+        train(recipe)
+    assert metrics(runs[0].output) == metrics(runs[1].output) == metrics(runs[2].output)
+    assert_same_weights(runs[0].output / "model", runs[1].output / "model")
+
+
+# --- resuming
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal while it takes that step."""
+    forward = build_stage
+
+    def build(recipe: Any) -> Any:
+        stage = forward(recipe)
+        after_step, done = stage.after_step, [0]
+
+        def counted(*arguments: Any) -> bool:
+            done[0] += 1
+            if done[0] == step:
+                os.kill(os.getpid(), number)
+            return after_step(*arguments)
+
+        monkeypatch.setattr(stage, "after_step", counted)
+        return stage
+
+    monkeypatch.setattr("var.training.loop.build_stage", build)
+
+
+@pytest.mark.parametrize(("stage", "number"), [("tokenizer", signal.SIGTERM), ("var", signal.SIGINT)])
+def test_resumed_equals_uninterrupted_bit_for_bit(
+    stage: str, number: int, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    common: dict[str, Any] = {"steps": 8, "data": {"flip": True}, "ema": 0.9, "validate_every": 2, "sample_every": 3}
+
+    def recipe(name: str) -> TokenizerRecipe | VARRecipe:
+        if stage == "tokenizer":
+            return tokenizer_recipe(tmp_path / name, images, **common, restart_dead_codes=2, model={"dropout": 0.2})
+        return var_recipe(tmp_path / name, images, tokenizer_run.output / "model", **common, model={"drop_path": 0.3})
+
+    whole, halves = recipe("whole"), recipe("halves")
+    train(whole)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 4, number)
+        train(halves)
+    assert "stopped after step 4 of 8: the same command goes on from there" in caplog.text
+    assert [path.name for path in checkpoints(halves.output / "checkpoints")] == ["step-00000004.pt"]
+    assert metrics(halves.output, "train")[-1]["step"] == 4
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL  # as before the run
+    train(halves)
+    assert metrics(whole.output) == metrics(halves.output)
+    assert_same_weights(whole.output / "model", halves.output / "model")
+    pictures = [[p.read_bytes() for p in sorted((r.output / "pictures").iterdir())] for r in (whole, halves)]
+    assert pictures[0] == pictures[1]
+
+
+def test_steps_lost_with_the_newest_checkpoint_are_done_again(
+    images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, checkpoint_every=2)
+    train(recipe)
+    lines, kept = metrics(recipe.output), weights(recipe.output / "model")
+    newest = recipe.output / "checkpoints" / "step-00000006.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with (recipe.output / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 7, "spl')  # as power loss leaves it
+    train(recipe)
+    assert "is damaged" in caplog.text
+    assert metrics(recipe.output) == lines
+    assert all(torch.equal(value, kept[name]) for name, value in weights(recipe.output / "model").items())
+
+
+def test_sigterm_to_a_process_saves_and_the_same_command_finishes(images: Path, tmp_path: Path) -> None:
+    steps = 400
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=steps, log_every=1, data={"workers": 1, "flip": True})
+    command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "r.yaml")]
+    process = subprocess.Popen(
+        [*command, f"output={tmp_path}/run"], env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path
+    )
+    lines = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 100
+    while not (lines.exists() and lines.read_text().count("\n") >= 5):
+        assert process.poll() is None, process.stderr.read() if process.stderr else ""
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    _, messages = process.communicate(timeout=60)
+    assert process.returncode == 0, messages
+    (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
+    stopped = int(saved.stem.removeprefix("step-"))
+    assert f"stopped after step {stopped} of {steps}: the same command goes on from there" in messages
+    assert 5 <= stopped < steps
+
+    again = run(ROOT / "train.py", tmp_path / "r.yaml", f"output={tmp_path}/run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"going on from step {stopped}" in again.stderr
+    assert f"model: {tmp_path}/run/model" in again.stdout
+    train(recipe)
+    assert metrics(recipe.output) == metrics(tmp_path / "run")
+    assert_same_weights(recipe.output / "model", tmp_path / "run" / "model")
+
+
+@pytest.mark.parametrize("change", [{"model": {"base_width": 16}}, {"model": {"vocab_size": 32}}, {"ema": 0.9}])
+def test_checkpoints_of_another_recipe_are_refused(images: Path, tmp_path: Path, change: dict[str, Any]) -> None:
+    train(tokenizer_recipe(tmp_path / "r", images, steps=1))
+    other = tokenizer_recipe(tmp_path / "r", images, steps=2, **change)
+    with refused(f"the checkpoints in {tmp_path / 'r'} belong to another recipe", "another output"):
+        train(other)
+
+
+# --- what cannot be read, what cannot work
+
+
+def broken_copy(folder: Path, *names: str) -> Path:
+    image_folder(folder)
+    for name in names:
+        path = folder / "train" / name
+        path.write_bytes(path.read_bytes()[:50])
+    return folder
+
+
+@pytest.mark.parametrize("token_views", [0, 1])
+def test_unreadable_images_are_counted_and_skipped(
+    tmp_path: Path, tokenizer_run: TokenizerRecipe, token_views: int
+) -> None:
+    data = broken_copy(tmp_path / "data", "bar/1.png", "cup/3.png")
+    recipe = var_recipe(
+        tmp_path / "r", data, tokenizer_run.output / "model", batch_size=8, steps=3, token_views=token_views
+    )
+    train(recipe)
+    assert [line["unreadable_images"] for line in metrics(recipe.output, "train")] == [2, 4, 6]
+    strict = var_recipe(
+        tmp_path / "s", data, tokenizer_run.output / "model", token_views=token_views, data={"max_unreadable": 0}
+    )
+    with refused("images could not be read", "data.max_unreadable=0", str(data / "train"), "repair or remove"):
+        train(strict)
+
+
+def test_a_batch_without_any_readable_image_is_skipped(tmp_path: Path) -> None:
+    data = broken_copy(tmp_path / "data", "bar/0.png", "bar/1.png", "bar/2.png")
+    recipe = tokenizer_recipe(tmp_path / "r", data, batch_size=1, steps=8)
+    train(recipe)
+    lines = metrics(recipe.output, "train")
+    assert 5 <= len(lines) <= 8
+    assert len(weights(recipe.output / "model")) > 10
+
+
+def test_share_of_unreadable_images() -> None:
+    bad = [Unreadable(i, f"row {i}", "OSError: torn") for i in range(21)]
+    check_unreadable(bad[:10], seen=20, allowed=0.01)  # few seen: the share is taken of FEW_SAMPLES
+    check_unreadable(bad[:20], seen=2 * FEW_SAMPLES, allowed=0.01)
+    with refused("11 of 20 images", "data.max_unreadable=0.01", "row 10", "torn"):
+        check_unreadable(bad[:11], seen=20, allowed=0.01)
+    with refused("21 of 2000 images"):
+        check_unreadable(bad, seen=2 * FEW_SAMPLES, allowed=0.01)
+    check_unreadable([], seen=20, allowed=0)
+
+
+def test_classes_that_the_model_has_no_room_for(tmp_path: Path, images: Path, tokenizer_run: TokenizerRecipe) -> None:
+    recipe = var_recipe(tmp_path / "r", images, tokenizer_run.output / "model", model={"num_classes": 1})
+    with refused("label 1", "model.num_classes=1", "at least 2"):
+        train(recipe)
+
+
+def test_numbered_folders_keep_their_labels(tmp_path: Path, tokenizer_run: TokenizerRecipe) -> None:
+    data = image_folder(tmp_path / "data")
+    for split in ("train", "val"):
+        (data / split / "bar").rename(data / split / "7")
+        (data / split / "cup").rename(data / split / "3")
+    (data / "classes.json").write_text(json.dumps({"7": {"name": "bar"}, "3": {"name": "cup"}}))
+    recipe = var_recipe(tmp_path / "r", data, tokenizer_run.output / "model", steps=1, model={"num_classes": 10})
+    pipe = VARPipeline.from_pretrained(train(recipe))
+    assert pipe.classes == {3: "cup", 7: "bar"}
+    assert pipe.model.config.num_classes == 10
+    with refused("class 4", "3 cup, 7 bar"):
+        pipe(4)
+
+
+# --- several processes
+
+
+class TwoProcesses:
+    """An accelerator whose other process has set the flags given."""
+
+    num_processes, device = 2, torch.device("cpu")
+
+    def __init__(self, *other: bool) -> None:
+        self.other = other
+
+    def reduce(self, value: Tensor) -> Tensor:
+        return value + torch.tensor(self.other).float()
+
+
+def test_a_flag_of_any_process_counts_for_all() -> None:
+    call: Callable[..., list[bool]] = any_process
+    assert call(TwoProcesses(True, False), False, False) == [True, False]
+    assert call(TwoProcesses(False, True), True, False) == [True, True]
+    assert call(TwoProcesses(False, False), False, False) == [False, False]
+
+
+def torchrun(recipe: Recipe, path: Path, *overrides: str) -> None:
+    command = (
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        2,
+        "--master_port",
+        0,
+        ROOT / "train.py",
+        path.with_suffix(".yaml"),
+    )
+    done = run(*command, *overrides, cwd=path.parent)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("model: ") == 2
+    assert (recipe.output / "model").is_dir()
+
+
+def test_two_processes_train_like_one(images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
+    """About 10 s: processes of their own. Without random label drop and drop path only rounding may differ."""
+    common: dict[str, Any] = {"steps": 4, "label_drop": 0, "model": {"drop_path": 0}, "ema": 0.5}
+    one = var_recipe(tmp_path / "one", images, tokenizer_run.output / "model", **common, data={"validation_images": 5})
+    two = var_recipe(tmp_path / "two", images, tokenizer_run.output / "model", **common, data={"validation_images": 5})
+    train(one)
+    torchrun(two, tmp_path / "two")
+    ours, theirs = weights(one.output / "model"), weights(two.output / "model")
+    assert max(largest_difference(ours[name], theirs[name]) for name in ours) < 1e-4
+    assert [line["step"] for line in metrics(two.output, "train")] == [1, 2, 3, 4]  # one process writes
+    (a,), (b,) = metrics(one.output, "validation"), metrics(two.output, "validation")
+    assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_two_processes_restart_dead_codes_together(images: Path, tmp_path: Path) -> None:
+    """About 10 s. Each process sees other tokens, so they would disagree on which codes are dead."""
+    recipe = tokenizer_recipe(
+        tmp_path / "two", images, steps=12, restart_dead_codes=2, data={"validation_images": 5}, validate_every=5
+    )
+    torchrun(recipe, tmp_path / "two")
+    assert [line["step"] for line in metrics(recipe.output, "validation")] == [5, 10, 12]
+    assert all(torch.isfinite(value).all() for value in weights(recipe.output / "model").values())
+
+
+# --- the report
+
+
+def test_the_report_speaks_on_one_process_only(tmp_path: Path, images: Path) -> None:
+    path = tmp_path / "r"
+    recipe = tokenizer_recipe(path, images, log_every=2)
+    assert load_recipe(path.with_suffix(".yaml")).output == recipe.output
+    with Report(recipe, 6, 0, speaks=False) as report:
+        report.step(2, {"loss": torch.tensor(1.0)}, 0)
+        report.validation(2, {"psnr": 1.0})
+    assert not recipe.output.exists()
+    with Report(recipe, 3, 0, speaks=True) as report:
+        for step in (1, 2, 3):
+            report.step(step, {"loss": torch.tensor(float(step))}, unreadable=step - 1)
+    lines = metrics(recipe.output)
+    assert [(line["step"], line["loss"], line["unreadable_images"]) for line in lines] == [(2, 2.0, 1), (3, 3.0, 2)]
+
+
+def test_a_line_tells_rate_loss_and_time_left(
+    tmp_path: Path, images: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    recipe = tokenizer_recipe(tmp_path / "r", images, log_every=10, batch_size=4)
+    with Report(recipe, 400, 100, speaks=True) as report:
+        now[0] += 20.0
+        report.step(110, {"loss": torch.tensor(0.25)}, 3)
+    line = capsys.readouterr().out
+    assert "step 110/400" in line
+    assert "loss 0.2500" in line
+    assert "2 images/s" in line  # ten steps of four in twenty seconds
+    assert "3 images unreadable" in line
+    assert "0:09:40 left" in line  # 290 steps of two seconds

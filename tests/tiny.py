@@ -1,0 +1,123 @@
+"""Tiny data, recipes and pipelines made on the fly, for the tests of training, pipeline and commands."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from helpers import small_var, small_vqvae
+from PIL import Image
+
+from var.pipeline import VARPipeline
+from var.training.config import TokenizerRecipe, VARRecipe, load_recipe
+
+ROOT = Path(__file__).parents[1]
+NAMES = {0: "red fox", 1: "tabby_cat", 3: "crane", 4: "crane"}  # of five classes; 2 was not trained on
+
+TOKENIZER: dict[str, Any] = {
+    "stage": "tokenizer",
+    "batch_size": 4,
+    "steps": 6,
+    "model": {
+        "scales": [1, 2, 4],
+        "vocab_size": 16,
+        "latent_dim": 4,
+        "base_width": 8,
+        "multipliers": [1, 2],
+        "blocks": 1,
+        "norm_groups": 4,
+    },
+    "optimizer": {"lr": 3e-3, "weight_decay": 0.01, "clip": 1.0},
+    "precision": "float32",
+    "log_every": 1,
+}
+VAR: dict[str, Any] = {
+    "stage": "var",
+    "batch_size": 4,
+    "steps": 6,
+    "model": {"depth": 2, "width": 16, "heads": 2, "drop_path": 0.1},
+    "optimizer": {"lr": 1e-2, "weight_decay": 0.01},
+    "precision": "float32",
+    "log_every": 1,
+}
+
+
+def picture(label: int, index: int, side: int = 16) -> Image.Image:
+    """A bar whose place and colours tell class and index; no two are the same."""
+    pixels = np.zeros((side, side, 3), np.uint8)
+    pixels[..., label] = 200
+    pixels[(2 * index) % side :][:3] = (30 * index % 256, 255 - 25 * index % 256, 100)
+    return Image.fromarray(pixels)
+
+
+def image_folder(folder: Path, train: int = 4, validation: int = 3) -> Path:
+    """train/ and val/ of two classes; returns the folder."""
+    for split, count, first in (("train", train, 0), ("val", validation, train)):
+        for label, name in enumerate(("bar", "cup")):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(first, first + count):
+                picture(label, index).save(folder / split / name / f"{index}.png")
+    return folder
+
+
+def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries, the changes winning."""
+    result = dict(base)
+    for key, value in changes.items():
+        known = result.get(key)
+        result[key] = merged(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
+    return result
+
+
+def write_recipe(path: Path, base: dict[str, Any], **changes: Any) -> Path:
+    """A recipe file (JSON is YAML), NAME.yaml, whose output is the folder NAME beside it."""
+    values = merged(base | {"output": str(path.with_suffix(""))}, changes)
+    values["data"] = {"workers": 0, **values["data"]}
+    path.write_text(json.dumps(values, default=str))
+    return path
+
+
+def tokenizer_recipe(path: Path, source: Path, **changes: Any) -> TokenizerRecipe:
+    recipe = load_recipe(
+        write_recipe(path.with_suffix(".yaml"), merged(TOKENIZER, {"data": {"source": str(source)}}), **changes)
+    )
+    assert isinstance(recipe, TokenizerRecipe)
+    return recipe
+
+
+def var_recipe(path: Path, source: Path, tokenizer: Path, **changes: Any) -> VARRecipe:
+    base = merged(VAR, {"data": {"source": str(source)}, "tokenizer": str(tokenizer)})
+    recipe = load_recipe(write_recipe(path.with_suffix(".yaml"), base, **changes))
+    assert isinstance(recipe, VARRecipe)
+    return recipe
+
+
+def metrics(output: Path, split: str | None = None) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, without what depends on the machine's speed."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    return [
+        {name: value for name, value in line.items() if name != "images_per_second"}
+        for line in lines
+        if split in (None, line["split"])
+    ]
+
+
+def tiny_pipeline(classes: dict[int, str] | None = None) -> VARPipeline:
+    """Random weights, 8 px, scales 1 2 4, five classes."""
+    return VARPipeline(small_var(), small_vqvae(), classes)
+
+
+def environment(**more: str) -> dict[str, str]:
+    """For a process of its own: one thread, as in the tests' own process, and no network."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+
+
+def run(*arguments: object, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
+    """A Python command in a process of its own."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=120, check=False
+    )

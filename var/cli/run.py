@@ -1,0 +1,27 @@
+"""How commands run and fail: one line on standard error, exit code 2."""
+
+import sys
+from collections.abc import Callable
+
+import typer
+from typer.exceptions import TyperException
+
+from tokenizer.errors import InputError
+
+
+def run(command: Callable[..., None]) -> None:
+    """Run a function as a command. Input that cannot work ends it in one line; other exceptions are bugs and show."""
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+    app.command()(command)
+    try:
+        app(standalone_mode=False)
+    except TyperException as error:
+        fail(f"{error.format_message()} (--help lists the options)")
+    except InputError as error:
+        fail(str(error))
+
+
+def fail(message: str) -> None:
+    """Print the message in one line and leave with exit code 2."""
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    raise SystemExit(2)
