@@ -53,5 +53,5 @@ def test_imagenets_names() -> None:
     assert sorted(names) == list(range(1000))
     assert [names[label] for label in (0, 207, 999)] == ["tench", "golden retriever", "toilet tissue"]
     assert find_label("Golden_Retriever", names) == 207
-    with refused("'crane'", "[134, 517]"):
-        find_label("crane", names)
+    assert len(set(names.values())) == 1000  # torchvision tells the two cranes apart
+    assert (find_label("crane", names), find_label("crane bird", names)) == (517, 134)

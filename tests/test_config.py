@@ -10,7 +10,8 @@ from pydantic import ValidationError
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
-from var.training.config import TokenizerRecipe, VARRecipe, VARSizes, load_recipe
+from var.training.config import TokenizerRecipe, VARRecipe, VARSizes
+from var.training.recipe import load_recipe
 
 TOKENIZER = """
 stage: tokenizer
@@ -255,7 +256,7 @@ def test_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_no_heavy_library_is_imported() -> None:
     code = (
-        "import sys, var.training.config; print([m for m in ('torchvision', 'datasets', 'pandas') if m in sys.modules])"
+        "import sys, var.training.recipe; print([m for m in ('torchvision', 'datasets', 'pandas') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"

@@ -35,10 +35,13 @@ def sample(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         typed = [] if "--dtype" in given else ["--dtype", "float32"]
         monkeypatch.setattr(sys, "argv", ["sample.py", *chosen, *typed, *given])
         capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
+        code = 0
+        try:
             command.main()
+        except SystemExit as end:
+            code = int(end.code or 0)
         out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
+        return code, out, err
 
     return call
 
@@ -153,6 +156,9 @@ def test_an_unknown_class(sample: Run) -> None:
         (("--top-p", -0.1), ("top_p=-0.1",)),
         (("--num", 0), ("num=0", "at least 1")),
         (("--seed", -1), ("seed=-1",)),
+        (("--num", "abc"), ("--num", "integer", "--help lists the options")),
+        (("--nmu", 3), ("--nmu", "--num")),
+        (("207",), ("207", "--help lists the options")),
         (("--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
         (("--device", "cuda:77"), ("device 'cuda:77'",)),
         (("--dtype", "half"), ("dtype 'half'", "auto, float32 or bfloat16")),

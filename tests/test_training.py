@@ -16,14 +16,15 @@ import torch
 from helpers import Tensors, largest_difference, refused
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, environment, image_folder, metrics, run, tokenizer_recipe, var_recipe
+from tiny import ROOT, TIMEOUT, environment, image_folder, metrics, run, tokenizer_recipe, var_recipe
 from torch import Tensor
 
 from var.checkpoint import load_tokenizer
 from var.pipeline import VARPipeline
-from var.training.config import Recipe, TokenizerRecipe, VARRecipe, load_recipe
+from var.training.config import Recipe, TokenizerRecipe, VARRecipe
 from var.training.data import Unreadable
 from var.training.loop import FEW_SAMPLES, any_process, build_stage, check_unreadable, total_steps, train
+from var.training.recipe import load_recipe
 from var.training.report import Report
 from var.training.state import checkpoints
 
@@ -213,6 +214,7 @@ def test_validation_is_deterministic_and_weighs_every_image_alike(
         train(recipe)
         (line,) = metrics(recipe.output, "validation")
         found.append(line)
+    assert [line.pop("split") for line in found] == ["validation"] * 3
     assert found[0] == pytest.approx(found[1], rel=1e-5)
     assert found[0] == pytest.approx(found[2], rel=1e-5)
 
@@ -297,20 +299,20 @@ def test_steps_lost_with_the_newest_checkpoint_are_done_again(
 
 
 def test_sigterm_to_a_process_saves_and_the_same_command_finishes(images: Path, tmp_path: Path) -> None:
-    steps = 400
+    steps = 200
     recipe = tokenizer_recipe(tmp_path / "r", images, steps=steps, log_every=1, data={"workers": 1, "flip": True})
     command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "r.yaml")]
     process = subprocess.Popen(
         [*command, f"output={tmp_path}/run"], env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path
     )
     lines = tmp_path / "run" / "metrics.jsonl"
-    deadline = time.monotonic() + 100
+    deadline = time.monotonic() + TIMEOUT
     while not (lines.exists() and lines.read_text().count("\n") >= 5):
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    _, messages = process.communicate(timeout=60)
+    _, messages = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, messages
     (saved,) = checkpoints(tmp_path / "run" / "checkpoints")
     stopped = int(saved.stem.removeprefix("step-"))
@@ -424,18 +426,9 @@ def test_a_flag_of_any_process_counts_for_all() -> None:
     assert call(TwoProcesses(False, False), False, False) == [False, False]
 
 
-def torchrun(recipe: Recipe, path: Path, *overrides: str) -> None:
-    command = (
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        2,
-        "--master_port",
-        0,
-        ROOT / "train.py",
-        path.with_suffix(".yaml"),
-    )
-    done = run(*command, *overrides, cwd=path.parent)
+def torchrun(recipe: Recipe, path: Path) -> None:
+    script = (ROOT / "train.py", path.with_suffix(".yaml"))
+    done = run("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *script, cwd=path.parent)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("model: ") == 2
     assert (recipe.output / "model").is_dir()
@@ -452,6 +445,7 @@ def test_two_processes_train_like_one(images: Path, tokenizer_run: TokenizerReci
     assert max(largest_difference(ours[name], theirs[name]) for name in ours) < 1e-4
     assert [line["step"] for line in metrics(two.output, "train")] == [1, 2, 3, 4]  # one process writes
     (a,), (b,) = metrics(one.output, "validation"), metrics(two.output, "validation")
+    assert a.pop("split") == b.pop("split")
     assert a == pytest.approx(b, rel=1e-4)
 
 

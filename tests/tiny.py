@@ -12,9 +12,11 @@ from helpers import small_var, small_vqvae
 from PIL import Image
 
 from var.pipeline import VARPipeline
-from var.training.config import TokenizerRecipe, VARRecipe, load_recipe
+from var.training.config import TokenizerRecipe, VARRecipe
+from var.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
+TIMEOUT = 300  # seconds: a bound on what hangs, with room for a busy machine
 NAMES = {0: "red fox", 1: "tabby_cat", 3: "crane", 4: "crane"}  # of five classes; 2 was not trained on
 
 TOKENIZER: dict[str, Any] = {
@@ -115,9 +117,15 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
 
 
-def run(*arguments: object, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess[str]:
-    """A Python command in a process of its own."""
+def run(*arguments: object, cwd: Path = ROOT, **env: object) -> subprocess.CompletedProcess[str]:
+    """A Python command in a process of its own, which is told to end its own processes too if it takes too long."""
     command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(
-        command, cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=120, check=False
-    )
+    variables = environment(**{name: str(value) for name, value in env.items()})
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=cwd, env=variables, stdout=pipe, stderr=pipe, text=True) as process:
+        try:
+            out, err = process.communicate(timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            process.terminate()
+            raise
+    return subprocess.CompletedProcess(command, process.returncode, out, err)

@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import typer
 from typer.exceptions import TyperException
@@ -14,14 +15,16 @@ def run(command: Callable[..., None]) -> None:
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except TyperException as error:
         fail(f"{error.format_message()} (--help lists the options)")
     except InputError as error:
         fail(str(error))
+    if code:  # Ctrl-C
+        raise SystemExit(code)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print the message in one line and leave with exit code 2."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
     raise SystemExit(2)

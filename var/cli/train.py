@@ -22,7 +22,7 @@ def train(
     """Train the stage that RECIPE describes. Run it again to go on where it stopped."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    from var.training.config import load_recipe
+    from var.training.recipe import load_recipe
 
     checked = load_recipe(recipe, overrides or [])
     from var.training import loop

@@ -29,7 +29,10 @@ class TokenizerStage:
         side = recipe.model.image_side
         self.train_images = open_dataset(recipe.data, "train", side, recipe.seed)
         self.validation_images = open_dataset(recipe.data, "validation", side, recipe.seed)
-        self.model: nn.Module = VQVAE(recipe.model)
+        vqvae = VQVAE(recipe.model)
+        self.model: nn.Module = vqvae
+        for i, phi in enumerate(vqvae.quantizer.phi):  # with fewer scales than phi, some have no part in the loss
+            phi.requires_grad_(i in vqvae.quantizer.phi_index)
 
     @property
     def length(self) -> int:
