@@ -299,11 +299,16 @@ def test_steps_lost_with_the_newest_checkpoint_are_done_again(
 
 
 def test_sigterm_to_a_process_saves_and_the_same_command_finishes(images: Path, tmp_path: Path) -> None:
-    steps = 200
+    steps = 120
     recipe = tokenizer_recipe(tmp_path / "r", images, steps=steps, log_every=1, data={"workers": 1, "flip": True})
     command = [sys.executable, str(ROOT / "train.py"), str(tmp_path / "r.yaml")]
     process = subprocess.Popen(
-        [*command, f"output={tmp_path}/run"], env=environment(), stderr=subprocess.PIPE, text=True, cwd=tmp_path
+        [*command, f"output={tmp_path}/run"],
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        start_new_session=True,
     )
     lines = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + TIMEOUT
@@ -311,7 +316,7 @@ def test_sigterm_to_a_process_saves_and_the_same_command_finishes(images: Path, 
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and job schedulers do: the readers of images get it too
     _, messages = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0, messages
     (saved,) = checkpoints(tmp_path / "run" / "checkpoints")

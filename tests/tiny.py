@@ -114,7 +114,7 @@ def tiny_pipeline(classes: dict[int, str] | None = None) -> VARPipeline:
 
 def environment(**more: str) -> dict[str, str]:
     """For a process of its own: one thread, as in the tests' own process, and no network."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **more}
 
 
 def run(*arguments: object, cwd: Path = ROOT, **env: object) -> subprocess.CompletedProcess[str]:

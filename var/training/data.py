@@ -6,6 +6,7 @@ sees what an uninterrupted one would have seen.
 """
 
 import os
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -220,7 +221,8 @@ def collate(samples: Sequence[Sample | Unreadable], side: int) -> Batch:
 def loader(dataset: ImageDataset, batch_sampler: Iterable[list[Key]], workers: int) -> "DataLoader[Batch]":
     """Batches in the sampler's order, read by as many processes, at most one a CPU; 0 reads in this process.
 
-    torch limits itself to one thread in such a process.
+    torch limits itself to one thread in such a process, and signals are left to the process that trains: one that is
+    told to stop still wants its batch.
     """
     workers = min(workers, _cpus())
     return DataLoader(
@@ -229,9 +231,15 @@ def loader(dataset: ImageDataset, batch_sampler: Iterable[list[Key]], workers: i
         num_workers=workers,
         collate_fn=partial(collate, side=dataset.side),
         persistent_workers=workers > 0,
+        worker_init_fn=_ignore_signals,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every pass draws from the global stream, which dropout uses
     )
+
+
+def _ignore_signals(worker: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _cpus() -> int:

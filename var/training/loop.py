@@ -18,15 +18,16 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from var.device import choose_device, choose_dtype
 from var.training.config import Recipe, TokenizerRecipe, VARRecipe
-from var.training.data import StepSampler, Unreadable
+from var.training.data import Batch, StepSampler, Unreadable
 from var.training.ema import EMA
 from var.training.optimizer import build_optimizer
 from var.training.report import Report
 from var.training.schedule import lr_factor
-from var.training.stages import Stage
+from var.training.stages import Losses, Stage
 from var.training.stages.tokenizer import TokenizerStage
 from var.training.stages.var import VARStage
 from var.training.state import load_newest, save_checkpoint
+from var.training.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
 
@@ -80,26 +81,19 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
         for batch in stage.batches(sampler):
             unreadable += batch.unreadable
             check_unreadable(unreadable, (step - start + 1) * recipe.batch_size // world, recipe.data.max_unreadable)
-            if not len(batch.labels):
-                if world > 1:  # the other processes wait for this one's gradients
-                    raise InputError(f"no image of process {rank}'s batch could be read: {unreadable[-1].place}")
-                step += 1
-                continue
+            if not len(batch.labels) and world > 1:  # the other processes would wait for this one's gradients
+                raise InputError(f"no image of process {rank}'s batch could be read: {unreadable[-1].place}")
             seed_all(_STEP, recipe.seed, step, rank)
-            batch = send_to_device(batch, accelerator.device)
             lr = recipe.optimizer.lr * lr_factor(step, steps, recipe.schedule)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-
-            model.train()
-            with accelerator.autocast():
-                losses = stage.losses(model, batch)
-            accelerator.backward(losses.total)
-            norm = accelerator.clip_grad_norm_(model.parameters(), recipe.optimizer.clip or math.inf)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            logs: dict[str, Tensor | float] = {"lr": lr}
+            changed = False
+            if len(batch.labels):
+                batch = send_to_device(batch, accelerator.device)
+                losses, norm = optimise(stage, model, optimizer, batch, accelerator, lr, recipe.optimizer.clip)
+                changed = stage.after_step(batch, losses.tokens)
+                logs |= {**losses.logs, "gradient_norm": norm}
             # What one process sees in its part of the batch, or receives as a signal, all must act upon.
-            changed, stop = any_process(accelerator, stage.after_step(batch, losses.tokens), interrupted())
+            changed, stop = any_process(accelerator, changed, interrupted())
             if changed and world > 1:
                 broadcast([p.data for p in stage.model.parameters()])
             if ema:
@@ -107,7 +101,7 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
             step += 1
 
             last = step == steps or stop
-            report.step(step, {**losses.logs, "lr": lr, "gradient_norm": norm}, len(unreadable))
+            report.step(step, logs, len(unreadable))
             if step % recipe.validate_every == 0 or step == steps:
                 report.validation(step, validate(stage, averaged, accelerator, recipe.batch_size))
             if (step % recipe.checkpoint_every == 0 or last) and accelerator.is_main_process:
@@ -124,6 +118,28 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
             stage.export(averaged, recipe.output / "model")
     accelerator.end_training()
     return recipe.output / "model"
+
+
+def optimise(
+    stage: Stage,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch | TokenBatch,
+    accelerator: Accelerator,
+    lr: float,
+    clip: float | None,
+) -> tuple[Losses, Tensor]:
+    """One step of the optimiser; the losses of the batch and the norm of the gradient before clipping."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    model.train()
+    with accelerator.autocast():
+        losses = stage.losses(model, batch)
+    accelerator.backward(losses.total)
+    norm = accelerator.clip_grad_norm_(model.parameters(), clip or math.inf)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return losses, norm
 
 
 def seed_all(*words: int) -> None:
@@ -144,7 +160,10 @@ def resume(output: Path, model: nn.Module, ema: EMA | None, optimizer: torch.opt
         model.load_state_dict(state["model"])
         if ema:
             ema.model.load_state_dict(state["ema"])
+        settings = [{name: group[name] for name in ("weight_decay", "betas")} for group in optimizer.param_groups]
         optimizer.load_state_dict(state["optimizer"])
+        for group, setting in zip(optimizer.param_groups, settings, strict=True):
+            group.update(setting)  # the recipe's, which may have changed since
     except (RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(

@@ -64,7 +64,8 @@ class Report:
         if unreadable:
             values["unreadable_images"] = unreadable
         self._write(step, "train", values)
-        shown = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
+        loss = f"loss {values['loss']:.4f}" if "loss" in values else "no image could be read"
+        shown = f"{loss}  {values['images_per_second']:.0f} images/s"
         shown += f"  {unreadable} images unreadable" if unreadable else ""
         self.progress.update(self.task, description=shown)
         if not self.console.is_terminal:
