@@ -260,3 +260,19 @@ def test_no_heavy_library_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[1] / "configs").glob("*.yaml")), ids=lambda path: path.name
+)
+def test_the_recipes_of_the_repository_are_valid_and_say_how_they_run(path: Path) -> None:
+    load_recipe(path)
+    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    for entry in ("Command:", "Hardware:", "Result:"):
+        assert any(entry in line for line in header), entry
+
+
+def test_scales_that_do_not_fit_the_image_size_are_refused() -> None:
+    path = Path(__file__).parents[1] / "configs" / "mini_tokenizer.yaml"
+    with pytest.raises(InputError, match=r"end at 9.*36 pixels.*image_size=32.*image_size / 4"):
+        load_recipe(path, ["model.scales=[1,2,9]"])

@@ -1,5 +1,42 @@
-"""The one exception type for input that cannot work: commands print it as one line and exit with code 2."""
+"""Input that cannot work: the one exception type, and the check of types that both models' configurations share."""
+
+import math
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
 
 
 class InputError(ValueError):
-    """What was given cannot work. The message states what was given, what is allowed and what to do."""
+    """What was given cannot work. The message states what was given, what is allowed and what to do.
+
+    Commands print it as one line and exit with code 2.
+    """
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+_CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
+    int: (_is_whole, "a whole number"),
+    float: (_is_number, "a number"),
+    float | None: (lambda value: value is None or _is_number(value), "a number or null"),
+    bool: (lambda value: isinstance(value, bool), "true or false"),
+    tuple[int, ...]: (lambda value: isinstance(value, list | tuple) and all(map(_is_whole, value)), "whole numbers"),
+}
+
+
+def check_types(config: Any) -> None:
+    """Raise InputError if a field of a configuration dataclass holds something else than its annotation says.
+
+    Configurations come from JSON files too, where nothing else would notice a quoted number.
+    """
+    for field in fields(config):
+        fits, wanted = _CHECKS[field.type]
+        value = getattr(config, field.name)
+        if not fits(value):
+            raise InputError(f"{field.name}={value!r} must be {wanted}")

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 
 PHI_RESIDUAL = 0.5  # phi(h) = 0.5 h + 0.5 conv(h)
@@ -156,6 +157,8 @@ class Quantizer(nn.Module):
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
         """(B, L) int64 -> f_hat (B, C, H, H) float32 of the first num_scales scales (None: all)."""
         stop = len(self.scales) if num_scales is None else num_scales
+        if not 1 <= stop <= len(self.scales):
+            raise InputError(f"num_scales={num_scales} must be in 1..{len(self.scales)}")
         f_hats = self.accumulate(tokens)
         for _ in range(stop - 1):
             next(f_hats)

@@ -9,7 +9,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_types
 from tokenizer.layers import Decoder, Encoder
 from tokenizer.quantizer import Quantizer
 from tokenizer.scales import SCALES_256, Scales
@@ -49,6 +49,7 @@ class TokenizerConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        check_types(self)
         object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
         for name in ("vocab_size", "latent_dim", "base_width", "blocks", "norm_groups", "num_phi"):
@@ -155,8 +156,6 @@ class VQVAE(nn.Module):
         Raises:
             InputError: a wrong number of tokens, a token outside the codebook, num_scales outside 1..K.
         """
-        if num_scales is not None and not 1 <= num_scales <= len(self.scales):
-            raise InputError(f"num_scales={num_scales} must be in 1..{len(self.scales)}")
         if tokens.numel() and (tokens.min() < 0 or tokens.max() >= self.config.vocab_size):
             raise InputError(f"tokens must be in 0..{self.config.vocab_size - 1}, the codebook's indices")
         return self.pixels(self.quantizer.decode(tokens, num_scales)).clamp(-1, 1)

@@ -32,9 +32,7 @@ def replacing(folder: Path, entries: Collection[str]) -> Iterator[Path]:
         InputError: the folder cannot be written, or holds something else.
     """
     folder = folder.absolute()
-    foreign = sorted({path.name for path in folder.iterdir()} - set(entries)) if folder.is_dir() else []
-    if foreign:
-        raise InputError(f"{folder} holds other files, such as {foreign[0]}: give a new folder")
+    check_replaceable(folder, entries)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -50,6 +48,15 @@ def replacing(folder: Path, entries: Collection[str]) -> Iterator[Path]:
             old.rename(folder)
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, entries: Collection[str]) -> None:
+    """Raise InputError if there is something at the target that is not ours to lose."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder")
+    foreign = sorted({path.name for path in folder.iterdir()} - set(entries)) if folder.is_dir() else []
+    if foreign:
+        raise InputError(f"{folder} holds other files, such as {foreign[0]}: give a new folder")
 
 
 def save_model(

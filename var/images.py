@@ -1,6 +1,7 @@
 """Between pictures of any kind, square RGB ones, and tensors."""
 
 import os
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -24,7 +25,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any image as Pillow opens it -> RGB, upright (EXIF), transparent parts over white, 16 bits scaled to 8."""
-    ImageOps.exif_transpose(image, in_place=True)
+    image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
@@ -73,6 +74,20 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * width, i // columns * height))
     return sheet
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for pictures.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {error.strerror or error}: give another folder") from error
 
 
 def save_picture(path: Path, picture: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:

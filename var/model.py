@@ -11,7 +11,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_types
 from tokenizer.scales import SCALES_256, Scales
 from var.masks import block_causal
 from var.transformer import AdaLN, AdaLNOffset, Block, KVCache, Modulation, modulate
@@ -51,6 +51,7 @@ class VARConfig:
     drop_path: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name in ("depth", "vocab_size", "latent_dim", "num_classes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
@@ -139,13 +140,12 @@ class VAR(nn.Module):
             (B, L, V) float32 logits.
 
         Raises:
-            InputError: the input does not have L - 1 positions.
+            InputError: the input is not of shape (B, L - 1, C).
         """
-        if teacher_forcing_input.shape[1] != self.scales.total - 1:
-            raise InputError(
-                f"teacher forcing input of {teacher_forcing_input.shape[1]} positions given, "
-                f"the scales {list(self.config.scales)} need {self.scales.total - 1}"
-            )
+        expected = (len(labels), self.scales.total - 1, self.config.latent_dim)
+        if teacher_forcing_input.shape != expected:
+            given = tuple(teacher_forcing_input.shape)
+            raise InputError(f"teacher forcing input of shape {given} given, {expected} needed for these labels")
         condition = self.condition(labels)
         features = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))
         x = torch.cat([condition.start + self.start_position, features.to(condition.start.dtype)], dim=1)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Self
 
@@ -60,6 +61,9 @@ class VARPipeline:
         self.model = model.eval()
         self.vqvae = vqvae.eval()
         self.classes = None if classes is None else dict(classes)
+        unknown = [label for label in self.classes or () if not 0 <= label < model.config.num_classes]
+        if unknown or self.classes == {}:
+            raise InputError(f"classes must name labels in 0..{model.config.num_classes - 1}, got {unknown or 'none'}")
 
     @classmethod
     def from_pretrained(
@@ -179,7 +183,7 @@ class VARPipeline:
         for option, value in (("num", num), ("batch_size", batch_size)):
             if value < 1:
                 raise InputError(f"{option}={value} must be at least 1")
-        asked = [labels] if isinstance(labels, int | str) else list(labels)
+        asked = [labels] if isinstance(labels, int | str | Integral) else list(labels)
         rows = [label for given in asked for label in [self.label(given)] * num]
         indices = occurrences(rows)
         images: list[Image.Image] = []
@@ -203,7 +207,7 @@ class VARPipeline:
     def reconstruct(self, image: Image.Image) -> Image.Image:
         """An image of any size and mode -> its centre square through the tokenizer and back, at the model's side."""
         side = self.vqvae.config.image_side
-        square = to_tensor(resize_and_crop(to_rgb(image.copy()), side, side))[None].to(self.model.position.device)
+        square = to_tensor(resize_and_crop(to_rgb(image), side, side))[None].to(self.model.position.device)
         return to_pil(self.vqvae.decode(self.vqvae.encode(square)))[0]
 
 

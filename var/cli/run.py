@@ -1,5 +1,6 @@
 """How commands run and fail: one line on standard error, exit code 2."""
 
+import logging
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -12,6 +13,7 @@ from tokenizer.errors import InputError
 
 def run(command: Callable[..., None]) -> None:
     """Run a function as a command. Input that cannot work ends it in one line; other exceptions are bugs and show."""
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     app.command()(command)
     try:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from var.pipeline import PipelineOutput, VARPipeline
 
 MIX = 8  # classes drawn when none is asked for
+COLUMNS = 8  # of the grid, at most
 GRID_TILE = 128  # smaller pictures are enlarged on the grid and in the GIF, to be seen on a screen
 
 
@@ -32,7 +33,7 @@ def sample(
             "Default: a mix of those the model knows.",
         ),
     ] = None,
-    num: Annotated[int, typer.Option(help="Pictures of each class.")] = 4,
+    num: Annotated[int, typer.Option(help="Pictures of each class.", min=1, max=1000)] = 4,
     seed: Annotated[int, typer.Option(help="With class and index it fixes a picture.")] = 0,
     cfg: Annotated[float, typer.Option(help="Classifier-free guidance; 0 switches it off.")] = 4.0,
     top_k: Annotated[
@@ -50,8 +51,10 @@ def sample(
 ) -> None:
     """Draw pictures scale by scale, coarse to fine, and save them as PNG with a grid of all."""
     began = time.perf_counter()
+    from var.images import make_folder
     from var.pipeline import VARPipeline
 
+    make_folder(out)
     pipe = VARPipeline.from_pretrained(model, device=device, dtype=dtype)
     vocab_size = pipe.model.config.vocab_size
     if top_k is not None and not 0 <= top_k <= vocab_size:
@@ -61,7 +64,7 @@ def sample(
     kept = 900 if top_k is None else top_k
     drawn = pipe(labels, num, cfg=cfg, top_k=kept, top_p=top_p, seed=seed, smooth=smooth, per_scale=scales)
     seconds = time.perf_counter() - loaded
-    for path in save(drawn, out, num):
+    for path in save(drawn, out, columns=min(num, COLUMNS)):
         typer.echo(path)
     typer.echo(f"{len(drawn.images)} pictures in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
 

@@ -21,7 +21,6 @@ def train(
 ) -> None:
     """Train the stage that RECIPE describes. Run it again to go on where it stopped."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("httpx").setLevel(logging.WARNING)
     from var.training.recipe import load_recipe
 
     checked = load_recipe(recipe, overrides or [])

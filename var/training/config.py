@@ -177,12 +177,28 @@ class Recipe(Section):
 
 
 class TokenizerRecipe(Recipe):
-    """Stage 1. restart_dead_codes: steps that a codeword may go unused before the batch replaces it; None: never."""
+    """Stage 1.
+
+    Attributes:
+        image_size: side of the images in pixels, a check on model.scales; None: what the scales say.
+        restart_dead_codes: steps that a codeword may go unused before the batch replaces it; None: never.
+    """
 
     stage: Literal["tokenizer"]
     model: TokenizerConfig
     loss: TokenizerLossConfig = TokenizerLossConfig()
     restart_dead_codes: Count | None = None
+    image_size: Count | None = None
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Self:
+        last, downsample, side = self.model.scales[-1], self.model.downsample, self.model.image_side
+        if self.image_size is not None and side != self.image_size:
+            raise InputError(
+                f"model.scales end at {last}, which at {downsample} pixels a token is {side} pixels, not "
+                f"image_size={self.image_size}: let them end at image_size / {downsample}, or change model.multipliers"
+            )
+        return self
 
 
 class VARRecipe(Recipe):

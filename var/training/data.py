@@ -237,6 +237,13 @@ def loader(dataset: ImageDataset, batch_sampler: Iterable[list[Key]], workers: i
     )
 
 
+def validation_loader(
+    dataset: ImageDataset, config: DataConfig, batch_size: int, rank: int, world: int
+) -> "DataLoader[Batch]":
+    """The batches of `validation_batches`, read in this process."""
+    return loader(dataset, validation_batches(dataset, batch_size, config.validation_images, rank, world), workers=0)
+
+
 def _ignore_signals(worker: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +27,7 @@ from var.training.schedule import lr_factor
 from var.training.stages import Losses, Stage
 from var.training.stages.tokenizer import TokenizerStage
 from var.training.stages.var import VARStage
-from var.training.state import load_newest, save_checkpoint
+from var.training.state import load_newest, prepare_output, save_checkpoint
 from var.training.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
@@ -62,13 +63,14 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
     rank, world = accelerator.process_index, accelerator.num_processes
 
+    prepare_output(recipe.output)
     seed_all(_WEIGHTS, recipe.seed)
     stage = build_stage(recipe)
     steps = total_steps(recipe, stage.length)
     stage.model.to(accelerator.device)
     ema = EMA(stage.model, recipe.ema) if recipe.ema else None
     optimizer = build_optimizer(stage.model, recipe.optimizer, stage.never_decayed)
-    start = resume(recipe.output, stage.model, ema, optimizer)
+    start = resume(recipe, stage.model, ema, optimizer)
     sampler = StepSampler(stage.length, recipe.batch_size, recipe.seed, rank, world, start, steps)
     stage.prepare(accelerator.device)
     compiled = torch.compile(stage.model) if recipe.compile else stage.model
@@ -76,6 +78,7 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
     averaged = ema.model if ema else stage.model
     unreadable: list[Unreadable] = []
     step = start
+    trained = start > 0
 
     with Report(recipe, steps, start, accelerator.is_main_process) as report, interruptible() as interrupted:
         for batch in stage.batches(sampler):
@@ -91,6 +94,7 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
                 batch = send_to_device(batch, accelerator.device)
                 losses, norm = optimise(stage, model, optimizer, batch, accelerator, lr, recipe.optimizer.clip)
                 changed = stage.after_step(batch, losses.tokens)
+                trained = True
                 logs |= {**losses.logs, "gradient_norm": norm}
             # What one process sees in its part of the batch, or receives as a signal, all must act upon.
             changed, stop = any_process(accelerator, changed, interrupted())
@@ -101,17 +105,29 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
             step += 1
 
             last = step == steps or stop
+            keeps = step % recipe.checkpoint_every == 0 or last
+            if keeps or step % recipe.log_every == 0:
+                check_finite(logs, step, recipe)
             report.step(step, logs, len(unreadable))
             if step % recipe.validate_every == 0 or step == steps:
                 report.validation(step, validate(stage, averaged, accelerator, recipe.batch_size))
-            if (step % recipe.checkpoint_every == 0 or last) and accelerator.is_main_process:
-                state = {"step": step, "model": stage.model.state_dict(), "optimizer": optimizer.state_dict()}
+            if keeps and accelerator.is_main_process:
+                state = {
+                    "step": step,
+                    "recipe": fixed_settings(recipe),
+                    "model": stage.model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                }
                 state |= {"ema": ema.model.state_dict()} if ema else {}
                 save_checkpoint(recipe.output / "checkpoints", step, state, recipe.keep)
             if (step % recipe.sample_every == 0 or step == steps) and accelerator.is_main_process:
                 report.picture(step, picture(stage, averaged, accelerator))
             if last:
                 break
+        if not trained:
+            raise InputError(
+                f"none of the {len(unreadable)} images read could be decoded, such as {unreadable[-1].place}"
+            )
         if step < steps:
             log.warning("stopped after step %d of %d: the same command goes on from there", step, steps)
         if accelerator.is_main_process:
@@ -147,16 +163,33 @@ def seed_all(*words: int) -> None:
     torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
-def resume(output: Path, model: nn.Module, ema: EMA | None, optimizer: torch.optim.Optimizer) -> int:
+def fixed_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a resumed run must not change: the model, and what decides which step sees which image."""
+    settings = recipe.model_dump(mode="json", include={"stage", "seed", "batch_size", "model"})
+    return settings | {"ema": recipe.ema is not None}
+
+
+def resume(
+    recipe: TokenizerRecipe | VARRecipe, model: nn.Module, ema: EMA | None, optimizer: torch.optim.Optimizer
+) -> int:
     """Load the newest checkpoint of the run in place; the number of steps done, 0 in a new run.
 
     Raises:
-        InputError: the checkpoint is of another model or of a run with other settings of EMA.
+        InputError: the checkpoint is of another kind, or of a run with another model, seed, batch size or use of EMA.
     """
-    state = load_newest(output / "checkpoints")
+    state = load_newest(recipe.output / "checkpoints")
     if state is None:
         return 0
+    remedy = "give another output, or move them away"
     try:
+        ours, theirs = fixed_settings(recipe), dict(state["recipe"])
+        if changed := [name for name in ours if ours[name] != theirs.get(name)]:
+            name = changed[0]
+            raise InputError(
+                f"the checkpoints in {recipe.output} belong to another recipe, with {name}={theirs.get(name)}, "
+                f"not {ours[name]}: {remedy}"
+            )
+        step = int(state["step"])
         model.load_state_dict(state["model"])
         if ema:
             ema.model.load_state_dict(state["ema"])
@@ -164,13 +197,20 @@ def resume(output: Path, model: nn.Module, ema: EMA | None, optimizer: torch.opt
         optimizer.load_state_dict(state["optimizer"])
         for group, setting in zip(optimizer.param_groups, settings, strict=True):
             group.update(setting)  # the recipe's, which may have changed since
-    except (RuntimeError, KeyError, ValueError) as error:
+    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = " ".join(str(error).split())[:160]
+        raise InputError(f"the checkpoints in {recipe.output} belong to something else ({reason}): {remedy}") from error
+    log.info("going on from step %d", step)
+    return step
+
+
+def check_finite(logs: dict[str, Tensor | float], step: int, recipe: Recipe) -> None:
+    """Raise InputError if the loss is no number any more: what follows would only spoil the checkpoints."""
+    if "loss" in logs and not math.isfinite(logs["loss"]):
         raise InputError(
-            f"the checkpoints in {output} belong to another recipe ({reason}): give another output, or move them away"
-        ) from error
-    log.info("going on from step %d", state["step"])
-    return int(state["step"])
+            f"the loss is {float(logs['loss'])} at step {step}: lower optimizer.lr={recipe.optimizer.lr:g} or set "
+            f"optimizer.clip; the same command goes on from the last checkpoint in {recipe.output}"
+        )
 
 
 def check_unreadable(unreadable: list[Unreadable], seen: int, allowed: float) -> None:
@@ -212,7 +252,9 @@ def validate(stage: Stage, model: nn.Module, accelerator: Accelerator, batch_siz
     model.eval()
     sums: dict[str, Tensor] = {}
     count = torch.zeros((), device=accelerator.device)
+    unreadable = 0
     for batch in stage.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes):
+        unreadable += len(batch.unreadable)
         batch = send_to_device(batch, accelerator.device)
         with accelerator.autocast():
             values = stage.validate(model, batch)
@@ -221,12 +263,15 @@ def validate(stage: Stage, model: nn.Module, accelerator: Accelerator, batch_siz
             sums[name] = sums.get(name, torch.zeros_like(count)) + (value.float() if len(batch.images) else 0)
         count += len(batch.images)
     count = accelerator.reduce(count)
-    return {name: (accelerator.reduce(value) / count.clamp(min=1)).item() for name, value in sums.items()}
+    if count == 0:
+        raise InputError("none of the validation images could be read: repair or replace them")
+    means = {name: (accelerator.reduce(value) / count).item() for name, value in sums.items()}
+    return means | ({"unreadable_images": unreadable} if unreadable else {})
 
 
 @torch.no_grad()
 def picture(stage: Stage, model: nn.Module, accelerator: Accelerator) -> Image.Image:
     """The stage's sheet, from the first validation images."""
     model.eval()
-    batch = next(iter(stage.validation_batches(PICTURE_BATCH, 0, 1)))
+    batch = next(batch for batch in stage.validation_batches(PICTURE_BATCH, 0, 1) if len(batch.images))
     return stage.picture(model, send_to_device(batch, accelerator.device))

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,30 @@ from tokenizer.errors import InputError
 
 log = logging.getLogger(__name__)
 
+FOLDERS = ("checkpoints", "pictures", "tensorboard")
 PATTERN = re.compile(r"step-(\d{8})\.pt")
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
     return sorted(path for path in folder.glob("step-*.pt") if PATTERN.fullmatch(path.name))
+
+
+def prepare_output(output: Path) -> None:
+    """Make a run's folders and see that they can be written, before hours are spent on what could not be kept.
+
+    Raises:
+        InputError: they cannot be made or written.
+    """
+    try:
+        for name in FOLDERS:
+            (output / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=output / name):
+                pass
+        for torn in (output / "checkpoints").glob("step-*.new"):  # of a run that was killed while it saved
+            torn.unlink()
+    except OSError as error:
+        raise InputError(f"output={str(output)!r} cannot be written ({error}): give another folder") from error
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:

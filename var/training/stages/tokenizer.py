@@ -12,7 +12,7 @@ from tokenizer.vqvae import VQVAE
 from var.checkpoint import save_model
 from var.images import grid, to_pil
 from var.training.config import TokenizerRecipe
-from var.training.data import Batch, StepSampler, loader, open_dataset, validation_batches
+from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
 from var.training.stages import Losses
 from var.training.tokens import TokenBatch
 
@@ -45,9 +45,7 @@ class TokenizerStage:
         return loader(self.train_images, sampler, self.recipe.data.workers)
 
     def validation_batches(self, batch_size: int, rank: int, world: int) -> Iterable[Batch]:
-        data = self.recipe.data
-        keys = validation_batches(self.validation_images, batch_size, data.validation_images, rank, world)
-        return loader(self.validation_images, keys, workers=0)
+        return validation_loader(self.validation_images, self.recipe.data, batch_size, rank, world)
 
     def losses(self, model: nn.Module, batch: Batch | TokenBatch) -> Losses:
         images = _images(batch)

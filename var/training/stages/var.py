@@ -15,7 +15,7 @@ from var.images import grid, to_pil
 from var.model import VAR
 from var.pipeline import VARPipeline
 from var.training.config import VARRecipe
-from var.training.data import Batch, StepSampler, loader, open_dataset, validation_batches
+from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
 from var.training.stages import Losses
 from var.training.tokens import TokenBatch, TokenTable
 
@@ -30,6 +30,10 @@ class VARStage:
 
     def __init__(self, recipe: VARRecipe) -> None:
         self.recipe = recipe
+        if not recipe.tokenizer.is_dir():
+            raise InputError(
+                f"tokenizer={str(recipe.tokenizer)!r} does not exist: train stage 1 first, and give its model"
+            )
         self.vqvae = load_tokenizer(recipe.tokenizer).requires_grad_(False)
         side = self.vqvae.config.image_side
         self.train_images = open_dataset(recipe.data, "train", side, recipe.seed)
@@ -59,12 +63,13 @@ class VARStage:
         return loader(self.train_images, sampler, self.recipe.data.workers)
 
     def validation_batches(self, batch_size: int, rank: int, world: int) -> Iterable[Batch]:
-        data = self.recipe.data
-        keys = validation_batches(self.validation_images, batch_size, data.validation_images, rank, world)
-        return loader(self.validation_images, keys, workers=0)
+        return validation_loader(self.validation_images, self.recipe.data, batch_size, rank, world)
 
     def _tokens(self, batch: Batch | TokenBatch) -> Tensor:
-        return batch.tokens if isinstance(batch, TokenBatch) else self.vqvae.encode(batch.images)
+        if isinstance(batch, TokenBatch):
+            return batch.tokens
+        with torch.autocast(batch.images.device.type, enabled=False):  # the same tokens as TokenTable's
+            return self.vqvae.encode(batch.images)
 
     def losses(self, model: nn.Module, batch: Batch | TokenBatch) -> Losses:
         tokens, labels = self._tokens(batch), batch.labels
