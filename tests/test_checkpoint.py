@@ -12,7 +12,8 @@ from helpers import refused, small_var, small_vqvae
 from torch import nn
 
 from var import checkpoint
-from var.checkpoint import CONFIG, WEIGHTS, load_tokenizer, load_var, read_config, replacing, save_model
+from var.checkpoint import CONFIG, WEIGHTS, load_tokenizer, load_var, read_config, save_model
+from var.files import replacing
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:

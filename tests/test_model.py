@@ -114,7 +114,7 @@ def test_position_and_level_are_added_where_they_belong() -> None:
 
 def test_another_number_of_inputs_is_refused() -> None:
     labels, features = inputs()
-    with refused("19 positions", "need 20"):
+    with refused("(3, 19, 8)", "(3, 20, 8) needed"):
         small_var()(labels, features[:, 1:])
 
 

@@ -94,7 +94,7 @@ def test_files_that_are_not_there(train: Run, tmp_path: Path, images: Path) -> N
     base = merged(TOKENIZER, {"data": {"source": str(tmp_path / "empty")}})
     refusal(train(write_recipe(tmp_path / "r.yaml", base)), str(tmp_path / "empty"), "neither train/CLASS")
     base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "no/tokenizer"})
-    refusal(train(write_recipe(tmp_path / "v.yaml", base)), "no/tokenizer does not exist")
+    refusal(train(write_recipe(tmp_path / "v.yaml", base)), "tokenizer='no/tokenizer' does not exist")
 
 
 def test_a_model_without_a_start_for_its_scales(train: Run, recipe: Path, images: Path, tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_a_model_without_a_start_for_its_scales(train: Run, recipe: Path, images
 
 def test_an_output_that_cannot_be_made(train: Run, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refusal(train(recipe, "output=file"), "output='file' cannot be made", "give another folder")
-    refusal(train(recipe, "output=file/run"), "output='file/run' cannot be made")
+    refusal(train(recipe, "output=file"), "cannot write file", "is a file", "give another folder")
+    refusal(train(recipe, "output=file/run"), "cannot write file/run", "is a file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -123,9 +123,7 @@ def test_too_many_truncated_images(train: Run, recipe: Path, images: Path) -> No
 
 def test_checkpoints_of_another_recipe(train: Run, recipe: Path) -> None:
     assert train(recipe, "steps=1")[0] == 0
-    refusal(
-        train(recipe, "steps=2", "model.latent_dim=8"), "belong to another recipe", "size mismatch", "another output"
-    )
+    refusal(train(recipe, "steps=2", "model.latent_dim=8"), "belong to another recipe", "with model=", "another output")
 
 
 def test_the_script_in_a_process_of_its_own(recipe: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Between pictures of any kind, square RGB ones, and tensors."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -74,20 +73,6 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
     for i, image in enumerate(images):
         sheet.paste(image, (i % columns * width, i // columns * height))
     return sheet
-
-
-def make_folder(folder: Path) -> None:
-    """Make a folder for pictures.
-
-    Raises:
-        InputError: it cannot be made or written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror or error}: give another folder") from error
 
 
 def save_picture(path: Path, picture: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.checkpoint import load_tokenizer, load_var, read_config, replacing, save_model
+from var.checkpoint import load_tokenizer, load_var, read_config, save_model
 from var.classes import find_label, imagenet_names, listing
 from var.device import choose_device, choose_dtype
+from var.files import replacing
 from var.generate import check_fit, generate, occurrences
 from var.images import resize_and_crop, to_pil, to_rgb, to_tensor
 from var.model import VAR

@@ -33,7 +33,7 @@ def sample(
             "Default: a mix of those the model knows.",
         ),
     ] = None,
-    num: Annotated[int, typer.Option(help="Pictures of each class.", min=1, max=1000)] = 4,
+    num: Annotated[int, typer.Option(help="Pictures of each class.", max=1000)] = 4,
     seed: Annotated[int, typer.Option(help="With class and index it fixes a picture.")] = 0,
     cfg: Annotated[float, typer.Option(help="Classifier-free guidance; 0 switches it off.")] = 4.0,
     top_k: Annotated[
@@ -51,10 +51,10 @@ def sample(
 ) -> None:
     """Draw pictures scale by scale, coarse to fine, and save them as PNG with a grid of all."""
     began = time.perf_counter()
-    from var.images import make_folder
+    from var.files import check_writable
     from var.pipeline import VARPipeline
 
-    make_folder(out)
+    check_writable(out)
     pipe = VARPipeline.from_pretrained(model, device=device, dtype=dtype)
     vocab_size = pipe.model.config.vocab_size
     if top_k is not None and not 0 <= top_k <= vocab_size:

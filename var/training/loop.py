@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from var.device import choose_device, choose_dtype
+from var.files import check_writable
 from var.training.config import Recipe, TokenizerRecipe, VARRecipe
 from var.training.data import Batch, StepSampler, Unreadable
 from var.training.ema import EMA
@@ -27,7 +28,7 @@ from var.training.schedule import lr_factor
 from var.training.stages import Losses, Stage
 from var.training.stages.tokenizer import TokenizerStage
 from var.training.stages.var import VARStage
-from var.training.state import load_newest, prepare_output, save_checkpoint
+from var.training.state import load_newest, save_checkpoint
 from var.training.tokens import TokenBatch
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,14 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
     accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
     rank, world = accelerator.process_index, accelerator.num_processes
 
-    prepare_output(recipe.output)
+    for folder in (
+        "",
+        "checkpoints",
+        "pictures",
+        "tensorboard",
+        "model",
+    ):  # before hours are spent on what has no place
+        check_writable(recipe.output / folder)
     seed_all(_WEIGHTS, recipe.seed)
     stage = build_stage(recipe)
     steps = total_steps(recipe, stage.length)

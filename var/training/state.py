@@ -3,7 +3,6 @@
 import logging
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,6 @@ from tokenizer.errors import InputError
 
 log = logging.getLogger(__name__)
 
-FOLDERS = ("checkpoints", "pictures", "tensorboard")
 PATTERN = re.compile(r"step-(\d{8})\.pt")
 
 
@@ -22,26 +20,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if PATTERN.fullmatch(path.name))
 
 
-def prepare_output(output: Path) -> None:
-    """Make a run's folders and see that they can be written, before hours are spent on what could not be kept.
-
-    Raises:
-        InputError: they cannot be made or written.
-    """
-    try:
-        for name in FOLDERS:
-            (output / name).mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=output / name):
-                pass
-        for torn in (output / "checkpoints").glob("step-*.new"):  # of a run that was killed while it saved
-            torn.unlink()
-    except OSError as error:
-        raise InputError(f"output={str(output)!r} cannot be written ({error}): give another folder") from error
-
-
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
     """Write the state after `step` steps beside its place, rename it into place, remove all but the newest `keep`."""
     folder.mkdir(parents=True, exist_ok=True)
+    for torn in folder.glob("step-*.new"):  # of a run that was killed while it saved
+        torn.unlink()
     path = folder / f"step-{step:08d}.pt"
     beside = path.with_suffix(".new")
     with beside.open("wb") as file:

@@ -1,0 +1,59 @@
+"""Writing to disk without losing what is there: checked beforehand, written beside its place, renamed."""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from tokenizer.errors import InputError
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError if the folder could not be made or written; nothing is made yet."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"cannot write {folder}: {existing} is a file: give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {folder}: no permission to write in {existing}: give another folder")
+
+
+@contextmanager
+def replacing(folder: Path, entries: Collection[str]) -> Iterator[Path]:
+    """A new folder beside the target, put in its place when the block ends and removed if it raises.
+
+    Args:
+        folder: the target. It may exist, holding nothing but entries of these names: other files are not ours to lose.
+        entries: names of what the folder will hold.
+
+    Raises:
+        InputError: the folder cannot be written, or holds something else.
+    """
+    folder = folder.absolute()
+    check_replaceable(folder, entries)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {folder}: {error}: give a folder that can be written") from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, entries: Collection[str]) -> None:
+    """Raise InputError if there is something at the target that is not ours to lose."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder")
+    foreign = sorted({path.name for path in folder.iterdir()} - set(entries)) if folder.is_dir() else []
+    if foreign:
+        raise InputError(f"{folder} holds other files, such as {foreign[0]}: give a new folder")
