@@ -3,7 +3,7 @@
 import pytest
 from helpers import refused
 
-from var.classes import find_label, imagenet_names, listing
+from var.classes import find_label, imagenet_names, listing, spread
 
 CLASSES = {1: "goldfish", 207: "golden retriever", 134: "crane", 517: "crane", 8: "Red_Fox", 9: "t-shirt"}
 
@@ -55,3 +55,10 @@ def test_imagenets_names() -> None:
     assert find_label("Golden_Retriever", names) == 207
     assert len(set(names.values())) == 1000  # torchvision tells the two cranes apart
     assert (find_label("crane", names), find_label("crane bird", names)) == (517, 134)
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"), [(3, [0, 1, 2]), (8, list(range(8))), (1000, list(range(0, 1000, 125)))]
+)
+def test_spread_takes_a_few_at_even_distances(known: int, expected: list[int]) -> None:
+    assert spread(range(known), 8) == expected

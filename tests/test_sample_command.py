@@ -3,8 +3,6 @@
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 import torch
@@ -88,14 +86,6 @@ def test_the_default_is_a_mix_of_the_known_classes(sample: Run, tmp_path: Path) 
         "grid.png",
     ]
     assert (tmp_path / "samples" / "grid.png").is_file()
-
-
-@pytest.mark.parametrize(
-    ("known", "expected"), [(3, [0, 1, 2]), (8, list(range(8))), (1000, list(range(0, 1000, 125)))]
-)
-def test_the_mix_is_spread_over_the_classes(known: int, expected: list[int]) -> None:
-    pipe = cast("VARPipeline", SimpleNamespace(known_classes=lambda: {label: str(label) for label in range(known)}))
-    assert command.mix(pipe) == expected
 
 
 def test_the_picture_after_every_scale_and_the_gif(sample: Run, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Names of classes <-> labels."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 from tokenizer.errors import InputError
@@ -38,6 +38,11 @@ def find_label(name: str, classes: Mapping[int, str]) -> int:
 
 def _plain(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").split())
+
+
+def spread(labels: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the labels, at even distances."""
+    return list(labels[:: max(len(labels) // most, 1)][:most])
 
 
 def listing(classes: Mapping[int, str], most: int = 40) -> str:

@@ -146,6 +146,10 @@ class VARPipeline:
             )
         return label
 
+    def known_labels(self) -> list[int]:
+        """All labels that can be asked for, in order."""
+        return sorted(self.classes) if self.classes is not None else list(range(self.model.config.num_classes))
+
     def known_classes(self) -> Mapping[int, str]:
         """Label -> name of all classes that can be asked for."""
         if self.classes is not None:

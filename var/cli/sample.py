@@ -12,7 +12,7 @@ from var.cli.run import run
 if TYPE_CHECKING:
     from PIL import Image
 
-    from var.pipeline import PipelineOutput, VARPipeline
+    from var.pipeline import PipelineOutput
 
 MIX = 8  # classes drawn when none is asked for
 COLUMNS = 8  # of the grid, at most
@@ -51,6 +51,7 @@ def sample(
 ) -> None:
     """Draw pictures scale by scale, coarse to fine, and save them as PNG with a grid of all."""
     began = time.perf_counter()
+    from var.classes import spread
     from var.files import check_writable
     from var.pipeline import VARPipeline
 
@@ -59,7 +60,7 @@ def sample(
     vocab_size = pipe.model.config.vocab_size
     if top_k is not None and not 0 <= top_k <= vocab_size:
         raise InputError(f"--top-k {top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
-    labels: list[int | str] = list(classes) if classes else list(mix(pipe))
+    labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
     kept = 900 if top_k is None else top_k
     drawn = pipe(labels, num, cfg=cfg, top_k=kept, top_p=top_p, seed=seed, smooth=smooth, per_scale=scales)
@@ -67,12 +68,6 @@ def sample(
     for path in save(drawn, out, columns=min(num, COLUMNS)):
         typer.echo(path)
     typer.echo(f"{len(drawn.images)} pictures in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
-
-
-def mix(pipe: "VARPipeline") -> list[int]:
-    """A few classes, spread over those that the model knows."""
-    known = sorted(pipe.known_classes())
-    return known[:: max(len(known) // MIX, 1)][:MIX]
 
 
 def save(drawn: "PipelineOutput", folder: Path, columns: int) -> list[Path]:

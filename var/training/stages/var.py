@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from var.checkpoint import load_tokenizer
+from var.classes import spread
 from var.generate import generate
 from var.images import grid, to_pil
 from var.model import VAR
@@ -46,6 +47,7 @@ class VARStage:
                 f"set model.num_classes to at least {largest + 1}"
             )
         self.model: nn.Module = VAR(recipe.model.config(self.vqvae.config, num_classes))
+        self.present = sorted(set(self.train_images.labels.tolist()))
         self.table: TokenTable | None = None
 
     @property
@@ -100,14 +102,11 @@ class VARStage:
 
     def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row a class: pictures that the model draws, with the same random streams every time."""
-        classes = sorted(set(self.train_images.labels.tolist()))
-        chosen = classes[:: max(len(classes) // PICTURED_CLASSES, 1)][:PICTURED_CLASSES]
-        labels = [label for label in chosen for _ in range(PICTURED_PER_CLASS)]
+        labels = [label for label in spread(self.present, PICTURED_CLASSES) for _ in range(PICTURED_PER_CLASS)]
         return grid(to_pil(generate(_var(model), self.vqvae, labels, cfg=2.0).images), columns=PICTURED_PER_CLASS)
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        present = sorted(set(self.train_images.labels.tolist()))
-        names = {label: self.train_images.class_names.get(label, str(label)) for label in present}
+        names = {label: self.train_images.class_names.get(label, str(label)) for label in self.present}
         VARPipeline(_var(model), self.vqvae, names).save_pretrained(folder)
 
 
