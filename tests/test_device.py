@@ -31,7 +31,7 @@ def test_a_device_by_name() -> None:
     "name", ["", "gpu", "CPU", "cuda:99", "cuda:-1", "cpu:x", "meta", "xla", "hpu", "opencl", "xpu"]
 )
 def test_devices_that_cannot_be_used(name: str) -> None:
-    with refused(f"device {name!r} cannot be used", "take auto, cpu, cuda, cuda:N or mps"):
+    with refused(f"device {name!r}", "take auto, cpu, cuda, cuda:N or mps"):
         choose_device(name)
 
 

@@ -115,9 +115,9 @@ def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConf
         InputError: a tensor that tells a size is missing.
     """
     levels = _count(state, r"encoder\.down\.(\d+)\.")
-    base_width = _tensor(state, "encoder.conv_in.weight").shape[0]
-    widths = [_tensor(state, f"encoder.down.{i}.block.0.conv2.weight").shape[0] for i in range(levels)]
-    vocab_size, latent_dim = _tensor(state, "quantize.embedding.weight").shape
+    base_width = _shape(state, "encoder.conv_in.weight", 4)[0]
+    widths = [_shape(state, f"encoder.down.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)]
+    vocab_size, latent_dim = _shape(state, "quantize.embedding.weight", 2)
     return TokenizerConfig(
         scales=scales,
         vocab_size=vocab_size,
@@ -136,13 +136,13 @@ def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None)
         InputError: a tensor that tells a size is missing, or the number of tokens is not that of the scales.
     """
     depth = _count(state, r"blocks\.(\d+)\.")
-    length = _tensor(state, "pos_1LC").shape[1]
+    length = _shape(state, "pos_1LC", 3)[1]
     if length != Scales(scales).total:
         raise InputError(
             f"the transformer was built for {length} tokens, the scales {list(scales)} have {Scales(scales).total}: "
             "pass the scales that it was trained with"
         )
-    vocab_size, width = _tensor(state, "head.weight").shape
+    vocab_size, width = _shape(state, "head.weight", 2)
     temperatures = state.get("blocks.0.attn.scale_mul_1H11")
     if num_heads is None:
         num_heads = depth if temperatures is None else temperatures.numel()
@@ -152,9 +152,9 @@ def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None)
         heads=num_heads,
         scales=scales,
         vocab_size=vocab_size,
-        latent_dim=_tensor(state, "word_embed.weight").shape[1],
-        num_classes=_tensor(state, "class_emb.weight").shape[0] - 1,
-        mlp_ratio=_tensor(state, "blocks.0.ffn.fc1.weight").shape[0] / width,
+        latent_dim=_shape(state, "word_embed.weight", 2)[1],
+        num_classes=_shape(state, "class_emb.weight", 2)[0] - 1,
+        mlp_ratio=_shape(state, "blocks.0.ffn.fc1.weight", 2)[0] / width,
         qk_norm=temperatures is not None,
         shared_adaln="shared_ada_lin.1.weight" in state,
     )
@@ -241,10 +241,13 @@ def _load(module: torch.nn.Module, state: StateDict, names: dict[str, str], deri
     module.eval().requires_grad_(True)
 
 
-def _tensor(state: StateDict, key: str) -> Tensor:
+def _shape(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor that tells sizes."""
     if key not in state:
         raise InputError(f"not a released VAR or tokenizer file: the key {key!r} is missing")
-    return state[key]
+    if state[key].ndim != dimensions:
+        raise InputError(f"{key} has {state[key].ndim} dimensions, {dimensions} expected: not a released file")
+    return tuple(state[key].shape)
 
 
 def _count(state: StateDict, pattern: str) -> int:

@@ -17,10 +17,10 @@ def choose_device(name: str = "auto") -> torch.device:
     if name == "auto":
         available = (n for n, here in (("cuda", torch.cuda.is_available()), ("mps", torch.mps.is_available())) if here)
         return torch.device(next(available, "cpu"))
+    if name.partition(":")[0] not in KINDS:
+        raise InputError(f"device {name!r} is unknown: take auto, cpu, cuda, cuda:N or mps")
     try:
         device = torch.device(name)
-        if device.type not in KINDS:
-            raise NotImplementedError("another kind of device")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

@@ -44,8 +44,8 @@ class TokenTable:
             if readable:
                 with torch.inference_mode():
                     tokens = vqvae.encode(batch.images.to(device)).cpu()
-                for (view, index), row in zip(readable, tokens, strict=True):
-                    self.tokens[view, index] = row
+                views_read, indices_read = torch.tensor(readable).unbind(dim=1)
+                self.tokens[views_read, indices_read] = tokens.int()
 
     def batches(self, sampler: StepSampler) -> Iterator[TokenBatch]:
         """The batches of a sampler's steps."""
