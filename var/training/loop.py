@@ -117,6 +117,10 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
             if keeps or step % recipe.log_every == 0:
                 check_finite(logs, step, recipe)
             report.step(step, logs, len(unreadable))
+            if keeps and not trained:
+                raise InputError(
+                    f"none of the {len(unreadable)} images read could be decoded, such as {unreadable[-1].place}"
+                )
             if step % recipe.validate_every == 0 or step == steps:
                 report.validation(step, validate(stage, averaged, accelerator, recipe.batch_size))
             if keeps and accelerator.is_main_process:
@@ -132,10 +136,6 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
                 report.picture(step, picture(stage, averaged, accelerator))
             if last:
                 break
-        if not trained:
-            raise InputError(
-                f"none of the {len(unreadable)} images read could be decoded, such as {unreadable[-1].place}"
-            )
         if step < steps:
             log.warning("stopped after step %d of %d: the same command goes on from there", step, steps)
         if accelerator.is_main_process:
