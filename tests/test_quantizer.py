@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.signal import correlate
+from scipy.special import softmax
 from torch import Tensor
 
 from tokenizer.quantizer import Quantizer, phi_of_scale, resize_down, resize_up
-from tokenizer.scales import SCALES_256, SCALES_512
+from tokenizer.scales import SCALES_256, SCALES_512, Scales
 
 Array = NDArray[Any]
 LADDERS = ((1, 2, 4), (1, 2, 3, 4), (1, 3, 5), (1, 2, 3, 5, 6), (4,))
@@ -159,7 +160,8 @@ def test_arguments_are_not_written_to() -> None:
     kept = tokens.clone()
     quantizer(features)
     quantizer.teacher_forcing_input(tokens)
-    quantizer.restart_dead_codes(features, window=5)
+    quantizer(features, torch.tensor([1, 3]))
+    quantizer.crowding(features)
     assert torch.equal(features, before)
     assert torch.equal(tokens, kept)
 
@@ -213,50 +215,6 @@ def test_cosine_and_distance_choose_differently() -> None:
         assert quantizer.nearest(z).tolist() == [[expected]]
 
 
-def test_usage_is_a_running_mean_of_counts() -> None:
-    quantizer = small_quantizer()
-    tokens = torch.cat([torch.full((2, 1), 3), torch.full((2, 4), 5), torch.full((2, 16), 7)], dim=1)
-    quantizer.count_usage(tokens, window=10)
-    quantizer.count_usage(tokens, window=10)
-    expected = torch.zeros(3, VOCAB)
-    for k, (code, count) in enumerate(((3, 2), (5, 8), (7, 32))):
-        expected[k, code] = count * (1 - 0.9**2)
-    assert largest_difference(quantizer.usage, expected) < 1e-5
-
-
-def test_one_meeting_keeps_a_code_alive_for_about_a_window() -> None:
-    quantizer, window = small_quantizer(), 20
-    met, other = torch.zeros(1, 21, dtype=torch.long), torch.ones(1, 21, dtype=torch.long)
-    met[:, 1:] = 1
-    quantizer.count_usage(met, window)
-    assert quantizer.dead_codes(window).tolist() == [False, False] + [True] * (VOCAB - 2)
-    steps = 0
-    while not quantizer.dead_codes(window)[0]:
-        quantizer.count_usage(other, window)
-        steps += 1
-    assert abs(steps - window) <= 2
-
-
-def test_restart_moves_dead_codes_onto_the_data_and_no_others() -> None:
-    quantizer, window = small_quantizer(), 20
-    features = normal(2, LATENT, 4, 4, seed=9) * 3 + 10
-    quantizer.count_usage(torch.arange(21)[None] % 4, window)
-    before = quantizer.codebook.weight.detach().clone()
-    _, f_hats = pyramid(features, quantizer)
-    rests = [features.double().numpy(), *(features.double().numpy() - f_hat for f_hat in f_hats[:-1])]
-    seen = [resized(r, area_matrix(4, s)).transpose(0, 2, 3, 1) for r, s in zip(rests, (1, 2, 4), strict=True)]
-    vectors = torch.from_numpy(np.concatenate([part.reshape(-1, LATENT) for part in seen])).float()
-
-    quantizer.restart_dead_codes(features, window)
-    after = quantizer.codebook.weight.detach()
-    assert torch.equal(after[:4], before[:4])
-    assert (after[4:, None] - vectors).abs().amax(dim=-1).amin(dim=-1).max() < 1e-4
-    assert not quantizer.dead_codes(window).any()  # each has a window's time to prove itself ...
-    for _ in range(window + 2):
-        quantizer.count_usage(torch.arange(21)[None] % 4, window)
-    assert quantizer.dead_codes(window).tolist() == [False] * 4 + [True] * (VOCAB - 4)  # ... and no more
-
-
 @torch.no_grad()
 def test_bfloat16_network_keeps_the_quantiser_exact() -> None:
     vqvae = small_vqvae()
@@ -298,3 +256,155 @@ def test_a_codebook_of_many_close_codes_is_searched_exactly() -> None:
     codes = quantizer.codebook.weight.detach()
     found = quantizer.nearest(codes.T.reshape(1, LATENT, 32, 64))
     assert torch.equal(found[0], torch.arange(2048))
+
+
+def test_the_training_pass_writes_no_usage() -> None:
+    quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
+    quantizer.usage.fill_(7.0)
+    quantizer(features)
+    quantizer.crowding(features)
+    assert (quantizer.usage == 7).all()
+
+
+# --- quantiser dropout
+
+
+@torch.no_grad()
+def test_each_sample_is_passed_on_as_its_first_scales() -> None:
+    quantizer, features = small_quantizer(), normal(4, LATENT, 4, 4)
+    kept = torch.tensor([2, 1, 3, 2])
+    out = quantizer(features, kept)
+    for i, k in enumerate(kept.tolist()):
+        alone = quantizer.decode(out.tokens[i : i + 1], num_scales=k)
+        assert largest_difference(out.features[i : i + 1], alone) < 1e-6
+    assert largest_difference(out.features[:1], quantizer.decode(out.tokens[:1])) > 0.01
+
+
+def test_quantiser_dropout_changes_neither_loss_nor_tokens_nor_their_gradients() -> None:
+    quantizer, features = small_quantizer(), normal(3, LATENT, 4, 4)
+    losses, gradients = [], []
+    for num_scales in (None, torch.tensor([1, 2, 3]), torch.tensor([1, 1, 1])):
+        leaf = features.clone().requires_grad_()
+        out = quantizer(leaf, num_scales)
+        assert torch.equal(out.tokens, quantizer.encode(features))
+        used = [p for i, p in enumerate(quantizer.phi) if i in quantizer.phi_index]
+        wanted = [leaf, quantizer.codebook.weight, *(p.weight for p in used)]
+        gradients.append(torch.autograd.grad(out.loss, wanted))
+        losses.append(out.loss.item())
+    assert losses[0] == losses[1] == losses[2]
+    for other in gradients[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(gradients[0], other, strict=True))
+
+
+def test_all_scales_for_every_sample_is_no_dropout() -> None:
+    quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
+    assert torch.equal(quantizer(features, torch.tensor([3, 3])).features, quantizer(features).features)
+
+
+def test_the_gradient_passes_straight_through_whatever_was_dropped() -> None:
+    quantizer, features = small_quantizer(), normal(3, LATENT, 4, 4).requires_grad_()
+    weights = normal(3, LATENT, 4, 4, seed=1)
+    (quantizer(features, torch.tensor([1, 2, 3])).features * weights).sum().backward()
+    assert torch.equal(features.grad, weights)
+    assert all(parameter.grad is None for parameter in quantizer.parameters())
+
+
+# --- crowding
+
+
+def crowding(features: Tensor, quantizer: Quantizer) -> float:
+    """The formula in float64."""
+    codebook = quantizer.codebook.weight.detach().double().numpy()
+    _, f_hats = pyramid(features, quantizer)
+    rests = [features.double().numpy(), *(features.double().numpy() - f_hat for f_hat in f_hats[:-1])]
+    terms = []
+    for side, rest in zip(quantizer.scales.sides, rests, strict=True):
+        z = resized(rest, area_matrix(rest.shape[-1], side)).transpose(0, 2, 3, 1).reshape(-1, rest.shape[1])
+        if quantizer.cosine:
+            z, codebook = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (z, codebook))
+        distance = np.square(z[:, None] - codebook).sum(axis=-1)
+        choice = softmax(-distance / (0.1 * distance.min(axis=1).mean()), axis=1).mean(axis=0)
+        terms.append(np.sum(choice * np.log(choice + 1e-9)) / np.log(len(codebook)))
+    return float(np.mean(terms))
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+@pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
+def test_crowding_is_the_formula(cosine: bool, scale: float) -> None:
+    quantizer, features = small_quantizer(cosine=cosine), normal(3, LATENT, 4, 4) * scale
+    assert quantizer.crowding(features).item() == pytest.approx(crowding(features, quantizer), abs=1e-4)
+
+
+def corners(cosine: bool, length: float = 1.0) -> Quantizer:
+    """One scale of 1x1, and the unit vectors as codewords: as many as channels."""
+    quantizer = Quantizer(Scales((1,)), LATENT, LATENT, cosine=cosine)
+    with torch.no_grad():
+        quantizer.codebook.weight.copy_(length * torch.eye(LATENT))
+    return quantizer
+
+
+def near_corners(which: list[int]) -> Tensor:
+    """(len(which), LATENT, 1, 1): each near the codeword of its number, all at the same distance from theirs."""
+    return (torch.eye(LATENT)[which] + 0.2)[..., None, None]
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_crowding_is_least_where_all_codewords_are_chosen_alike(cosine: bool) -> None:
+    quantizer = corners(cosine)
+    every = list(range(LATENT))
+    alike = quantizer.crowding(near_corners(every * 3)).item()
+    undecided = quantizer.crowding(torch.ones(2, LATENT, 1, 1)).item()  # as far from one as from another
+    half = quantizer.crowding(near_corners(every[: LATENT // 2] * 2)).item()
+    one = quantizer.crowding(near_corners([3] * LATENT)).item()
+    assert alike == pytest.approx(-1, abs=1e-5)
+    assert undecided == pytest.approx(-1, abs=1e-5)
+    assert alike < half - 0.1 < one - 0.2
+    assert half == pytest.approx(-math.log(LATENT / 2) / math.log(LATENT), abs=0.1)
+    assert -0.2 < one <= 1e-5
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_crowding_reaches_features_and_codebook_and_nothing_else(cosine: bool) -> None:
+    quantizer, features = small_quantizer(cosine=cosine), normal(2, LATENT, 4, 4).requires_grad_()
+    quantizer.crowding(features).backward()
+    for gradient in (features.grad, quantizer.codebook.weight.grad):
+        assert torch.isfinite(gradient).all()
+        assert gradient.any()
+    assert all(p.grad is None for p in quantizer.phi.parameters())
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_descent_on_crowding_spreads_the_choices(cosine: bool) -> None:
+    """The sides of the ladder see the same crowd: nearly all of it at one codeword."""
+    quantizer = small_quantizer(cosine=cosine)
+    features = (quantizer.codebook.weight[3].detach().view(1, -1, 1, 1) + 0.1 * normal(8, LATENT, 4, 4)) / 2
+    features.requires_grad_()
+    before, used = quantizer.crowding(features).item(), len(quantizer.encode(features).unique())
+    optimizer = torch.optim.Adam([features, quantizer.codebook.weight], lr=0.02)
+    for _ in range(40):
+        optimizer.zero_grad()
+        quantizer.crowding(features).backward()
+        optimizer.step()
+    assert quantizer.crowding(features).item() < before - 0.05
+    assert len(quantizer.encode(features).unique()) > used
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_gradients_stay_finite_where_choices_underflow(cosine: bool) -> None:
+    """Features that lie on codewords, or nearly, leave a share of exactly 0 for all others."""
+    for offset in (0.0, 1e-3):
+        quantizer = corners(cosine, length=100.0)
+        features = (100 * torch.eye(LATENT)[[0, 0, 1]] + offset)[..., None, None].requires_grad_()
+        loss = quantizer.crowding(features)
+        loss.backward()
+        assert torch.isfinite(loss)
+        assert loss.item() == pytest.approx((2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)) / math.log(LATENT))
+        assert torch.isfinite(features.grad).all()
+        assert torch.isfinite(quantizer.codebook.weight.grad).all()
+
+
+def test_crowding_is_the_same_under_autocast() -> None:
+    quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = quantizer.crowding(features)
+    assert torch.equal(rounded, quantizer.crowding(features))

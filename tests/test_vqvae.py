@@ -67,6 +67,22 @@ def test_training_pass() -> None:
     assert torch.equal(output.tokens, vqvae.encode(images))
     assert largest_difference(output.reconstruction.clamp(-1, 1), vqvae.decode(output.tokens)) < 1e-5
     assert output.vq_loss.shape == ()
+    assert torch.equal(output.features, vqvae.features(images))
+
+
+def test_training_pass_with_some_scales_dropped() -> None:
+    vqvae, images = small_vqvae(), pictures(3)
+    whole, kept = vqvae(images), torch.tensor([1, 3, 2])
+    output = vqvae(images, kept)
+    for i, k in enumerate(kept.tolist()):
+        alone = vqvae.decode(output.tokens[i : i + 1], num_scales=k)
+        assert largest_difference(output.reconstruction[i : i + 1].clamp(-1, 1), alone) < 1e-5
+    assert torch.equal(output.tokens, whole.tokens)
+    assert torch.equal(output.vq_loss, whole.vq_loss)
+    assert torch.equal(output.features, whole.features)
+    (gradient,) = torch.autograd.grad(output.reconstruction[0].sum(), output.features)
+    assert gradient[0].any()  # straight through, to the sample itself
+    assert not gradient[1:].any()
 
 
 def test_training_pass_reaches_every_parameter() -> None:

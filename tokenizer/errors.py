@@ -1,4 +1,4 @@
-"""Input that cannot work: the one exception type, and the check of types that both models' configurations share."""
+"""Input that cannot work: the one exception type, how errors are told, and the check of configurations' types."""
 
 import math
 from collections.abc import Callable
@@ -11,6 +11,17 @@ class InputError(ValueError):
 
     Commands print it as one line and exit with code 2.
     """
+
+
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """What an error says, for use inside a message: its first cause, in one line of at most `limit` characters.
+
+    Libraries wrap an error in ones that say less, and spread it over lines.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
 def _is_whole(value: object) -> bool:

@@ -18,6 +18,7 @@ from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 
 PHI_RESIDUAL = 0.5  # phi(h) = 0.5 h + 0.5 conv(h)
+SOFTNESS = 0.1  # of the choice in `crowding`: farther by this share of the mean least distance weighs 1 / e
 
 
 def resize_down(features: Tensor, side: int) -> Tensor:
@@ -82,20 +83,22 @@ class Quantizer(nn.Module):
         self.codebook = nn.Embedding(vocab_size, latent_dim)
         self.phi = nn.ModuleList(nn.Conv2d(latent_dim, latent_dim, 3, padding=1) for _ in range(num_phi))
         self.phi_index = phi_of_scale(num_phi, len(scales))
-        # How often each scale met each codeword lately (running mean of counts); only training uses it.
+        # How often each scale met each codeword in a step lately; training writes it, nothing here reads it.
         self.usage: Tensor
         self.register_buffer("usage", torch.zeros(len(scales), vocab_size))
         nn.init.uniform_(self.codebook.weight, -1 / vocab_size, 1 / vocab_size)
 
     def nearest(self, z: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, h * w) int64, the index of the nearest codeword for every position."""
-        z = rearrange(z, "b c h w -> b (h w) c")
-        codebook = self.codebook.weight
+        z, codebook = self._compared(z)
         with torch.autocast(z.device.type, enabled=False):
-            if self.cosine:
-                return (F.normalize(z, dim=-1) @ F.normalize(codebook, dim=-1).T).argmax(dim=-1)
             # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every codeword.
             return (codebook.square().sum(dim=-1) - 2 * (z @ codebook.T)).argmin(dim=-1)
+
+    def _compared(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) -> (B, h * w, C) and the codebook (V, C) as distances are taken between them."""
+        z, codebook = rearrange(z, "b c h w -> b (h w) c"), self.codebook.weight
+        return (F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)) if self.cosine else (z, codebook)
 
     def contribution(self, codes: Tensor, k: int) -> Tensor:
         """What scale k adds to f_hat: its codewords (B, side * side, C) -> (B, C, H, H)."""
@@ -127,28 +130,30 @@ class Quantizer(nn.Module):
             f_hat = h if f_hat is None else f_hat + h
             yield f_hat
 
-    def count_usage(self, tokens: Tensor, window: int) -> None:
-        """Count the codewords of each scale in (B, L) tokens: a running mean over about `window` steps."""
-        for k, part in enumerate(self.scales.split(tokens)):
-            counts = torch.bincount(part.flatten(), minlength=self.codebook.num_embeddings)
-            self.usage[k].lerp_(counts.to(self.usage.dtype), 1 / window)
+    def crowding(self, features: Tensor) -> Tensor:
+        """How much each scale leans on few codewords: a loss that spreads the usage of every scale.
 
-    def dead_codes(self, window: int) -> Tensor:
-        """(V,) bool: codewords that no scale met for about `window` steps (one meeting decayed by a factor e)."""
-        return self.usage.sum(dim=0) < 1 / (math.e * window)
+        Each position chooses codewords softly, by its distance to them; the loss is the mean over scales of the
+        negative entropy of the batch's mean choice, over log V (as in arXiv 2310.05737, equation 5). It is a statistic
+        of the batch: that of a large batch is not the mean of its parts'.
 
-    def restart_dead_codes(self, features: Tensor, window: int) -> None:
-        """Put dead codewords where the data is: on vectors drawn from what the scales saw of features (B, C, H, H)."""
-        dead = self.dead_codes(window)
-        features = features.detach().float()
-        rest, seen = features, []
-        for side, step in zip(self.scales.sides, self.residual_pyramid(features), strict=True):
-            seen.append(rearrange(resize_down(rest, side), "b c h w -> (b h w) c"))
-            rest = features - step.f_hat.detach()
-        vectors = torch.cat(seen)
-        chosen = torch.randint(len(vectors), (int(dead.sum()),), device=vectors.device)
-        self.codebook.weight.data[dead] = vectors[chosen]
-        self.usage[:, dead] = 1 / (window * len(self.scales))  # as if met once now: a window's time to prove itself
+        Args:
+            features: (B, C, H, H); gradients reach them and the codebook.
+        """
+        features = features.float()
+        with torch.no_grad():
+            described = [torch.zeros_like(features), *(step.f_hat for step in self.residual_pyramid(features))]
+        terms = []
+        for side, f_hat in zip(self.scales.sides, described, strict=False):
+            z, codebook = self._compared(resize_down(features - f_hat, side))
+            with torch.autocast(z.device.type, enabled=False):
+                distance = z.square().sum(dim=-1, keepdim=True) - 2 * (z @ codebook.T) + codebook.square().sum(dim=-1)
+            softness = SOFTNESS * distance.detach().amin(dim=-1).mean().clamp(min=1e-6)
+            choice = F.softmax(-distance / softness, dim=-1).mean(dim=(0, 1))  # (V,)
+            terms.append(
+                (choice * (choice + 1e-9).log()).sum()
+            )  # the logarithm of a choice that underflowed is bounded
+        return torch.stack(terms).mean() / math.log(self.codebook.num_embeddings)
 
     def encode(self, features: Tensor) -> Tensor:
         """(B, C, H, H) -> (B, L) int64."""
@@ -174,14 +179,23 @@ class Quantizer(nn.Module):
         inputs = [self.next_input(f_hat, k) for k, f_hat in f_hats]
         return torch.cat(inputs, dim=1)
 
-    def forward(self, features: Tensor) -> Quantized:
+    def forward(self, features: Tensor, num_scales: Tensor | None = None) -> Quantized:
         """Quantise for training (facts of the VQ loss: VAR paper, appendix; VQ-VAE arXiv 1711.00937, equation 3).
 
         The loss is the mean over scales of beta * |sg(f_hat_k) - f|^2 + |f_hat_k - sg(f)|^2, with f_hat_k cumulative.
+
+        Args:
+            features: (B, C, H, H).
+            num_scales: (B,) int64 in 1..K, how many scales each sample is passed on with (quantiser dropout,
+                arXiv 2107.03312, section III-C); None: all. The loss takes all scales in either case.
         """
         f = features.float()
         steps = list(self.residual_pyramid(f))
         terms = [self.beta * F.mse_loss(step.f_hat.detach(), f) + F.mse_loss(step.f_hat, f.detach()) for step in steps]
-        straight_through = f + (steps[-1].f_hat - f).detach()
+        f_hat = steps[-1].f_hat
+        if num_scales is not None:
+            samples = torch.arange(len(f), device=f.device)
+            f_hat = torch.stack([step.f_hat.detach() for step in steps])[num_scales - 1, samples]
+        straight_through = f + (f_hat - f).detach()
         tokens = self.scales.join([step.tokens for step in steps])
         return Quantized(straight_through, tokens, torch.stack(terms).mean())

@@ -88,6 +88,7 @@ class VQVAEOutput(NamedTuple):
     reconstruction: Tensor  # (B, 3, H, W), not clamped
     tokens: Tensor  # (B, L) int64
     vq_loss: Tensor  # scalar
+    features: Tensor  # (B, C, h, w), what was quantised
 
 
 class VQVAE(nn.Module):
@@ -165,7 +166,13 @@ class VQVAE(nn.Module):
         f_hats = self.quantizer.accumulate(self.encode(images))
         return [self.pixels(f_hat).clamp(-1, 1) for f_hat in f_hats]
 
-    def forward(self, images: Tensor) -> VQVAEOutput:
-        """The training pass, with straight-through gradients, of (B, 3, H, W) in [-1, 1]."""
-        quantized = self.quantizer(self.features(images))
-        return VQVAEOutput(self.pixels(quantized.features), quantized.tokens, quantized.loss)
+    def forward(self, images: Tensor, num_scales: Tensor | None = None) -> VQVAEOutput:
+        """The training pass, with straight-through gradients.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            num_scales: (B,) int64, draw each image from so many scales (quantiser dropout); None: from all.
+        """
+        features = self.features(images)
+        quantized = self.quantizer(features, num_scales)
+        return VQVAEOutput(self.pixels(quantized.features), quantized.tokens, quantized.loss, features)

