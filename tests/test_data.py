@@ -20,6 +20,7 @@ from tokenizer.errors import InputError
 from var.images import resize_and_crop, to_rgb, to_tensor
 from var.training.config import DataConfig
 from var.training.data import (
+    SUBSTITUTES,
     Batch,
     ImageDataset,
     Sample,
@@ -29,6 +30,7 @@ from var.training.data import (
     epoch_order,
     loader,
     open_dataset,
+    substitute,
     validation_batches,
 )
 
@@ -101,14 +103,14 @@ def test_parquet(parquet: Path) -> None:
     assert train.labels.tolist() == [207, 3, 970] * 4
     assert train.num_classes == validation.num_classes == 971
     assert train.class_names == {207: "golden retriever", 3: "shark"}
-    image, label = sample(train, 1)
+    image, label, *_ = sample(train, 1)
     assert (tuple(image.shape), image.dtype, label) == ((3, SIDE, SIDE), torch.float32, 3)
     assert -1 <= image.min() < image.max() <= 1
 
 
 def test_validation_image_is_the_centre_of_the_resized_one(parquet: Path) -> None:
     image = picture(50).resize((22, 18), Image.Resampling.LANCZOS).crop((3, 1, 19, 17))
-    torch.testing.assert_close(sample(opened(parquet, "validation"), 0).image, to_tensor(image), atol=2 / 127, rtol=0)
+    torch.testing.assert_close(sample(opened(parquet, "validation"), 0).content, to_tensor(image), atol=2 / 127, rtol=0)
 
 
 def test_shards_and_the_layout_of_a_cloned_hub_dataset(tmp_path: Path) -> None:
@@ -126,7 +128,7 @@ def test_images_kept_as_paths_and_as_bare_bytes(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         pq.write_table(pa.table({"picture": column, "kind": [5]}), tmp_path / name / "train.parquet")
         images.append(sample(opened(tmp_path / name, image_column="picture", label_column="kind"), 0))
-    assert torch.equal(images[0].image, images[1].image)
+    assert torch.equal(images[0].content, images[1].content)
     assert images[0].label == 5
 
 
@@ -135,7 +137,7 @@ def test_choice_of_classes_keeps_their_numbers(parquet: Path) -> None:
     assert chosen.labels.tolist() == [3, 970] * 4
     assert [sample(chosen, i).label for i in range(2)] == [3, 970]
     plain = [opened(parquet, crop="center"), opened(parquet, crop="center", classes=(970, 3))]
-    assert [torch.equal(sample(plain[1], i).image, sample(plain[0], i + 1).image) for i in range(2)] == [True, True]
+    assert [torch.equal(sample(plain[1], i).content, sample(plain[0], i + 1).content) for i in range(2)] == [True, True]
     assert chosen.num_classes == 971
     assert chosen.class_names == {3: "shark"}
 
@@ -183,14 +185,89 @@ def test_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sample(train, 1).label == 0
 
 
+def test_test_split_serves_where_there_is_no_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([1, 0], train=2, test=1))
+    assert opened("owner/name", "validation").labels.tolist() == [1]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([1, 0], train=2, test=1, val=2))
+    assert opened("owner/name", "validation").labels.tolist() == [1, 0]
+    write_folder(tmp_path, {"cat": 2}, "train")
+    write_folder(tmp_path, {"cat": 1}, "test")
+    assert len(opened(tmp_path, "validation")) == 1
+
+
+# --- images without labels
+
+
+def test_images_directly_below_train_are_one_class(tmp_path: Path) -> None:
+    for split, count in (("train", 3), ("val", 2)):
+        (tmp_path / split).mkdir()
+        for i in range(count):
+            picture(i).save(tmp_path / split / f"{i}.png")
+    train, validation = opened(tmp_path, crop="center"), opened(tmp_path, "validation")
+    assert (train.labels.tolist(), validation.labels.tolist()) == ([0, 0, 0], [0, 0])
+    assert (train.num_classes, train.class_names) == (1, {})
+    found = sample(train, 2)
+    assert (found.label, found.place) == (0, str(tmp_path / "train/2.png"))
+    assert torch.equal(found.content, to_tensor(resize_and_crop(picture(2), 18, SIDE)))
+
+
+def test_label_column_null_leaves_labels_aside(tmp_path: Path, parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path, {"cat": 2, "dog": 1}, "train")
+    write_parquet(tmp_path / "unlabelled/train.parquet", [encoded(picture(i)) for i in range(3)], None)
+    found = [opened(source, label_column=None) for source in (tmp_path, tmp_path / "unlabelled")]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([1, 0, 2], train=3))
+    for dataset in (*found, opened("owner/name", label_column=None)):
+        assert dataset.labels.tolist() == [0, 0, 0]
+        assert (dataset.num_classes, dataset.class_names) == (1, {})
+        assert sample(dataset, 2).label == 0
+
+
+# --- a part of the training images held out
+
+
+def places(dataset: ImageDataset) -> list[str]:
+    return [sample(dataset, i).place for i in range(len(dataset))]
+
+
+def test_part_held_out_is_disjoint_complete_and_spread(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 10, "b": 20, "c": 10}, "train")
+    every = places(opened(tmp_path))
+    for fraction, count in ((0.25, 10), (0.1, 4), (0.001, 1)):
+        train, validation = (opened(tmp_path, split, validation_fraction=fraction) for split in ("train", "validation"))
+        assert (len(train), len(validation)) == (40 - count, count)
+        assert sorted(places(train) + places(validation)) == every
+        assert [sample(validation, i).label for i in range(count)] == validation.labels.tolist()
+        assert validation.class_names == train.class_names == {0: "a", 1: "b", 2: "c"}
+    spread = opened(tmp_path, "validation", validation_fraction=0.2).labels.tolist()
+    assert spread == [0, 0, 1, 1, 1, 1, 2, 2]
+
+
+def test_part_held_out_is_the_same_for_every_seed(parquet: Path) -> None:
+    (parquet / "validation.parquet").unlink()
+    first, second = (places(opened(parquet, "validation", seed, validation_fraction=0.3)) for seed in (0, 1))
+    assert first == second
+    assert len(first) == 4
+
+
+def test_nothing_is_held_out_where_there_is_a_validation_split(parquet: Path) -> None:
+    assert len(opened(parquet, validation_fraction=0.5)) == 12
+    assert places(opened(parquet, "validation", validation_fraction=0.5)) == places(opened(parquet, "validation"))
+
+
+def test_holding_out_everything_is_refused(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 2}, "train")
+    text = refusal(lambda: opened(tmp_path, validation_fraction=0.9))
+    assert "validation_fraction=0.9 holds out 2 of 2 training images" in text
+
+
 # --- what cannot be used
 
 
 def test_hub_dataset_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([1], train=1, test=1))
-    assert "'owner/name' has no validation split, only train, test" in refusal(
-        lambda: opened("owner/name", "validation")
-    )
+    monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([1], train=1, extra=1))
+    text = refusal(lambda: opened("owner/name", "validation"))
+    assert "'owner/name' has no validation split, only train, extra" in text
+    assert "or set data.validation_fraction" in text
     monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([-1], train=1))
     assert "holds -1, which means unlabelled" in refusal(lambda: opened("owner/name"))
 
@@ -200,7 +277,7 @@ def test_hub_dataset_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     text = refusal(lambda: opened("owner/name"))
     assert "'owner/name'" in text
-    assert "(ConnectionError: Couldn't reach it (offline)): check the name and the connection, or give a folder" in text
+    assert "(Couldn't reach it (offline)): check the name and the connection, or give a folder" in text
 
 
 @pytest.mark.parametrize("source", ["no/such/folder/here", "./nowhere", "/no/where", "nowhere", "parquet"])
@@ -213,13 +290,14 @@ def test_folder_that_cannot_be_used(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
     assert "is a file: give the folder" in refusal(lambda: opened(file))
-    assert "neither train/CLASS folders nor train*.parquet files" in refusal(lambda: opened(tmp_path))
+    assert "neither a train folder nor train*.parquet files" in refusal(lambda: opened(tmp_path))
     (tmp_path / "train").mkdir()
-    assert "holds no class folders" in refusal(lambda: opened(tmp_path))
+    assert "holds no images: expected train/CLASS/*.jpg, or *.jpg" in refusal(lambda: opened(tmp_path))
     (tmp_path / "train/cat").mkdir()
     assert "holds no images: expected train/CLASS/*.jpg" in refusal(lambda: opened(tmp_path))
     write_folder(tmp_path, {"dog": 1}, "train")
-    assert "has no validation folder: add val/CLASS/*.jpg" in refusal(lambda: opened(tmp_path, "validation"))
+    text = refusal(lambda: opened(tmp_path, "validation"))
+    assert "has no validation folder: add val/CLASS/*.jpg, or set data.validation_fraction" in text
     write_folder(tmp_path, {"owl": 1}, "val")
     assert f"owl is not in {tmp_path / 'train'}" in refusal(lambda: opened(tmp_path, "validation"))
 
@@ -231,7 +309,8 @@ def test_class_folders_of_the_same_number(tmp_path: Path) -> None:
 
 def test_parquet_that_cannot_be_used(tmp_path: Path, parquet: Path) -> None:
     assert "data.image_column='img'" in refusal(lambda: opened(parquet, image_column="img"))
-    assert "choose one of image, label" in refusal(lambda: opened(parquet, label_column="kind"))
+    text = refusal(lambda: opened(parquet, label_column="kind"))
+    assert "choose one of image, label, or null for unconditional training" in text
     assert "'label' of" in refusal(lambda: opened(parquet, image_column="label"))
     assert "struct<bytes: binary, path: string>: labels must be integers" in refusal(
         lambda: opened(parquet, label_column="image")
@@ -239,7 +318,9 @@ def test_parquet_that_cannot_be_used(tmp_path: Path, parquet: Path) -> None:
     text = refusal(lambda: opened(parquet, classes=(3, 5)))
     assert "no training images of [5], only of 3, 207, 970" in text
     (parquet / "validation.parquet").unlink()
-    assert "no validation*.parquet" in refusal(lambda: opened(parquet, "validation"))
+    text = refusal(lambda: opened(parquet, "validation"))
+    assert "no validation*.parquet" in text
+    assert "data.validation_fraction" in text
     (parquet / "classes.json").write_text("[]")
     assert "is not of the form" in refusal(lambda: opened(parquet))
 
@@ -262,8 +343,10 @@ def test_parquet_that_cannot_be_used(tmp_path: Path, parquet: Path) -> None:
 
 
 def of_one_image(folder: Path, data: bytes | None, **options: Any) -> ImageDataset:
-    write_parquet(folder / "train.parquet", [data], [0])
-    return opened(folder, crop="center", **options)
+    """As in validation: nothing stands in for an image that cannot be read."""
+    for split in ("train", "validation"):
+        write_parquet(folder / f"{split}.parquet", [data], [0])
+    return opened(folder, "validation", **options)
 
 
 RED_ON_CLEAR = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
@@ -299,7 +382,7 @@ SIXTEEN_BITS = Image.fromarray(np.full((20, 20), 257 * 100, np.uint16))
 def test_every_kind_of_image_becomes_rgb(
     tmp_path: Path, data: bytes, top: tuple[int, ...], bottom: tuple[int, ...]
 ) -> None:
-    image = sample(of_one_image(tmp_path, data), 0).image
+    image = sample(of_one_image(tmp_path, data), 0).content
     levels = (image + 1) * 127.5
     for row, expected in ((0, top), (SIDE - 1, bottom)):
         torch.testing.assert_close(levels[:, row, SIDE // 2], torch.tensor(expected).float(), atol=1.5, rtol=0)
@@ -329,21 +412,113 @@ def test_damaged_image_is_named_and_not_raised(tmp_path: Path, data: bytes | Non
     found = of_one_image(tmp_path, data)[0, 0]
     assert isinstance(found, Unreadable)
     assert found.index == 0
-    assert found.place == f"row 0 of {tmp_path} (train) (0.png)"
+    assert found.place == f"row 0 of {tmp_path} (validation) (0.png)"
     assert reason in found.reason
     assert found.reason
     assert "\n" not in found.reason
 
 
 def test_damaged_file_is_named_by_its_path(tmp_path: Path) -> None:
-    write_folder(tmp_path, {"a": 2}, "train")
-    (tmp_path / "train/a/1.jpg").write_bytes(b"nothing")
-    dataset = opened(tmp_path)
+    for split in ("train", "val"):
+        write_folder(tmp_path, {"a": 2}, split)
+    (tmp_path / "val/a/1.jpg").write_bytes(b"nothing")
+    dataset = opened(tmp_path, "validation")
     found = dataset[0, 1]
     assert isinstance(found, Unreadable)
-    assert found.place == str(tmp_path / "train/a/1.jpg")
-    (tmp_path / "train/a/0.jpg").unlink()
-    assert isinstance(dataset[0, 0], Unreadable)
+    assert found.place == str(tmp_path / "val/a/1.jpg")
+    (tmp_path / "val/a/0.jpg").unlink()
+    gone = dataset[0, 0]
+    assert isinstance(gone, Unreadable)
+    assert gone.place == str(tmp_path / "val/a/0.jpg")
+
+
+# --- what stands in for it in training
+
+
+def with_torn(folder: Path, torn: set[int], count: int = 12, **options: Any) -> ImageDataset:
+    images = [b"torn" if i in torn else encoded(picture(i)) for i in range(count)]
+    write_parquet(folder / "train.parquet", images, list(range(count)))
+    return opened(folder, **options)
+
+
+def first_readable(dataset: ImageDataset, epoch: int, index: int, torn: set[int]) -> tuple[int, list[int]]:
+    """Which image must stand in for a torn one, and those that were tried before."""
+    tried = [index]
+    for attempt in range(1, SUBSTITUTES + 1):
+        instead = substitute(dataset.seed, epoch, index, attempt, len(dataset))
+        if instead not in torn:
+            return instead, tried
+        tried.append(instead)
+    raise AssertionError("none is left")
+
+
+def test_torn_images_are_replaced_and_told(tmp_path: Path) -> None:
+    torn = {2, 5, 7, 8, 9, 11}
+    dataset = with_torn(tmp_path, torn)
+    longest = 0
+    for epoch in range(4):
+        for index in range(12):
+            found = sample(dataset, index, epoch)
+            if index not in torn:
+                assert (found.label, found.unreadable) == (index, ())
+                continue
+            instead, tried = first_readable(dataset, epoch, index, torn)
+            assert found.label == instead
+            assert [bad.index for bad in found.unreadable] == tried
+            assert torch.equal(found.content, sample(dataset, instead, epoch).content)
+            longest = max(longest, len(tried))
+    assert longest > 1  # a torn one was replaced by a torn one
+
+
+@settings(deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    epoch=st.integers(0, 1000),
+    index=st.integers(0, 99),
+    attempt=st.integers(1, SUBSTITUTES),
+)
+def test_substitute_is_another_of_the_same_data(seed: int, epoch: int, index: int, attempt: int) -> None:
+    instead = substitute(seed, epoch, index, attempt, 100)
+    assert instead == substitute(seed, epoch, index, attempt, 100)
+    assert 0 <= instead < 100
+    assert instead != index
+    assert substitute(seed, epoch, 0, attempt, 1) == 0
+    assert substitute(seed, epoch, 0, attempt, 2) == 1
+
+
+def test_substitutes_depend_on_every_argument() -> None:
+    keys = ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
+    draws = [[substitute(*key, attempt, 1000) for attempt in range(1, 17)] for key in keys]
+    assert len({tuple(draw) for draw in draws}) == 4
+    assert all(len(set(draw)) > 12 for draw in draws)
+
+
+def test_torn_images_change_nothing_about_how_a_batch_is_divided(tmp_path: Path) -> None:
+    dataset = with_torn(tmp_path, {1, 4, 6}, flip=True)
+    whole = next(iter(loader(dataset, StepSampler(dataset, 12, 0, 1, 0, 1), 0)))
+    assert len(whole.labels) == 12
+    assert len(whole.unreadable) >= 3
+    for rank in range(2):
+        parts = list(loader(dataset, StepSampler(dataset, 12, rank, 2, 0, 1, accumulate=2), 0))
+        for micro, part in enumerate(parts):
+            assert torch.equal(part.content, whole.content[2 * micro + rank :: 4])
+            assert part.labels.tolist() == whole.labels[2 * micro + rank :: 4].tolist()
+            assert part.places == whole.places[2 * micro + rank :: 4]
+
+
+def test_validation_leaves_torn_images_out(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "validation.parquet", [PNG, b"torn", PNG], [0, 1, 2])
+    with_torn(tmp_path, set())
+    batch = next(iter(loader(opened(tmp_path, "validation"), [[(0, 0), (0, 1), (0, 2)]], 0)))
+    assert batch.labels.tolist() == [0, 2]
+    assert [bad.index for bad in batch.unreadable] == [1]
+
+
+def test_where_no_substitute_can_be_read_the_first_is_told(tmp_path: Path) -> None:
+    dataset = with_torn(tmp_path, set(range(3)), count=3)
+    found = dataset[0, 1]
+    assert isinstance(found, Unreadable)
+    assert found.index == 1
 
 
 def test_more_pixels_than_pillow_allows_are_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -382,76 +557,94 @@ def test_random_crop_reaches_every_place_and_flip_both_sides(tmp_path: Path) -> 
     ends = {
         (round(float(row[0] + 1) * 12.75), round(float(row[-1] + 1) * 12.75))
         for epoch in range(60)
-        for row in [sample(dataset, 0, epoch).image[0, 0]]
+        for row in [sample(dataset, 0, epoch).content[0, 0]]
     }
     assert ends == {(0, 15), (1, 16), (2, 17), (15, 0), (16, 1), (17, 2)}
 
 
 def test_augmentation_follows_from_seed_epoch_and_index_alone(parquet: Path) -> None:
     dataset = opened(parquet, flip=True)
-    first = sample(dataset, 3, epoch=5).image
+    first = sample(dataset, 3, epoch=5).content
     for index in range(12):
         sample(dataset, index)
     torch.manual_seed(1)
     np.random.seed(1)  # noqa: NPY002  # the global stream must have no influence
-    assert torch.equal(sample(dataset, 3, epoch=5).image, first)
-    assert torch.equal(sample(opened(parquet, flip=True), 3, epoch=5).image, first)
-    other_epochs = [sample(dataset, 3, epoch).image for epoch in range(5)]
+    assert torch.equal(sample(dataset, 3, epoch=5).content, first)
+    assert torch.equal(sample(opened(parquet, flip=True), 3, epoch=5).content, first)
+    other_epochs = [sample(dataset, 3, epoch).content for epoch in range(5)]
     assert not all(torch.equal(image, first) for image in other_epochs)
-    other_seeds = [sample(opened(parquet, flip=True, seed=seed), 3, epoch=5).image for seed in range(1, 5)]
+    other_seeds = [sample(opened(parquet, flip=True, seed=seed), 3, epoch=5).content for seed in range(1, 5)]
     assert not all(torch.equal(image, first) for image in other_seeds)
 
 
 def test_each_image_has_its_own_augmentation(tmp_path: Path) -> None:
     write_parquet(tmp_path / "train.parquet", [PNG] * 12, [0] * 12)
-    first, *others = [sample(opened(tmp_path, flip=True), i).image for i in range(12)]
+    first, *others = [sample(opened(tmp_path, flip=True), i).content for i in range(12)]
     assert not all(torch.equal(image, first) for image in others)
 
 
 def test_validation_is_not_augmented(parquet: Path) -> None:
     dataset = opened(parquet, "validation", flip=True)
-    assert all(torch.equal(sample(dataset, 2, epoch).image, sample(dataset, 2).image) for epoch in range(8))
+    assert all(torch.equal(sample(dataset, 2, epoch).content, sample(dataset, 2).content) for epoch in range(8))
 
 
 # --- the order
+
+
+class Ordered:
+    """Nothing but a length and orders, and how often they were asked for."""
+
+    def __init__(self, length: int, seed: int) -> None:
+        self.length, self.seed = length, seed
+        self.asked: list[int] = []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def order(self, epoch: int) -> np.ndarray:
+        self.asked.append(epoch)
+        return epoch_order(self.length, self.seed, epoch)
+
+
+def sampler(length: int, batch: int, seed: int, rank: int, world: int, start: int, stop: int, micro: int = 1) -> Any:
+    return StepSampler(Ordered(length, seed), batch, rank, world, start, stop, micro)  # type: ignore[arg-type]
+
+
+def keys(*arguments: int) -> list[list[tuple[int, int]]]:
+    return list(sampler(*arguments))
 
 
 runs = {
     "length": st.integers(1, 40),
     "seed": st.integers(0, 2**32 - 1),
     "world": st.integers(1, 4),
-    "per_rank": st.integers(1, 9),
+    "batch": st.integers(1, 30),
     "steps": st.integers(0, 12),
 }
 
 
-def keys(
-    length: int, batch: int, seed: int, rank: int, world: int, start: int, stop: int
-) -> list[list[tuple[int, int]]]:
-    return list(StepSampler(length, batch, seed, rank, world, start, stop))
-
-
 @settings(deadline=None)
-@given(**runs)
-def test_processes_together_see_the_batches_of_one(
-    length: int, seed: int, world: int, per_rank: int, steps: int
+@given(**runs, accumulate=st.integers(1, 3))
+def test_processes_and_micro_batches_together_see_the_batches_of_one(
+    length: int, seed: int, world: int, batch: int, steps: int, accumulate: int
 ) -> None:
-    batch = world * per_rank
     one = keys(length, batch, seed, 0, 1, 0, steps)
-    many = [keys(length, batch, seed, rank, world, 0, steps) for rank in range(world)]
-    assert all(len(local) == per_rank for part in many for local in part)
+    many = [keys(length, batch, seed, rank, world, 0, steps, accumulate) for rank in range(world)]
+    assert all(len(part) == steps * accumulate for part in many)
     for step in range(steps):
+        parts = [many[rank][step * accumulate + micro] for micro in range(accumulate) for rank in range(world)]
         together: list[Any] = [None] * batch
-        for rank in range(world):
-            together[rank::world] = many[rank][step]
+        for place, part in enumerate(parts):
+            together[place :: world * accumulate] = part
         assert together == one[step]
+        assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 @settings(deadline=None)
 @given(**runs)
-def test_every_epoch_sees_every_image_once(length: int, seed: int, world: int, per_rank: int, steps: int) -> None:
-    seen = [key for step in keys(length, per_rank, seed, 0, 1, 0, steps) for key in step]
-    assert len(seen) == per_rank * steps
+def test_every_epoch_sees_every_image_once(length: int, seed: int, world: int, batch: int, steps: int) -> None:
+    seen = [key for step in keys(length, batch, seed, 0, 1, 0, steps) for key in step]
+    assert len(seen) == batch * steps
     for epoch in range(len(seen) // length):
         part = seen[epoch * length : (epoch + 1) * length]
         assert {at for at, _ in part} == {epoch}
@@ -459,15 +652,20 @@ def test_every_epoch_sees_every_image_once(length: int, seed: int, world: int, p
 
 
 @settings(deadline=None)
-@given(**runs, data=st.data())
+@given(**runs, accumulate=st.integers(1, 3), data=st.data())
 def test_resuming_equals_going_on(
-    length: int, seed: int, world: int, per_rank: int, steps: int, data: st.DataObject
+    length: int, seed: int, world: int, batch: int, steps: int, accumulate: int, data: st.DataObject
 ) -> None:
-    batch, rank = world * per_rank, data.draw(st.integers(0, world - 1))
-    start = data.draw(st.integers(0, steps))
-    whole = keys(length, batch, seed, rank, world, 0, steps)
-    assert keys(length, batch, seed, rank, world, start, steps) == whole[start:]
-    assert len(StepSampler(length, batch, seed, rank, world, start, steps)) == steps - start
+    rank, start = data.draw(st.integers(0, world - 1)), data.draw(st.integers(0, steps))
+    whole = keys(length, batch, seed, rank, world, 0, steps, accumulate)
+    assert keys(length, batch, seed, rank, world, start, steps, accumulate) == whole[start * accumulate :]
+    assert len(sampler(length, batch, seed, rank, world, start, steps, accumulate)) == (steps - start) * accumulate
+
+
+def test_order_of_an_epoch_is_computed_once() -> None:
+    steps = sampler(10, 4, 0, 0, 1, 0, 10)
+    assert len(list(steps)) == 10
+    assert steps.dataset.asked == [0, 1, 2, 3]
 
 
 def test_order_depends_on_seed_and_epoch() -> None:
@@ -475,45 +673,54 @@ def test_order_depends_on_seed_and_epoch() -> None:
     assert len({tuple(order) for order in orders}) == 4
 
 
-def test_batch_that_does_not_divide() -> None:
-    assert "batch_size=10 does not divide among 4 processes: try 8" in refusal(
-        lambda: StepSampler(5, 10, 0, 0, 4, 0, 1)
-    )
-    assert "batch_size=3 does not divide among 4 processes: try 4" in refusal(lambda: StepSampler(5, 3, 0, 0, 4, 0, 1))
-    assert "empty" in refusal(lambda: StepSampler(0, 4, 0, 0, 1, 0, 1))
+def test_dataset_orders_by_its_seed(parquet: Path) -> None:
+    assert opened(parquet, seed=3).order(2).tolist() == epoch_order(12, 3, 2).tolist()
+
+
+def test_nothing_to_train_on() -> None:
+    assert "empty" in refusal(lambda: sampler(0, 4, 0, 0, 1, 0, 1))
 
 
 # --- batches
 
+EMPTY = torch.empty(0, 3, 8, 8)
 
-def test_collate_keeps_what_could_be_read() -> None:
-    bad = Unreadable(4, "there", "torn")
-    batch = collate([Sample(torch.full((3, 8, 8), 0.5), 7), bad, Sample(torch.zeros(3, 8, 8), 2)], side=8)
-    assert batch.images.mean(dim=(1, 2, 3)).tolist() == [0.5, 0]
-    assert (batch.labels.tolist(), batch.labels.dtype, batch.unreadable) == ([7, 2], torch.int64, [bad])
+
+def test_collate_keeps_what_could_be_read_and_tells_the_rest() -> None:
+    bad = [Unreadable(i, "there", "torn") for i in range(3)]
+    first = Sample(torch.full((3, 8, 8), 0.5), 7, "a", (bad[0], bad[1]))
+    batch = collate([first, bad[2], Sample(torch.zeros(3, 8, 8), 2, "b", ())], EMPTY)
+    assert batch.content.mean(dim=(1, 2, 3)).tolist() == [0.5, 0]
+    assert (batch.labels.tolist(), batch.labels.dtype) == ([7, 2], torch.int64)
+    assert (batch.places, batch.unreadable) == (["a", "b"], bad)
 
 
 @pytest.mark.parametrize("samples", [[], [Unreadable(4, "there", "torn")]])
-def test_collate_of_nothing_readable(samples: list[Sample | Unreadable]) -> None:
-    batch = collate(samples, side=8)
-    assert (tuple(batch.images.shape), batch.images.dtype) == ((0, 3, 8, 8), torch.float32)
+@pytest.mark.parametrize("empty", [EMPTY, torch.empty(0, 21, dtype=torch.int64)], ids=["images", "tokens"])
+def test_collate_of_nothing_readable(samples: list[Sample | Unreadable], empty: torch.Tensor) -> None:
+    batch = collate(samples, empty)
+    assert (batch.content.shape, batch.content.dtype) == (empty.shape, empty.dtype)
     assert (tuple(batch.labels.shape), batch.labels.dtype) == ((0,), torch.int64)
-    assert batch.unreadable == samples
+    assert (batch.places, batch.unreadable) == ([], samples)
 
 
-def test_reader_processes_change_nothing(parquet: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batch_of_which_nothing_could_be_read_has_the_shape_of_the_dataset(tmp_path: Path) -> None:
+    batch = next(iter(loader(of_one_image(tmp_path, b"torn"), [[(0, 0)]], 0)))
+    assert (tuple(batch.content.shape), batch.content.dtype) == ((0, 3, SIDE, SIDE), torch.float32)
+
+
+def test_reader_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("var.training.data._cpus", lambda: 2)
-    write_parquet(parquet / "train.parquet", [b"torn" if i == 5 else encoded(picture(i)) for i in range(12)], [0] * 12)
-    dataset = opened(parquet, flip=True)
-    sampler = StepSampler(len(dataset), 5, 3, 0, 1, 2, 8)
-    here, there = (list(loader(dataset, sampler, workers)) for workers in (0, 2))
+    dataset = with_torn(tmp_path, {5}, flip=True)
+    steps = StepSampler(dataset, 5, 0, 1, 2, 8)
+    here, there = (list(loader(dataset, steps, workers)) for workers in (0, 2))
     assert len(here) == len(there) == 6
     assert sum(len(batch.unreadable) for batch in here) > 0
     for one, two in zip(here, there, strict=True):
         assert isinstance(two, Batch)
-        assert torch.equal(one.images, two.images)
+        assert torch.equal(one.content, two.content)
         assert torch.equal(one.labels, two.labels)
-        assert one.unreadable == two.unreadable
+        assert (one.places, one.unreadable) == (two.places, two.unreadable)
 
 
 def test_loader_takes_no_more_processes_than_cpus_and_no_global_randomness(
