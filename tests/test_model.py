@@ -19,6 +19,7 @@ from helpers import (
 from torch import Tensor, nn
 
 from tokenizer.scales import SCALES_512, Scales
+from var.masks import Spans, spans
 from var.model import VAR, VARConfig, gate_init
 
 SCALES = Scales(SIDES)
@@ -136,13 +137,74 @@ def test_training_pass_reaches_every_parameter() -> None:
 
 
 @torch.no_grad()
-def test_drop_path_rises_linearly_and_acts_in_training_only() -> None:
+def test_stochastic_depth_drops_what_the_noise_says_in_any_mode() -> None:
     model = small_var(depth=4, width=32, drop_path=0.6)
-    assert [block.drop_path.probability for block in model.blocks] == pytest.approx([0, 0.2, 0.4, 0.6])
+    assert model.config.drop_rates == pytest.approx((0, 0.2, 0.4, 0.6))
     labels, features = inputs()
-    assert torch.equal(model(labels, features), model(labels, features))
-    model.train()
-    assert not torch.equal(model(labels, features), model(labels, features))
+    whole = model(labels, features)
+    assert torch.equal(model.train()(labels, features), whole)  # dropping is asked for by noise alone
+    noise = torch.full((3, 8), 0.9)
+    noise[1, 5] = 0.39  # the MLP of block 2
+    before, after = model(labels, features, torch.full((3, 8), 0.9)), model(labels, features, noise)
+    assert torch.equal(before[[0, 2]], after[[0, 2]])
+    assert not torch.equal(before[1], after[1])
+    assert not torch.equal(before, whole)  # what is kept is scaled up
+    model.blocks[2].mlp.down.weight.zero_()
+    model.blocks[2].mlp.down.bias.zero_()
+    assert torch.equal(model(labels, features, torch.full((3, 8), 0.9))[1], after[1])
+
+
+@torch.no_grad()
+def test_at_rate_0_noise_changes_nothing() -> None:
+    model, (labels, features) = small_var(drop_path=0.0), inputs()
+    assert torch.equal(model(labels, features, torch.zeros(3, 4)), model(labels, features))
+
+
+def test_noise_for_another_batch_or_depth_is_refused() -> None:
+    for shape in ((2, 4), (3, 2)):
+        with refused(f"path noise of shape {shape}", "(3, 4) needed"):
+            small_var()(*inputs(), torch.zeros(shape))
+
+
+def loss_and_gradients(model: VAR, **options: bool) -> tuple[Tensor, list[Tensor], int]:
+    """The logits, the gradients, and the bytes that the forward pass keeps for the backward pass besides weights."""
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    noise = torch.rand(3, 2 * model.config.depth, generator=torch.Generator().manual_seed(0))
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        logits = model(*inputs(), noise, **options)
+    return (
+        logits,
+        list(torch.autograd.grad(logits.square().mean(), list(model.parameters()))),
+        (sum(size for pointer, size in kept.items() if pointer not in weights)),
+    )
+
+
+@pytest.mark.parametrize("variant", [{}, {"shared_adaln": True}, {"qk_norm": False}], ids=str)
+def test_checkpointing_gives_the_same_bits_from_less_memory(variant: dict[str, bool]) -> None:
+    model = small_var(depth=4, width=32, drop_path=0.5, **variant)
+    logits, gradients, kept = loss_and_gradients(model)
+    logits_again, gradients_again, kept_again = loss_and_gradients(model, checkpoint=True)
+    assert torch.equal(logits, logits_again)
+    assert all(torch.equal(a, b) for a, b in zip(gradients, gradients_again, strict=True))
+    block_inputs = 4 * 4 * 3 * SCALES.total * 32  # float32, 4 blocks, (3, L, 32): kept by the blocks, not by the hooks
+    assert kept_again + block_inputs < 0.5 * kept
+
+
+@torch.no_grad()
+def test_spans_and_dense_mask_give_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (labels, features) = small_var(), inputs()
+    dense = model(labels, features)
+    seen: list[Spans] = []
+    monkeypatch.setattr("var.model.fastest", lambda *args: seen.append(spans(*args)) or seen[-1])
+    assert largest_difference(model(labels, features), dense) < 1e-5
+    assert len(seen[0].bounds) > 1
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -196,8 +258,8 @@ def test_parameter_counts_of_the_released_sizes(depth: int, millions: int) -> No
 def test_sizes_follow_from_the_depth() -> None:
     config = VARConfig(depth=20)
     assert (config.width, config.heads) == (1280, 20)
-    assert config.drop_path == pytest.approx(0.1 * 20 / 24)
-    assert VARConfig(depth=2, width=96, heads=3, drop_path=0.0).drop_path == 0.0
+    assert config.drop_rates == pytest.approx([0.1 * 20 / 24 * i / 19 for i in range(20)])
+    assert VARConfig(depth=2, width=96, heads=3, drop_path=0.3).drop_rates == (0.0, 0.3)
     assert VARConfig(**config.to_dict()) == config
     assert VARConfig(scales=[1, 2]).scales == (1, 2)  # type: ignore[arg-type]  # as JSON gives it
 

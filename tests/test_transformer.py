@@ -8,8 +8,8 @@ from helpers import largest_difference, normal, randomise
 from torch import Tensor
 
 from tokenizer.scales import Scales
-from var.masks import block_causal
-from var.transformer import MLP, AdaLN, Attention, Block, DropPath, KVCache, Modulation, modulate
+from var.masks import block_causal, spans
+from var.transformer import MLP, AdaLN, Attention, Block, KVCache, Modulation, modulate, stochastic_depth
 
 
 def naive_attention(layer: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -74,21 +74,15 @@ def test_cached_attention_equals_masked_attention() -> None:
 
 def test_cache_is_written_where_it_should_be() -> None:
     cache = KVCache.allocate(2, 1, 1, 5, 2, like=torch.zeros(0, dtype=torch.bfloat16))
-    assert cache.keys.shape == cache.values.shape == (2, 1, 1, 5, 2)
+    assert cache.keys.shape == cache.values.shape == (2, 1, 5, 1, 2)
     assert cache.keys.dtype == torch.bfloat16
     cache.keys.zero_()
     cache.values.zero_()
-    k, v = cache.layer(1).extend(2, torch.ones(1, 1, 2, 2), torch.full((1, 1, 2, 2), 2.0))
-    assert k[0, 0, :, 0].tolist() == [0, 0, 1, 1]
-    assert v[0, 0, :, 0].tolist() == [0, 0, 2, 2]
-    assert cache.keys[1, 0, 0, :, 0].tolist() == [0, 0, 1, 1, 0]
+    k, v = cache.layer(1).extend(2, torch.ones(1, 2, 1, 2), torch.full((1, 2, 1, 2), 2.0))
+    assert k[0, :, 0, 0].tolist() == [0, 0, 1, 1]
+    assert v[0, :, 0, 0].tolist() == [0, 0, 2, 2]
+    assert cache.keys[1, 0, :, 0, 0].tolist() == [0, 0, 1, 1, 0]
     assert not cache.keys[0].any()
-
-
-def test_mask_lets_a_token_see_its_own_scale_and_the_coarser_ones() -> None:
-    levels = [0] + [1] * 4 + [2] * 9
-    expected = [[key <= query for key in levels] for query in levels]
-    assert block_causal(Scales((1, 2, 3))).tolist() == expected
 
 
 @torch.no_grad()
@@ -123,7 +117,7 @@ def test_adaln_is_silu_then_linear() -> None:
 
 @torch.no_grad()
 def test_block_takes_the_six_parts_in_the_order_of_the_released_weights() -> None:
-    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=True, shared_adaln=False, drop_path=0.0)
+    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=True, shared_adaln=False)
     randomise(block, seed=0)
     condition, x = normal(2, 8), normal(2, 3, 8, seed=1)
     gate1, gate2, scale1, scale2, shift1, shift2 = block.adaln(condition).unbind(dim=1)
@@ -134,7 +128,7 @@ def test_block_takes_the_six_parts_in_the_order_of_the_released_weights() -> Non
 
 @torch.no_grad()
 def test_shared_adaln_adds_the_blocks_offset() -> None:
-    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=True, shared_adaln=True, drop_path=0.0)
+    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=True, shared_adaln=True)
     randomise(block, seed=0)
     shared = normal(2, 6, 1, 8)
     offset = dict(block.named_parameters())["adaln.offset"]
@@ -146,23 +140,53 @@ def test_shared_adaln_adds_the_blocks_offset() -> None:
 
 @torch.no_grad()
 def test_closed_gates_make_a_block_the_identity() -> None:
-    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=False, shared_adaln=False, drop_path=0.0)
+    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=False, shared_adaln=False)
     x, zero = normal(2, 3, 8), torch.zeros(2, 1, 8)
     assert torch.equal(block(x, Modulation(zero, zero, *(normal(2, 1, 8) for _ in range(4)))), x)
 
 
-def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
-    torch.manual_seed(0)
-    layer = DropPath(0.25)
-    out = layer(torch.ones(8000, 2, 3))
-    assert torch.equal(out, out[:, :1, :1].expand_as(out))
-    assert out.unique().tolist() == pytest.approx([0, 1 / 0.75])
-    assert out.mean().item() == pytest.approx(1, abs=0.03)  # 5 standard deviations
-    assert layer(torch.ones(2, 2, 3, dtype=torch.bfloat16)).dtype == torch.bfloat16
+def test_stochastic_depth_closes_the_gates_of_whole_samples_where_the_noise_is_below_the_rate() -> None:
+    blocks = [Modulation(*(normal(2, 1, 8, seed=6 * i + j) for j in range(6))) for i in range(2)]
+    noise = torch.tensor([[0.0, 0.9, 0.24, 0.25], [0.1, 0.2, 0.3, 0.1]])
+    closed, open_ = torch.zeros(1, 8), 1 / 0.75
+    first, second = stochastic_depth(blocks, [0.0, 0.25], noise)
+    assert torch.equal(torch.stack(first), torch.stack(blocks[0]))  # at rate 0 nothing is dropped or scaled
+    assert torch.equal(second.gate_attention, torch.stack([closed, blocks[1].gate_attention[1] * open_]))
+    assert torch.equal(second.gate_mlp, torch.stack([blocks[1].gate_mlp[0] * open_, closed]))
+    assert torch.equal(torch.stack(second[2:]), torch.stack(blocks[1][2:]))
 
 
-def test_drop_path_is_off_in_evaluation_and_at_rate_0() -> None:
-    x = normal(50, 2, 3)
-    assert torch.equal(DropPath(0.9).eval()(x), x)
-    assert torch.equal(DropPath(0.0)(x), x)
-    assert not torch.equal(DropPath(0.9)(x), x)
+def test_stochastic_depth_keeps_the_mean_and_the_type() -> None:
+    gates = Modulation(*[torch.ones(8000, 1, 1)] * 6)
+    thinned = stochastic_depth([gates], [0.25], torch.rand(8000, 2, generator=torch.Generator().manual_seed(0)))
+    assert thinned[0].gate_mlp.mean().item() == pytest.approx(1, abs=0.03)  # 5 standard deviations
+    half = Modulation(*[torch.ones(2, 1, 1, dtype=torch.bfloat16)] * 6)
+    assert stochastic_depth([half], [0.25], torch.rand(2, 2))[0].gate_mlp.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("qk_norm", [True, False])
+@pytest.mark.parametrize("sides", [(1, 2, 3, 4), (1, 2), (1,)], ids=str)
+def test_spans_equal_the_dense_mask_in_outputs_and_gradients(qk_norm: bool, sides: tuple[int, ...]) -> None:
+    layer, scales = Attention(width=12, heads=3, qk_norm=qk_norm), Scales(sides)
+    randomise(layer, seed=0, std=0.7)
+    mask = block_causal(scales)
+    results = []
+    for form in (mask, spans(scales, mask)):
+        x = normal(2, scales.total, 12).requires_grad_()
+        out = layer(x, form)
+        gradients = torch.autograd.grad(out, [x, *layer.parameters()], normal(*out.shape, seed=1))
+        results.append([out, *gradients])
+    with torch.no_grad():
+        assert largest_difference(results[1][0], naive_attention(layer, x, mask)) < 1e-5
+    for dense, sparse in zip(*results, strict=True):
+        assert largest_difference(dense, sparse) < 1e-5 * max(1, dense.abs().max().item())
+
+
+def test_attention_with_a_mask_for_each_sample() -> None:
+    layer = Attention(width=12, heads=3, qk_norm=True)
+    x, masks = normal(2, 5, 12), torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    masks |= torch.eye(5, dtype=torch.bool)
+    with torch.no_grad():
+        out = layer(x, masks[:, None])
+        for i in range(2):
+            assert largest_difference(out[i : i + 1], naive_attention(layer, x[i : i + 1], masks[i])) < 1e-5

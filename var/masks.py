@@ -1,11 +1,50 @@
-"""Attention masks as pure functions. True where a query (row) may see a key (column)."""
+"""Attention masks as values: dense ones, True where a query (row) may see a key (column), and spans.
+
+L tokens of all scales.
+"""
+
+from typing import NamedTuple
 
 from torch import Tensor
 
 from tokenizer.scales import Scales
+
+COARSE = 1 / 4  # share of the tokens that the first span may hold: four spans on the ladders of the paper
+SPANS_FROM = 256  # L: with fewer tokens, one masked call on the CPU takes no longer than several without a mask
+
+
+class Spans(NamedTuple):
+    """A block-causal mask as spans of queries: those of start..stop see all keys before stop, so they need no mask.
+
+    What the mask hides is never computed (a third of the products at 256 px), and attention without a mask takes the
+    fastest kernels. The small coarse scales stand together in the first span, which has a mask of its own.
+    """
+
+    bounds: tuple[tuple[int, int], ...]  # (start, stop) of each span; they follow one another from 0 to L
+    coarse: Tensor  # (stop, stop) bool, the mask within the first span
+
+
+Mask = Tensor | Spans | None  # a dense one broadcasts to (B, H, L, T); None: every query sees every key
 
 
 def block_causal(scales: Scales) -> Tensor:
     """(L, L) bool: a token sees its own scale and all coarser ones (VAR paper, section 3.2, figure 4)."""
     levels = scales.levels()
     return levels[:, None] >= levels
+
+
+def spans(scales: Scales, mask: Tensor) -> Spans:
+    """The same in spans: the coarse scales together, then one for each finer scale.
+
+    Args:
+        scales: the ladder.
+        mask: block_causal(scales), on the device of the attention; the first span's part of it is shared, not copied.
+    """
+    first = max(stop for stop in scales.offsets if stop <= max(COARSE * scales.total, scales.offsets[1]))
+    stops = [first, *(stop for stop in scales.offsets if stop > first)]
+    return Spans(tuple(zip([0, *stops], stops, strict=False)), mask[:first, :first])
+
+
+def fastest(scales: Scales, mask: Tensor) -> Mask:
+    """The form of block_causal(scales) that attention is fastest with, forward and backward, on the mask's device."""
+    return spans(scales, mask) if mask.is_cuda or scales.total >= SPANS_FROM else mask

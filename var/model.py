@@ -10,11 +10,12 @@ from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
 
 from tokenizer.errors import InputError, check_types
 from tokenizer.scales import SCALES_256, Scales
-from var.masks import block_causal
-from var.transformer import AdaLN, AdaLNOffset, Block, KVCache, Modulation, modulate
+from var.masks import block_causal, fastest
+from var.transformer import AdaLN, AdaLNOffset, Block, KVCache, Modulation, modulate, stochastic_depth
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class VARConfig:
         mlp_ratio: hidden width of the MLP over D.
         qk_norm: q and k on the unit sphere with a learned temperature a head.
         shared_adaln: one AdaLN for all blocks plus an offset a block (512 px model).
-        drop_path: rate at the last block, rising linearly from 0; None for 0.1 * depth / 24.
+        drop_path: rate of stochastic depth at the last block, rising linearly from 0; None for 0.1 * depth / 24.
 
     Raises:
         InputError: a value that cannot work, with the value and the remedy.
@@ -58,16 +59,20 @@ class VARConfig:
         object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
         object.__setattr__(self, "width", self.width or 64 * self.depth)
         object.__setattr__(self, "heads", self.heads or self.depth)
-        if self.drop_path is None:
-            object.__setattr__(self, "drop_path", 0.1 * self.depth / 24)
         if self.scales[0] != 1:
             raise InputError(f"scales {list(self.scales)} must begin with 1: the class embedding stands for one token")
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise InputError(f"width={self.width} must be a positive multiple of heads={self.heads}")
         if self.mlp_ratio <= 0:
             raise InputError(f"mlp_ratio={self.mlp_ratio} must be positive")
-        if not 0 <= self.drop_path < 1:  # type: ignore[operator]  # set above
-            raise InputError(f"drop_path={self.drop_path} must be in [0, 1)")
+        if not 0 <= self.drop_rates[-1] < 1:
+            raise InputError(f"drop_path={self.drop_rates[-1]} must be in [0, 1)")
+
+    @property
+    def drop_rates(self) -> tuple[float, ...]:
+        """Rate of stochastic depth of each block."""
+        last = 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path
+        return tuple(last * i / max(self.depth - 1, 1) for i in range(self.depth))
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -90,16 +95,14 @@ class VAR(nn.Module):
         self.config = config
         self.scales = Scales(config.scales)
         width, depth = config.width, config.depth
-        drop_path: float = config.drop_path  # type: ignore[assignment]  # never None after the config's checks
         self.class_embedding = nn.Embedding(config.num_classes + 1, width)
         self.start_position = nn.Parameter(torch.empty(1, 1, width))
         self.position = nn.Parameter(torch.empty(1, self.scales.total, width))
         self.level_embedding = nn.Embedding(len(self.scales), width)
         self.feature_in = nn.Linear(config.latent_dim, width)
         self.shared_adaln = AdaLN(width, 6) if config.shared_adaln else None
-        rates = [drop_path * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not name its type
-            Block(width, config.heads, config.mlp_ratio, config.qk_norm, config.shared_adaln, rate) for rate in rates
+            Block(width, config.heads, config.mlp_ratio, config.qk_norm, config.shared_adaln) for _ in range(depth)
         )
         self.head_adaln = AdaLN(width, 2)
         self.head = nn.Linear(width, config.vocab_size)
@@ -129,30 +132,47 @@ class VAR(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             return self.head(modulate(x.float(), condition.head_scale, condition.head_shift))
 
-    def forward(self, labels: Tensor, teacher_forcing_input: Tensor) -> Tensor:
+    def forward(
+        self, labels: Tensor, teacher_forcing_input: Tensor, path_noise: Tensor | None = None, checkpoint: bool = False
+    ) -> Tensor:
         """All scales at once, each seeing itself and the coarser ones (training; VAR paper, figure 4).
 
         Args:
             labels: (B,) int64, num_classes for the null class.
             teacher_forcing_input: (B, L - 1, C), f_hat resized to every scale but the first.
+            path_noise: (B, 2 * depth) uniform in [0, 1), what stochastic depth draws; None drops nothing.
+            checkpoint: keep only each block's input for the backward pass, and compute the block again there.
 
         Returns:
             (B, L, V) float32 logits.
 
         Raises:
-            InputError: the input is not of shape (B, L - 1, C).
+            InputError: the input is not of shape (B, L - 1, C), the noise not of shape (B, 2 * depth).
         """
-        expected = (len(labels), self.scales.total - 1, self.config.latent_dim)
+        self._check_shapes(len(labels), teacher_forcing_input, path_noise)
+        condition = self.condition(labels)
+        blocks = condition.blocks
+        if path_noise is not None:
+            blocks = stochastic_depth(blocks, self.config.drop_rates, path_noise)
+        features = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))
+        x = torch.cat([condition.start + self.start_position, features.to(condition.start.dtype)], dim=1)
+        x = x + (self.position + self.level_embedding(self.levels))
+        mask = fastest(self.scales, self.mask)
+        for block, modulation in zip(self.blocks, blocks, strict=True):
+            if checkpoint:
+                x = recomputed(block, x, modulation, mask, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, modulation, mask)
+        return self._logits(x, condition)
+
+    def _check_shapes(self, batch: int, teacher_forcing_input: Tensor, path_noise: Tensor | None) -> None:
+        expected = (batch, self.scales.total - 1, self.config.latent_dim)
         if teacher_forcing_input.shape != expected:
             given = tuple(teacher_forcing_input.shape)
             raise InputError(f"teacher forcing input of shape {given} given, {expected} needed for these labels")
-        condition = self.condition(labels)
-        features = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))
-        x = torch.cat([condition.start + self.start_position, features.to(condition.start.dtype)], dim=1)
-        x = x + self.position + self.level_embedding(self.levels)
-        for block, modulation in zip(self.blocks, condition.blocks, strict=True):
-            x = block(x, modulation, mask=self.mask)
-        return self._logits(x, condition)
+        branches = (batch, 2 * self.config.depth)
+        if path_noise is not None and path_noise.shape != branches:
+            raise InputError(f"path noise of shape {tuple(path_noise.shape)} given, {branches} needed for these labels")
 
     def new_cache(self, batch: int) -> KVCache:
         """Room for the keys and values of all L tokens of a batch."""

@@ -4,6 +4,7 @@ B batch, L query tokens, T key tokens (cached ones included), D width, H heads.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+
+from var.masks import Mask, Spans
 
 MAX_LOG_SCALE = math.log(100)  # bound on the learned log temperature of the attention
 
@@ -30,13 +33,13 @@ class Modulation(NamedTuple):
 class KVCache:
     """Keys and values of the tokens drawn so far, allocated once for the whole picture by the loop that owns it."""
 
-    keys: Tensor  # (blocks, B, H, L, D / H)
+    keys: Tensor  # (blocks, B, L, H, D / H)
     values: Tensor
 
     @classmethod
     def allocate(cls, blocks: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> "KVCache":
         """An empty cache with the device and dtype of `like`."""
-        shape = (blocks, batch, heads, length, head_dim)
+        shape = (blocks, batch, length, heads, head_dim)
         return cls(like.new_empty(shape), like.new_empty(shape))
 
     def layer(self, i: int) -> "LayerCache":
@@ -46,15 +49,40 @@ class KVCache:
 class LayerCache(NamedTuple):
     """The part of a KVCache that belongs to one block."""
 
-    keys: Tensor  # (B, H, L, D / H)
+    keys: Tensor  # (B, L, H, D / H)
     values: Tensor
 
     def extend(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write k and v (B, H, l, D / H) at position start; return all keys and values up to their end."""
-        stop = start + k.shape[2]
-        self.keys[:, :, start:stop] = k
-        self.values[:, :, start:stop] = v
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
+        """Write k and v (B, l, H, D / H) at position start; return all keys and values up to their end."""
+        stop = start + k.shape[1]
+        self.keys[:, start:stop] = k
+        self.values[:, start:stop] = v
+        return self.keys[:, :stop], self.values[:, :stop]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
+    """Softmax attention of queries (B, L, H, D / H) to keys and values (B, T, H, D / H) -> (B, L, D)."""
+    if isinstance(mask, Spans):
+        return attend_in_spans(q, k, v, mask, scale)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return rearrange(h, "b h l d -> b l (h d)")
+
+
+def attend_in_spans(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
+    """The same under a block-causal mask, one call a span, from the finest to the coarsest."""
+    queries = q.split([stop - start for start, stop in spans.bounds], dim=1)
+    parts = []
+    for query, (start, stop) in zip(reversed(queries), reversed(spans.bounds), strict=True):
+        k, v = k[:, :stop], v[:, :stop]  # cut off those of the finer span: the less for the backward pass to pad
+        parts.append(attend(query, k, v, spans.coarse if start == 0 else None, scale))
+    return torch.cat(parts[::-1], dim=1)
+
+
+def on_sphere(x: Tensor, radius: Tensor | float = 1.0) -> Tensor:
+    """Scale each vector (..., D / H) to the given length: factors in float32, the result rounded once to x's dtype."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return (x * (radius / length.clamp(min=1e-12))).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -69,23 +97,20 @@ class Attention(nn.Module):
         self.log_scale = nn.Parameter(torch.full((heads,), math.log(4.0))) if qk_norm else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
+    def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
         """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see all before them too."""
         bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        q, k, v = rearrange(
-            F.linear(x, self.qkv.weight, bias), "b l (three h d) -> three b h l d", three=3, h=self.heads
-        )
+        qkv = rearrange(F.linear(x, self.qkv.weight, bias), "b l (three h d) -> b l three h d", three=3, h=self.heads)
+        q, k, v = qkv.unbind(dim=2)  # (B, L, H, D / H) each
         if self.log_scale is None:
             softmax_scale = 0.25 / math.sqrt(q.shape[-1])
         else:
             softmax_scale = 1.0
-            temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None, None]
-            q = (F.normalize(q.float(), dim=-1) * temperature).to(v.dtype)
-            k = F.normalize(k.float(), dim=-1).to(v.dtype)
+            temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
+            q, k = on_sphere(q, temperature), on_sphere(k)
         if cache is not None:
             k, v = cache.extend(start, k, v)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=softmax_scale)
-        return self.proj(rearrange(h, "b h l d -> b l (h d)"))
+        return self.proj(attend(q, k, v, mask, softmax_scale))
 
 
 class MLP(nn.Module):
@@ -98,21 +123,6 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
-
-
-class DropPath(nn.Module):
-    """Drop a residual branch of a whole sample with the given probability, in training only (arXiv 1603.09382)."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.probability == 0:
-            return x
-        keep = 1 - self.probability
-        kept = torch.rand(x.shape[0], 1, 1, device=x.device) < keep
-        return x * (kept / keep).to(x.dtype)
 
 
 class AdaLN(nn.Module):
@@ -150,23 +160,40 @@ class Block(nn.Module):
         shared_adaln: the model has one AdaLN for all blocks, and this one only adds an offset; else it has its own.
     """
 
-    def __init__(
-        self, width: int, heads: int, mlp_ratio: float, qk_norm: bool, shared_adaln: bool, drop_path: float
-    ) -> None:
+    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool, shared_adaln: bool) -> None:
         super().__init__()
         self.adaln = AdaLNOffset(width) if shared_adaln else AdaLN(width, 6)
         self.attention = Attention(width, heads, qk_norm)
         self.mlp = MLP(width, round(width * mlp_ratio))
-        self.drop_path = DropPath(drop_path)
 
     def modulation(self, condition: Tensor) -> Modulation:
         """From the class embedding (B, D), or from the shared AdaLN's output (B, 6, 1, D)."""
         return Modulation(*self.adaln(condition).unbind(dim=1))
 
     def forward(
-        self, x: Tensor, m: Modulation, mask: Tensor | None = None, cache: LayerCache | None = None, start: int = 0
+        self, x: Tensor, m: Modulation, mask: Mask = None, cache: LayerCache | None = None, start: int = 0
     ) -> Tensor:
-        h = self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache, start)
-        x = x + self.drop_path(h * m.gate_attention)
-        h = self.mlp(modulate(x, m.scale_mlp, m.shift_mlp))
-        return x + self.drop_path(h * m.gate_mlp)
+        x = x + self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache, start) * m.gate_attention
+        return x + self.mlp(modulate(x, m.scale_mlp, m.shift_mlp)) * m.gate_mlp
+
+
+def stochastic_depth(blocks: Sequence[Modulation], rates: Sequence[float], noise: Tensor) -> list[Modulation]:
+    """Drop residual branches of whole samples by closing their gates (arXiv 1603.09382, a branch at a time).
+
+    Args:
+        blocks: the modulation of each block.
+        rates: the probability, a block, that a branch is dropped; below 1.
+        noise: (B, 2 * blocks) uniform in [0, 1): attention of block 0, MLP of block 0, attention of block 1, ...
+
+    Returns:
+        The same with a gate of 0 where noise < rate, and divided by 1 - rate where not, which keeps the mean.
+    """
+    rate = noise.new_tensor(rates).repeat_interleave(2)
+    kept = ((noise >= rate) / (1 - rate))[:, :, None, None]  # (B, 2 * blocks, 1, 1)
+    return [
+        m._replace(
+            gate_attention=m.gate_attention * kept[:, 2 * i].to(m.gate_attention.dtype),
+            gate_mlp=m.gate_mlp * kept[:, 2 * i + 1].to(m.gate_mlp.dtype),
+        )
+        for i, m in enumerate(blocks)
+    ]
