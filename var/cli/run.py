@@ -11,11 +11,15 @@ from typer.exceptions import TyperException
 from tokenizer.errors import InputError
 
 
-def run(command: Callable[..., None]) -> None:
-    """Run a function as a command. Input that cannot work ends it in one line; other exceptions are bugs and show."""
+def run(*commands: Callable[..., None]) -> None:
+    """Run a function as a command, or the one of several that the first argument names.
+
+    Input that cannot work ends it in one line; other exceptions are bugs and show.
+    """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    app.command()(command)
+    for command in commands:
+        app.command()(command)
     try:
         code = app(standalone_mode=False)
     except TyperException as error:

@@ -1,0 +1,14 @@
+"""The `var` command: `var sample`, `var train RECIPE`, `var tokenize RECIPE`."""
+
+from var.cli.run import run
+from var.cli.sample import sample
+from var.cli.tokenize import tokenize
+from var.cli.train import train
+
+# What a command needs it imports when it runs: help, and a slip in an option, should not wait for torch.
+COMMANDS = (sample, train, tokenize)
+
+
+def main() -> None:
+    """Entry point of `var` and of `python -m var`."""
+    run(*COMMANDS)
