@@ -1,5 +1,6 @@
 """What a recipe may say: every key, its type, its default and what it may be."""
 
+import math
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -8,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
 from var.model import VARConfig
+from var.training.backbones import BACKBONES, PERCEPTUAL
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -26,10 +28,11 @@ class DataConfig(Section):
     """Where the images come from and how they become squares.
 
     Attributes:
-        source: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg; a folder with train*.parquet and
-            validation*.parquet in the Hugging Face image schema; or a hub dataset such as zh-plus/tiny-imagenet.
+        source: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or without class folders; a folder with
+            train*.parquet and validation*.parquet in the Hugging Face image schema; a hub dataset such as
+            zh-plus/tiny-imagenet; or the index of WebDataset shards, a path or URL ending in .json.
         image_column: column of the images, for Parquet and hub datasets.
-        label_column: column of the integer labels, for Parquet and hub datasets.
+        label_column: column of the integer labels, for Parquet and hub datasets; None: unconditional training.
         classes: keep only images of these labels; the labels keep their numbers. None keeps all.
         resize: the short side becomes resize * side (Lanczos) before the crop (VAR's training: 1.125).
         crop: of the training images; those of validation are always cropped at the centre.
@@ -37,11 +40,15 @@ class DataConfig(Section):
         workers: processes that read images, beside each training process; 0 reads in the training process.
         max_unreadable: fraction of the samples seen in a run; more unreadable ones stop it.
         validation_images: use so many images of the validation split, spread over it; None for all.
+        validation_fraction: where there is no validation split, hold out this fraction of the training images.
+        shuffle_shards: streamed shards that are mixed with each other.
+        cache: folder for streamed shards; None: a folder below the user's cache.
+        cache_gigabytes: bound on that folder.
     """
 
     source: Annotated[str, Field(min_length=1)]
     image_column: str = "image"
-    label_column: str = "label"
+    label_column: str | None = "label"
     classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     resize: Annotated[float, Field(ge=1)] = 1.125
     crop: Literal["random", "center"] = "random"
@@ -49,15 +56,37 @@ class DataConfig(Section):
     workers: Annotated[int, Field(ge=0)] = 2
     max_unreadable: Fraction = 0.01
     validation_images: Count | None = None
+    validation_fraction: Rate = 0
+    shuffle_shards: Count = 8
+    cache: Path | None = None
+    cache_gigabytes: Positive = 50
 
 
 class OptimizerConfig(Section):
-    """AdamW. lr is the peak, for the recipe's batch size; clip bounds the norm of the gradient, None: off."""
+    """AdamW.
+
+    Attributes:
+        lr: the peak, for the recipe's batch size.
+        betas: decays of the moments.
+        weight_decay: on matrices and kernels only; 0: none.
+        final_weight_decay: what it becomes towards the end of the run; None: it stays.
+        clip: bound on the norm of the gradient; None: none.
+    """
 
     lr: Positive
     betas: tuple[Rate, Rate] = (0.9, 0.95)
     weight_decay: NotNegative = 0.05
+    final_weight_decay: Positive | None = None
     clip: Positive | None = 2.0
+
+
+class DiscriminatorOptimizerConfig(OptimizerConfig):
+    """AdamW with the discriminator's defaults."""
+
+    lr: Positive = 3e-4
+    betas: tuple[Rate, Rate] = (0.5, 0.9)
+    weight_decay: NotNegative = 0.0005
+    clip: Positive | None = 10.0
 
 
 class ScheduleConfig(Section):
@@ -84,12 +113,91 @@ class ScheduleConfig(Section):
         return self
 
 
+class NetworkConfig(Section):
+    """A frozen perceptual network: its name, and its weights where they are not to be downloaded."""
+
+    network: str
+    weights: Path | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.network not in PERCEPTUAL:
+            raise InputError(f"network={self.network!r} is unknown: take one of {', '.join(PERCEPTUAL)}")
+        return self
+
+
+class PerceptualConfig(NetworkConfig):
+    """A distance of features (LPIPS, arXiv 1801.03924) and its weight in the loss."""
+
+    weight: Positive = 1.0
+
+
+class AdversarialConfig(Section):
+    """A discriminator, trained in turns with the tokenizer by the hinge loss (VQGAN, arXiv 2012.09841).
+
+    Attributes:
+        weight: of the adversarial term, beside the adaptive one.
+        discriminator: on patches of pixels, or heads on the features of a frozen network.
+        network: the frozen one.
+        weights: of that network; None: those of its package or download.
+        width: channels of PatchGAN's first layer.
+        layers: PatchGAN's halvings of the side.
+        spectral_norm: bound the layers' gains; PatchGAN then has no other norm.
+        start: fraction of the run without the term and without training of the discriminator.
+        ramp: fraction of the run in which the term then rises from 0 to its weight.
+        adaptive: bounds of the ratio of the gradients' norms at the last layer, which scales the term; None: no scale.
+        augment: probability of DiffAugment for what the discriminator sees.
+        r1: weight of the gradient penalty on real images (arXiv 1801.04406); 0: none.
+        r1_every: steps between two penalties, each then weighs r1 * r1_every.
+        optimizer: of the discriminator.
+    """
+
+    weight: Positive = 0.4
+    discriminator: Literal["patchgan", "features"] = "patchgan"
+    network: str = "dino-vits16"
+    weights: Path | None = None
+    width: Count = 64
+    layers: Count = 3
+    spectral_norm: bool = True
+    start: Fraction = 0.22
+    ramp: Fraction = 0.02
+    adaptive: tuple[Positive, Positive] | None = (0.015, 1e4)
+    augment: Fraction = 1.0
+    r1: NotNegative = 0.0
+    r1_every: Count = 16
+    optimizer: DiscriminatorOptimizerConfig = DiscriminatorOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.network not in BACKBONES:
+            raise InputError(f"network={self.network!r} is unknown: take one of {', '.join(BACKBONES)}")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.adaptive is not None and self.adaptive[0] > self.adaptive[1]:
+            low, high = self.adaptive
+            raise InputError(f"adaptive=[{low:g}, {high:g}] is the wrong way round: give the lower bound first")
+        return self
+
+
 class TokenizerLossConfig(Section):
-    """Weights of the tokenizer's losses."""
+    """Weights of the tokenizer's losses; without perceptual or adversarial that term is left out.
+
+    Attributes:
+        l1, l2: mean absolute and squared difference of the pixels.
+        vq: of features and codewords.
+        crowding: spreads each scale's usage over the codebook (Quantizer.crowding); a statistic of the micro-batch.
+        perceptual: distance of a frozen network's features.
+        adversarial: a discriminator.
+    """
 
     l1: NotNegative = 0.2
     l2: NotNegative = 1.0
     vq: NotNegative = 1.0
+    crowding: NotNegative = 0.0
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
 
     @model_validator(mode="after")
     def _sees_pixels(self) -> Self:
@@ -144,28 +252,35 @@ class Recipe(Section):
         epochs: length of the run in passes over the images; either this or steps.
         steps: length of the run in steps; either this or epochs.
         ema: decay of the average of the weights; None: no average.
-        precision: of the network; "auto" takes bfloat16 where the hardware is fast at it.
+        accumulate: parts that each process takes its share of a batch in, one after another, to save memory.
+        precision: of the network; "auto" takes bfloat16 where the hardware is fast at it; float16 (with a loss
+            scaler) needs CUDA.
         log_every, validate_every, sample_every, checkpoint_every: in steps.
-        keep: checkpoints kept, the newest.
+        keep: checkpoints kept, the newest; the best one by validation is kept beside them.
+        max_skipped: steps in a row that may be skipped for a loss or gradient that is not finite.
         compile: run the network through torch.compile.
+        wandb: project at Weights & Biases to which the run's numbers go too; None: only to its folder.
     """
 
     output: Path
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataConfig
     batch_size: Count
+    accumulate: Count = 1
     epochs: Positive | None = None
     steps: Count | None = None
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     log_every: Count = 20
     validate_every: Count = 1000
     sample_every: Count = 1000
     checkpoint_every: Count = 1000
     keep: Count = 2
+    max_skipped: Count = 20
     compile: bool = False
+    wandb: Annotated[str, Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -175,19 +290,32 @@ class Recipe(Section):
             raise InputError(f"epochs={self.epochs:g} and steps={self.steps} both given: set one of them to null")
         return self
 
+    def total_steps(self, length: int) -> int:
+        """Steps of the whole run over a dataset of that length."""
+        if self.steps is not None:
+            return self.steps
+        return max(1, math.ceil((self.epochs or 0) * length / self.batch_size))
+
 
 class TokenizerRecipe(Recipe):
     """Stage 1.
 
     Attributes:
         image_size: side of the images in pixels, a check on model.scales; None: what the scales say.
+        quantizer_dropout: probability that an image is drawn from its first few scales only, a random number of them.
         restart_dead_codes: steps that a codeword may go unused before the batch replaces it; None: never.
+        usage_window: steps over which usage and perplexity of the codebook are taken.
+        metric: network of the validation's perceptual distance, better another one than the loss has; None: no such
+            metric.
     """
 
     stage: Literal["tokenizer"]
     model: TokenizerConfig
     loss: TokenizerLossConfig = TokenizerLossConfig()
+    quantizer_dropout: Rate = 0.0
     restart_dead_codes: Count | None = None
+    usage_window: Count = 100
+    metric: NetworkConfig | None = None
     image_size: Count | None = None
 
     @model_validator(mode="after")
@@ -208,15 +336,19 @@ class VARRecipe(Recipe):
         tokenizer: folder of a trained tokenizer.
         model: sizes of the transformer.
         label_drop: fraction of the labels replaced by the null class in training.
-        token_views: 0 encodes the images in every step; n encodes n augmented views of every image once, then
-            trains from memory.
+        tokens: folder of the token cache (`var tokenize`), written at the start of the run where it is not complete;
+            None encodes the images in every step.
+        token_views: augmented views of every image in the token cache; epoch e sees view e mod token_views.
+        gradient_checkpointing: compute each block again in the backward pass, to save memory.
     """
 
     stage: Literal["var"]
     tokenizer: Path
     model: VARSizes
     label_drop: Rate = 0.1
-    token_views: Annotated[int, Field(ge=0)] = 0
+    tokens: Path | None = None
+    token_views: Count = 1
+    gradient_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _classes_fit(self) -> Self:

@@ -3,7 +3,9 @@
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from var.training.parallel import local
 
 
 class EMA:
@@ -17,8 +19,8 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the model; early steps move faster, so that the random start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours: list[Tensor] = list(self.model.parameters())
-        theirs: list[Tensor] = list(model.parameters())
+        ours = [local(parameter) for parameter in self.model.parameters()]
+        theirs = [local(parameter) for parameter in model.parameters()]
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(current)

@@ -1,18 +1,14 @@
 """The one training loop: any stage, any number of processes, resumed by the same command."""
 
 import logging
-import math
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, send_to_device
+from accelerate.utils import send_to_device
 from PIL import Image
 from torch import Tensor, nn
 
@@ -20,266 +16,291 @@ from tokenizer.errors import InputError
 from var.device import choose_device, choose_dtype
 from var.files import check_writable
 from var.training.config import Recipe, TokenizerRecipe, VARRecipe
-from var.training.data import Batch, StepSampler, Unreadable
+from var.training.data import Batch, StepSampler, loader, validation_loader
+from var.training.draws import Draws, seed_of
 from var.training.ema import EMA
-from var.training.optimizer import build_optimizer
+from var.training.guard import Guard, interruptible
+from var.training.parallel import gathered, load_model_state, model_state, shard, sharding_asked_for
+from var.training.player import Player
 from var.training.report import Report
-from var.training.schedule import lr_factor
-from var.training.stages import Losses, Stage
+from var.training.stages import Stage
 from var.training.stages.tokenizer import TokenizerStage
-from var.training.stages.var import VARStage
+from var.training.stages.var import VARStage, open_tokenizer
 from var.training.state import load_newest, save_checkpoint
-from var.training.tokens import TokenBatch
+from var.training.tokens import Processes, write_tokens
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS, _STEP = 0, 1  # first word of the random streams: initial weights, and what a step draws
+_WEIGHTS = 0  # first word of the random stream of the initial weights
 PICTURE_BATCH = 8
-FEW_SAMPLES = 1000  # before so many were seen, the share of unreadable images is taken of this number
 
 
 def build_stage(recipe: TokenizerRecipe | VARRecipe) -> Stage:
-    """The stage that a recipe asks for."""
+    """The stage that a recipe asks for, with its initial weights."""
+    torch.manual_seed(seed_of(_WEIGHTS, recipe.seed))
     return TokenizerStage(recipe) if isinstance(recipe, TokenizerRecipe) else VARStage(recipe)
 
 
-def total_steps(recipe: Recipe, length: int) -> int:
-    """Steps of the whole run over a dataset of that length."""
-    if recipe.steps is not None:
-        return recipe.steps
-    return max(1, math.ceil((recipe.epochs or 0) * length / recipe.batch_size))
+def complete_tokens(recipe: VARRecipe, accelerator: Accelerator) -> None:
+    """Encode what the recipe's token cache lacks, on all processes."""
+    vqvae = open_tokenizer(recipe).to(accelerator.device)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    write_tokens(recipe, vqvae, Processes(rank, world, accelerator.wait_for_everyone))
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """The processes and the device of a run, in the recipe's precision.
+
+    Raises:
+        InputError: a precision that the device does not have; fewer images in a batch than processes to share them.
+    """
+    device = choose_device()
+    if recipe.precision == "float16" and device.type != "cuda":
+        raise InputError(f"precision=float16 needs CUDA, this device is {device.type}: take float32 or bfloat16")
+    if recipe.precision == "float16":
+        precision = "fp16"
+    else:
+        precision = "bf16" if choose_dtype(recipe.precision, device) == torch.bfloat16 else "no"
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+    parts = accelerator.num_processes * recipe.accumulate
+    if recipe.batch_size < parts:
+        raise InputError(
+            f"batch_size={recipe.batch_size} does not divide among {accelerator.num_processes} processes with "
+            f"accumulate={recipe.accumulate}: it must be at least {parts}"
+        )
+    return accelerator
+
+
+class Run:
+    """A training run in memory: what its steps change, and how it is saved and found again.
+
+    Attributes:
+        players: of the stage's turns.
+        averaged: the model that is validated, pictured and exported: the moving average if there is one.
+        step: steps done.
+        best: step and value of the best validation so far.
+    """
+
+    def __init__(self, recipe: TokenizerRecipe | VARRecipe, accelerator: Accelerator) -> None:
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.stage = stage = build_stage(recipe)
+        stage.prepare(accelerator.device)
+        for turn in stage.turns:
+            turn.model.to(accelerator.device)
+        first, sharded = stage.turns[0], accelerator.num_processes > 1 and sharding_asked_for()
+        self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
+        if self.ema and sharded and first.units:
+            shard(self.ema.model, first.units)
+        self.players = [Player(turn, recipe, accelerator, sharded) for turn in stage.turns]
+        self.averaged: nn.Module = self.ema.model if self.ema else first.model
+        self.guard = Guard(recipe, accelerator)
+        self.step = 0
+        self.best: dict[str, float] | None = None
+
+    def take_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """All turns of the next step on this process's micro-batches; numbers to show, to be summed over processes."""
+        recipe, accelerator = self.recipe, self.accelerator
+        world, rank = accelerator.num_processes, accelerator.process_index
+        parts = [range(i * world + rank, recipe.batch_size, world * len(batches)) for i in range(len(batches))]
+        draws = [Draws(recipe.seed, self.step, recipe.batch_size, part, accelerator.device) for part in parts]
+        batches = [send_to_device(batch, accelerator.device) for batch in batches]
+        kept: Sequence[Any] = [None] * len(batches)
+        logs: dict[str, Tensor] = {}
+        taken = 0
+        for player in self.players:
+            if self.step < player.turn.begins:
+                continue
+            outcome = player.take(self.stage, batches, draws, kept, self.stage.steps)
+            prefix = "" if player is self.players[0] else f"{player.turn.name}/"
+            logs |= {**outcome.logs, f"{prefix}gradient_norm": outcome.norm / world, f"{prefix}lr": outcome.lr / world}
+            if not outcome.finite:
+                self.guard.skipped(self.step, player.turn.name, logs, batches)
+                break
+            kept = outcome.kept
+            taken += 1
+        else:
+            self.guard.stepped()
+        if taken:  # the first turn has changed the model
+            shown = self.stage.after_step(draws[0], kept, self._sum)
+            logs |= {name: value / world for name, value in shown.items()}
+            if self.ema:
+                self.ema.update(self.stage.turns[0].model, self.step)
+        self.step += 1
+        return logs
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        return self.accelerator.reduce(value) if self.accelerator.num_processes > 1 else value
+
+    def mean_logs(self, logs: dict[str, Tensor]) -> dict[str, float]:
+        """The shares of all processes together; every process must call this with the same names."""
+        shares = torch.stack([value.detach().float().to(self.accelerator.device) for value in logs.values()])
+        return dict(zip(logs, self._sum(shares).tolist(), strict=True))
+
+    def save(self) -> None:
+        """Write a checkpoint; every process must call this, the main one writes."""
+        state = {
+            "step": self.step,
+            "recipe": fixed_settings(self.recipe),
+            "turns": {player.turn.name: player.state_dict() for player in self.players},
+            "ema": model_state(self.ema.model) if self.ema else None,
+            "stage": self.stage.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "guard": self.guard.state_dict(),
+            "best": self.best,
+        }
+        if self.accelerator.is_main_process:
+            best = int(self.best["step"]) if self.best else None
+            save_checkpoint(self.recipe.output / "checkpoints", self.step, state, self.recipe.keep, best)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the output folder, if there is one.
+
+        Raises:
+            InputError: it is of another kind, or of a run with another model, seed, batch size or use of EMA.
+        """
+        state = load_newest(self.recipe.output / "checkpoints")
+        if state is None:
+            return
+        remedy = "give another output, or move them away"
+        try:
+            ours, theirs = fixed_settings(self.recipe), dict(state["recipe"])
+            if changed := [name for name in ours if ours[name] != theirs.get(name)]:
+                name = changed[0]
+                raise InputError(
+                    f"the checkpoints in {self.recipe.output} belong to another recipe, with {name}="
+                    f"{theirs.get(name)}, not {ours[name]}: {remedy}"
+                )
+            for player in self.players:
+                player.load_state_dict(state["turns"][player.turn.name])
+            if self.ema:
+                load_model_state(self.ema.model, state["ema"])
+            self.stage.load_state_dict(state["stage"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.guard.load_state_dict(state["guard"])
+            self.step, self.best = int(state["step"]), state["best"]
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"the checkpoints in {self.recipe.output} belong to something else ({reason}): {remedy}"
+            ) from error
+        log.info("going on from step %d", self.step)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Means over the validation images, on all processes."""
+        accelerator = self.accelerator
+        self.averaged.eval()
+        sums: dict[str, Tensor] = {}
+        count = torch.zeros((), device=accelerator.device)
+        unreadable = torch.zeros_like(count)
+        for batch in self._validation_batches(accelerator.process_index, accelerator.num_processes):
+            with accelerator.autocast():
+                values = self.stage.validate(self.averaged, batch)
+            # A process may have no image in the last batch: it takes part in the sums below all the same, with zeros.
+            sums = {name: sums.get(name, 0) + value.double().sum() for name, value in values.items()}
+            count += len(batch.labels)
+            unreadable += len(batch.unreadable)
+        count, unreadable = self._sum(count), self._sum(unreadable)
+        if count == 0:
+            raise InputError("none of the validation images could be read: repair or replace them")
+        means = {name: (self._sum(value) / count).item() for name, value in sums.items()}
+        return means | ({"unreadable_images": int(unreadable)} if unreadable else {})
+
+    def _validation_batches(self, rank: int, world: int, batch_size: int | None = None) -> Iterator[Batch]:
+        size = batch_size or self.recipe.batch_size
+        batches = validation_loader(self.stage.validation_data, self.recipe.data, size, rank, world)
+        return (send_to_device(batch, self.accelerator.device) for batch in batches)
+
+    def is_best(self, validation: dict[str, float]) -> bool:
+        """Whether no validation before was better; then it is the one to beat."""
+        value = validation[self.stage.best]
+        if self.best is not None and not value < self.best["value"]:
+            return False
+        self.best = {"step": self.step, "value": value}
+        return True
+
+    @torch.no_grad()
+    def picture(self) -> Image.Image | None:
+        """The stage's sheet, from the first validation images; every process must call this, the main one draws."""
+        model = gathered(self.averaged, self.stage.build)
+        if not self.accelerator.is_main_process:
+            return None
+        model.eval()
+        batch = next(batch for batch in self._validation_batches(0, 1, PICTURE_BATCH) if len(batch.labels))
+        return self.stage.picture(model.to(self.accelerator.device), batch)
+
+    def export(self, name: str) -> Path:
+        """Write the model as users load it; every process must call this, the main one writes."""
+        model = gathered(self.averaged, self.stage.build)
+        if self.accelerator.is_main_process:
+            self.stage.export(model, self.recipe.output / name)
+        return self.recipe.output / name
 
 
 def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
     """Train as the recipe says, going on from the newest checkpoint in its output folder if there is one.
 
     Returns:
-        The folder of the exported model, `output/model`.
+        The folder of the exported model, `output/model`; that of the best validation is `output/best`.
 
     Raises:
-        InputError: data, tokenizer or checkpoints that cannot be used; too many unreadable images.
+        InputError: data, tokenizer or checkpoints that cannot be used; too many unreadable images; too many steps in a
+            row without a finite loss and gradient; a full disk.
     """
-    device = choose_device()
-    dtype = choose_dtype(recipe.precision, device)
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if dtype == torch.bfloat16 else "no")
-    rank, world = accelerator.process_index, accelerator.num_processes
-
-    for folder in (
-        "",
-        "checkpoints",
-        "pictures",
-        "tensorboard",
-        "model",
-    ):  # before hours are spent on what has no place
+    accelerator = build_accelerator(recipe)
+    for folder in ("", "checkpoints", "pictures", "tensorboard", "model", "best"):  # before hours are spent
         check_writable(recipe.output / folder)
-    seed_all(_WEIGHTS, recipe.seed)
-    stage = build_stage(recipe)
-    steps = total_steps(recipe, stage.length)
-    stage.model.to(accelerator.device)
-    ema = EMA(stage.model, recipe.ema) if recipe.ema else None
-    optimizer = build_optimizer(stage.model, recipe.optimizer, stage.never_decayed)
-    start = resume(recipe, stage.model, ema, optimizer)
-    sampler = StepSampler(stage.length, recipe.batch_size, recipe.seed, rank, world, start, steps)
-    stage.prepare(accelerator.device)
-    compiled = torch.compile(stage.model) if recipe.compile else stage.model
-    model, optimizer = accelerator.prepare(compiled, optimizer)
-    averaged = ema.model if ema else stage.model
-    unreadable: list[Unreadable] = []
-    step = start
-    trained = start > 0
+    if isinstance(recipe, VARRecipe) and recipe.tokens:
+        complete_tokens(recipe, accelerator)
+    run = Run(recipe, accelerator)
+    run.resume()
+    stage, start, steps = run.stage, run.step, run.stage.steps
+    sampler = StepSampler(
+        stage.train_data,
+        recipe.batch_size,
+        accelerator.process_index,
+        accelerator.num_processes,
+        start,
+        steps,
+        recipe.accumulate,
+    )
+    batches = iter(loader(stage.train_data, sampler, stage.workers))
 
     with Report(recipe, steps, start, accelerator.is_main_process) as report, interruptible() as interrupted:
-        for batch in stage.batches(sampler):
-            unreadable += batch.unreadable
-            check_unreadable(unreadable, (step - start + 1) * recipe.batch_size // world, recipe.data.max_unreadable)
-            if not len(batch.labels) and world > 1:  # the other processes would wait for this one's gradients
-                raise InputError(f"no image of process {rank}'s batch could be read: {unreadable[-1].place}")
-            seed_all(_STEP, recipe.seed, step, rank)
-            lr = recipe.optimizer.lr * lr_factor(step, steps, recipe.schedule)
-            logs: dict[str, Tensor | float] = {"lr": lr}
-            changed = False
-            if len(batch.labels):
-                batch = send_to_device(batch, accelerator.device)
-                losses, norm = optimise(stage, model, optimizer, batch, accelerator, lr, recipe.optimizer.clip)
-                changed = stage.after_step(batch, losses.tokens)
-                trained = True
-                logs |= {**losses.logs, "gradient_norm": norm}
-            # What one process sees in its part of the batch, or receives as a signal, all must act upon.
-            changed, stop = any_process(accelerator, changed, interrupted())
-            if changed and world > 1:
-                broadcast([p.data for p in stage.model.parameters()])
-            if ema:
-                ema.update(stage.model, step)
-            step += 1
-
+        while run.step < steps:
+            micro_batches = list(islice(batches, recipe.accumulate))
+            run.guard.check_readable(micro_batches)
+            logs = run.take_step(micro_batches)
+            step, stop = run.step, run.guard.any_process(interrupted())
             last = step == steps or stop
-            keeps = step % recipe.checkpoint_every == 0 or last
-            if keeps or step % recipe.log_every == 0:
-                check_finite(logs, step, recipe)
-            report.step(step, logs, len(unreadable))
-            if keeps and not trained:
-                raise InputError(
-                    f"none of the {len(unreadable)} images read could be decoded, such as {unreadable[-1].place}"
-                )
+            if step % recipe.log_every == 0 or last:
+                report.step(step, run.mean_logs(logs), run.guard.counts())
+            saves = step % recipe.checkpoint_every == 0 or last
             if step % recipe.validate_every == 0 or step == steps:
-                report.validation(step, validate(stage, averaged, accelerator, recipe.batch_size))
-            if keeps and accelerator.is_main_process:
-                state = {
-                    "step": step,
-                    "recipe": fixed_settings(recipe),
-                    "model": stage.model.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                }
-                state |= {"ema": ema.model.state_dict()} if ema else {}
-                save_checkpoint(recipe.output / "checkpoints", step, state, recipe.keep)
-            if (step % recipe.sample_every == 0 or step == steps) and accelerator.is_main_process:
-                report.picture(step, picture(stage, averaged, accelerator))
-            if last:
+                validation = run.validate()
+                report.validation(step, validation)
+                if run.is_best(validation):
+                    run.export("best")
+                    saves = True
+            if saves:
+                run.save()
+            if (step % recipe.sample_every == 0 or step == steps) and (sheet := run.picture()) is not None:
+                report.picture(step, sheet)
+            if stop:
                 break
-        if step < steps:
-            log.warning("stopped after step %d of %d: the same command goes on from there", step, steps)
-        if accelerator.is_main_process:
-            stage.export(averaged, recipe.output / "model")
+        if run.step < steps:
+            log.warning("stopped after step %d of %d: the same command goes on from there", run.step, steps)
+        exported = run.export("model")
     accelerator.end_training()
-    return recipe.output / "model"
-
-
-def optimise(
-    stage: Stage,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch | TokenBatch,
-    accelerator: Accelerator,
-    lr: float,
-    clip: float | None,
-) -> tuple[Losses, Tensor]:
-    """One step of the optimiser; the losses of the batch and the norm of the gradient before clipping."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-    model.train()
-    with accelerator.autocast():
-        losses = stage.losses(model, batch)
-    accelerator.backward(losses.total)
-    norm = accelerator.clip_grad_norm_(model.parameters(), clip or math.inf)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return losses, norm
-
-
-def seed_all(*words: int) -> None:
-    """Seed torch's generators from a few numbers, so that what a step draws does not depend on the steps before."""
-    torch.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    return exported
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
     """What a resumed run must not change: the model, and what decides which step sees which image."""
     settings = recipe.model_dump(mode="json", include={"stage", "seed", "batch_size", "model"})
     return settings | {"ema": recipe.ema is not None}
-
-
-def resume(
-    recipe: TokenizerRecipe | VARRecipe, model: nn.Module, ema: EMA | None, optimizer: torch.optim.Optimizer
-) -> int:
-    """Load the newest checkpoint of the run in place; the number of steps done, 0 in a new run.
-
-    Raises:
-        InputError: the checkpoint is of another kind, or of a run with another model, seed, batch size or use of EMA.
-    """
-    state = load_newest(recipe.output / "checkpoints")
-    if state is None:
-        return 0
-    remedy = "give another output, or move them away"
-    try:
-        ours, theirs = fixed_settings(recipe), dict(state["recipe"])
-        if changed := [name for name in ours if ours[name] != theirs.get(name)]:
-            name = changed[0]
-            raise InputError(
-                f"the checkpoints in {recipe.output} belong to another recipe, with {name}={theirs.get(name)}, "
-                f"not {ours[name]}: {remedy}"
-            )
-        step = int(state["step"])
-        model.load_state_dict(state["model"])
-        if ema:
-            ema.model.load_state_dict(state["ema"])
-        settings = [{name: group[name] for name in ("weight_decay", "betas")} for group in optimizer.param_groups]
-        optimizer.load_state_dict(state["optimizer"])
-        for group, setting in zip(optimizer.param_groups, settings, strict=True):
-            group.update(setting)  # the recipe's, which may have changed since
-    except (RuntimeError, KeyError, TypeError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise InputError(f"the checkpoints in {recipe.output} belong to something else ({reason}): {remedy}") from error
-    log.info("going on from step %d", step)
-    return step
-
-
-def check_finite(logs: dict[str, Tensor | float], step: int, recipe: Recipe) -> None:
-    """Raise InputError if the loss is no number any more: what follows would only spoil the checkpoints."""
-    if "loss" in logs and not math.isfinite(logs["loss"]):
-        raise InputError(
-            f"the loss is {float(logs['loss'])} at step {step}: lower optimizer.lr={recipe.optimizer.lr:g} or set "
-            f"optimizer.clip; the same command goes on from the last checkpoint in {recipe.output}"
-        )
-
-
-def check_unreadable(unreadable: list[Unreadable], seen: int, allowed: float) -> None:
-    """Raise InputError if more than the allowed share of the samples seen could not be read."""
-    if len(unreadable) > allowed * max(seen, FEW_SAMPLES):
-        last = unreadable[-1]
-        raise InputError(
-            f"{len(unreadable)} of {seen} images could not be read, more than data.max_unreadable={allowed:g} allows; "
-            f"the last was {last.place} ({last.reason}): repair or remove them"
-        )
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM and Ctrl-C only set a flag, which the value tells: the step under way is finished first."""
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def any_process(accelerator: Accelerator, *flags: bool) -> list[bool]:
-    """For each flag, whether it is set on any of the processes."""
-    if accelerator.num_processes == 1:
-        return list(flags)
-    return [count > 0 for count in accelerator.reduce(torch.tensor(flags, device=accelerator.device).float()).tolist()]
-
-
-@torch.no_grad()
-def validate(stage: Stage, model: nn.Module, accelerator: Accelerator, batch_size: int) -> dict[str, float]:
-    """Means over the validation images, on all processes."""
-    model.eval()
-    sums: dict[str, Tensor] = {}
-    count = torch.zeros((), device=accelerator.device)
-    unreadable = 0
-    for batch in stage.validation_batches(batch_size, accelerator.process_index, accelerator.num_processes):
-        unreadable += len(batch.unreadable)
-        batch = send_to_device(batch, accelerator.device)
-        with accelerator.autocast():
-            values = stage.validate(model, batch)
-        # A process may have no image in the last batch: it takes part in the sums below all the same, with zeros.
-        for name, value in values.items():
-            sums[name] = sums.get(name, torch.zeros_like(count)) + (value.float() if len(batch.images) else 0)
-        count += len(batch.images)
-    count = accelerator.reduce(count)
-    if count == 0:
-        raise InputError("none of the validation images could be read: repair or replace them")
-    means = {name: (accelerator.reduce(value) / count).item() for name, value in sums.items()}
-    return means | ({"unreadable_images": unreadable} if unreadable else {})
-
-
-@torch.no_grad()
-def picture(stage: Stage, model: nn.Module, accelerator: Accelerator) -> Image.Image:
-    """The stage's sheet, from the first validation images."""
-    model.eval()
-    batch = next(batch for batch in stage.validation_batches(PICTURE_BATCH, 0, 1) if len(batch.images))
-    return stage.picture(model, send_to_device(batch, accelerator.device))

@@ -1,16 +1,16 @@
-"""What a run shows: a live line, TensorBoard, a JSON-lines file of all numbers, and pictures."""
+"""What a run shows: a live line, TensorBoard, a JSON-lines file of all numbers, pictures; Weights & Biases if asked."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from tokenizer.errors import InputError
@@ -40,6 +40,7 @@ class Report:
         if speaks:
             make_folder(recipe.output)
             self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
+            self.wandb = open_wandb(recipe) if recipe.wandb else None
             self.metrics = recipe.output / "metrics.jsonl"
             forget_after(self.metrics, start)
 
@@ -53,21 +54,16 @@ class Report:
         self.progress.stop()
         if self.speaks:
             self.writer.close()
+            if self.wandb is not None:
+                self.wandb.finish(exit_code=0 if kind is None else 1)
 
-    def step(self, step: int, logs: dict[str, Tensor | float], unreadable: int) -> None:
-        """Tell of a training step; every log_every steps also to the files."""
-        self.progress.update(self.task, completed=step)
-        if step % self.recipe.log_every and step != self.steps:
-            return
-        values = {name: float(value) for name, value in logs.items()}
-        values["images_per_second"] = self.clock.rate(step)
-        if unreadable:
-            values["unreadable_images"] = unreadable
+    def step(self, step: int, values: dict[str, float], counts: dict[str, int]) -> None:
+        """Tell of a training step: its means, and how often what should not happen has happened."""
+        values = values | {"images_per_second": self.clock.rate(step)} | counts
         self._write(step, "train", values)
-        loss = f"loss {values['loss']:.4f}" if "loss" in values else "no image could be read"
-        shown = f"{loss}  {values['images_per_second']:.0f} images/s"
-        shown += f"  {unreadable} images unreadable" if unreadable else ""
-        self.progress.update(self.task, description=shown)
+        shown = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
+        shown += "".join(f"  {count} {name.replace('_', ' ')}" for name, count in counts.items())
+        self.progress.update(self.task, completed=step, description=shown)
         if not self.console.is_terminal:
             self.console.print(
                 f"step {step}/{self.steps}  {shown}  {self.clock.left(step, self.steps)} left", soft_wrap=True
@@ -90,8 +86,35 @@ class Report:
             return
         for name, value in values.items():
             self.writer.add_scalar(f"{split}/{name}", value, step)
+        if self.wandb is not None:
+            self.wandb.log({"step": step, **{f"{split}/{name}": value for name, value in values.items()}})
         with self.metrics.open("a") as file:
-            file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
+            # What is not finite is null: JSON has no word for it.
+            told = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            file.write(json.dumps({"step": step, "split": split, **told}) + "\n")
+
+
+def open_wandb(recipe: Recipe) -> Any:
+    """The run at Weights & Biases, the same one whenever it is resumed.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    try:
+        import wandb
+    except ModuleNotFoundError as error:
+        raise InputError(f"wandb={recipe.wandb!r} needs the package: pip install wandb, or set wandb=null") from error
+    output = recipe.output.absolute()
+    run = wandb.init(
+        project=recipe.wandb,
+        name=output.name,
+        id=hashlib.sha256(str(output).encode()).hexdigest()[:16],
+        resume="allow",
+        dir=str(output),
+        config=recipe.model_dump(mode="json"),
+    )
+    run.define_metric("*", step_metric="step")  # a resumed run tells some steps again, which its own counter refuses
+    return run
 
 
 def make_folder(folder: Path) -> None:

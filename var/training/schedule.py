@@ -1,8 +1,8 @@
-"""Learning rate as a pure function of the step."""
+"""Learning rate and weight decay as pure functions of the step."""
 
 import math
 
-from var.training.config import ScheduleConfig
+from var.training.config import OptimizerConfig, ScheduleConfig
 
 
 def lr_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
@@ -17,3 +17,12 @@ def lr_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
     if schedule.shape == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
     return 1 - progress * (1 - schedule.final)
+
+
+def weight_decay(step: int, steps: int, optimizer: OptimizerConfig) -> float:
+    """Weight decay at step 0..steps - 1: from its first to its final value along half a cosine."""
+    first, final = optimizer.weight_decay, optimizer.final_weight_decay
+    if final is None:
+        return first
+    progress = (1 - math.cos(math.pi * step / max(steps - 1, 1))) / 2
+    return first + (final - first) * progress

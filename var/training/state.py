@@ -1,18 +1,21 @@
-"""What a run needs to go on where it stopped, on disk."""
+"""What a run needs to go on where it stopped, on disk: written beside its place, renamed, verified by a checksum."""
 
+import hashlib
 import logging
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, one_line
 
 log = logging.getLogger(__name__)
 
 PATTERN = re.compile(r"step-(\d{8})\.pt")
+CHECKSUM = ".sha256"
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -20,38 +23,115 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("step-*.pt") if PATTERN.fullmatch(path.name))
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int) -> Path:
-    """Write the state after `step` steps beside its place, rename it into place, remove all but the newest `keep`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for torn in folder.glob("step-*.new"):  # of a run that was killed while it saved
-        torn.unlink()
-    path = folder / f"step-{step:08d}.pt"
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint after `step` steps lies."""
+    return folder / f"step-{step:08d}.pt"
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, best: int | None = None) -> Path:
+    """Write the state after `step` steps; then remove all but the newest `keep` and that of step `best`.
+
+    The file appears under its name only when it is whole and on the disk, and its checksum before it.
+
+    Raises:
+        InputError: the disk is full or not writable; what was written before is left as it is.
+    """
+    path = checkpoint_path(folder, step)
     beside = path.with_suffix(".new")
-    with beside.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for torn in folder.glob("*.new"):  # of a run that was killed while it saved
+            torn.unlink()
+        with beside.open("wb") as file:
+            hashing = _HashingFile(file)
+            torch.save(state, hashing)  # type: ignore[arg-type]  # it only writes, front to back
+            _to_disk(file)
+        _write_checksum(path, hashing.digest())
+        beside.replace(path)
+        _sync_folder(folder)
+        _remove_old(folder, keep, best)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a write fails inside its own code
+        with suppress(OSError):  # such as that there is nothing, or that the disk became read-only
+            beside.unlink()
+        kept = [found.name for found in checkpoints(folder)]
+        raise InputError(
+            f"the checkpoint of step {step} cannot be written to {folder} ({one_line(error)}): make room there, then "
+            f"the same command goes on from {kept[-1] if kept else 'the start'}"
+        ) from error
     return path
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read, on the CPU; None in a new run. Damaged ones are skipped with a warning.
+    """The newest checkpoint that is whole, on the CPU; None in a new run. Damaged ones are skipped with a warning.
 
     Raises:
-        InputError: there are checkpoints and none can be read.
+        InputError: there are checkpoints and none is whole.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            return _load(path)
         except Exception as error:  # a torn file makes torch.load raise nearly anything
-            reason = (str(error) or type(error).__name__).splitlines()[0]
-            log.warning("checkpoint %s is damaged (%s): trying the one before", path, reason)
-            continue
-        return state
+            log.warning("checkpoint %s is damaged (%s): trying the one before", path, one_line(error))
     if found:
         raise InputError(f"none of the {len(found)} checkpoints in {folder} can be read: move them away to start anew")
     return None
+
+
+def _load(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != path.with_suffix(CHECKSUM).read_text().strip():
+        raise ValueError("its checksum differs")
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return state
+
+
+class _HashingFile:
+    """A file that is written from its start to its end, and the checksum of what was written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+    def digest(self) -> str:
+        return self.hash.hexdigest()
+
+
+def _write_checksum(path: Path, digest: str) -> None:
+    beside = path.with_suffix(CHECKSUM + ".new")
+    with beside.open("w") as file:
+        file.write(digest + "\n")
+        _to_disk(file)
+    beside.replace(path.with_suffix(CHECKSUM))
+
+
+def _to_disk(file: Any) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have the renaming itself on the disk (a power loss could undo it otherwise)."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _remove_old(folder: Path, keep: int, best: int | None) -> None:
+    kept = {*checkpoints(folder)[-keep:]} | ({checkpoint_path(folder, best)} if best is not None else set())
+    for old in set(checkpoints(folder)) - kept:
+        old.unlink()
+    for checksum in folder.glob(f"step-*{CHECKSUM}"):
+        if not checksum.with_suffix(".pt").exists():
+            checksum.unlink()

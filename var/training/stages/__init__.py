@@ -1,60 +1,113 @@
 """What is trained: each stage turns batches into losses and knows nothing of processes, checkpoints or logging."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from var.training.data import Batch, StepSampler
-from var.training.tokens import TokenBatch
+from var.training.config import OptimizerConfig
+from var.training.data import Batch, SampleDataset
+from var.training.draws import Draws
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One optimiser's part of every step: a plain training has one turn, an adversarial one has two.
+
+    Attributes:
+        name: of its model and optimiser in checkpoints and logs.
+        model: what it optimises.
+        optimizer: how.
+        never_decayed: ends of the names of parameters that weight decay leaves alone.
+        begins: the first step that has this turn.
+        units: names of the parts whose parameters are gathered together when the model is sharded over processes;
+            none: it is too small to be sharded.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: OptimizerConfig
+    never_decayed: tuple[str, ...] = ()
+    begins: int = 0
+    units: Sequence[str] = ()
 
 
 class Losses(NamedTuple):
-    """What a batch says: what to minimise, numbers to show (0-dimensional), and the batch's tokens (B, L)."""
+    """What a micro-batch says in a turn."""
 
-    total: Tensor
-    logs: dict[str, Tensor]
-    tokens: Tensor
+    total: Tensor  # what to minimise, the mean over the micro-batch
+    logs: dict[str, Tensor]  # numbers to show, 0-dimensional, likewise means
+    kept: Any = None  # what the turns after it and the upkeep need of it
 
 
 class Stage(Protocol):
-    """One kind of training.
-
-    Attributes:
-        model: what the loop optimises.
-        never_decayed: ends of the names of parameters that weight decay leaves alone.
-        length: number of training images.
-    """
-
-    model: nn.Module
-    never_decayed: tuple[str, ...]
+    """One kind of training."""
 
     @property
-    def length(self) -> int: ...
+    def train_data(self) -> SampleDataset:
+        """Of which the loop takes the steps' batches."""
+
+    @property
+    def validation_data(self) -> SampleDataset:
+        """Always seen in the same order."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that read training samples, beside each training process."""
+
+    @property
+    def steps(self) -> int:
+        """Of the whole run."""
+
+    @property
+    def turns(self) -> Sequence[Turn]:
+        """Of every step, in order. The model of the first one is what is averaged, validated and exported."""
+
+    @property
+    def best(self) -> str:
+        """The validation's number that tells the best checkpoint; the lower the better."""
 
     def prepare(self, device: torch.device) -> None:
-        """Move what is not trained to the device and read ahead what training needs."""
+        """Move what is not trained to the device."""
 
-    def batches(self, sampler: StepSampler) -> Iterable[Batch | TokenBatch]:
-        """The training batches of a sampler's steps, on the CPU."""
+    def build(self) -> nn.Module:
+        """A model like the first turn's, with weights of no meaning."""
 
-    def validation_batches(self, batch_size: int, rank: int, world: int) -> Iterable[Batch]:
-        """The validation images, always the same, on the CPU."""
+    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
+        """One training pass in a turn.
 
-    def losses(self, model: nn.Module, batch: Batch | TokenBatch) -> Losses:
-        """One training pass. `model` is self.model, possibly wrapped for several processes."""
+        Args:
+            turn: its name.
+            model: the turn's, possibly wrapped for several processes.
+            batch: on the device.
+            draws: all that is random.
+            kept: of the same micro-batch in the turn before; None in the first.
+        """
 
-    def after_step(self, batch: Batch | TokenBatch, tokens: Tensor) -> bool:
-        """Upkeep without gradients after a step; True if it changed weights."""
+    def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+        """Upkeep without gradients, the same on every process; numbers to show.
+
+        Args:
+            draws: of the step, with the places of any micro-batch.
+            kept: by the last turn, for each micro-batch of this process.
+            reduce: sum of a tensor over all processes.
+        """
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """Sums over the batch's images of what validation averages; nothing random."""
+        """Values of each image, (B,), whose means the validation tells; nothing random."""
 
     def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
         """A sheet that shows how far the model is."""
 
     def export(self, model: nn.Module, folder: Path) -> None:
         """Write the model as users load it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the stage has to remember besides its models."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""

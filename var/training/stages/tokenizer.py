@@ -1,102 +1,256 @@
-"""Stage 1: train the multi-scale VQVAE to reconstruct images (VAR paper, section 3.2 and appendix)."""
+"""Stage 1: train the multi-scale VQVAE to reconstruct images (VAR paper, section 3.2 and appendix).
 
-from collections.abc import Iterable
+B batch, K scales, V codebook size, C latent channels.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from tokenizer.losses import pixel_losses, psnr
-from tokenizer.vqvae import VQVAE
+from tokenizer.augment import NOISE, augment
+from tokenizer.discriminators import FeatureHeads, PatchGAN, advance_spectral_norms
+from tokenizer.losses import (
+    adaptive_weight,
+    gradient_penalty,
+    hinge_discriminator,
+    hinge_generator,
+    pixel_losses,
+    psnr,
+    ramp,
+)
+from tokenizer.vqvae import VQVAE, VQVAEOutput
 from var.checkpoint import save_model
 from var.images import grid, to_pil
-from var.training.config import TokenizerRecipe
-from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
-from var.training.stages import Losses
-from var.training.tokens import TokenBatch
+from var.training.backbones import load_backbone, load_perceptual, ssim
+from var.training.codebook import CodebookHealth, count_tokens, vectors_seen
+from var.training.config import AdversarialConfig, TokenizerRecipe
+from var.training.data import Batch, open_dataset
+from var.training.draws import Draws
+from var.training.stages import Losses, Turn
 
 PICTURED = 8  # images on the sheet
 
 
-class TokenizerStage:
-    """Pixel and VQ losses, and care for the codebook."""
+class Kept(NamedTuple):
+    """What a micro-batch's first turn leaves behind, without gradients."""
 
-    never_decayed: tuple[str, ...] = ("codebook.weight",)
+    places: range  # of its images in the step's batch
+    reconstruction: Tensor  # (B, 3, H, W)
+    features: Tensor  # (B, C, h, w)
+    tokens: Tensor  # (B, L)
+    gradients: Tensor  # (2, ...), at the decoder's last kernel: of the terms that see pixels, of the adversarial one
+
+
+class TokenizerStage:
+    """Pixel, VQ, perceptual and adversarial losses, and care for the codebook."""
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
         self.recipe = recipe
         side = recipe.model.image_side
-        self.train_images = open_dataset(recipe.data, "train", side, recipe.seed)
-        self.validation_images = open_dataset(recipe.data, "validation", side, recipe.seed)
-        vqvae = VQVAE(recipe.model)
-        self.model: nn.Module = vqvae
-        for i, phi in enumerate(vqvae.quantizer.phi):  # with fewer scales than phi, some have no part in the loss
-            phi.requires_grad_(i in vqvae.quantizer.phi_index)
+        self.train_data = open_dataset(recipe.data, "train", side, recipe.seed)
+        self.validation_data = open_dataset(recipe.data, "validation", side, recipe.seed)
+        self.steps = recipe.total_steps(len(self.train_data))
 
-    @property
-    def length(self) -> int:
-        return len(self.train_images)
+        self.workers = recipe.data.workers
+        self.vqvae = self.build()
+        for i, phi in enumerate(self.vqvae.quantizer.phi):  # with fewer scales than phi, some have no part in the loss
+            phi.requires_grad_(i in self.vqvae.quantizer.phi_index)
+        self.turns = [Turn("model", self.vqvae, recipe.optimizer, never_decayed=("codebook.weight",))]
+        self.health = CodebookHealth(len(self.vqvae.scales), recipe.model.vocab_size)
+
+        loss, metric = recipe.loss, recipe.metric
+        self.perceptual = load_perceptual(loss.perceptual.network, loss.perceptual.weights) if loss.perceptual else None
+        self.metric = load_perceptual(metric.network, metric.weights) if metric else None
+        self.best = f"lpips/{metric.network.removeprefix('lpips-')}" if metric else "l2"
+        self.adversary = Adversary(loss.adversarial, side, self.steps) if loss.adversarial else None
+        if self.adversary:
+            self.turns.append(self.adversary.turn)
 
     def prepare(self, device: torch.device) -> None:
-        """Nothing but the model itself is needed."""
+        frozen = (self.perceptual, self.metric, self.adversary.sees if self.adversary else None)
+        for network in frozen:
+            if network is not None:
+                network.to(device)
 
-    def batches(self, sampler: StepSampler) -> Iterable[Batch]:
-        return loader(self.train_images, sampler, self.recipe.data.workers)
+    def build(self) -> VQVAE:
+        return VQVAE(self.recipe.model)
 
-    def validation_batches(self, batch_size: int, rank: int, world: int) -> Iterable[Batch]:
-        return validation_loader(self.validation_images, self.recipe.data, batch_size, rank, world)
+    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
+        if self.adversary and turn == self.adversary.turn.name:
+            return self.adversary.losses(model, batch.content, draws, kept)
+        return self._model_losses(model, batch.content, draws)
 
-    def losses(self, model: nn.Module, batch: Batch | TokenBatch) -> Losses:
-        images = _images(batch)
+    def _model_losses(self, model: nn.Module, images: Tensor, draws: Draws) -> Losses:
         weights = self.recipe.loss
-        output = model(images)
+        output: VQVAEOutput = model(images, self._num_scales(draws))
         pixel = pixel_losses(output.reconstruction, images)
-        total = weights.l1 * pixel.l1 + weights.l2 * pixel.l2 + weights.vq * output.vq_loss
-        logs = {"loss": total, "l1": pixel.l1, "l2": pixel.l2, "vq": output.vq_loss}
-        logs["psnr"] = psnr(output.reconstruction, images).mean()
-        return Losses(total, {name: value.detach() for name, value in logs.items()}, output.tokens)
+        logs = {"l1": pixel.l1, "l2": pixel.l2, "vq": output.vq_loss}
+        of_pixels = weights.l1 * pixel.l1 + weights.l2 * pixel.l2
+        if self.perceptual is not None and weights.perceptual is not None:
+            logs["perceptual"] = self.perceptual(output.reconstruction, images).mean()
+            of_pixels = of_pixels + weights.perceptual.weight * logs["perceptual"]
+        total = of_pixels + weights.vq * output.vq_loss
+        if weights.crowding:
+            logs["crowding"] = self.vqvae.quantizer.crowding(output.features)
+            total = total + weights.crowding * logs["crowding"]
+
+        kernel = self.vqvae.decoder.conv_out.weight
+        gradients = torch.zeros(2, *kernel.shape, device=kernel.device)
+        if self.adversary and draws.step >= self.adversary.turn.begins:
+            logs["adversarial"] = self.adversary.judge(output.reconstruction, draws)
+            if self.adversary.config.adaptive:
+                terms = (of_pixels, logs["adversarial"])
+                gradients = torch.stack([torch.autograd.grad(term, kernel, retain_graph=True)[0] for term in terms])
+            total = total + self.adversary.weight(draws.step) * logs["adversarial"]
+        logs = {"loss": total, **logs, "psnr": psnr(output.reconstruction, images).mean()}
+        kept = Kept(draws.places, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients)
+        return Losses(total, {name: value.detach() for name, value in logs.items()}, kept)
+
+    def _num_scales(self, draws: Draws) -> Tensor | None:
+        """(B,) in 1..K: for a share of the images a random number of scales, for the others all (quantiser dropout)."""
+        if self.recipe.quantizer_dropout == 0:
+            return None
+        scales = len(self.vqvae.scales)
+        dropped, number = draws.uniform("quantiser dropout", 2).unbind(dim=1)
+        return torch.where(dropped < self.recipe.quantizer_dropout, 1 + (number * scales).long(), scales)
 
     @torch.no_grad()
-    def after_step(self, batch: Batch | TokenBatch, tokens: Tensor) -> bool:
-        quantizer = _vqvae(self.model).quantizer
-        window = self.recipe.restart_dead_codes
-        quantizer.count_usage(tokens, window or 100)
-        if window is None or not quantizer.dead_codes(window).any():
-            return False
-        quantizer.restart_dead_codes(_vqvae(self.model).features(_images(batch)), window)
-        return True
+    def after_step(
+        self, draws: Draws, kept: Sequence[Kept], reduce: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, Tensor]:
+        quantizer = self.vqvae.quantizer
+        counts = torch.stack([count_tokens(quantizer, part.tokens) for part in kept]).sum(dim=0)
+        self.health.count(reduce(counts))
+        if self.recipe.restart_dead_codes and (dead := self.health.dead(self.recipe.restart_dead_codes)):
+            self._restart(dead, draws, kept, reduce)
+        if self.adversary and draws.step >= self.adversary.turn.begins:
+            shares = [part.gradients * (len(part.places) / draws.batch_size) for part in kept]
+            self.adversary.adapt(*reduce(torch.stack(shares).sum(dim=0)))
+            advance_spectral_norms(self.adversary.discriminator)
+        return self._close_window() if self.health.steps >= self.recipe.usage_window else {}
+
+    def _close_window(self) -> dict[str, Tensor]:
+        """Usage and perplexity of the window; the quantiser keeps its counts, as the released weights do."""
+        quantizer = self.vqvae.quantizer
+        quantizer.usage.copy_(self.health.counts / self.health.steps)
+        return {
+            f"{name}/{side}x{side}": value
+            for name, values in self.health.close_window().items()
+            for side, value in zip(quantizer.scales.sides, values, strict=True)
+        }
+
+    def _restart(self, dead: list[int], draws: Draws, kept: Sequence[Kept], reduce: Callable[[Tensor], Tensor]) -> None:
+        """Put dead codewords where the data is: on vectors that the scales look up, each scale with an equal share."""
+        quantizer = self.vqvae.quantizer
+        samples = draws.integers("restart: sample", draws.batch_size, len(dead))
+        scales = draws.integers("restart: scale", len(quantizer.scales), len(dead))
+        positions = draws.integers("restart: position", quantizer.scales.lengths[-1], len(dead))
+        vectors = torch.zeros_like(quantizer.codebook.weight[dead])
+        for part in kept:
+            seen = vectors_seen(quantizer, part.features)
+            for i, (sample, k, position) in enumerate(zip(samples, scales, positions, strict=True)):
+                if sample in part.places:
+                    row = part.places.index(sample)
+                    vectors[i] = seen[k][row, position % quantizer.scales.lengths[k]]
+        quantizer.codebook.weight[dead] = reduce(vectors)  # each vector comes from one process, the others give zeros
+        self.health.age[dead] = 0
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        output = model(batch.images)
-        pixel = pixel_losses(output.reconstruction, batch.images)
-        count = len(batch.images)
-        return {
-            "psnr": psnr(output.reconstruction, batch.images).sum(),
-            "l1": pixel.l1 * count,
-            "l2": pixel.l2 * count,
-            "vq": output.vq_loss * count,
+        images = batch.content
+        output: VQVAEOutput = model(images)
+        shown = output.reconstruction.clamp(-1, 1)
+        values = {
+            "psnr": psnr(shown, images),
+            "ssim": ssim(shown, images),
+            "l1": (output.reconstruction - images).abs().mean(dim=(1, 2, 3)),
+            "l2": (output.reconstruction - images).square().mean(dim=(1, 2, 3)),
+            "vq": output.vq_loss.expand(len(images)),
         }
+        if self.metric is not None:
+            values[self.best] = self.metric(shown, images)
+        return values
 
     @torch.no_grad()
     def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row an image: the input, then the reconstruction after each scale."""
-        images = batch.images[:PICTURED]
+        images = batch.content[:PICTURED]
         columns = [images, *_vqvae(model).reconstruct(images)]
         return grid(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), columns=len(columns))
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_model(folder, _vqvae(model))
 
+    def state_dict(self) -> dict[str, Any]:
+        adapted = {"adaptive": self.adversary.adaptive} if self.adversary else {}
+        return {"codebook": self.health.state_dict(), **adapted}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.health.load_state_dict(state["codebook"])
+        if self.adversary:
+            self.adversary.adaptive = state["adaptive"]
+
+
+class Adversary:
+    """The discriminator: its own turn, and what it says to the tokenizer (VQGAN, arXiv 2012.09841, section 3.1).
+
+    Attributes:
+        adaptive: scale of the term in the next step, 0-dimensional. It is taken a step late, so that it is one number
+            of the whole batch for all processes and micro-batches.
+    """
+
+    def __init__(self, config: AdversarialConfig, side: int, steps: int) -> None:
+        self.config = config
+        self.sees: nn.Module = nn.Identity()
+        if config.discriminator == "features":
+            self.sees = backbone = load_backbone(config.network, config.weights)
+            self.discriminator: nn.Module = FeatureHeads(backbone.channels, config.spectral_norm)
+        else:
+            self.discriminator = PatchGAN(side, config.width, config.layers, config.spectral_norm)
+        self.turn = Turn("discriminator", self.discriminator, config.optimizer, begins=round(config.start * steps))
+        self.ramp_steps = round(config.ramp * steps)
+        self.adaptive = torch.ones(())
+
+    def weight(self, step: int) -> Tensor:
+        """Of the adversarial term in a step, 0-dimensional; in its first step the scale is only measured."""
+        return self.config.weight * ramp(step, self.turn.begins + 1, self.ramp_steps) * self.adaptive
+
+    def adapt(self, of_others: Tensor, of_adversarial: Tensor) -> None:
+        """Take the scale for the next step from the gradients that the terms have at the decoder's last kernel."""
+        if self.config.adaptive:
+            self.adaptive = adaptive_weight(of_others, of_adversarial, *self.config.adaptive)
+
+    def judge(self, reconstruction: Tensor, draws: Draws) -> Tensor:
+        """The adversarial term, with gradients to the reconstruction and none to the discriminator."""
+        constants = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        seen = self.sees(self._augmented(reconstruction, draws, "generator"))
+        return hinge_generator(functional_call(self.discriminator, constants, (seen,)))
+
+    def losses(self, model: nn.Module, images: Tensor, draws: Draws, kept: Kept) -> Losses:
+        """The discriminator's turn: the hinge loss on the images and their reconstructions, now and then R1."""
+        penalised = self.config.r1 > 0 and draws.step % self.config.r1_every == 0
+        real = images.detach().requires_grad_(penalised)
+        fake = kept.reconstruction
+        seen = torch.cat([self._augmented(real, draws, "real"), self._augmented(fake, draws, "fake")])
+        logits = model(self.sees(seen))
+        of_real, of_fake = [part[: len(real)] for part in logits], [part[len(real) :] for part in logits]
+        total = hinge_discriminator(of_real, of_fake)
+        logs = {"hinge": total, "real": -hinge_generator(of_real), "fake": -hinge_generator(of_fake)}
+        if penalised:
+            logs["r1"] = gradient_penalty(of_real, real)
+            total = total + self.config.r1 * self.config.r1_every * logs["r1"]
+        return Losses(total, {f"discriminator/{name}": value.detach() for name, value in logs.items()}, kept)
+
+    def _augmented(self, images: Tensor, draws: Draws, purpose: str) -> Tensor:
+        return augment(images, draws.uniform(f"DiffAugment {purpose}", NOISE), self.config.augment)
+
 
 def _vqvae(model: nn.Module) -> VQVAE:
     if not isinstance(model, VQVAE):
         raise TypeError(f"a VQVAE is trained in this stage, got {type(model).__name__}")
     return model
-
-
-def _images(batch: Batch | TokenBatch) -> Tensor:
-    if not isinstance(batch, Batch):
-        raise TypeError("this stage trains on images")
-    return batch.images

@@ -1,7 +1,8 @@
 """Stage 2: train the transformer to predict every scale's tokens from the coarser ones (VAR paper, section 3.2)."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
 from var.checkpoint import load_tokenizer
 from var.classes import spread
 from var.generate import generate
@@ -16,89 +18,120 @@ from var.images import grid, to_pil
 from var.model import VAR
 from var.pipeline import VARPipeline
 from var.training.config import VARRecipe
-from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
-from var.training.stages import Losses
-from var.training.tokens import TokenBatch, TokenTable
+from var.training.data import Batch, SampleDataset, open_dataset
+from var.training.draws import Draws
+from var.training.sources import Split
+from var.training.stages import Losses, Turn
+from var.training.tokens import open_tokens
 
 PICTURED_CLASSES, PICTURED_PER_CLASS = 8, 4
 
+# What has no direction to shrink towards zero: positions, levels, the start and the AdaLN offsets.
+NEVER_DECAYED = ("start_position", "position", "level_embedding.weight", "offset")
+
+
+def open_tokenizer(recipe: VARRecipe) -> VQVAE:
+    """The recipe's tokenizer, without gradients.
+
+    Raises:
+        InputError: there is none, or its files are damaged.
+    """
+    if not recipe.tokenizer.is_dir():
+        raise InputError(f"tokenizer={str(recipe.tokenizer)!r} does not exist: train stage 1 first, and give its model")
+    return load_tokenizer(recipe.tokenizer).requires_grad_(False)
+
 
 class VARStage:
-    """Cross-entropy of all L tokens under teacher forcing."""
+    """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache."""
 
-    # What has no direction to shrink towards zero: positions, levels, the start and the AdaLN offsets.
-    never_decayed: tuple[str, ...] = ("start_position", "position", "level_embedding.weight", "offset")
+    best = "loss"
 
     def __init__(self, recipe: VARRecipe) -> None:
         self.recipe = recipe
-        if not recipe.tokenizer.is_dir():
-            raise InputError(
-                f"tokenizer={str(recipe.tokenizer)!r} does not exist: train stage 1 first, and give its model"
-            )
-        self.vqvae = load_tokenizer(recipe.tokenizer).requires_grad_(False)
-        side = self.vqvae.config.image_side
-        self.train_images = open_dataset(recipe.data, "train", side, recipe.seed)
-        self.validation_images = open_dataset(recipe.data, "validation", side, recipe.seed)
-        num_classes = recipe.model.num_classes or self.train_images.num_classes
-        largest = int(max(self.train_images.labels.max(), self.validation_images.labels.max()))
-        if largest >= num_classes:
-            raise InputError(
-                f"the data has label {largest}, model.num_classes={num_classes} has room for 0..{num_classes - 1}: "
-                f"set model.num_classes to at least {largest + 1}"
-            )
-        self.model: nn.Module = VAR(recipe.model.config(self.vqvae.config, num_classes))
-        self.present = sorted(set(self.train_images.labels.tolist()))
-        self.table: TokenTable | None = None
+        self.vqvae = open_tokenizer(recipe)
+        self.train_data, self.validation_data = self._open("train"), self._open("validation")
+        self.steps = recipe.total_steps(len(self.train_data))
+        self.num_classes = recipe.model.num_classes or self.train_data.num_classes
+        self.present = self._labels()
+        self.config = recipe.model.config(self.vqvae.config, self.num_classes)
+        # A block's AdaLN computes before all blocks, apart from the rest of its block.
+        units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
+        self.turns = (Turn("model", self.build(), recipe.optimizer, NEVER_DECAYED, units=units),)
+        self.workers = recipe.data.workers if recipe.tokens is None else 0  # tokens are read faster than handed over
 
-    @property
-    def length(self) -> int:
-        return len(self.train_images)
+    def _open(self, split: Split) -> SampleDataset:
+        if self.recipe.tokens is not None:
+            return open_tokens(self.recipe, self.vqvae, split)
+        return open_dataset(self.recipe.data, split, self.vqvae.config.image_side, self.recipe.seed)
+
+    def _labels(self) -> list[int]:
+        """The labels that the training data has; all that the model knows, where only reading tells."""
+        known = [data.labels for data in (self.train_data, self.validation_data) if data.labels is not None]
+        self._check(max((int(labels.max()) for labels in known), default=0))
+        labels = self.train_data.labels
+        return list(range(self.num_classes)) if labels is None else sorted(set(labels.tolist()))
+
+    def _check(self, largest: int) -> None:
+        if largest >= self.num_classes:
+            raise InputError(
+                f"the data has label {largest}, model.num_classes={self.num_classes} has room for "
+                f"0..{self.num_classes - 1}: set model.num_classes to at least {largest + 1}"
+            )
 
     def prepare(self, device: torch.device) -> None:
         self.vqvae.to(device)
-        if self.recipe.token_views:
-            self.table = TokenTable(self.train_images, self.vqvae, self.recipe.token_views, self.recipe.data.workers)
 
-    def batches(self, sampler: StepSampler) -> Iterable[Batch | TokenBatch]:
-        if self.table is not None:
-            return self.table.batches(sampler)
-        return loader(self.train_images, sampler, self.recipe.data.workers)
+    def build(self) -> VAR:
+        return VAR(self.config)
 
-    def validation_batches(self, batch_size: int, rank: int, world: int) -> Iterable[Batch]:
-        return validation_loader(self.validation_images, self.recipe.data, batch_size, rank, world)
+    def _tokens(self, batch: Batch) -> Tensor:
+        if not batch.content.is_floating_point():
+            return batch.content
+        with (
+            torch.autocast(batch.content.device.type, enabled=False),
+            torch.no_grad(),
+        ):  # the same tokens as the cache's
+            return self.vqvae.encode(batch.content)
 
-    def _tokens(self, batch: Batch | TokenBatch) -> Tensor:
-        if isinstance(batch, TokenBatch):
-            return batch.tokens
-        with torch.autocast(batch.images.device.type, enabled=False):  # the same tokens as TokenTable's
-            return self.vqvae.encode(batch.images)
+    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
+        if self.train_data.labels is None:
+            self._check(int(batch.labels.max()))
+        tokens = self._tokens(batch)
+        dropped = draws.uniform("label drop") < self.recipe.label_drop
+        labels = batch.labels.masked_fill(dropped, self.num_classes)
+        path_noise = draws.uniform("stochastic depth", 2 * self.config.depth)
+        inputs = self.vqvae.quantizer.teacher_forcing_input(tokens)
+        logits = model(labels, inputs, path_noise, checkpoint=self.recipe.gradient_checkpointing)
+        losses = self._per_token(logits, tokens)
+        right = (logits.detach().argmax(dim=-1) == tokens).float()
+        logs = {"loss": losses.mean(), "accuracy": right.mean()}
+        for name, values in self._per_scale(losses, right).items():
+            logs[name] = values.mean()
+        return Losses(logs["loss"], {name: value.detach() for name, value in logs.items()})
 
-    def losses(self, model: nn.Module, batch: Batch | TokenBatch) -> Losses:
-        tokens, labels = self._tokens(batch), batch.labels
-        dropped = torch.rand(labels.shape, device=labels.device) < self.recipe.label_drop
-        labels = labels.masked_fill(dropped, _var(self.model).config.num_classes)
-        logits = model(labels, self.vqvae.quantizer.teacher_forcing_input(tokens))
-        loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-        right = (logits.detach().argmax(dim=-1) == tokens).float().mean()
-        return Losses(loss, {"loss": loss.detach(), "accuracy": right}, tokens)
+    def _per_token(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """(B, L, V) logits -> (B, L) cross-entropy."""
+        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
 
-    def after_step(self, batch: Batch | TokenBatch, tokens: Tensor) -> bool:
-        """Nothing to keep up."""
-        return False
+    def _per_scale(self, losses: Tensor, right: Tensor) -> dict[str, Tensor]:
+        """(B, L) each -> loss and accuracy of each scale, (B,)."""
+        scales = self.vqvae.scales
+        return {
+            f"{name}/{side}x{side}": part.mean(dim=1)
+            for name, values in (("loss", losses.detach()), ("accuracy", right))
+            for side, part in zip(scales.sides, scales.split(values), strict=True)
+        }
+
+    def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+        return {}
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         tokens = self._tokens(batch)
         logits = model(batch.labels, self.vqvae.quantizer.teacher_forcing_input(tokens))
-        losses = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+        losses = self._per_token(logits, tokens)
         right = (logits.argmax(dim=-1) == tokens).float()
-        sums = {"loss": losses.mean(dim=1).sum(), "accuracy": right.mean(dim=1).sum()}
-        scales = self.vqvae.scales
-        per_scale = zip(scales.sides, scales.split(losses), scales.split(right), strict=True)
-        for side, scale_losses, scale_right in per_scale:
-            sums[f"loss/{side}x{side}"] = scale_losses.mean(dim=1).sum()
-            sums[f"accuracy/{side}x{side}"] = scale_right.mean(dim=1).sum()
-        return sums
+        return {"loss": losses.mean(dim=1), "accuracy": right.mean(dim=1), **self._per_scale(losses, right)}
 
     def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row a class: pictures that the model draws, with the same random streams every time."""
@@ -106,8 +139,14 @@ class VARStage:
         return grid(to_pil(generate(_var(model), self.vqvae, labels, cfg=2.0).images), columns=PICTURED_PER_CLASS)
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        names = {label: self.train_images.class_names.get(label, str(label)) for label in self.present}
+        names = {label: self.train_data.class_names.get(label, str(label)) for label in self.present}
         VARPipeline(_var(model), self.vqvae, names).save_pretrained(folder)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing is remembered besides the model."""
 
 
 def _var(model: nn.Module) -> VAR:
