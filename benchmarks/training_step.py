@@ -6,7 +6,6 @@ random. The products of the step are counted, and what they would take at the sp
 the same run is set against the time of the whole step.
 """
 
-import os
 import resource
 import statistics
 import sys
@@ -15,9 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
-
-# Large pages for large tensors: fewer page faults on the CPU, which allocates them anew each time. Read by torch once.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 import torch
 import torch.nn.functional as F

@@ -67,7 +67,7 @@ class Guard:
         self.skipped_in_a_row = 0
 
     def skipped(self, step: int, turn: str, logs: Mapping[str, Tensor], batches: Sequence[Batch]) -> None:
-        """Count a step whose turn changed nothing; after too many in a row write down its batch and raise InputError."""
+        """Count a step whose turn changed nothing; after too many in a row, write down its batch, raise InputError."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row < self.recipe.max_skipped:

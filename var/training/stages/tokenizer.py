@@ -106,6 +106,7 @@ class TokenizerStage:
             if self.adversary.config.adaptive:
                 terms = (of_pixels, logs["adversarial"])
                 gradients = torch.stack([torch.autograd.grad(term, kernel, retain_graph=True)[0] for term in terms])
+                logs["adaptive_weight"] = self.adversary.adaptive
             total = total + self.adversary.weight(draws.step) * logs["adversarial"]
         logs = {"loss": total, **logs, "psnr": psnr(output.reconstruction, images).mean()}
         kept = Kept(draws.places, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients)
