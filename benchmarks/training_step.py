@@ -21,8 +21,8 @@ import typer
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tokenizer.quantizer import Quantizer
 from tokenizer.scales import SCALES_256
+from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.cli.run import run
 from var.device import choose_device, choose_dtype
 from var.masks import Spans, fastest
@@ -41,7 +41,7 @@ class Work:
 
     model: VAR
     forward: Callable[..., Tensor]  # the model's, compiled or not
-    quantizer: Quantizer
+    vqvae: VQVAE
     optimizer: torch.optim.Optimizer
     tokens: Tensor  # (B, L)
     labels: Tensor  # (B,)
@@ -63,12 +63,12 @@ def prepare(depth: int, batch: int, device: torch.device, dtype: torch.dtype, co
     config = VARConfig(depth=depth)
     with device:
         model = VAR(config)
-        quantizer = Quantizer(SCALES_256, config.vocab_size, config.latent_dim).requires_grad_(False)
+        vqvae = VQVAE(TokenizerConfig()).requires_grad_(False).eval()
         tokens = torch.randint(config.vocab_size, (batch, SCALES_256.total))
         labels = torch.randint(config.num_classes, (batch,))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, betas=(0.9, 0.95), weight_decay=0.05, fused=True)
     forward = torch.compile(model) if compiled else model
-    return Work(model, forward, quantizer, optimizer, tokens, labels, dtype, checkpoint)
+    return Work(model, forward, vqvae, optimizer, tokens, labels, dtype, checkpoint)
 
 
 def backpropagate(work: Work, forward: Callable[..., Tensor]) -> None:
@@ -77,7 +77,7 @@ def backpropagate(work: Work, forward: Callable[..., Tensor]) -> None:
     noise = torch.rand(len(work.tokens), 2 * config.depth, device=device)
     dropped = torch.rand(len(work.tokens), device=device) < LABEL_DROP
     labels = work.labels.masked_fill(dropped, config.num_classes)
-    inputs = work.quantizer.teacher_forcing_input(work.tokens)
+    inputs = work.vqvae.quantizer.teacher_forcing_input(work.tokens)
     with torch.autocast(device.type, work.dtype, enabled=work.dtype != torch.float32):
         logits = forward(labels, inputs, noise, checkpoint=work.checkpoint)
         loss = F.cross_entropy(logits.flatten(0, 1), work.tokens.flatten())
@@ -90,6 +90,13 @@ def train(work: Work) -> None:
     nn.utils.clip_grad_norm_(work.model.parameters(), CLIP)
     work.optimizer.step()
     work.optimizer.zero_grad(set_to_none=True)
+
+
+@torch.inference_mode()
+def encode(work: Work) -> None:
+    """What a step from images has to do first, and one from the token cache has not."""
+    side = work.vqvae.config.image_side
+    work.vqvae.encode(torch.zeros(len(work.tokens), 3, side, side, device=work.tokens.device))
 
 
 def attention_forward(q: torch.Size, k: torch.Size, *_: object, **__: object) -> int:
@@ -162,8 +169,9 @@ def training_step(
     work = prepare(depth, batch, place, number, compiled, checkpoint)
     products = count_products(work)
     train(work)  # the optimiser's state is made, the compiler has compiled
-    speeds, steps = [product_speed(place, number)], []
+    speeds, steps, encodings = [product_speed(place, number)], [], []
     for _ in range(repeats):
+        encodings.append(seconds(lambda: encode(work), place))
         steps.append(seconds(lambda: train(work), place))
         speeds.append(product_speed(place, number))
     around = [(before + after) / 2 for before, after in pairwise(speeds)]
@@ -178,6 +186,8 @@ def training_step(
         "step": f"{step:.3f} s, median of {min(steps):.3f} to {max(steps):.3f}",
         "step / products": f"{step * speed / products.executed:.3f}, of medians; "
         f"{step * speed / products.dense:.3f} with a dense mask; {best:.3f} in the best step",
+        "from images": f"{statistics.median(encodings):.3f} s more to encode them, in float32: "
+        f"{1 + statistics.median(encodings) / step:.2f} times the step from the token cache",
         "peak memory": f"{peak_memory(place) / 2**30:.2f} GiB",
     }
     typer.echo(

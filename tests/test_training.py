@@ -1,5 +1,6 @@
 """Both stages end to end on a tiny image folder: they learn, resume bit for bit, and say what is wrong."""
 
+import errno
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from var.training.config import TokenizerRecipe, VARRecipe
 from var.training.data import validation_loader
 from var.training.draws import Draws
 from var.training.loop import build_stage, train
+from var.training.report import Report
 from var.training.state import checkpoints
 
 LATENT_TOKENS = 1 + 4 + 16
@@ -340,6 +342,24 @@ def test_checkpoints_of_another_recipe_are_refused(images: Path, tmp_path: Path,
     other = tokenizer_recipe(tmp_path / "r", images, steps=2, **change)
     with refused(f"the checkpoints in {tmp_path / 'r'} belong to another recipe", "another output"):
         train(other)
+
+
+def test_a_disk_that_is_full_for_the_log(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, checkpoint_every=2)
+    write = Report._write
+
+    def full(report: Report, step: int, *arguments: Any) -> None:
+        if step == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(report, step, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Report, "_write", full)
+        with refused(str(recipe.output), "No space left on device", "the same command goes on"):
+            train(recipe)
+    assert [path.name for path in checkpoints(recipe.output / "checkpoints")] == ["step-00000002.pt"]
+    train(recipe)
+    assert [line["step"] for line in metrics(recipe.output, "train")] == [1, 2, 3, 4, 5, 6]
 
 
 # --- what cannot be read, what cannot work

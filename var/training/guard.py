@@ -1,5 +1,6 @@
 """What may go wrong in a run without ending it, counted and bounded: unreadable images, steps that are not finite."""
 
+import errno
 import json
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -103,6 +104,20 @@ class Guard:
         if self.accelerator.is_main_process:
             self.unreadable, self.seen = state["unreadable"], state["seen"]
         self.skipped_steps = state["skipped_steps"]
+
+
+@contextmanager
+def full_disk_told(recipe: Recipe) -> Iterator[None]:
+    """Turn the error of a full disk, wherever it is met inside, into an InputError that says how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"the disk of {recipe.output} is full ({error.strerror}): make room there, then the same command goes on "
+            "from the last checkpoint"
+        ) from error
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
+from accelerate.utils import InitProcessGroupKwargs, send_to_device
 from PIL import Image
 from torch import Tensor, nn
 
@@ -19,7 +20,7 @@ from var.training.config import Recipe, TokenizerRecipe, VARRecipe
 from var.training.data import Batch, StepSampler, loader, validation_loader
 from var.training.draws import Draws, seed_of
 from var.training.ema import EMA
-from var.training.guard import Guard, interruptible
+from var.training.guard import Guard, full_disk_told, interruptible
 from var.training.parallel import gathered, load_model_state, model_state, shard, sharding_asked_for
 from var.training.player import Player
 from var.training.report import Report
@@ -61,7 +62,9 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         precision = "fp16"
     else:
         precision = "bf16" if choose_dtype(recipe.precision, device) == torch.bfloat16 else "no"
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision)
+    # The other processes wait for the slowest one to have encoded its part of a token cache.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
     parts = accelerator.num_processes * recipe.accumulate
     if recipe.batch_size < parts:
         raise InputError(
@@ -271,7 +274,11 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
     )
     batches = iter(loader(stage.train_data, sampler, stage.workers))
 
-    with Report(recipe, steps, start, accelerator.is_main_process) as report, interruptible() as interrupted:
+    with (
+        full_disk_told(recipe),
+        Report(recipe, steps, start, accelerator.is_main_process) as report,
+        interruptible() as interrupted,
+    ):
         while run.step < steps:
             micro_batches = list(islice(batches, recipe.accumulate))
             run.guard.check_readable(micro_batches)
@@ -296,6 +303,7 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
         if run.step < steps:
             log.warning("stopped after step %d of %d: the same command goes on from there", run.step, steps)
         exported = run.export("model")
+    accelerator.wait_for_everyone()  # none leaves while another still has something to ask of it
     accelerator.end_training()
     return exported
 

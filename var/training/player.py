@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
+import torch._functorch.config
 from accelerate import Accelerator
 from torch import Tensor, nn
 
@@ -37,6 +38,12 @@ class Outcome(NamedTuple):
     finite: bool  # on every process; if not, nothing was changed
 
 
+def compiled(model: nn.Module) -> nn.Module:
+    """The model through torch.compile, with a graph that can be walked twice, as the adaptive weight needs it."""
+    torch._functorch.config.donated_buffer = False
+    return torch.compile(model)  # type: ignore[return-value]  # it says no more than that it can be called
+
+
 class Player:
     """One turn's model and optimiser.
 
@@ -52,7 +59,7 @@ class Player:
         if sharded and turn.units:
             shard(turn.model, turn.units)
         self.optimizer = build_optimizer(turn.model, turn.optimizer, turn.never_decayed)
-        self.model: nn.Module = torch.compile(turn.model) if recipe.compile else turn.model  # type: ignore[assignment]
+        self.model = compiled(turn.model) if recipe.compile else turn.model
         if not (sharded and turn.units):
             self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
 
