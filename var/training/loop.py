@@ -21,7 +21,7 @@ from var.training.data import Batch, StepSampler, loader, validation_loader
 from var.training.draws import Draws, seed_of
 from var.training.ema import EMA
 from var.training.guard import Guard, full_disk_told, interruptible
-from var.training.parallel import gathered, load_model_state, model_state, shard, sharding_asked_for
+from var.training.parallel import gathered, leave, load_model_state, model_state, shard, sharding_asked_for
 from var.training.player import Player
 from var.training.report import Report
 from var.training.stages import Stage
@@ -256,6 +256,12 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
             row without a finite loss and gradient; a full disk.
     """
     accelerator = build_accelerator(recipe)
+    exported = _train(recipe, accelerator)
+    leave(accelerator)
+    return exported
+
+
+def _train(recipe: TokenizerRecipe | VARRecipe, accelerator: Accelerator) -> Path:
     for folder in ("", "checkpoints", "pictures", "tensorboard", "model", "best"):  # before hours are spent
         check_writable(recipe.output / folder)
     if isinstance(recipe, VARRecipe) and recipe.tokens:
@@ -303,8 +309,6 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
         if run.step < steps:
             log.warning("stopped after step %d of %d: the same command goes on from there", run.step, steps)
         exported = run.export("model")
-    accelerator.wait_for_everyone()  # none leaves while another still has something to ask of it
-    accelerator.end_training()
     return exported
 
 

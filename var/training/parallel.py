@@ -1,10 +1,12 @@
 """A model over several processes: replicated or sharded, and back to plain tensors under plain names."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -48,6 +50,17 @@ def gathered(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     plain = build()
     plain.load_state_dict(state)
     return plain.eval()
+
+
+def leave(accelerator: Accelerator) -> None:
+    """End the group of processes, together with the others; the caller holds no wrapped model any more."""
+    if accelerator.num_processes > 1:
+        accelerator.free_memory()  # a wrapped model would keep the group, and end it when it goes itself
+        accelerator.wait_for_everyone()
+        # gloo's threads need the interpreter to let go of their last work; ending the group before has both wait for
+        # ever.
+        time.sleep(0.2)
+    accelerator.end_training()
 
 
 def local(tensor: Tensor) -> Tensor:
