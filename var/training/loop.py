@@ -308,8 +308,7 @@ def _train(recipe: TokenizerRecipe | VARRecipe, accelerator: Accelerator) -> Pat
                 break
         if run.step < steps:
             log.warning("stopped after step %d of %d: the same command goes on from there", run.step, steps)
-        exported = run.export("model")
-    return exported
+        return run.export("model")
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
