@@ -116,7 +116,7 @@ def test_a_process_expects_its_share_of_the_batch(recipe: TokenizerRecipe) -> No
 
 def test_a_resumed_run_may_have_a_stricter_limit(recipe: TokenizerRecipe) -> None:
     guard = guard_of(recipe)
-    guard.load_state_dict({"unreadable": 400, "seen": 1000, "skipped_steps": 0})
+    guard.load_state_dict({"unreadable": 400, "seen": 1000, "skipped_steps": 0, "skipped_in_a_row": 0})
     guard.check_readable([batch(4)])  # there is nothing new to complain of
     with refused("401 of 1008", "data.max_unreadable=0.01", "/a.png"):
         guard.check_readable([batch(4, "/a.png")])
@@ -165,16 +165,16 @@ def test_counts_go_on_where_they_stopped(recipe: TokenizerRecipe) -> None:
     state = guard.state_dict()
     other.load_state_dict(json.loads(json.dumps(state)))
     assert other.counts() == guard.counts() == {"skipped_steps": 1, "unreadable_images": 2}
-    assert other.state_dict() == state == {"unreadable": 2, "seen": 4, "skipped_steps": 1}
+    assert other.state_dict() == state == {"unreadable": 2, "seen": 4, "skipped_steps": 1, "skipped_in_a_row": 1}
 
 
 def test_counts_are_those_of_all_processes_and_taken_over_by_the_main_one(recipe: TokenizerRecipe) -> None:
     guard = guard_of(recipe, WithOther(7), batch_size=5)
     guard.check_readable([batch(2, "/a.png")])
-    assert guard.state_dict() == {"unreadable": 8, "seen": 9, "skipped_steps": 0}
+    assert guard.state_dict() == {"unreadable": 8, "seen": 9, "skipped_steps": 0, "skipped_in_a_row": 0}
     assert guard.counts() == {"unreadable_images": 8}
     second = guard_of(recipe, WithOther(8))
-    second.load_state_dict({"unreadable": 8, "seen": 9, "skipped_steps": 3})
+    second.load_state_dict({"unreadable": 8, "seen": 9, "skipped_steps": 3, "skipped_in_a_row": 2})
     assert (second.unreadable, second.seen, second.skipped_steps) == (0, 0, 3)
 
 

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import tokenizer_recipe
 
 from var.training.config import TokenizerRecipe
-from var.training.report import Report, forget_after, open_wandb
+from var.training.report import Report, check_wandb, forget_after, open_wandb
 
 
 @pytest.fixture
@@ -235,4 +235,4 @@ def test_a_resumed_run_is_the_same_one_and_another_output_another(
 def test_a_missing_package_is_told(recipe: TokenizerRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
     with refused("wandb='scales'", "pip install wandb", "wandb=null"):
-        open_wandb(with_wandb(recipe))
+        check_wandb(with_wandb(recipe))

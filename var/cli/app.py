@@ -1,12 +1,13 @@
-"""The `var` command: `var sample`, `var train RECIPE`, `var tokenize RECIPE`."""
+"""The `var` command: `var sample`, `var train RECIPE`, `var tokenize RECIPE`, `var index FOLDER`."""
 
+from var.cli.index import index
 from var.cli.run import run
 from var.cli.sample import sample
 from var.cli.tokenize import tokenize
 from var.cli.train import train
 
 # What a command needs it imports when it runs: help, and a slip in an option, should not wait for torch.
-COMMANDS = (sample, train, tokenize)
+COMMANDS = (sample, train, tokenize, index)
 
 
 def main() -> None:

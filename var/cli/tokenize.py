@@ -38,11 +38,11 @@ def tokenize(
         raise InputError(f"recipe {recipe} has stage={checked.stage}: only stage var trains on tokens")
     if checked.tokens is None:
         raise InputError(f"recipe {recipe} has no tokens: say where they go, with tokens=FOLDER")
-    import torch
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
     from var.device import choose_device
+    from var.training.parallel import leave
     from var.training.stages.var import open_tokenizer
     from var.training.tokens import Processes, write_tokens
 
@@ -54,8 +54,7 @@ def tokenize(
         summary = write_tokens(checked, vqvae, processes, progress)
     encoded = sum(gather_object([summary.encoded]))
     seconds = time.perf_counter() - began
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    leave()
     if not state.is_main_process:
         return
     now = f"{encoded} now, {encoded / seconds:.0f} images/s" if encoded else "all of them there already"

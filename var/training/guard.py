@@ -97,13 +97,14 @@ class Guard:
             "unreadable": self._sum(self.unreadable),
             "seen": self._sum(self.seen),
             "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Go on from what `state_dict` gave; the main process takes over what the others had seen."""
         if self.accelerator.is_main_process:
             self.unreadable, self.seen = state["unreadable"], state["seen"]
-        self.skipped_steps = state["skipped_steps"]
+        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
 
 
 @contextmanager

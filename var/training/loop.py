@@ -1,6 +1,7 @@
 """The one training loop: any stage, any number of processes, resumed by the same command."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from itertools import islice
@@ -17,16 +18,25 @@ from tokenizer.errors import InputError
 from var.device import choose_device, choose_dtype
 from var.files import check_writable
 from var.training.config import Recipe, TokenizerRecipe, VARRecipe
-from var.training.data import Batch, StepSampler, loader, validation_loader
+from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
 from var.training.draws import Draws, seed_of
 from var.training.ema import EMA
 from var.training.guard import Guard, full_disk_told, interruptible
-from var.training.parallel import gathered, leave, load_model_state, model_state, shard, sharding_asked_for
+from var.training.parallel import (
+    gathered,
+    leave,
+    load_model_state,
+    model_state,
+    shard,
+    sharding_asked_for,
+    sharding_left_to_us,
+)
 from var.training.player import Player
-from var.training.report import Report
+from var.training.report import Report, check_wandb
+from var.training.sources import SPLIT_NAMES
 from var.training.stages import Stage
-from var.training.stages.tokenizer import TokenizerStage
-from var.training.stages.var import VARStage, open_tokenizer
+from var.training.stages.tokenizer import TokenizerStage, frozen_networks
+from var.training.stages.var import VARStage, open_split, open_tokenizer
 from var.training.state import load_newest, save_checkpoint
 from var.training.tokens import Processes, write_tokens
 
@@ -37,9 +47,18 @@ PICTURE_BATCH = 8
 
 
 def build_stage(recipe: TokenizerRecipe | VARRecipe) -> Stage:
-    """The stage that a recipe asks for, with its initial weights."""
+    """The stage that a recipe asks for, with its data and its initial weights.
+
+    Raises:
+        InputError: data, tokenizer or networks that are not there or do not fit.
+    """
     torch.manual_seed(seed_of(_WEIGHTS, recipe.seed))
-    return TokenizerStage(recipe) if isinstance(recipe, TokenizerRecipe) else VARStage(recipe)
+    if isinstance(recipe, TokenizerRecipe):
+        side, seed = recipe.model.image_side, recipe.seed
+        images = [open_dataset(recipe.data, split, side, seed) for split in SPLIT_NAMES]
+        return TokenizerStage(recipe, frozen_networks(recipe), *images)
+    vqvae = open_tokenizer(recipe)
+    return VARStage(recipe, vqvae, *(open_split(recipe, vqvae, split) for split in SPLIT_NAMES))
 
 
 def complete_tokens(recipe: VARRecipe, accelerator: Accelerator) -> None:
@@ -53,23 +72,27 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     """The processes and the device of a run, in the recipe's precision.
 
     Raises:
-        InputError: a precision that the device does not have; fewer images in a batch than processes to share them.
+        InputError: a precision that does not go with the device or with sharding; fewer images in a batch than parts
+            that share them.
     """
     device = choose_device()
     if recipe.precision == "float16" and device.type != "cuda":
         raise InputError(f"precision=float16 needs CUDA, this device is {device.type}: take float32 or bfloat16")
+    if recipe.precision == "float16" and sharding_asked_for():
+        raise InputError("precision=float16 does not go with sharded parameters: take bfloat16")
     if recipe.precision == "float16":
         precision = "fp16"
     else:
         precision = "bf16" if choose_dtype(recipe.precision, device) == torch.bfloat16 else "no"
     # The other processes wait for the slowest one to have encoded its part of a token cache.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
+    with sharding_left_to_us():
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
     parts = accelerator.num_processes * recipe.accumulate
     if recipe.batch_size < parts:
         raise InputError(
-            f"batch_size={recipe.batch_size} does not divide among {accelerator.num_processes} processes with "
-            f"accumulate={recipe.accumulate}: it must be at least {parts}"
+            f"batch_size={recipe.batch_size} leaves some of {parts} parts without an image (processes: "
+            f"{accelerator.num_processes}, accumulate={recipe.accumulate}): it must be at least {parts}"
         )
     return accelerator
 
@@ -205,7 +228,7 @@ class Run:
             with accelerator.autocast():
                 values = self.stage.validate(self.averaged, batch)
             # A process may have no image in the last batch: it takes part in the sums below all the same, with zeros.
-            sums = {name: sums.get(name, 0) + value.double().sum() for name, value in values.items()}
+            sums = {name: sums.get(name, 0) + value.float().sum() for name, value in values.items()}
             count += len(batch.labels)
             unreadable += len(batch.unreadable)
         count, unreadable = self._sum(count), self._sum(unreadable)
@@ -222,7 +245,7 @@ class Run:
     def is_best(self, validation: dict[str, float]) -> bool:
         """Whether no validation before was better; then it is the one to beat."""
         value = validation[self.stage.best]
-        if self.best is not None and not value < self.best["value"]:
+        if not math.isfinite(value) or (self.best is not None and value >= self.best["value"]):
             return False
         self.best = {"step": self.step, "value": value}
         return True
@@ -257,11 +280,13 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
     """
     accelerator = build_accelerator(recipe)
     exported = _train(recipe, accelerator)
-    leave(accelerator)
+    accelerator.free_memory()  # a wrapped model would keep the group of processes, and end it when it goes itself
+    leave()
     return exported
 
 
 def _train(recipe: TokenizerRecipe | VARRecipe, accelerator: Accelerator) -> Path:
+    check_wandb(recipe)
     for folder in ("", "checkpoints", "pictures", "tensorboard", "model", "best"):  # before hours are spent
         check_writable(recipe.output / folder)
     if isinstance(recipe, VARRecipe) and recipe.tokens:

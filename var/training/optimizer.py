@@ -19,6 +19,9 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, never_decayed: It
     other: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         (other if parameter.ndim < 2 or name.endswith(excluded) else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": other, "weight_decay": 0.0}]
+    groups = [
+        {"params": decayed, "weight_decay": config.weight_decay, "decays": True},
+        {"params": other, "weight_decay": 0.0, "decays": False},
+    ]
     fused = all(p.device.type in ("cuda", "cpu") for p in model.parameters())
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused)

@@ -1,22 +1,39 @@
 """A model over several processes: replicated or sharded, and back to plain tensors under plain names."""
 
+import os
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
+_FLAG = "ACCELERATE_USE_FSDP"  # how `accelerate launch` passes on `distributed_type: FSDP`
+
 
 def sharding_asked_for() -> bool:
     """Whether `accelerate launch` was told to shard parameters (FSDP), as configs/accelerate/fsdp2.yaml tells it."""
-    return parse_flag_from_env("ACCELERATE_USE_FSDP", default=False)
+    return parse_flag_from_env(_FLAG, default=False)
+
+
+@contextmanager
+def sharding_left_to_us() -> Iterator[None]:
+    """Inside, an Accelerator can be built that replicates all it is given, though it was launched to shard.
+
+    So `shard` is the one way of sharding, the same on CPUs, where accelerate has none, as on GPUs.
+    """
+    asked = os.environ.pop(_FLAG, None)
+    try:
+        yield
+    finally:
+        if asked is not None:
+            os.environ[_FLAG] = asked
 
 
 def shard(model: nn.Module, units: Sequence[str]) -> None:
@@ -24,6 +41,8 @@ def shard(model: nn.Module, units: Sequence[str]) -> None:
     for unit in units:
         fully_shard(model.get_submodule(unit))
     fully_shard(model)
+    # It warns of writing into views that a part returns, which nothing here does.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module returned a view")
 
 
 @contextmanager
@@ -52,15 +71,14 @@ def gathered(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     return plain.eval()
 
 
-def leave(accelerator: Accelerator) -> None:
-    """End the group of processes, together with the others; the caller holds no wrapped model any more."""
-    if accelerator.num_processes > 1:
-        accelerator.free_memory()  # a wrapped model would keep the group, and end it when it goes itself
-        accelerator.wait_for_everyone()
-        # gloo's threads need the interpreter to let go of their last work; ending the group before has both wait for
-        # ever.
+def leave() -> None:
+    """End the group of processes, if there is one, all together; nothing may hold a wrapped model any more."""
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+        # gloo's threads need the interpreter to let go of their last work; to end the group before that has both wait
+        # for each other, for ever.
         time.sleep(0.2)
-    accelerator.end_training()
+        torch.distributed.destroy_process_group()
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -70,7 +70,7 @@ class Player:
         lr = self.turn.optimizer.lr * lr_factor(draws[0].step, steps, self.recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-            if group["weight_decay"] > 0:
+            if group["decays"]:
                 group["weight_decay"] = weight_decay(draws[0].step, steps, self.turn.optimizer)
         self.model.train()
         logs: dict[str, Tensor] = {}
@@ -95,10 +95,13 @@ class Player:
             self.accelerator.unscale_gradients(self.optimizer)
         clip = self.turn.optimizer.clip or float("inf")
         norm = whole(nn.utils.clip_grad_norm_(self.turn.model.parameters(), clip))
-        sane = torch.isfinite(torch.stack([norm, *logs.values()])).all()
+        numbers = torch.stack([norm, *(value.float().to(norm.device) for value in logs.values())])
+        sane = torch.isfinite(numbers).all()
         finite = bool(self.accelerator.reduce((~sane).float()) == 0)
-        if finite or scaler is not None:  # a scaler skips by itself, and lowers its scale then
+        if finite:
             self.optimizer.step()
+        elif scaler is not None:
+            scaler.update()  # to a lower scale
         self.optimizer.zero_grad(set_to_none=True)
         return norm, finite
 

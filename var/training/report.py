@@ -1,6 +1,7 @@
 """What a run shows: a live line, TensorBoard, a JSON-lines file of all numbers, pictures; Weights & Biases if asked."""
 
 import hashlib
+import importlib.util
 import json
 import math
 from pathlib import Path
@@ -72,9 +73,9 @@ class Report:
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Tell of a validation."""
         self._write(step, "validation", values)
-        self.console.print(
-            f"step {step}  validation  " + "  ".join(f"{k} {v:.4f}" for k, v in values.items()), soft_wrap=True
-        )
+        shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("lpips/")}
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self.console.print(f"step {step}  validation  {numbers}", soft_wrap=True)  # each scale's are in the files
 
     def picture(self, step: int, sheet: Image.Image) -> None:
         """Keep a sheet as PNG and in TensorBoard."""
@@ -94,16 +95,16 @@ class Report:
             file.write(json.dumps({"step": step, "split": split, **told}) + "\n")
 
 
-def open_wandb(recipe: Recipe) -> Any:
-    """The run at Weights & Biases, the same one whenever it is resumed.
+def check_wandb(recipe: Recipe) -> None:
+    """Raise InputError if the recipe asks for Weights & Biases and its package is not installed."""
+    if recipe.wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError(f"wandb={recipe.wandb!r} needs the package: pip install wandb, or set wandb=null")
 
-    Raises:
-        InputError: the package is not installed.
-    """
-    try:
-        import wandb
-    except ModuleNotFoundError as error:
-        raise InputError(f"wandb={recipe.wandb!r} needs the package: pip install wandb, or set wandb=null") from error
+
+def open_wandb(recipe: Recipe) -> Any:
+    """The run at Weights & Biases, the same one whenever it is resumed."""
+    import wandb
+
     output = recipe.output.absolute()
     run = wandb.init(
         project=recipe.wandb,

@@ -135,7 +135,7 @@ def _list_split(config: DataConfig, split: Split) -> Listing:
         return _list_hub(config, split, folder)
     if _split_folder(folder, "train") is not None:
         return _list_folder(config, split, folder)
-    if _parquet_files(folder, "train"):
+    if parquet_files(folder, "train"):
         return _list_parquet(config, split, folder)
     raise InputError(
         f"data.source={config.source!r} holds neither a train folder nor train*.parquet files: "
@@ -244,7 +244,8 @@ class TableSource:
         return Encoded(Path(path), place)
 
 
-def _parquet_files(folder: Path, split: Split) -> list[str]:
+def parquet_files(folder: Path, split: Split) -> list[str]:
+    """The files of a split below a folder, sorted; [] where it has none."""
     patterns = [f"{place}{name}*.parquet" for place in ("", "data/") for name in SPLIT_NAMES[split]]
     return next((files for pattern in patterns if (files := sorted(map(str, folder.glob(pattern))))), [])
 
@@ -252,7 +253,7 @@ def _parquet_files(folder: Path, split: Split) -> list[str]:
 def _list_parquet(config: DataConfig, split: Split, folder: Path) -> Listing:
     import datasets
 
-    files = _parquet_files(folder, split)
+    files = parquet_files(folder, split)
     if not files:
         raise MissingSplitError(
             f"data.source={config.source!r} has no {split}*.parquet beside the training files: add one, or set "

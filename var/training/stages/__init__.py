@@ -1,6 +1,6 @@
 """What is trained: each stage turns batches into losses and knows nothing of processes, checkpoints or logging."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -68,11 +68,18 @@ class Stage(Protocol):
         """Of every step, in order. The model of the first one is what is averaged, validated and exported."""
 
     @property
+    def frozen(self) -> Mapping[str, nn.Module]:
+        """What is not trained, each network under its part."""
+
+    @property
     def best(self) -> str:
         """The validation's number that tells the best checkpoint; the lower the better."""
 
     def prepare(self, device: torch.device) -> None:
         """Move what is not trained to the device."""
+
+    def kind(self, turn: str, step: int) -> Hashable:
+        """Of a step's work in a turn: steps of one kind do the same."""
 
     def build(self) -> nn.Module:
         """A model like the first turn's, with weights of no meaning."""

@@ -3,7 +3,7 @@
 B batch, K scales, V codebook size, C latent channels.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,10 +26,10 @@ from tokenizer.losses import (
 from tokenizer.vqvae import VQVAE, VQVAEOutput
 from var.checkpoint import save_model
 from var.images import grid, to_pil
-from var.training.backbones import load_backbone, load_perceptual, ssim
+from var.training.backbones import Backbone, load_backbone, load_perceptual, ssim
 from var.training.codebook import CodebookHealth, count_tokens, vectors_seen
 from var.training.config import AdversarialConfig, TokenizerRecipe
-from var.training.data import Batch, open_dataset
+from var.training.data import Batch, SampleDataset
 from var.training.draws import Draws
 from var.training.stages import Losses, Turn
 
@@ -46,15 +46,42 @@ class Kept(NamedTuple):
     gradients: Tensor  # (2, ...), at the decoder's last kernel: of the terms that see pixels, of the adversarial one
 
 
+class Networks(NamedTuple):
+    """The frozen ones; None: the recipe has no use for it."""
+
+    perceptual: nn.Module | None  # of the loss
+    backbone: Backbone | None  # below the discriminator
+    metric: nn.Module | None  # of the validation
+
+
+def frozen_networks(
+    recipe: TokenizerRecipe,
+    backbone: Callable[[str, Path | None], Backbone] = load_backbone,
+    perceptual: Callable[[str, Path | None], nn.Module] = load_perceptual,
+) -> Networks:
+    """The networks that a recipe names, as `backbone` and `perceptual` make them from a name and a file of weights.
+
+    Raises:
+        InputError: see `load_backbone`.
+    """
+    loss, metric = recipe.loss, recipe.metric
+    sees = loss.adversarial if loss.adversarial and loss.adversarial.discriminator == "features" else None
+    return Networks(
+        perceptual(loss.perceptual.network, loss.perceptual.weights) if loss.perceptual else None,
+        backbone(sees.network, sees.weights) if sees else None,
+        perceptual(metric.network, metric.weights) if metric else None,
+    )
+
+
 class TokenizerStage:
     """Pixel, VQ, perceptual and adversarial losses, and care for the codebook."""
 
-    def __init__(self, recipe: TokenizerRecipe) -> None:
+    def __init__(
+        self, recipe: TokenizerRecipe, networks: Networks, train_data: SampleDataset, validation_data: SampleDataset
+    ) -> None:
         self.recipe = recipe
-        side = recipe.model.image_side
-        self.train_data = open_dataset(recipe.data, "train", side, recipe.seed)
-        self.validation_data = open_dataset(recipe.data, "validation", side, recipe.seed)
-        self.steps = recipe.total_steps(len(self.train_data))
+        self.train_data, self.validation_data = train_data, validation_data
+        self.steps = recipe.total_steps(len(train_data))
 
         self.workers = recipe.data.workers
         self.vqvae = self.build()
@@ -63,22 +90,30 @@ class TokenizerStage:
         self.turns = [Turn("model", self.vqvae, recipe.optimizer, never_decayed=("codebook.weight",))]
         self.health = CodebookHealth(len(self.vqvae.scales), recipe.model.vocab_size)
 
-        loss, metric = recipe.loss, recipe.metric
-        self.perceptual = load_perceptual(loss.perceptual.network, loss.perceptual.weights) if loss.perceptual else None
-        self.metric = load_perceptual(metric.network, metric.weights) if metric else None
-        self.best = f"lpips/{metric.network.removeprefix('lpips-')}" if metric else "l2"
-        self.adversary = Adversary(loss.adversarial, side, self.steps) if loss.adversarial else None
+        self.perceptual, backbone, self.metric = networks
+        roles = ("of the perceptual loss", "below the discriminator", "of the validation's metric")
+        used = zip(roles, networks, strict=True)
+        self.frozen = {f"network {role}": network for role, network in used if network is not None}
+        self.best = f"lpips/{recipe.metric.network.removeprefix('lpips-')}" if recipe.metric else "l2"
+        config, side = recipe.loss.adversarial, recipe.model.image_side
+        self.adversary = Adversary(config, backbone, side, self.steps) if config else None
         if self.adversary:
             self.turns.append(self.adversary.turn)
 
     def prepare(self, device: torch.device) -> None:
-        frozen = (self.perceptual, self.metric, self.adversary.sees if self.adversary else None)
-        for network in frozen:
-            if network is not None:
-                network.to(device)
+        for network in self.frozen.values():
+            network.to(device)
 
     def build(self) -> VQVAE:
         return VQVAE(self.recipe.model)
+
+    def kind(self, turn: str, step: int) -> Hashable:
+        if self.adversary and turn == self.adversary.turn.name:
+            return self.adversary.penalises(step)
+        return self._opposed(step)
+
+    def _opposed(self, step: int) -> bool:
+        return self.adversary is not None and step >= self.adversary.turn.begins
 
     def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
         if self.adversary and turn == self.adversary.turn.name:
@@ -200,22 +235,31 @@ class TokenizerStage:
 class Adversary:
     """The discriminator: its own turn, and what it says to the tokenizer (VQGAN, arXiv 2012.09841, section 3.1).
 
+    Args:
+        backbone: of a discriminator on features; None: one on pixels.
+        side: of the images.
+        steps: of the whole run.
+
     Attributes:
         adaptive: scale of the term in the next step, 0-dimensional. It is taken a step late, so that it is one number
             of the whole batch for all processes and micro-batches.
     """
 
-    def __init__(self, config: AdversarialConfig, side: int, steps: int) -> None:
+    def __init__(self, config: AdversarialConfig, backbone: Backbone | None, side: int, steps: int) -> None:
         self.config = config
-        self.sees: nn.Module = nn.Identity()
-        if config.discriminator == "features":
-            self.sees = backbone = load_backbone(config.network, config.weights)
-            self.discriminator: nn.Module = FeatureHeads(backbone.channels, config.spectral_norm)
-        else:
-            self.discriminator = PatchGAN(side, config.width, config.layers, config.spectral_norm)
+        self.sees: nn.Module = backbone or nn.Identity()
+        self.discriminator: nn.Module = (
+            FeatureHeads(backbone.channels, config.spectral_norm)
+            if backbone
+            else PatchGAN(side, config.width, config.layers, config.spectral_norm)
+        )
         self.turn = Turn("discriminator", self.discriminator, config.optimizer, begins=round(config.start * steps))
         self.ramp_steps = round(config.ramp * steps)
         self.adaptive = torch.ones(())
+
+    def penalises(self, step: int) -> bool:
+        """Whether the discriminator's turn of a step has R1."""
+        return self.config.r1 > 0 and step % self.config.r1_every == 0
 
     def weight(self, step: int) -> Tensor:
         """Of the adversarial term in a step, 0-dimensional; in its first step the scale is only measured."""
@@ -234,7 +278,7 @@ class Adversary:
 
     def losses(self, model: nn.Module, images: Tensor, draws: Draws, kept: Kept) -> Losses:
         """The discriminator's turn: the hinge loss on the images and their reconstructions, now and then R1."""
-        penalised = self.config.r1 > 0 and draws.step % self.config.r1_every == 0
+        penalised = self.penalises(draws.step)
         real = images.detach().requires_grad_(penalised)
         fake = kept.reconstruction
         seen = torch.cat([self._augmented(real, draws, "real"), self._augmented(fake, draws, "fake")])

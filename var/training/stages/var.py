@@ -1,6 +1,6 @@
 """Stage 2: train the transformer to predict every scale's tokens from the coarser ones (VAR paper, section 3.2)."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,15 +41,33 @@ def open_tokenizer(recipe: VARRecipe) -> VQVAE:
     return load_tokenizer(recipe.tokenizer).requires_grad_(False)
 
 
+def open_split(recipe: VARRecipe, vqvae: VQVAE, split: Split) -> SampleDataset:
+    """What the recipe's transformer is trained or validated on: its token cache, or images without one.
+
+    Raises:
+        InputError: no such data, or none that is complete; see `open_tokens` and `open_dataset`.
+    """
+    if recipe.tokens is not None:
+        return open_tokens(recipe, vqvae, split)
+    return open_dataset(recipe.data, split, vqvae.config.image_side, recipe.seed)
+
+
 class VARStage:
-    """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache."""
+    """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache.
+
+    Args:
+        vqvae: the tokenizer, without gradients.
+    """
 
     best = "loss"
 
-    def __init__(self, recipe: VARRecipe) -> None:
+    def __init__(
+        self, recipe: VARRecipe, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset
+    ) -> None:
         self.recipe = recipe
-        self.vqvae = open_tokenizer(recipe)
-        self.train_data, self.validation_data = self._open("train"), self._open("validation")
+        self.vqvae = vqvae
+        self.frozen = {"tokenizer": vqvae}
+        self.train_data, self.validation_data = train_data, validation_data
         self.steps = recipe.total_steps(len(self.train_data))
         self.num_classes = recipe.model.num_classes or self.train_data.num_classes
         self.present = self._labels()
@@ -58,11 +76,6 @@ class VARStage:
         units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
         self.turns = (Turn("model", self.build(), recipe.optimizer, NEVER_DECAYED, units=units),)
         self.workers = recipe.data.workers if recipe.tokens is None else 0  # tokens are read faster than handed over
-
-    def _open(self, split: Split) -> SampleDataset:
-        if self.recipe.tokens is not None:
-            return open_tokens(self.recipe, self.vqvae, split)
-        return open_dataset(self.recipe.data, split, self.vqvae.config.image_side, self.recipe.seed)
 
     def _labels(self) -> list[int]:
         """The labels that the training data has; all that the model knows, where only reading tells."""
@@ -83,6 +96,9 @@ class VARStage:
 
     def build(self) -> VAR:
         return VAR(self.config)
+
+    def kind(self, turn: str, step: int) -> Hashable:
+        return "any"
 
     def _tokens(self, batch: Batch) -> Tensor:
         if not batch.content.is_floating_point():
