@@ -1,7 +1,10 @@
 """The `var` command: its subcommands, and that it answers quickly and fails in one line."""
 
+import json
 import sys
+import tarfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import pytest
@@ -76,3 +79,20 @@ def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     done = run("-m", "var", "train", "none.yaml", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "error: recipe none.yaml does not exist: give the path of a YAML file\n"
+
+
+def test_index_writes_what_a_recipe_can_take(var: Run, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "train-0.tar", "w") as shard:
+        for name, data in (("a.jpg", b"not read here"), ("a.cls", b"3")):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            shard.addfile(entry, BytesIO(data))
+    code, out, err = var("index", tmp_path)
+    assert (code, err) == (0, "")
+    assert out == f"index: {tmp_path / 'index.json'}\n"
+    content = json.loads((tmp_path / "index.json").read_text())
+    assert content["train"] == [{"url": "train-0.tar", "nsamples": 1}]
+    assert content["num_classes"] == 4
+    code, out, err = var("index", tmp_path / "nowhere")
+    assert (code, out) == (2, "")
+    assert "nowhere" in err

@@ -16,7 +16,16 @@ from torch import Tensor
 from tokenizer.losses import feature_distance, gradient_penalty
 from var.torchvision_compat import import_torchvision
 from var.training import backbones
-from var.training.backbones import BACKBONES, PERCEPTUAL, Backbone, load_backbone, load_perceptual, ssim
+from var.training.backbones import (
+    BACKBONES,
+    PERCEPTUAL,
+    Backbone,
+    load_backbone,
+    load_perceptual,
+    outline_backbone,
+    outline_perceptual,
+    ssim,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -262,6 +271,39 @@ def test_a_backbones_name_is_a_distance_through_it(lite: Backbone) -> None:
     reaches_the_reconstruction_alone(perceptual, reconstruction, images)
 
 
+# Outlines
+
+OUTLINED = {"vgg16": 14_714_688, "dino-vits16": 21_665_664, "efficientnet-lite1": 3_697_968}
+
+
+@pytest.mark.parametrize("name", OUTLINED)
+def test_an_outline_is_the_network_without_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_rng_state()
+    with no_network(monkeypatch):
+        network = outline_backbone(name)
+    assert sum(p.numel() for p in network.parameters()) == OUTLINED[name]
+    maps = network(torch.empty(1, 3, 64, 64, device="meta"))
+    assert tuple(part.shape[1] for part in maps) == network.channels
+    assert not any(p.requires_grad for p in network.parameters())
+    assert all(value.is_meta for value in (*network.parameters(), *network.buffers()))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_outline_has_the_tensors_of_the_loaded_network(lite: Backbone) -> None:
+    outline = outline_backbone("efficientnet-lite1").state_dict()
+    assert {name: value.shape for name, value in outline.items()} == {
+        name: value.shape for name, value in lite.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize("name", ["lpips-alex", "efficientnet-lite1"])
+def test_an_outline_of_a_distance(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with no_network(monkeypatch):
+        distance = outline_perceptual(name)
+    assert distance(*torch.empty(2, 2, 3, 64, 64, device="meta")).shape == (2,)
+    assert all(p.is_meta for p in distance.parameters())
+
+
 # Refusals
 
 
@@ -270,6 +312,10 @@ def test_unknown_names_list_the_known() -> None:
         load_backbone("resnet")
     with refused("'resnet'", *PERCEPTUAL):
         load_perceptual("resnet")
+    with refused("'resnet'", *BACKBONES):
+        outline_backbone("resnet")
+    with refused("'resnet'", *PERCEPTUAL):
+        outline_perceptual("resnet")
     assert not any("lite0" in name for name in PERCEPTUAL)  # the yardstick of the shipped model
 
 

@@ -20,7 +20,6 @@ from var.checkpoint import save_model
 from var.training import estimate as module
 from var.training.config import VARRecipe
 from var.training.estimate import Estimate, amount, duration, estimate, find_images, measured_speed, show
-from var.training.outlines import outline_backbone, outline_perceptual
 from var.training.recipe import load_recipe
 
 SPEED = 1e9
@@ -56,12 +55,15 @@ def text(found: Estimate) -> str:
 
 
 def passes(found: Estimate) -> dict[str, float]:
-    return {part.name: part.flops for part in found.passes}
+    """What each turn costs in the mean step."""
+    turns = dict.fromkeys(part.name for part in found.passes)
+    return {turn: sum(part.share * part.flops for part in found.passes if part.name == turn) for turn in turns}
 
 
 def test_flops_of_the_transformer_are_those_of_its_products(tmp_path: Path, images: Path, tokenizer: Path) -> None:
     """Twice the weights a token forward, four times backward, and the two products of attention likewise."""
-    recipe = transformer(tmp_path, images, tokenizer, batch_size=8, model={"depth": 3, "width": 64, "heads": 4})
+    sizes = {"depth": 3, "width": 64, "heads": 4}
+    recipe = transformer(tmp_path, images, tokenizer, batch_size=8, model=sizes, tokens=tmp_path / "t")
     depth, width, length, vocab, latent = 3, 64, 21, 32, 8
     tokens = 8 * length
     linear = depth * 12 * width**2 * tokens + width * vocab * tokens  # blocks, head
@@ -75,7 +77,7 @@ def test_flops_of_the_transformer_are_those_of_its_products(tmp_path: Path, imag
 
 
 def test_flops_of_the_papers_d16_are_six_a_parameter_and_token(tmp_path: Path, images: Path) -> None:
-    recipe = load_recipe(ROOT / "configs" / "imagenet_d16.yaml", ["batch_size=2", f"data.source={images}"])
+    recipe = load_recipe(ROOT / "configs" / "imagenet_d16.yaml", ["batch_size=2", f"data.source={images}", "tokens=t"])
     found = estimate(recipe)
     parameters = {network.name: network.parameters for network in found.networks}
     assert parameters["model"] == pytest.approx(310e6, rel=0.01)
@@ -121,20 +123,24 @@ def test_half_precision_keeps_less(tmp_path: Path, images: Path, tokenizer: Path
     plain = estimate(transformer(tmp_path, images, tokenizer, batch_size=8))
     half = estimate(transformer(tmp_path, images, tokenizer, batch_size=8, precision="bfloat16"))
     assert 0.4 * plain.memory.activations < half.memory.activations < 0.95 * plain.memory.activations
-    assert passes(half) == passes(plain)
+    assert passes(half)["model"] == pytest.approx(passes(plain)["model"])
+    cached = estimate(transformer(tmp_path, images, tokenizer, batch_size=8, precision="bfloat16", tokens=tmp_path))
+    of_type = {part.dtype: part.flops for part in half.passes}
+    assert of_type.keys() == half.speeds.keys() == {torch.bfloat16, torch.float32}
+    assert {part.dtype: part.flops for part in cached.passes}[torch.bfloat16] == of_type[torch.bfloat16]
+    assert of_type[torch.float32] > passes(plain)["model"] - of_type[torch.bfloat16] - 1  # the encoder, head and phi
 
 
 def test_encoder_is_counted_in_every_step_or_once(tmp_path: Path, images: Path, tokenizer: Path) -> None:
     every = estimate(transformer(tmp_path, images, tokenizer, batch_size=4))
     once = estimate(transformer(tmp_path, images, tokenizer, batch_size=4, tokens=tmp_path / "t", token_views=3))
-    encoder = passes(every)["encoder of the tokenizer"]
+    encoder = passes(every)["model"] - passes(once)["model"]
     assert encoder > 0
     assert every.encoding == 0
-    assert list(passes(once)) == ["model"]
     assert once.encoding == pytest.approx(encoder / 4 * 8 * 3)
     assert "is not there: the run begins with writing it" in " ".join(once.notes)
-    assert every.seconds == pytest.approx(6 * sum(passes(every).values()) / (SPEED / 1.5))
-    assert once.seconds == pytest.approx((6 * passes(once)["model"] + once.encoding) / (SPEED / 1.5))
+    assert every.seconds == pytest.approx(6 * every.flops / (SPEED / 1.5))
+    assert once.seconds == pytest.approx((6 * once.flops + once.encoding) / (SPEED / 1.5))
 
 
 def test_memory_of_one_process(tmp_path: Path, images: Path, tokenizer: Path) -> None:
@@ -175,23 +181,35 @@ def test_accumulation_saves_activations_only(tmp_path: Path, images: Path) -> No
     assert parts.flops == pytest.approx(whole.flops, rel=0.05)
 
 
-def test_discriminator_and_perceptual_loss_are_counted_when_they_run(tmp_path: Path, images: Path) -> None:
-    sizes = {"batch_size": 2, "model": {"scales": [1, 2, 16]}}
+def test_every_turn_is_counted_as_often_as_it_runs(tmp_path: Path, images: Path) -> None:
+    sizes = {"batch_size": 2, "steps": 8, "model": {"scales": [1, 2, 16]}}
     plain = estimate(tokenizer_recipe(tmp_path / "a", images, **sizes))
-    loss = {
-        "perceptual": {"network": "efficientnet-lite1"},
-        "adversarial": {"discriminator": "patchgan", "width": 8, "layers": 2, "start": 0.25},
-    }
+    adversarial = {"discriminator": "patchgan", "width": 8, "layers": 2, "start": 0.25, "r1": 0.1, "r1_every": 4}
+    loss = {"perceptual": {"network": "efficientnet-lite1"}, "adversarial": adversarial}
     full = estimate(tokenizer_recipe(tmp_path / "b", images, **sizes, loss=loss))
-    assert list(passes(full)) == ["model", "adversarial term", "discriminator"]
-    assert passes(full)["model"] > passes(plain)["model"]
-    assert [part.share for part in full.passes] == [1, 0.75, 0.75]
     names = [network.name for network in full.networks]
     assert names == ["model", "discriminator", "network of the perceptual loss"]
-    a, b, c = passes(full).values()
-    assert full.seconds_a_step == pytest.approx((a + 0.75 * (b + c)) / (SPEED / 1.5))
-    # The discriminator judges reconstructions forward and back to the image, then twice as many in its own turn.
-    assert 0 < passes(full)["discriminator"] < 12 * passes(full)["adversarial term"]
+    # The discriminator has its turn from step 2 of 8 on, with R1 in step 4.
+    counted = [(part.name, part.share) for part in full.passes]
+    assert counted == [("model", 2 / 8), ("model", 6 / 8), ("discriminator", 5 / 8), ("discriminator", 1 / 8)]
+    early, late, usual, penalised = (part.flops for part in full.passes)
+    assert plain.flops < early < late
+    # It judges reconstructions forward and back to the image, then twice as many in its own turn.
+    assert 0 < usual < 12 * (late - early)
+    assert usual < penalised
+    expected = (2 * early + 6 * late + 5 * usual + penalised) / 8
+    assert full.flops == pytest.approx(expected)
+    assert full.seconds_a_step == pytest.approx(expected / (SPEED / 1.5))
+    shown = text(full)
+    assert "FLOP in float32, in 62% of the steps" in shown
+
+
+def test_heads_on_features_are_counted_with_the_network_below(tmp_path: Path, images: Path) -> None:
+    adversarial = {"discriminator": "features", "network": "efficientnet-lite1", "start": 0}
+    recipe = tokenizer_recipe(tmp_path / "a", images, model={"scales": [1, 2, 16]}, loss={"adversarial": adversarial})
+    found = estimate(recipe)
+    assert [network.name for network in found.networks] == ["model", "discriminator", "network below the discriminator"]
+    assert [(part.name, part.share) for part in found.passes] == [("model", 1), ("discriminator", 1)]
 
 
 def test_steps_and_epochs(tmp_path: Path, images: Path) -> None:
@@ -243,22 +261,6 @@ def test_images_are_counted_in_parquet_without_being_copied(tmp_path: Path) -> N
     wrong = find_images(tokenizer_recipe(tmp_path / "d", folder, data={"label_column": "kind"}))
     assert wrong.number is None
     assert wrong.unknown is not None
-
-
-def test_outlines_are_the_networks() -> None:
-    sizes = {"vgg16": 14_714_688, "dino-vits16": 21_665_664}
-    for name, parameters in sizes.items():
-        network = outline_backbone(name)
-        assert sum(p.numel() for p in network.parameters()) == parameters
-        maps = network(torch.empty(1, 3, 64, 64, device="meta"))
-        assert tuple(part.shape[1] for part in maps) == network.channels
-        assert not any(p.requires_grad for p in network.parameters())
-    for name in ("lpips-alex", "efficientnet-lite1"):
-        distance = outline_perceptual(name)
-        assert distance(*torch.empty(2, 2, 3, 64, 64, device="meta")).shape == (2,)
-        assert all(p.is_meta for p in distance.parameters())
-    with refused("'vgg17' is unknown"):
-        outline_perceptual("vgg17")
 
 
 def test_speed_of_a_product_is_plausible() -> None:

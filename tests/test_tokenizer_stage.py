@@ -20,12 +20,10 @@ from tokenizer.vqvae import VQVAE
 from var.checkpoint import load_tokenizer
 from var.images import grid, to_pil
 from var.training import backbones
-from var.training.data import Batch
+from var.training.data import Batch, open_dataset
 from var.training.draws import Draws
-from var.training.loop import build_stage
 from var.training.stages import Losses
-from var.training.stages import tokenizer as module
-from var.training.stages.tokenizer import Adversary, Kept, TokenizerStage
+from var.training.stages.tokenizer import Adversary, Kept, TokenizerStage, frozen_networks
 
 BATCH, STEPS, BEGINS = 6, 20, 5  # the discriminator has a turn from step 5 on
 ALL = range(BATCH)
@@ -37,8 +35,14 @@ PATCHES = {
     "ramp": 0.2,
     "spectral_norm": True,
 }
-FEATURES = {**PATCHES, "discriminator": "features", "network": "small"}
-PERCEPTUAL = {"network": "small", "weight": 0.7}
+FEATURES = {
+    "discriminator": "features",
+    "network": "vgg16",
+    "start": BEGINS / STEPS,
+    "ramp": 0.2,
+    "spectral_norm": True,
+}
+PERCEPTUAL = {"network": "vgg16", "weight": 0.7}
 
 
 class SmallDistance(backbones.Frozen):
@@ -75,19 +79,19 @@ Build = Callable[..., TokenizerStage]
 
 
 @pytest.fixture
-def build(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
-    """Stages with the same weights, whatever their losses; "small" names the networks above."""
-    distance, features = module.load_perceptual, module.load_backbone
-    monkeypatch.setattr(
-        module, "load_perceptual", lambda name, *rest: SmallDistance() if name == "small" else distance(name, *rest)
-    )
-    monkeypatch.setattr(
-        module, "load_backbone", lambda name, *rest: SmallBackbone() if name == "small" else features(name, *rest)
-    )
+def build(source: Path, tmp_path: Path) -> Build:
+    """Stages with the same weights, whatever their losses; "vgg16" stands for the networks above."""
+
+    def backbone(name: str, weights: Path | None) -> Any:
+        return SmallBackbone() if name == "vgg16" else backbones.load_backbone(name, weights)
+
+    def perceptual(name: str, weights: Path | None) -> nn.Module:
+        return SmallDistance() if name == "vgg16" else backbones.load_perceptual(name, weights)
 
     def built(**changes: Any) -> TokenizerStage:
-        stage = build_stage(tokenizer_recipe(tmp_path / "run", source, batch_size=BATCH, steps=STEPS, **changes))
-        assert isinstance(stage, TokenizerStage)
+        recipe = tokenizer_recipe(tmp_path / "run", source, batch_size=BATCH, steps=STEPS, **changes)
+        data = open_dataset(recipe.data, "train", recipe.model.image_side, recipe.seed)
+        stage = TokenizerStage(recipe, frozen_networks(recipe, backbone, perceptual), data, data)
         randomise(stage.vqvae, seed=1)
         if stage.adversary:
             randomise(stage.adversary.discriminator, seed=2)
@@ -568,8 +572,8 @@ def test_what_is_remembered_goes_round(build: Build) -> None:
 
 @torch.no_grad()
 def test_validation_tells_of_each_image(build: Build) -> None:
-    stage = build(metric={"network": "small"})
-    assert stage.best == "lpips/small"
+    stage = build(metric={"network": "vgg16"})
+    assert stage.best == "lpips/vgg16"
     values = stage.validate(stage.vqvae, batch())
     assert values.keys() == {"psnr", "ssim", "l1", "l2", "vq", stage.best}
     assert all(value.shape == (BATCH,) for value in values.values())

@@ -8,39 +8,40 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
-from tokenizer.augment import NOISE, augment
-from tokenizer.discriminators import FeatureHeads, PatchGAN
 from tokenizer.errors import InputError, one_line
-from tokenizer.losses import hinge_discriminator, hinge_generator, pixel_losses
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.checkpoint import read_config
 from var.device import choose_device, choose_dtype
-from var.model import VAR
 from var.presets import RELEASED
-from var.training.config import AdversarialConfig, Recipe, TokenizerRecipe, VARRecipe, VARSizes
-from var.training.outlines import outline_backbone, outline_perceptual
+from var.training.backbones import outline_backbone, outline_perceptual
+from var.training.config import Recipe, TokenizerRecipe, VARRecipe, VARSizes
+from var.training.data import Batch, ImageDataset
+from var.training.draws import Draws
 from var.training.parallel import sharding_asked_for
-from var.training.sources import _parquet_files, list_images
+from var.training.sources import FolderSource, Listing, list_images, parquet_files
+from var.training.stages import Turn
+from var.training.stages.tokenizer import TokenizerStage, frozen_networks
+from var.training.stages.var import VARStage
 from var.training.tokens import MANIFEST, Manifest
 
 FLOAT = 4  # bytes of a weight: they are held in float32 whatever the products run in
 SHARE_OF_PRODUCT = 1 / 1.5  # assumed: what training reaches of the speed of one large matrix product
 LONG_ENOUGH = 0.05  # seconds of a product whose speed is believed
 LARGEST_PRODUCT = 8192
-CLASSES = 1000  # assumed where nothing tells
+CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where nothing tells
 
 
 class Network(NamedTuple):
@@ -54,12 +55,12 @@ class Network(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """A part of the work."""
+    """The same work in a turn of some steps: products of one type."""
 
-    name: str
+    name: str  # of the turn
     flops: float  # a step, over all processes, forward and backward
-    dtype: torch.dtype  # of its products
-    share: float = 1.0  # of the run's steps, those that have it
+    dtype: torch.dtype  # of what is multiplied
+    share: float  # of the run's steps, those that have it
 
 
 class Memory(NamedTuple):
@@ -93,7 +94,7 @@ class Estimate:
         images: a step, over all processes.
         tokens: a step, over all processes.
         parts: micro-batches that a process takes a step in.
-        passes: the work of a step.
+        passes: the work of the steps.
         encoding: FLOPs that write the token cache first, in float32; 0 where there is nothing to write.
         memory: of one process.
         processes: that share a step.
@@ -124,8 +125,8 @@ class Estimate:
 
     @property
     def flops(self) -> float:
-        """Of a step that has all passes."""
-        return sum(part.flops for part in self.passes)
+        """Of the mean step of the run."""
+        return sum(part.share * part.flops for part in self.passes)
 
     @property
     def epochs(self) -> float | None:
@@ -166,78 +167,68 @@ def estimate(recipe: TokenizerRecipe | VARRecipe) -> Estimate:
     images = find_images(recipe)
     notes = [images.unknown] if images.unknown else []
 
-    stage: _Stage
-    if isinstance(recipe, TokenizerRecipe):
-        stage = _tokenizer_stage(recipe, micro, dtype)
-    else:
-        stage = _var_stage(recipe, images, micro, dtype)
-    steps = recipe.steps if images.number is None else recipe.total_steps(images.number)
+    plan = _tokenizer_plan(recipe, images) if isinstance(recipe, TokenizerRecipe) else _var_plan(recipe, images)
+    networks, work = _networks(plan.stage, recipe), _work(plan, micro, dtype)
     works = recipe.precision != "float16" or device.type == "cuda"
     if not works:
         notes.append(f"precision=float16 needs CUDA, this device is {device.type}: no time can be told")
-    kinds = {part.dtype for part in stage.passes} | ({torch.float32} if stage.encoding else set())
-    saved = sum(n.parameters * (4 if n.averaged else 3) for n in stage.networks if n.trained)
+    kinds = {part.dtype for part in work.passes} | ({torch.float32} if work.encoding else set())
+    saved = sum(n.parameters * (4 if n.averaged else 3) for n in networks if n.trained)
     return Estimate(
-        networks=stage.networks,
+        networks=networks,
         images=recipe.batch_size,
-        tokens=recipe.batch_size * stage.tokens,
+        tokens=recipe.batch_size * plan.stage.vqvae.scales.total,
         parts=recipe.accumulate,
-        passes=[part._replace(flops=part.flops * recipe.batch_size / micro) for part in stage.passes],
-        encoding=stage.encoding / micro,
-        memory=_memory(stage, processes),
+        passes=[part._replace(flops=part.flops * recipe.batch_size / micro) for part in work.passes],
+        encoding=work.encoding,
+        memory=_memory(networks, work.kept, processes),
         processes=processes,
         length=images.number,
-        steps=steps,
+        steps=recipe.steps if images.number is None else recipe.total_steps(images.number),
         device=_device_name(device),
         speeds={kind: measured_speed(device, kind) for kind in kinds} if works else {},
         checkpoint=saved * FLOAT,
         checkpoints=recipe.keep + 1,
-        notes=[*notes, *stage.notes],
+        notes=[*notes, *plan.notes],
     )
 
 
-class _Stage(NamedTuple):
-    """What a stage is made of, and the work of one micro-batch."""
-
-    networks: list[Network]
-    passes: list[Pass]
-    activations: float
-    tokens: int  # an image
-    encoding: float = 0  # FLOPs of the encoder for a micro-batch, times the micro-batches to encode beforehand
-    notes: tuple[str, ...] = ()
+class _Plan(NamedTuple):
+    stage: TokenizerStage | VARStage  # as it will be trained, on the meta device
+    cached: bool  # a batch holds tokens, not images
+    to_encode: int  # images, before the first step
+    notes: Sequence[str]
 
 
-def _var_stage(recipe: VARRecipe, images: "Images", micro: int, dtype: torch.dtype) -> _Stage:
-    tokenizer, notes = _tokenizer_config(recipe)
-    num_classes = recipe.model.num_classes or images.classes
-    if num_classes is None:
-        num_classes = CLASSES
-        notes += (f"the number of classes is unknown: assumed {CLASSES}",)
+def _tokenizer_plan(recipe: TokenizerRecipe, images: "Images") -> _Plan:
+    networks = frozen_networks(recipe, lambda name, _: outline_backbone(name), lambda name, _: outline_perceptual(name))
+    data = _stand_in(recipe, images, recipe.model.image_side)
     with torch.device("meta"):
-        vqvae, model = VQVAE(tokenizer).requires_grad_(False), VAR(recipe.model.config(tokenizer, num_classes)).train()
-    side, length = tokenizer.image_side, vqvae.scales.total
-    networks = [_network("model", model, True, recipe, sharded=True), _network("tokenizer", vqvae, False, recipe)]
+        stage = TokenizerStage(recipe, networks, data, data)
+    return _Plan(stage, cached=False, to_encode=0, notes=())
 
-    with _pretending(vqvae, model):
-        pictures = torch.empty(micro, 3, side, side)
-        tokens, labels = torch.zeros(2, micro, length, dtype=torch.long).unbind()
-        noise = torch.empty(micro, 2 * model.config.depth)
 
-        def predict() -> Tensor:
-            inputs = vqvae.quantizer.teacher_forcing_input(tokens)
-            logits = model(labels[:, 0], inputs, noise, checkpoint=recipe.gradient_checkpointing)
-            return F.cross_entropy(logits.flatten(0, 1), tokens.flatten())
-
-        step = _measure(predict, dtype)
-        encoder = _measure(lambda: vqvae.encode(pictures), torch.float32)
-    passes = [Pass("model", step.flops, dtype)]
-    to_encode = 0.0
-    if recipe.tokens is None:
-        passes.append(Pass("encoder of the tokenizer", encoder.flops, torch.float32))
-    elif not (recipe.tokens / MANIFEST).is_file():
+def _var_plan(recipe: VARRecipe, images: "Images") -> _Plan:
+    tokenizer, notes = _tokenizer_config(recipe)
+    if recipe.model.num_classes is None and images.classes is None:
+        notes += (f"the number of classes is unknown: assumed {CLASSES}",)
+    to_encode = 0
+    if recipe.tokens is not None and not (recipe.tokens / MANIFEST).is_file():
         to_encode = (images.number or 0) * recipe.token_views
         notes += (f"the token cache {recipe.tokens} is not there: the run begins with writing it",)
-    return _Stage(networks, passes, step.kept, length, encoder.flops * to_encode, notes)
+    data = _stand_in(recipe, images, tokenizer.image_side)
+    with torch.device("meta"):
+        vqvae = VQVAE(tokenizer).eval().requires_grad_(False)
+        stage = VARStage(recipe, vqvae, data, data)
+    return _Plan(stage, recipe.tokens is not None, to_encode, notes)
+
+
+def _stand_in(recipe: Recipe, images: "Images", side: int) -> ImageDataset:
+    """A dataset of the length and classes of the recipe's, of which nothing can be read."""
+    length = LENGTH if images.number is None else images.number
+    source = FolderSource(Path(recipe.data.source), ())
+    listing = Listing(source, np.arange(length), np.zeros(length, np.int64), images.classes or CLASSES, {})
+    return ImageDataset(listing, recipe.data, side, recipe.seed, augment=True)
 
 
 def _tokenizer_config(recipe: VARRecipe) -> tuple[TokenizerConfig, tuple[str, ...]]:
@@ -261,156 +252,131 @@ def _same_sizes(sizes: VARSizes, tokenizer: TokenizerConfig, num_classes: int, k
     return sizes.config(tokenizer, num_classes).to_dict() == known
 
 
-def _tokenizer_stage(recipe: TokenizerRecipe, micro: int, dtype: torch.dtype) -> _Stage:
-    loss, side = recipe.loss, recipe.model.image_side
-    with torch.device("meta"):
-        vqvae = VQVAE(recipe.model).train()
-    perceptual = outline_perceptual(loss.perceptual.network) if loss.perceptual else None
-    networks = [_network("model", vqvae, True, recipe)]
-    rival = _Rival(loss.adversarial, side) if loss.adversarial else None
-    frozen = [(perceptual, "of the perceptual loss"), (rival.sees if rival else None, "below the discriminator")]
-    if recipe.metric:
-        frozen.append((outline_perceptual(recipe.metric.network), "of the validation's metric"))
-    if rival:
-        networks.append(_network("discriminator", rival.discriminator, True, recipe)._replace(averaged=False))
-    networks += [_network(f"network {role}", network, False, recipe) for network, role in frozen if network is not None]
-
-    with _pretending(vqvae, *(network for network, _ in frozen if network), *([rival.discriminator] if rival else [])):
-        images = torch.empty(micro, 3, side, side)
-
-        def reconstruct(opposed: "_Rival | None") -> Tensor:
-            output = vqvae(images)
-            of_pixels = torch.stack(pixel_losses(output.reconstruction, images)).sum()
-            if perceptual is not None:
-                of_pixels = of_pixels + perceptual(output.reconstruction, images).mean()
-            total = of_pixels + output.vq_loss
-            if loss.crowding:
-                total = total + vqvae.quantizer.crowding(output.features)
-            if opposed is not None:
-                said = opposed.judge(output.reconstruction)
-                for term in (of_pixels, said):  # what the adaptive weight is taken from
-                    torch.autograd.grad(term, vqvae.decoder.conv_out.weight, retain_graph=True)
-                total = total + said
-            return total
-
-        step = _measure(lambda: reconstruct(None), dtype)
-        passes, kept = [Pass("model", step.flops, dtype)], step.kept
-        if rival and loss.adversarial:
-            late = 1 - loss.adversarial.start
-            opposed, judging = (
-                _measure(lambda: reconstruct(rival), dtype),
-                _measure(lambda: rival.turn(images), dtype),
-            )
-            passes += [Pass("adversarial term", opposed.flops - step.flops, dtype, late)]
-            passes += [Pass("discriminator", judging.flops, dtype, late)]
-            kept = max(opposed.kept, judging.kept)
-    notes = ("the penalty R1 is not counted",) if loss.adversarial and loss.adversarial.r1 else ()
-    return _Stage(networks, passes, kept, vqvae.scales.total, notes=notes)
+def _networks(stage: TokenizerStage | VARStage, recipe: Recipe) -> list[Network]:
+    trained = [
+        Network(turn.name, _size(turn.model), True, recipe.ema is not None and i == 0, sharded=bool(turn.units))
+        for i, turn in enumerate(stage.turns)
+    ]
+    return trained + [Network(name, _size(network), trained=False) for name, network in stage.frozen.items()]
 
 
-class _Rival:
-    """The discriminator as the stage uses it, without weights."""
-
-    def __init__(self, config: AdversarialConfig, side: int) -> None:
-        self.sees: nn.Module | None = None
-        with torch.device("meta"):
-            if config.discriminator == "features":
-                self.sees = backbone = outline_backbone(config.network)
-                self.discriminator: nn.Module = FeatureHeads(backbone.channels, config.spectral_norm)
-            else:
-                self.discriminator = PatchGAN(side, config.width, config.layers, config.spectral_norm)
-
-    def judge(self, reconstruction: Tensor) -> Tensor:
-        constants = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        return hinge_generator(functional_call(self.discriminator, constants, (self._seen(reconstruction),)))
-
-    def turn(self, images: Tensor) -> Tensor:
-        logits = self.discriminator(self._seen(torch.cat([images, images])))
-        return hinge_discriminator(logits, logits)
-
-    def _seen(self, images: Tensor) -> Any:
-        augmented = augment(images, torch.empty(len(images), NOISE))
-        return augmented if self.sees is None else self.sees(augmented)
+def _size(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
 
 
-def _network(name: str, module: nn.Module, trained: bool, recipe: Recipe, sharded: bool = False) -> Network:
-    parameters = sum(parameter.numel() for parameter in module.parameters())
-    return Network(name, parameters, trained, averaged=trained and recipe.ema is not None, sharded=sharded)
-
-
-def _memory(stage: _Stage, processes: Processes) -> Memory:
+def _memory(networks: Sequence[Network], kept: int, processes: Processes) -> Memory:
     weights = gradients = average = 0.0
-    for network in (network for network in stage.networks if network.trained):
+    for network in (network for network in networks if network.trained):
         sharded = processes.sharded and network.sharded and processes.number > 1
         size = FLOAT * network.parameters / (processes.number if sharded else 1)
         weights += size
         # DistributedDataParallel adds gradients up in buckets of their own.
         gradients += size * (2 if processes.number > 1 and not sharded else 1)
         average += size if network.averaged else 0
-    frozen = FLOAT * sum(network.parameters for network in stage.networks if not network.trained)
-    return Memory(weights, gradients, 2 * weights, average, frozen, stage.activations)
+    frozen = FLOAT * sum(network.parameters for network in networks if not network.trained)
+    return Memory(weights, gradients, 2 * weights, average, frozen, kept)
+
+
+class _Work(NamedTuple):
+    passes: list[Pass]  # of one micro-batch
+    kept: int  # bytes for the way back, in the turn that keeps most
+    encoding: float  # FLOPs before the first step
+
+
+def _work(plan: _Plan, micro: int, dtype: torch.dtype) -> _Work:
+    """Take the first step of every kind as a player takes it, and count."""
+    stage, vqvae = plan.stage, plan.stage.vqvae
+    costs: dict[tuple[str, Hashable], _Cost] = {}
+    shares: dict[tuple[str, float, torch.dtype], float] = defaultdict(float)
+    encoding = 0.0
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for network in _all_networks(stage):
+            network.to_empty(device="cpu")  # where autocast knows them
+        images = torch.empty(micro, 3, vqvae.config.image_side, vqvae.config.image_side)
+        if plan.to_encode:
+            with _Products() as encoder:
+                vqvae.encode(images)
+            encoding = encoder.flops.total() * plan.to_encode / micro
+        content = torch.zeros(micro, vqvae.scales.total, dtype=torch.long) if plan.cached else images
+        batch = Batch(content, torch.zeros(micro, dtype=torch.long), [], [])
+        for turn, before in zip(stage.turns, (None, *stage.turns), strict=False):
+            kinds = [stage.kind(turn.name, step) for step in range(turn.begins, stage.steps)]
+            for kind, number in Counter(kinds).items():
+                step = turn.begins + kinds.index(kind)
+                left = costs[before.name, stage.kind(before.name, step)].left if before else None
+                cost = costs[turn.name, kind] = _cost(stage, turn, batch, step, left, dtype)
+                for product, flops in cost.flops.items():
+                    shares[turn.name, flops, product] += number / stage.steps
+    passes = [Pass(*same, share) for same, share in shares.items()]
+    return _Work(passes, max(cost.kept for cost in costs.values()), encoding)
+
+
+def _all_networks(stage: TokenizerStage | VARStage) -> list[nn.Module]:
+    return [*(turn.model for turn in stage.turns), *stage.frozen.values()]
 
 
 class _Cost(NamedTuple):
-    """Of one micro-batch."""
+    """Of a turn of one micro-batch."""
 
-    flops: int
-    kept: int  # bytes
+    flops: Mapping[torch.dtype, int]  # by what is multiplied, forward and backward
+    kept: int  # bytes for the way back, parameters left out
+    left: Any  # for the next turn
 
 
-def _measure(work: Callable[[], Tensor], dtype: torch.dtype) -> _Cost:
-    """Operations of a pass, and of the way back if there is one; bytes that it keeps for that, parameters left out."""
+def _cost(
+    stage: TokenizerStage | VARStage, turn: Turn, batch: Batch, step: int, left: Any, dtype: torch.dtype
+) -> _Cost:
+    parameters = [parameter for network in _all_networks(stage) for parameter in network.parameters()]
+    weights = {parameter.untyped_storage()._cdata for parameter in parameters}
     kept: dict[int, Tensor] = {}  # by storage; holding the tensors keeps an address from being used twice
 
     def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter) and not _is_view_of_parameter(tensor):
-            kept.setdefault(tensor.untyped_storage()._cdata, tensor)
+        kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    with FlopCounterMode(display=False, custom_mapping=_ATTENTION) as counter:
+    places = range(len(batch.labels))
+    draws = Draws(0, step, len(places), places, torch.device("cpu"))
+    with _Products() as products:
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
         ):
-            loss = work()
-        if loss.requires_grad:
-            loss.backward()
-    return _Cost(counter.get_total_flops(), sum(tensor.untyped_storage().nbytes() for tensor in kept.values()))
+            losses = stage.losses(turn.name, turn.model.train(), batch, draws, left)
+        losses.total.backward()
+    size = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in weights)
+    return _Cost(products.flops, size, losses.kept)
 
 
-def _is_view_of_parameter(tensor: Tensor) -> bool:
-    return isinstance(tensor._base, nn.Parameter)
+class _Products(TorchDispatchMode):
+    """Inside, the operations of products are counted, by the type of what is multiplied."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.flops: Counter[torch.dtype] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        count = _FLOPS.get(function.overloadpacket)
+        if count is not None:
+            self.flops[args[0].dtype] += count(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
-def _attention(query: Sequence[int], key: Sequence[int], value: Sequence[int], products: int) -> int:
+def _attention(query: Tensor, key: Tensor, value: Tensor, products: int) -> int:
     """FLOPs of so many products of two (b, h, l, d) over l, half of them of queries and keys, half with values."""
-    batch, heads, length, width = query
-    return products * batch * heads * length * key[2] * (width + value[3])
+    batch, heads, length, width = query.shape
+    return products * batch * heads * length * key.shape[2] * (width + value.shape[3])
 
 
-# What attention dispatches to on a CPU, which torch's own table lacks.
-_ATTENTION: dict[Any, Any] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: (
-        lambda q, k, v, *args, out_shape=None, **kwargs: _attention(q, k, v, 2)
-    ),
+# Torch's own table lacks what attention dispatches to on a CPU.
+_FLOPS: Mapping[Any, Any] = {
+    **flop_registry,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v, 2),
     # Five products on the way back, for the first is computed again; the count is of what mathematics asks for.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda gradient, q, k, v, *args, out_shape=None, **kwargs: _attention(q, k, v, 4)
+        lambda gradient, q, k, v, *_, **__: _attention(q, k, v, 4)
     ),
 }
-
-
-@contextmanager
-def _pretending(*modules: nn.Module) -> Iterator[None]:
-    """Inside, modules from the meta device and new tensors are fake ones of a CPU, so that autocast knows them."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        for part in (part for module in modules for part in module.modules()):
-            for name, parameter in list(part.named_parameters(recurse=False)):
-                fake = torch.empty_like(parameter, device="cpu")
-                setattr(part, name, nn.Parameter(fake, parameter.requires_grad))
-            for name, buffer in list(part.named_buffers(recurse=False)):
-                setattr(part, name, torch.empty_like(buffer, device="cpu"))
-        yield
 
 
 class Images(NamedTuple):
@@ -429,7 +395,7 @@ def find_images(recipe: TokenizerRecipe | VARRecipe) -> Images:
     source = recipe.data.source
     folder = Path(source).expanduser()
     try:
-        if folder.is_dir() and not (folder / "train").is_dir() and (files := _parquet_files(folder, "train")):
+        if folder.is_dir() and not (folder / "train").is_dir() and (files := parquet_files(folder, "train")):
             return _in_parquet(recipe, files)
         if not folder.exists() and source.count("/") == 1 and not source.endswith(".json"):
             return _on_the_hub(source)
@@ -522,9 +488,9 @@ def _of_a_step(found: Estimate) -> Rows:
         ("  among", f"{_several(found.processes.number, 'process', 'es')}, {_several(found.parts, 'part')} each"),
     ]
     for part in found.passes:
-        share = "" if part.share == 1 else f", in {part.share:.0%} of the steps"
-        rows.append((f"  {part.name}", f"{amount(part.flops)}FLOP{share}"))
-    return [*rows, ("  together", f"{amount(found.flops)}FLOP, forward and backward")]
+        share = "" if math.isclose(part.share, 1) else f", in {part.share:.0%} of the steps"
+        rows.append((f"  {part.name}", f"{amount(part.flops)}FLOP in {_name(part.dtype)}{share}"))
+    return [*rows, ("  the mean step", f"{amount(found.flops)}FLOP, forward and backward")]
 
 
 def _of_memory(found: Estimate) -> Rows:
@@ -541,8 +507,8 @@ def _of_the_run(found: Estimate) -> Rows:
     if found.encoding:
         rows.append(("token cache, once", f"{amount(found.encoding)}FLOP"))
     for dtype, speed in found.speeds.items():
-        kind = str(dtype).removeprefix("torch.")
-        rows.append(("speed measured", f"{amount(speed)}FLOP/s, a matrix product in {kind} on {found.device}"))
+        speed_there = f"{amount(speed)}FLOP/s, a matrix product in {_name(dtype)} on {found.device}"
+        rows.append(("speed measured", speed_there))
     if found.seconds_a_step is not None:
         rows.append(("speed assumed", f"{SHARE_OF_PRODUCT:.0%} of that, on every process"))
         rows.append(("time expected", f"{duration(found.seconds_a_step)} a step"))
@@ -568,6 +534,10 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
     return f"{seconds:.2g} s"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _several(number: int, name: str, plural: str = "s") -> str:

@@ -255,7 +255,7 @@ class Adversary:
         )
         self.turn = Turn("discriminator", self.discriminator, config.optimizer, begins=round(config.start * steps))
         self.ramp_steps = round(config.ramp * steps)
-        self.adaptive = torch.ones(())
+        self.adaptive = torch.ones((), device="cpu")  # a number that goes with any device, also where the rest is meta
 
     def penalises(self, step: int) -> bool:
         """Whether the discriminator's turn of a step has R1."""
