@@ -403,6 +403,10 @@ def test_classes_that_the_model_has_no_room_for(tmp_path: Path, images: Path, to
     recipe = var_recipe(tmp_path / "r", images, tokenizer_run.output / "model", model={"num_classes": 1})
     with refused("label 1", "model.num_classes=1", "at least 2"):
         train(recipe)
+    cached = recipe.model_copy(update={"tokens": tmp_path / "tokens"})
+    with refused("label 1", "model.num_classes=1", "at least 2"):
+        train(cached)
+    assert not (tmp_path / "tokens").exists()  # told before anything was encoded
 
 
 def test_numbered_folders_keep_their_labels(tmp_path: Path, tokenizer_run: TokenizerRecipe) -> None:

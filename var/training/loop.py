@@ -36,9 +36,9 @@ from var.training.report import Report, check_wandb
 from var.training.sources import SPLIT_NAMES
 from var.training.stages import Stage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
-from var.training.stages.var import VARStage, open_split, open_tokenizer
+from var.training.stages.var import VARStage, check_labels, open_split, open_tokenizer
 from var.training.state import load_newest, save_checkpoint
-from var.training.tokens import Processes, write_tokens
+from var.training.tokens import MANIFEST, Processes, write_tokens
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,10 @@ def build_stage(recipe: TokenizerRecipe | VARRecipe) -> Stage:
 def complete_tokens(recipe: VARRecipe, accelerator: Accelerator) -> None:
     """Encode what the recipe's token cache lacks, on all processes."""
     vqvae = open_tokenizer(recipe).to(accelerator.device)
+    if recipe.tokens and recipe.model.num_classes and not (recipe.tokens / MANIFEST).is_file():
+        for split in SPLIT_NAMES:  # to encode may take hours: what cannot be trained on is told before
+            images = open_dataset(recipe.data, split, vqvae.config.image_side, recipe.seed)
+            check_labels(images, recipe.model.num_classes)
     rank, world = accelerator.process_index, accelerator.num_processes
     write_tokens(recipe, vqvae, Processes(rank, world, accelerator.wait_for_everyone))
 

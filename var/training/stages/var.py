@@ -52,6 +52,21 @@ def open_split(recipe: VARRecipe, vqvae: VQVAE, split: Split) -> SampleDataset:
     return open_dataset(recipe.data, split, vqvae.config.image_side, recipe.seed)
 
 
+def check_labels(data: SampleDataset, num_classes: int) -> None:
+    """Raise InputError if the data is known to have a label that the model has no room for."""
+    if data.labels is not None:
+        check_label(int(data.labels.max()), num_classes)
+
+
+def check_label(largest: int, num_classes: int) -> None:
+    """Raise InputError if the model has no room for a label."""
+    if largest >= num_classes:
+        raise InputError(
+            f"the data has label {largest}, model.num_classes={num_classes} has room for 0..{num_classes - 1}: "
+            f"set model.num_classes to at least {largest + 1}"
+        )
+
+
 class VARStage:
     """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache.
 
@@ -79,17 +94,10 @@ class VARStage:
 
     def _labels(self) -> list[int]:
         """The labels that the training data has; all that the model knows, where only reading tells."""
-        known = [data.labels for data in (self.train_data, self.validation_data) if data.labels is not None]
-        self._check(max((int(labels.max()) for labels in known), default=0))
+        for data in (self.train_data, self.validation_data):
+            check_labels(data, self.num_classes)
         labels = self.train_data.labels
         return list(range(self.num_classes)) if labels is None else sorted(set(labels.tolist()))
-
-    def _check(self, largest: int) -> None:
-        if largest >= self.num_classes:
-            raise InputError(
-                f"the data has label {largest}, model.num_classes={self.num_classes} has room for "
-                f"0..{self.num_classes - 1}: set model.num_classes to at least {largest + 1}"
-            )
 
     def prepare(self, device: torch.device) -> None:
         self.vqvae.to(device)
@@ -103,15 +111,12 @@ class VARStage:
     def _tokens(self, batch: Batch) -> Tensor:
         if not batch.content.is_floating_point():
             return batch.content
-        with (
-            torch.autocast(batch.content.device.type, enabled=False),
-            torch.no_grad(),
-        ):  # the same tokens as the cache's
+        with torch.no_grad(), torch.autocast(batch.content.device.type, enabled=False):  # the same as the cache's
             return self.vqvae.encode(batch.content)
 
     def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
         if self.train_data.labels is None:
-            self._check(int(batch.labels.max()))
+            check_label(int(batch.labels.max()), self.num_classes)
         tokens = self._tokens(batch)
         dropped = draws.uniform("label drop") < self.recipe.label_drop
         labels = batch.labels.masked_fill(dropped, self.num_classes)
