@@ -291,7 +291,7 @@ def _work(plan: _Plan, micro: int, dtype: torch.dtype) -> _Work:
     encoding = 0.0
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in _all_networks(stage):
-            network.to_empty(device="cpu")  # where autocast knows them
+            _pretend(network)
         images = torch.empty(micro, 3, vqvae.config.image_side, vqvae.config.image_side)
         if plan.to_encode:
             with _Products() as encoder:
@@ -309,6 +309,16 @@ def _work(plan: _Plan, micro: int, dtype: torch.dtype) -> _Work:
                     shares[turn.name, flops, product] += number / stage.steps
     passes = [Pass(*same, share) for same, share in shares.items()]
     return _Work(passes, max(cost.kept for cost in costs.values()), encoding)
+
+
+def _pretend(network: nn.Module) -> None:
+    """Put fake tensors of a CPU, which autocast knows, in place of those on the meta device."""
+    for part in network.modules():
+        for name, parameter in list(part.named_parameters(recurse=False)):
+            fake = torch.empty_like(parameter, device="cpu")
+            setattr(part, name, nn.Parameter(fake, parameter.requires_grad))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, torch.empty_like(buffer, device="cpu"))
 
 
 def _all_networks(stage: TokenizerStage | VARStage) -> list[nn.Module]:
