@@ -162,7 +162,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("batch_size=2.5", ["batch_size=2.5", "integer"]),
         ("batch_size=true", ["batch_size=true", "integer"]),
         ("optimizer.lr=fast", ['optimizer.lr="fast"', "number"]),
-        ("optimizer=3", ["optimizer=3", "group of keys: lr, betas, weight_decay, clip"]),
+        ("optimizer=3", ["optimizer=3", "group of keys: lr, betas, weight_decay, final_weight_decay, clip"]),
         ("model=3", ["model=3", "group of keys: scales, vocab_size"]),
         ("model.scales=3", ["model.scales=3", "array"]),
         ("model.scales=[a]", ['model.scales.0="a"', "integer"]),

@@ -126,7 +126,8 @@ def test_transformers_follow_the_papers_recipe(name: str) -> None:
     base = 1e-4 if depth < 24 else 8e-5
     assert loaded.optimizer.lr == pytest.approx(base * loaded.batch_size / 256)
     assert loaded.optimizer.betas == (0.9, 0.95)
-    assert (loaded.optimizer.weight_decay, loaded.optimizer.clip) == (0.05 if depth < 30 else 0.08, 2.0)
+    assert (loaded.optimizer.weight_decay, loaded.optimizer.clip) == (0.05, 2.0)
+    assert loaded.optimizer.final_weight_decay == (None if depth < 30 else 0.08)
     assert (loaded.schedule.warmup_start, loaded.schedule.flat, loaded.schedule.shape) == (0.005, 0.05, "linear")
     assert loaded.schedule.final == (0.1 if depth < 24 else 0.01)
     assert loaded.label_drop == 0.1

@@ -23,7 +23,7 @@ class Guard:
 
     Attributes:
         unreadable: images that could not be read, on this process.
-        seen: images that were asked for, on this process.
+        seen: images that were wanted, on this process.
         skipped_steps: steps with a turn that changed nothing, since its loss or gradient was not finite.
         skipped_in_a_row: the last of them without a good one between.
     """
@@ -59,8 +59,8 @@ class Guard:
         if found and self.unreadable > allowed * max(self.seen, FEW_SAMPLES):
             last = found[-1]
             raise InputError(
-                f"{self.unreadable} of {self.seen} images could not be read, more than data.max_unreadable={allowed:g} "
-                f"allows; the last was {last.place} ({last.reason}): repair or remove them"
+                f"{self.unreadable} images could not be read for {self.seen} wanted, more than "
+                f"data.max_unreadable={allowed:g} allows; the last was {last.place} ({last.reason}): repair or remove them"
             )
 
     def stepped(self) -> None:
