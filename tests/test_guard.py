@@ -82,7 +82,12 @@ def test_a_few_are_no_share_of_few(recipe: TokenizerRecipe) -> None:
     """Ten of the first thousand are allowed at one per cent, at whatever place of them."""
     guard = guard_of(recipe, batch_size=10)
     guard.check_readable([batch(10, *["/a.png"] * 10)])
-    with refused("11 images could not be read for 20 wanted", "data.max_unreadable=0.01", "/last.png (it is cut off)", "repair or remove"):
+    with refused(
+        "11 images could not be read for 20 wanted",
+        "data.max_unreadable=0.01",
+        "/last.png (it is cut off)",
+        "repair or remove",
+    ):
         guard.check_readable([batch(10, "/last.png")])
 
 

@@ -92,7 +92,11 @@ def test_files_that_are_not_there(train: Run, tmp_path: Path, images: Path) -> N
     refusal(train(tmp_path / "none.yaml"), "none.yaml does not exist")
     (tmp_path / "empty").mkdir()
     base = merged(TOKENIZER, {"data": {"source": str(tmp_path / "empty")}})
-    refusal(train(write_recipe(tmp_path / "r.yaml", base)), str(tmp_path / "empty"), "holds neither a train folder nor train*.parquet")
+    refusal(
+        train(write_recipe(tmp_path / "r.yaml", base)),
+        str(tmp_path / "empty"),
+        "holds neither a train folder nor train*.parquet",
+    )
     base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "no/tokenizer"})
     refusal(train(write_recipe(tmp_path / "v.yaml", base)), "tokenizer='no/tokenizer' does not exist")
 

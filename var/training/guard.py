@@ -60,7 +60,8 @@ class Guard:
             last = found[-1]
             raise InputError(
                 f"{self.unreadable} images could not be read for {self.seen} wanted, more than "
-                f"data.max_unreadable={allowed:g} allows; the last was {last.place} ({last.reason}): repair or remove them"
+                f"data.max_unreadable={allowed:g} allows; the last was {last.place} ({last.reason}): repair or remove "
+                "them"
             )
 
     def stepped(self) -> None:
