@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from var.training.config import ScheduleConfig
-from var.training.schedule import lr_factor
+from var.training.config import OptimizerConfig, ScheduleConfig
+from var.training.schedule import lr_factor, weight_decay
 
 SHAPES = ("linear", "cosine")
 
@@ -84,3 +84,12 @@ def test_parts_may_be_empty(shape: str) -> None:
     assert curve(5, warmup=1, flat=0, warmup_start=0, shape=shape)[-1] == 1
     assert curve(3, warmup=0, flat=0, final=0.0, shape=shape) == pytest.approx([1, 0.5, 0])
     assert len(curve(1, shape=shape)) == 1  # a run of one step divides by nothing
+
+
+def test_weight_decay_goes_to_its_final_value_along_half_a_cosine() -> None:
+    rising = OptimizerConfig(lr=1e-3, weight_decay=0.05, final_weight_decay=0.08)
+    found = [weight_decay(step, 101, rising) for step in (0, 25, 50, 75, 100)]
+    assert found == pytest.approx(
+        [0.05, 0.05 + 0.03 * (1 - math.sqrt(0.5)) / 2, 0.065, 0.08 - 0.03 * (1 - math.sqrt(0.5)) / 2, 0.08]
+    )
+    assert {weight_decay(step, 101, OptimizerConfig(lr=1e-3, weight_decay=0.05)) for step in range(101)} == {0.05}

@@ -24,7 +24,7 @@ from var.pipeline import VARPipeline
 from var.training.config import TokenizerRecipe, VARRecipe
 from var.training.data import validation_loader
 from var.training.draws import Draws
-from var.training.loop import build_stage, train
+from var.training.loop import Run, build_accelerator, build_stage, train
 from var.training.report import Report
 from var.training.state import checkpoints
 
@@ -162,6 +162,14 @@ def test_a_finished_run_does_nothing_when_asked_again(var_run: VARRecipe) -> Non
     after = weights(var_run.output / "model")
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert metrics(var_run.output) == lines
+
+
+def test_the_best_validation_is_a_number_and_the_lowest(tmp_path: Path, images: Path) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images)
+    trained = Run(recipe, build_accelerator(recipe))
+    found = [trained.is_best({"l2": value}) for value in (float("nan"), 3.0, 3.0, float("nan"), 4.0, 2.0)]
+    assert found == [False, True, False, False, False, True]
+    assert trained.best == {"step": 0, "value": 2.0}
 
 
 def test_length_in_epochs(tmp_path: Path, images: Path) -> None:
