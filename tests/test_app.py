@@ -8,7 +8,7 @@ from io import BytesIO
 from pathlib import Path
 
 import pytest
-from tiny import run
+from tiny import ended, run
 
 from var.cli import app
 
@@ -22,14 +22,7 @@ def var(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["var", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            app.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return ended(app.main, capsys)
 
     return call
 

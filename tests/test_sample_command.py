@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import NAMES, ROOT, run, tiny_pipeline
+from tiny import NAMES, ROOT, ended, run, tiny_pipeline
 
 from var.cli import sample as command
 from var.pipeline import VARPipeline
@@ -34,14 +34,7 @@ def sample(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
         chosen = [] if "--model" in given else ["--model", str(model)]
         typed = [] if "--dtype" in given else ["--dtype", "float32"]
         monkeypatch.setattr(sys, "argv", ["sample.py", *chosen, *typed, *given])
-        capsys.readouterr()
-        code = 0
-        try:
-            command.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return ended(command.main, capsys)
 
     return call
 

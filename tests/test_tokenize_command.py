@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from helpers import small_vqvae
-from tiny import TOKENIZER, VAR, image_folder, merged, write_recipe
+from tiny import TOKENIZER, VAR, ended, image_folder, merged, write_recipe
 
 from var.checkpoint import save_model
 from var.cli import tokenize as command
@@ -24,14 +24,7 @@ def tokenize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["tokenize", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            command.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return ended(command.main, capsys)
 
     return call
 

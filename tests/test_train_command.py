@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, TOKENIZER, VAR, image_folder, merged, run, write_recipe
+from tiny import ROOT, TOKENIZER, VAR, ended, image_folder, merged, run, write_recipe
 
 from var.cli import train as command
 
@@ -19,14 +19,7 @@ def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     def call(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            command.main()
-        except SystemExit as end:
-            code = int(end.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
+        return ended(command.main, capsys)
 
     return call
 

@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from helpers import small_var, small_vqvae
 from PIL import Image
 
@@ -129,3 +131,15 @@ def run(*arguments: object, cwd: Path = ROOT, **env: object) -> subprocess.Compl
             process.terminate()
             raise
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    """A command in this process: exit code, output, error output."""
+    capsys.readouterr()
+    code = 0
+    try:
+        main()
+    except SystemExit as end:
+        code = int(end.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err

@@ -361,7 +361,7 @@ class _Products(TorchDispatchMode):
     """Inside, the operations of products are counted, by the type of what is multiplied."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()  # type: ignore[no-untyped-call]  # torch does not type its modes
         self.flops: Counter[torch.dtype] = Counter()
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
