@@ -4,7 +4,8 @@ B batch, K scales, L tokens of all scales, C latent channels, V codebook size, H
 """
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -31,6 +32,23 @@ class Generated(NamedTuple):
     f_hats: list[Tensor]  # K times (B, C, H, H): the sum after each scale; decode one to see the picture grow
 
 
+class Known(NamedTuple):
+    """Tokens that are given, not drawn: the rest is drawn so that it goes with them (VAR paper, section 4.4)."""
+
+    tokens: Tensor  # (B, L) int64; those that are not kept do not matter
+    keep: Tensor  # (B, L) bool
+
+
+class SamplingOptions(TypedDict, total=False):
+    """What can be asked of the draws: the arguments of these names of `generate`."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+    seed: int
+    smooth: bool
+
+
 def occurrences(labels: list[int]) -> list[int]:
     """The index of each entry among those equal to it: [7, 3, 7] -> [0, 0, 1]."""
     seen: Counter[int] = Counter()
@@ -51,23 +69,30 @@ def generate(
     seed: int = 0,
     smooth: bool = False,
     indices: list[int] | None = None,
+    known: Known | None = None,
 ) -> Generated:
-    """Draw one picture a label.
+    """Draw one picture a label, or what is not known of it.
+
+    The known tokens of a scale replace those drawn, so that every finer scale is drawn to fit them. What is drawn
+    elsewhere takes the same random numbers with and without them.
 
     Args:
         model: the transformer, in evaluation mode.
         vqvae: the tokenizer that it was trained on.
         labels: B class labels; model.config.num_classes is the null class.
-        cfg: guidance at the last scale, rising linearly from 0; 0 switches it off and halves the work.
+        cfg: guidance at the last scale, rising linearly from 0; 0 switches it off and halves the work. It does nothing
+            where all labels are the null class, and is off then too.
         top_k: keep that many of the best tokens; 0 keeps all; more than the codebook has keeps all too.
         top_p: of these keep the smallest set whose probability exceeds it; 0 keeps all.
         seed: together with the label and the index it fixes a picture's random draws.
         smooth: mix codewords by a Gumbel softmax; smoother pictures, not for metrics. The tokens returned are
             those of largest weight; the pictures show the mixtures.
         indices: B numbers that tell pictures of one class apart; None counts them up within each class.
+        known: tokens that are given; None draws all.
 
     Raises:
-        InputError: an option out of range, an unknown label, a tokenizer that does not fit the transformer.
+        InputError: an option out of range, an unknown label, a tokenizer that does not fit the transformer, known
+            tokens that do not fit.
     """
     labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     indices = occurrences(labels) if indices is None else indices
@@ -79,7 +104,10 @@ def generate(
     streams = RandomStreams(seed, labels, indices)
 
     scales, quantizer, device = model.scales, vqvae.quantizer, model.position.device
-    rows = labels if cfg == 0 else labels + [model.config.num_classes] * len(labels)
+    null = model.config.num_classes
+    guided = cfg > 0 and any(label != null for label in labels)
+    rows = labels + [null] * len(labels) if guided else labels
+    given = None if known is None else known_at_scales(known, vqvae, len(labels))
     features: Tensor | None = None
     f_hat = torch.zeros((), device=device)
     tokens: list[Tensor] = []
@@ -89,7 +117,7 @@ def generate(
         cache = model.new_cache(len(rows))
         for k in range(len(scales)):
             logits = model.step(k, features, condition, cache)
-            if cfg > 0:
+            if guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = guide(conditional, unconditional, guidance_at(cfg, k, len(scales)))
             logits = filter_logits(logits, top_k, top_p)
@@ -97,15 +125,62 @@ def generate(
                 drawn, codes = choose_smoothly(logits, streams, quantizer.codebook.weight, k, len(scales))
             else:
                 drawn, codes = choose(logits, streams, quantizer.codebook.weight)
+            if given is not None:
+                tokens_k, keep_k = given[k]
+                drawn = torch.where(keep_k, tokens_k, drawn)
+                codes = torch.where(keep_k[..., None], quantizer.codebook(tokens_k), codes)
             f_hat = f_hat + quantizer.contribution(codes, k)
             tokens.append(drawn)
             f_hats.append(f_hat)
             if k + 1 < len(scales):
                 features = quantizer.next_input(f_hat, k + 1)
-                features = features if cfg == 0 else features.repeat(2, 1, 1)
+                features = features.repeat(2, 1, 1) if guided else features
         pixels = vqvae.pixels(f_hat)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
     return Generated(scales.join(tokens), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
+
+
+def in_batches(
+    model: VAR,
+    vqvae: VQVAE,
+    labels: list[int],
+    batch_size: int,
+    known: Known | None = None,
+    **options: Unpack[SamplingOptions],
+) -> Iterator[Generated]:
+    """The same pictures as `generate` draws of all labels at once, at most batch_size at a time.
+
+    Raises:
+        InputError: as `generate`, and for a batch_size below 1.
+    """
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
+    indices = occurrences(labels)
+    for first in range(0, max(len(labels), 1), batch_size):
+        part = slice(first, first + batch_size)
+        given = None if known is None else Known(known.tokens[part], known.keep[part])
+        yield generate(model, vqvae, labels[part], **options, indices=indices[part], known=given)
+
+
+def known_at_scales(known: Known, vqvae: VQVAE, batch: int) -> list[tuple[Tensor, Tensor]]:
+    """Known tokens and where they are kept, (B, side * side) each, scale by scale.
+
+    Raises:
+        InputError: not of shape (B, L), not booleans, or kept tokens that are none of the codebook's.
+    """
+    tokens, keep = known
+    expected = (batch, vqvae.scales.total)
+    if tokens.shape != expected or keep.shape != expected or keep.dtype != torch.bool:
+        raise InputError(
+            f"known tokens of shape {tuple(tokens.shape)} and what is kept of them, {keep.dtype} of shape "
+            f"{tuple(keep.shape)}, given: {expected} needed, and booleans"
+        )
+    inside = (tokens >= 0) & (tokens < vqvae.config.vocab_size)
+    if not (inside | ~keep).all():
+        raise InputError(f"known tokens must be in 0..{vqvae.config.vocab_size - 1}, the codebook's indices")
+    tokens = tokens.where(inside, 0)
+    device = vqvae.quantizer.codebook.weight.device
+    return list(zip(vqvae.scales.split(tokens.to(device)), vqvae.scales.split(keep.to(device)), strict=True))
 
 
 def choose(logits: Tensor, streams: RandomStreams, codebook: Tensor) -> tuple[Tensor, Tensor]:

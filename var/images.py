@@ -1,6 +1,7 @@
 """Between pictures of any kind, square RGB ones, and tensors."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,10 +9,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, one_line
+
+# Pillow tries all its forty formats one by one otherwise (a third of the time of a small WebP), Ghostscript among them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+MAX_PIXELS = 2**26  # of a picture that is edited, 8192 x 8192
 
 
 def to_pil(images: Tensor) -> list[Image.Image]:
@@ -22,8 +28,42 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     ]
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any image as Pillow opens it -> RGB, upright (EXIF), transparent parts over white, 16 bits scaled to 8."""
+def open_picture(file: str | Path) -> Image.Image:
+    """Read a picture in the size and mode that it is stored in.
+
+    Raises:
+        InputError: no such file, not a picture in one of the known formats, damaged, more than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
+            image = Image.open(Path(file).expanduser(), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{file} is not an image in one of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise InputError(f"cannot read {file}: {one_line(error)}: give another image") from error
+    with image:
+        return loaded(image, str(file))
+
+
+def loaded(image: Image.Image, name: str = "the image") -> Image.Image:
+    """The image with its pixels read, which Pillow puts off until they are needed.
+
+    Raises:
+        InputError: damaged, or more than MAX_PIXELS.
+    """
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}x{image.height} px"
+        raise InputError(f"{name} has {size}: at most {MAX_PIXELS:,} pixels are read; reduce it first")
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise InputError(f"cannot read {name}: {one_line(error)}: give another image") from error
+    return image
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any image as Pillow opens it -> RGB, upright (EXIF), 16 bits scaled to 8, transparent parts over `background`."""
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
@@ -31,7 +71,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert("RGB")
 
 

@@ -1,12 +1,13 @@
 """VARPipeline: labels in, pictures out. What users import."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
-from typing import Self
+from typing import Self, Unpack
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -16,14 +17,21 @@ from tokenizer.vqvae import VQVAE
 from var.checkpoint import load_tokenizer, load_var, read_config, save_model
 from var.classes import find_label, imagenet_names, listing
 from var.device import choose_device, choose_dtype
+from var.edit import DrawOptions, RedrawOptions, redraw, upscale
 from var.files import replacing
-from var.generate import check_fit, generate, occurrences
-from var.images import resize_and_crop, to_pil, to_rgb, to_tensor
+from var.generate import SamplingOptions, check_fit, in_batches, occurrences
+from var.holes import Hole, Mask, read_hole
+from var.images import loaded, resize_and_crop, to_pil, to_rgb, to_tensor
 from var.model import VAR
 from var.presets import RELEASED, SHIPPED, check_name
 from var.released import cache_folder, load_released
+from var.windows import Window, around, extended, sliding, whole
 
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a saved pipeline
+
+CFG = 4.0  # guidance that makes good pictures; measures of the distribution take less
+
+METHODS = ("auto", "shrink", "slide")  # of out-painting
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,21 @@ class PipelineOutput:
     indices: list[int]
     tokens: Tensor
     per_scale: list[list[Image.Image]] | None
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Results of an edit.
+
+    Attributes:
+        images: RGB, all of one size.
+        picture: what was edited: RGB, upright, with grey room where it was extended.
+        hole: (height, width) of `picture`, True where it was drawn anew.
+    """
+
+    images: list[Image.Image]
+    picture: Image.Image
+    hole: Hole
 
 
 class VARPipeline:
@@ -161,7 +184,7 @@ class VARPipeline:
         self,
         labels: int | str | Sequence[int | str],
         num: int = 1,
-        cfg: float = 4.0,
+        cfg: float = CFG,
         top_k: int = 900,
         top_p: float = 0.96,
         seed: int = 0,
@@ -185,28 +208,153 @@ class VARPipeline:
         Raises:
             InputError: an unknown class, or an option out of range.
         """
-        for option, value in (("num", num), ("batch_size", batch_size)):
-            if value < 1:
-                raise InputError(f"{option}={value} must be at least 1")
         asked = [labels] if isinstance(labels, int | str | Integral) else list(labels)
-        rows = [label for given in asked for label in [self.label(given)] * num]
-        indices = occurrences(rows)
+        rows = [label for given in asked for label in self._rows(given, num)]
         images: list[Image.Image] = []
         growth: list[list[Image.Image]] = []
         tokens: list[Tensor] = []
-        for first in range(0, max(len(rows), 1), batch_size):
-            part = slice(first, first + batch_size)
-            drawn = generate(self.model, self.vqvae, rows[part], cfg, top_k, top_p, seed, smooth, indices=indices[part])
+        options = SamplingOptions(cfg=cfg, top_k=top_k, top_p=top_p, seed=seed, smooth=smooth)
+        for drawn in in_batches(self.model, self.vqvae, rows, batch_size, **options):
             images += to_pil(drawn.images)
             tokens.append(drawn.tokens.cpu())
             if per_scale:
                 growth += self._growth(drawn.f_hats)
-        return PipelineOutput(images, rows, indices, torch.cat(tokens), growth if per_scale else None)
+        return PipelineOutput(images, rows, occurrences(rows), torch.cat(tokens), growth if per_scale else None)
 
     @torch.inference_mode()
     def _growth(self, f_hats: list[Tensor]) -> list[list[Image.Image]]:
         columns = [to_pil(self.vqvae.pixels(f_hat)) for f_hat in f_hats]
         return [list(row) for row in zip(*columns, strict=True)]
+
+    def inpaint(
+        self,
+        image: Image.Image,
+        mask: Mask,
+        label: int | str | None = None,
+        num: int = 1,
+        context: float | None = None,
+        **options: Unpack[RedrawOptions],
+    ) -> Edited:
+        """Fill a hole of a picture.
+
+        The model sees the largest square of the picture that has the hole near its middle; one that reaches over the
+        edges if the hole is longer than the picture's shorter side.
+
+        Args:
+            image: of any size and mode; transparent parts become white.
+            mask: the hole: a picture of the same size, white where it is filled (transparent is kept), a boolean array
+                (height, width), a box (left, top, right, bottom) in pixels, or a list of boxes. An empty hole gives the
+                picture as it is, or what the tokenizer makes of it with composite=False.
+            label: index or name of a class; None for no class, as the paper fills holes.
+            num: results.
+            context: side of the square that the model sees over the hole's longer side; None: as large as it can be.
+                A small one gives a small hole in a large picture more of the model's pixels, and less to go by.
+            options: as `var.edit.redraw` takes them: dilate, hide, composite, match, feather; cfg, top_k, top_p, seed,
+                smooth, batch_size.
+
+        Raises:
+            InputError: an image that cannot be read, a mask of another size, an unknown class, an option out of range.
+        """
+        picture = to_rgb(loaded(image))
+        hole = read_hole(mask, picture.size)
+        return self._redraw(picture, hole, [around(hole, context)], label, num, **options)
+
+    def edit(
+        self,
+        image: Image.Image,
+        mask: Mask,
+        label: int | str,
+        num: int = 1,
+        context: float | None = None,
+        **options: Unpack[RedrawOptions],
+    ) -> Edited:
+        """Put something of a class where the mask is (class-conditional editing); all else as `inpaint`."""
+        return self.inpaint(image, mask, label, num, context, **options)
+
+    def outpaint(
+        self,
+        image: Image.Image,
+        left: int = 0,
+        right: int = 0,
+        top: int = 0,
+        bottom: int = 0,
+        label: int | str | None = None,
+        num: int = 1,
+        method: str = "auto",
+        **options: Unpack[RedrawOptions],
+    ) -> Edited:
+        """Continue a picture beyond its edges.
+
+        Args:
+            image: of any size and mode.
+            left, right, top, bottom: pixels that are added on each side.
+            label: index or name of a class; None for no class.
+            num: results.
+            method: `shrink` shows the model all of the extended picture at once, so that its parts go together, in as
+                many pixels as the model has; `slide` moves a square as large as the picture's shorter side outwards by
+                halves, so that the new parts are as detailed as the picture, each drawn with sight of its neighbours
+                alone. `auto` shrinks until the extended picture is twice as long as the given one's shorter side.
+            options: as `inpaint` takes them.
+
+        Raises:
+            InputError: no extension, one too large, an unknown method; and as `inpaint`.
+        """
+        if method not in METHODS:
+            raise InputError(f"method {method!r} is unknown: take {', '.join(METHODS)}")
+        picture = to_rgb(loaded(image))
+        canvas, hole = extended(picture, left, right, top, bottom)
+        side = min(picture.size)
+        slide = method == "slide" or (method == "auto" and max(canvas.size) > 2 * side)
+        windows = sliding(hole, side) if slide else [whole(canvas.size)]
+        return self._redraw(canvas, hole, windows, label, num, **options)
+
+    def _redraw(
+        self,
+        picture: Image.Image,
+        hole: Hole,
+        windows: Iterable[Window],
+        label: int | str | None,
+        num: int,
+        **options: Unpack[RedrawOptions],
+    ) -> Edited:
+        options.setdefault("cfg", CFG)
+        images = redraw(self.model, self.vqvae, picture, hole, windows, self._rows(label, num), **options)
+        return Edited(images, picture, hole)
+
+    def upscale(
+        self,
+        image: Image.Image,
+        label: int | str | None = None,
+        num: int = 1,
+        num_scales: int | None = None,
+        consistent: bool = True,
+        **options: Unpack[DrawOptions],
+    ) -> Edited:
+        """Draw a small picture in the model's size: super-resolution.
+
+        The picture is enlarged and encoded, its coarse tokens are kept, the fine ones drawn; `var.edit.upscale` tells
+        why. The longer side becomes the model's.
+
+        Args:
+            image: smaller than the model's pictures, of any mode.
+            label: index or name of a class; None for no class.
+            num: results.
+            num_scales: how many coarse scales are kept; None: those that the small picture can tell.
+            consistent: the results, reduced to the small picture's size, are the small picture.
+            options: cfg, top_k, top_p, seed, smooth, batch_size.
+
+        Raises:
+            InputError: a picture that is not smaller; and as `inpaint`.
+        """
+        picture = to_rgb(loaded(image))
+        options.setdefault("cfg", CFG)
+        images = upscale(self.model, self.vqvae, picture, self._rows(label, num), num_scales, consistent, **options)
+        return Edited(images, picture, np.ones(picture.size[::-1], dtype=bool))
+
+    def _rows(self, label: int | str | None, num: int) -> list[int]:
+        if num < 1:
+            raise InputError(f"num={num} must be at least 1")
+        return [self.model.config.num_classes if label is None else self.label(label)] * num
 
     @torch.inference_mode()
     def reconstruct(self, image: Image.Image) -> Image.Image:

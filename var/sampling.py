@@ -59,6 +59,16 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     return logits
 
 
+def _mixed(*words: int) -> int:
+    """A seed of 63 bits that mixes all the words."""
+    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def nth_seed(seed: int, n: int) -> int:
+    """The seed of the n-th of several pictures that are drawn one after the other: the seed itself for the first."""
+    return seed if n == 0 or seed < 0 else _mixed(seed, n)
+
+
 class RandomStreams:
     """One random stream an image, keyed by (seed, label, index): its draws do not depend on what else is in the batch.
 
@@ -69,10 +79,7 @@ class RandomStreams:
         if seed < 0:
             raise InputError(f"seed={seed} must not be negative")
         self.generators = [
-            torch.Generator().manual_seed(
-                int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
-            )
-            for key in zip([seed] * len(labels), labels, indices, strict=True)
+            torch.Generator().manual_seed(_mixed(seed, *key)) for key in zip(labels, indices, strict=True)
         ]
 
     def uniform(self, *shape: int) -> Tensor:

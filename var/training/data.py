@@ -20,14 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tokenizer.errors import InputError
-from var.images import resize_and_crop, to_rgb, to_tensor
+from var.images import FORMATS, resize_and_crop, to_rgb, to_tensor
 from var.training.config import DataConfig
 from var.training.sources import Listing, ShardSource, Split, list_images
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
-
-# Pillow tries all its forty formats one by one otherwise (a third of the time of a small WebP), Ghostscript among them.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 
 # First word of every random stream: an order, an augmentation and a substitute never share one.
 _ORDER, _AUGMENTATION, _SUBSTITUTE, _DELAY = 0, 1, 2, 3
