@@ -1,0 +1,280 @@
+"""How well the shipped model edits: `python benchmarks/editing.py --source FOLDER`.
+
+Every validation picture of FOLDER loses its central quarter. What in-painting draws there is compared with what was
+there, and with fills that need no model. Then every picture is halved and drawn in full size again. Measured are:
+
+- PSNR of the hole, in dB, of pixels in [0, 1]; mean over pictures;
+- a perceptual distance: LPIPS, or its form on the features of EfficientNet-Lite2 without learned weights, of the whole
+  results, which differ in the hole alone, enlarged to 128 px.
+
+Without a source the pictures are drawn by the model itself; `--figure FILE` shows twelve of them, from best to worst.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+import torch.nn.functional as F
+import typer
+from PIL import Image
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from var import VARPipeline
+from var.cli.run import run
+from var.edit import shown
+from var.holes import Hole, continued
+from var.images import to_pil, to_tensor
+from var.training.backbones import load_perceptual
+from var.training.config import DataConfig
+from var.training.data import Unreadable, open_dataset
+
+PERCEPTUAL_SIDE = 128
+TELEA_RADIUS = 3
+EXAMPLES = 12
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+Method = Callable[[Image.Image, int, int], Image.Image]  # picture, its label, its number -> result
+Drawn = dict[str, list[Image.Image]]  # by method
+
+
+class Pictures(NamedTuple):
+    """What is edited."""
+
+    images: list[Image.Image]
+    labels: list[int]
+
+
+def from_source(source: str, side: int) -> Pictures:
+    """The validation pictures, cropped as in training."""
+    dataset = open_dataset(DataConfig(source=source, workers=0), "validation", side, seed=0)
+    samples = [dataset[0, index] for index in range(len(dataset))]
+    read = [sample for sample in samples if not isinstance(sample, Unreadable)]
+    return Pictures(to_pil(torch.stack([s.content for s in read])), [s.label for s in read])
+
+
+def from_model(pipe: VARPipeline, num: int) -> Pictures:
+    """Pictures that the model draws, `num` of each class."""
+    drawn = pipe(pipe.known_labels(), num=num, seed=1_000)
+    return Pictures(drawn.images, drawn.labels)
+
+
+def central(side: int) -> Hole:
+    """The central quarter of a square."""
+    hole = np.zeros((side, side), dtype=bool)
+    hole[side // 4 : side - side // 4, side // 4 : side - side // 4] = True
+    return hole
+
+
+# --- fills that need no model
+
+
+def mean_fill(image: Image.Image, hole: Hole) -> Image.Image:
+    """The mean of the known pixels."""
+    pixels = np.array(image)
+    pixels[hole] = pixels[~hole].mean(axis=0).round()
+    return Image.fromarray(pixels)
+
+
+def telea(image: Image.Image, hole: Hole) -> Image.Image:
+    """OpenCV's fast marching (Telea, 2004)."""
+    return Image.fromarray(cv2.inpaint(np.array(image), hole.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA))
+
+
+def smooth_fill(image: Image.Image, hole: Hole) -> Image.Image:
+    """What the encoder is shown in place of the hole."""
+    return to_pil(continued(to_tensor(image)[None], torch.from_numpy(hole)))[0]
+
+
+def reconstruction(pipe: VARPipeline, image: Image.Image, hole: Hole) -> Image.Image:
+    """The tokenizer's reconstruction of the picture, hole and all: what no editing with it can surpass."""
+    return Image.composite(pipe.reconstruct(image), image, Image.fromarray(hole))
+
+
+# --- measures
+
+
+class Scores(NamedTuple):
+    """Means over pictures, each with its standard error."""
+
+    psnr: float
+    psnr_error: float
+    perceptual: float
+    perceptual_error: float
+
+
+def stacked(images: list[Image.Image]) -> Tensor:
+    return torch.stack([to_tensor(image) for image in images])
+
+
+def psnr_of_each(results: list[Image.Image], images: list[Image.Image], hole: Hole) -> Tensor:
+    """(B,) dB of the hole."""
+    error = ((stacked(results) - stacked(images)) / 2).square()[:, :, torch.from_numpy(hole)].mean(dim=(1, 2))
+    return -10 * error.clamp(min=1e-10).log10()
+
+
+@torch.inference_mode()
+def score(results: list[Image.Image], images: list[Image.Image], hole: Hole, distance: Distance) -> Scores:
+    """Means over all pictures."""
+    psnr = psnr_of_each(results, images, hole)
+    pairs = (stacked(results), stacked(images))
+    large = [F.interpolate(x, size=(PERCEPTUAL_SIDE,) * 2, mode="bicubic").clamp(-1, 1) for x in pairs]
+    perceptual = torch.cat([distance(a, b) for a, b in zip(*(x.split(32) for x in large), strict=True)])
+    root = math.sqrt(len(psnr))
+    numbers = (psnr.mean(), psnr.std() / root, perceptual.mean(), perceptual.std() / root)
+    return Scores(*(float(number) for number in numbers))
+
+
+def inpainting(pipe: VARPipeline, hole: Hole, known_classes: bool) -> dict[str, Method]:
+    """The rows of the table."""
+
+    def redrawn(with_class: bool, **options: Any) -> Method:
+        def method(image: Image.Image, label: int, number: int) -> Image.Image:
+            return pipe.inpaint(image, hole, label if with_class else None, seed=number, **options).images[0]
+
+        return method
+
+    leaky = {"hide": False, "dilate": 0, "match": False, "feather": 0}
+    methods: dict[str, Method] = {
+        "mean of the known pixels": lambda image, *_: mean_fill(image, hole),
+        "Telea (OpenCV)": lambda image, *_: telea(image, hole),
+        "smooth continuation": lambda image, *_: smooth_fill(image, hole),
+        "tokenizer's reconstruction (knows the hole)": lambda image, *_: reconstruction(pipe, image, hole),
+        "in-painting, null class": redrawn(False),
+        "- hole not dilated": redrawn(False, dilate=0),
+        "- colours not matched": redrawn(False, match=False),
+        "- hole shown to the encoder (leaks)": redrawn(False, hide=False),
+        "- none of the three, as the reference does (leaks)": redrawn(False, **leaky),
+    }
+    if known_classes:
+        methods["in-painting, true class"] = redrawn(True)
+        methods["- cfg 1.5"] = redrawn(True, cfg=1.5)
+        methods["- colours not matched, true class"] = redrawn(True, match=False)
+    return methods
+
+
+def upscaling(pipe: VARPipeline, known_classes: bool) -> dict[str, Method]:
+    """Halved pictures, enlarged."""
+    side = pipe.vqvae.config.image_side
+
+    def halved(image: Image.Image) -> Image.Image:
+        return image.resize((side // 2, side // 2), Image.Resampling.BICUBIC)
+
+    def enlarged(kind: Image.Resampling) -> Method:
+        return lambda image, *_: halved(image).resize((side, side), kind)
+
+    def drawn(with_class: bool, **options: Any) -> Method:
+        def method(image: Image.Image, label: int, number: int) -> Image.Image:
+            return pipe.upscale(halved(image), label if with_class else None, seed=number, **options).images[0]
+
+        return method
+
+    methods = {"bicubic": enlarged(Image.Resampling.BICUBIC), "Lanczos": enlarged(Image.Resampling.LANCZOS)}
+    for count in range(1, len(pipe.vqvae.scales) + 1):
+        methods[f"upscale, {count} scales kept"] = drawn(False, num_scales=count)
+        methods[f"- not consistent, {count}"] = drawn(False, num_scales=count, consistent=False)
+    if known_classes:
+        methods["upscale, true class"] = drawn(True)
+    return methods
+
+
+@torch.inference_mode()
+def agreement(pipe: VARPipeline, images: list[Image.Image]) -> Iterator[dict[str, object]]:
+    """How far the tokens of a halved picture are those of the picture, scale by scale: enlarged first, or as it is."""
+    vqvae, side = pipe.vqvae, pipe.vqvae.config.image_side
+    nothing = np.zeros((side // 2, side // 2), dtype=bool)
+    for kind in ("enlarged, then encoded", "encoded at its own size"):
+        shares = []
+        for first in range(0, len(images), 50):
+            part = images[first : first + 50]
+            halves = [image.resize((side // 2, side // 2), Image.Resampling.BICUBIC) for image in part]
+            truth = vqvae.features(torch.stack([to_tensor(image) for image in part]))
+            if kind == "enlarged, then encoded":
+                features = vqvae.features(torch.stack([shown(half, nothing, side) for half in halves]))
+            else:
+                small = vqvae.quant_conv(vqvae.encoder(torch.stack([to_tensor(half) for half in halves])))
+                features = F.interpolate(small, size=truth.shape[-2:], mode="bicubic")
+            same = vqvae.quantizer.encode(features) == vqvae.quantizer.encode(truth)
+            shares.append(torch.stack([level.float().mean(dim=1) for level in vqvae.scales.split(same)], dim=1))
+        yield {"tokens": kind, "agreement": [round(share, 3) for share in torch.cat(shares).mean(dim=0).tolist()]}
+
+
+def measure(pictures: Pictures, methods: dict[str, Method], hole: Hole, distance: Distance) -> Drawn:
+    """Print the scores of each method, a JSON line each; what they drew."""
+    everything = {}
+    for name, method in methods.items():
+        results = [method(image, label, i) for i, (image, label) in enumerate(zip(*pictures, strict=True))]
+        scores = score(results, pictures.images, hole, distance)
+        rounded = {key: round(value, 4) for key, value in scores._asdict().items()}
+        typer.echo(json.dumps({"method": name, "pictures": len(results), **rounded}))
+        everything[name] = results
+    return everything
+
+
+def draw_figure(path: Path, pictures: Pictures, drawn: Drawn, hole: Hole) -> None:
+    """Twelve pictures, evenly spaced from the best in-painting (null class) to the worst by PSNR of the hole."""
+    psnr = psnr_of_each(drawn["in-painting, null class"], pictures.images, hole)
+    order = psnr.argsort(descending=True).tolist()
+    chosen = [order[round(i * (len(order) - 1) / (EXAMPLES - 1))] for i in range(EXAMPLES)]
+    mask = Image.fromarray(hole)
+    grey = [Image.composite(Image.new("RGB", image.size, "grey"), image, mask) for image in pictures.images]
+    rows = {
+        "picture": pictures.images,
+        "hole": grey,
+        "Telea": drawn["Telea (OpenCV)"],
+        "null class": drawn["in-painting, null class"],
+        "true class": drawn["in-painting, true class"],
+    }
+    figure, axes = plt.subplots(len(rows), EXAMPLES, figsize=(EXAMPLES, len(rows) * 1.08), layout="constrained")
+    for line, (name, images) in zip(axes, rows.items(), strict=True):
+        for axis, index in zip(line, chosen, strict=True):
+            axis.imshow(np.asarray(images[index]), interpolation="bicubic")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(name)
+    for axis, index in zip(axes[0], chosen, strict=True):
+        axis.set_title(f"{psnr[index]:.1f} dB", fontsize=9)
+    figure.savefig(path, dpi=100)
+
+
+def main(
+    source: Annotated[str | None, typer.Option(help="Validation pictures, as data.source in a recipe.")] = None,
+    model: Annotated[str, typer.Option(help="A shipped model or a model folder.")] = "var-mini",
+    num: Annotated[int, typer.Option(help="Pictures a class, where the model draws them.", min=1)] = 8,
+    network: Annotated[str, typer.Option(help="Of the perceptual distance.")] = "efficientnet-lite2",
+    figure: Annotated[Path | None, typer.Option(help="PNG with twelve of the model's own pictures.")] = None,
+) -> None:
+    """Measure in-painting and super-resolution."""
+    pipe = VARPipeline.from_pretrained(model, dtype="float32")
+    distance = load_perceptual(network)
+    side = pipe.vqvae.config.image_side
+    everything = np.ones((side, side), dtype=bool)
+    pictures = from_model(pipe, num) if source is None else from_source(source, side)
+    if figure is not None and source is not None:
+        raise InputError("--figure shows pictures that the model draws: leave --source away")
+    typer.echo(f"{len(pictures.images)} pictures of {side} px, float32, {torch.get_num_threads()} threads")
+    known = [label in pipe.known_classes() for label in pictures.labels]
+    for is_known in (True, False):
+        chosen = [i for i, k in enumerate(known) if k == is_known]
+        if not chosen:
+            continue
+        part = Pictures([pictures.images[i] for i in chosen], [pictures.labels[i] for i in chosen])
+        typer.echo(f"{len(chosen)} of classes that the model {'was' if is_known else 'was not'} trained on")
+        drawn = measure(part, inpainting(pipe, central(side), is_known), central(side), distance)
+        if figure is not None:
+            draw_figure(figure, part, drawn, central(side))
+            return
+        if is_known:
+            measure(part, upscaling(pipe, is_known), everything, distance)
+            for line in agreement(pipe, part.images):
+                typer.echo(json.dumps(line))
+
+
+if __name__ == "__main__":
+    run(main)
