@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tokenizer.scales import Scales
 from var.masks import block_causal, spans
-from var.transformer import MLP, AdaLN, Attention, Block, KVCache, Modulation, modulate, stochastic_depth
+from var.transformer import MLP, AdaLN, Attention, Block, BlockConfig, KVCache, Modulation, modulate, stochastic_depth
 
 
 def naive_attention(layer: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -41,7 +41,7 @@ def naive_attention(layer: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
 @pytest.mark.parametrize("masked", [True, False])
 @torch.no_grad()
 def test_attention_equals_a_naive_softmax(qk_norm: bool, masked: bool) -> None:
-    layer = Attention(width=12, heads=3, qk_norm=qk_norm)
+    layer = Attention(BlockConfig(12, 3, qk_norm=qk_norm, logit_scale=0.25))
     randomise(layer, seed=0, std=0.7)
     if layer.log_scale is not None:
         layer.log_scale.copy_(torch.tensor([0.5, 2.0, 9.0]))  # the last is above the bound
@@ -51,7 +51,7 @@ def test_attention_equals_a_naive_softmax(qk_norm: bool, masked: bool) -> None:
 
 
 def test_attention_has_biases_on_q_and_v_only_and_scales_that_start_at_4() -> None:
-    layer = Attention(width=12, heads=3, qk_norm=True)
+    layer = Attention(BlockConfig(12, 3))
     assert {name for name, _ in layer.named_parameters()} == {
         *("qkv.weight", "q_bias", "v_bias", "log_scale", "proj.weight", "proj.bias")
     }
@@ -60,7 +60,7 @@ def test_attention_has_biases_on_q_and_v_only_and_scales_that_start_at_4() -> No
 
 @torch.no_grad()
 def test_cached_attention_equals_masked_attention() -> None:
-    layer, scales = Attention(width=12, heads=3, qk_norm=True), Scales((1, 2, 3))
+    layer, scales = Attention(BlockConfig(12, 3)), Scales((1, 2, 3))
     randomise(layer, seed=0)
     x = normal(2, scales.total, 12)
     cache = KVCache.allocate(1, 2, 3, scales.total, 4, like=x)
@@ -97,7 +97,7 @@ def test_modulate_is_a_layer_norm_with_the_given_scale_and_shift() -> None:
 
 @torch.no_grad()
 def test_mlp_uses_the_tanh_form_of_gelu() -> None:
-    mlp = MLP(4, 16)
+    mlp = MLP(BlockConfig(4, 1))
     randomise(mlp, seed=0, std=1.0)
     x = normal(3, 4)
     h = x @ mlp.up.weight.T + mlp.up.bias
@@ -117,7 +117,7 @@ def test_adaln_is_silu_then_linear() -> None:
 
 @torch.no_grad()
 def test_block_takes_the_six_parts_in_the_order_of_the_released_weights() -> None:
-    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=True, shared_adaln=False)
+    block = Block(BlockConfig(8, 2, mlp_ratio=2.0))
     randomise(block, seed=0)
     condition, x = normal(2, 8), normal(2, 3, 8, seed=1)
     gate1, gate2, scale1, scale2, shift1, shift2 = block.adaln(condition).unbind(dim=1)
@@ -128,7 +128,7 @@ def test_block_takes_the_six_parts_in_the_order_of_the_released_weights() -> Non
 
 @torch.no_grad()
 def test_shared_adaln_adds_the_blocks_offset() -> None:
-    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=True, shared_adaln=True)
+    block = Block(BlockConfig(8, 2, mlp_ratio=2.0, norm="shared adaln"))
     randomise(block, seed=0)
     shared = normal(2, 6, 1, 8)
     offset = dict(block.named_parameters())["adaln.offset"]
@@ -140,7 +140,7 @@ def test_shared_adaln_adds_the_blocks_offset() -> None:
 
 @torch.no_grad()
 def test_closed_gates_make_a_block_the_identity() -> None:
-    block = Block(width=8, heads=2, mlp_ratio=2.0, qk_norm=False, shared_adaln=False)
+    block = Block(BlockConfig(8, 2, mlp_ratio=2.0, qk_norm=False))
     x, zero = normal(2, 3, 8), torch.zeros(2, 1, 8)
     assert torch.equal(block(x, Modulation(zero, zero, *(normal(2, 1, 8) for _ in range(4)))), x)
 
@@ -167,7 +167,7 @@ def test_stochastic_depth_keeps_the_mean_and_the_type() -> None:
 @pytest.mark.parametrize("qk_norm", [True, False])
 @pytest.mark.parametrize("sides", [(1, 2, 3, 4), (1, 2), (1,)], ids=str)
 def test_spans_equal_the_dense_mask_in_outputs_and_gradients(qk_norm: bool, sides: tuple[int, ...]) -> None:
-    layer, scales = Attention(width=12, heads=3, qk_norm=qk_norm), Scales(sides)
+    layer, scales = Attention(BlockConfig(12, 3, qk_norm=qk_norm, logit_scale=0.25)), Scales(sides)
     randomise(layer, seed=0, std=0.7)
     mask = block_causal(scales)
     results = []
@@ -183,7 +183,7 @@ def test_spans_equal_the_dense_mask_in_outputs_and_gradients(qk_norm: bool, side
 
 
 def test_attention_with_a_mask_for_each_sample() -> None:
-    layer = Attention(width=12, heads=3, qk_norm=True)
+    layer = Attention(BlockConfig(12, 3))
     x, masks = normal(2, 5, 12), torch.rand(2, 5, 5, generator=torch.Generator().manual_seed(0)) < 0.5
     masks |= torch.eye(5, dtype=torch.bool)
     with torch.no_grad():

@@ -1,10 +1,11 @@
 """Attention masks as values: dense ones, True where a query (row) may see a key (column), and spans.
 
-L tokens of all scales.
+B batch, L tokens of all scales, N patches.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from tokenizer.scales import Scales
@@ -31,6 +32,20 @@ def block_causal(scales: Scales) -> Tensor:
     """(L, L) bool: a token sees its own scale and all coarser ones (VAR paper, section 3.2, figure 4)."""
     levels = scales.levels()
     return levels[:, None] >= levels
+
+
+def prefix_causal(prefix: Tensor, length: int) -> Tensor:
+    """Patches of a prefix see one another, those after it all patches up to themselves (AIM, arXiv 2401.08541, 3.2).
+
+    Args:
+        prefix: (B,) int64 in 0..length, how many patches each sample's prefix has; 0 is the causal mask.
+        length: N patches.
+
+    Returns:
+        (B, 1, N, N) bool.
+    """
+    place = torch.arange(length, device=prefix.device)
+    return (place <= place[:, None]) | (place < prefix[:, None, None, None])
 
 
 def spans(scales: Scales, mask: Tensor) -> Spans:

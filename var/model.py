@@ -6,7 +6,7 @@ B batch, K scales, L tokens of all scales, C latent channels, D width, V codeboo
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint as recomputed
 from tokenizer.errors import InputError, check_types
 from tokenizer.scales import SCALES_256, Scales
 from var.masks import block_causal, fastest
-from var.transformer import AdaLN, AdaLNOffset, Block, KVCache, Modulation, modulate, stochastic_depth
+from var.transformer import AdaLN, AdaLNOffset, Block, BlockConfig, KVCache, Modulation, modulate, stochastic_depth
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,12 @@ class VARConfig:
         last = 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path
         return tuple(last * i / max(self.depth - 1, 1) for i in range(self.depth))
 
+    @property
+    def block(self) -> BlockConfig:
+        """What its blocks are made of."""
+        norm: Literal["shared adaln", "adaln"] = "shared adaln" if self.shared_adaln else "adaln"
+        return BlockConfig(self.width, self.heads, self.mlp_ratio, norm, self.qk_norm, logit_scale=0.25)
+
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
@@ -102,7 +108,7 @@ class VAR(nn.Module):
         self.feature_in = nn.Linear(config.latent_dim, width)
         self.shared_adaln = AdaLN(width, 6) if config.shared_adaln else None
         self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not name its type
-            Block(width, config.heads, config.mlp_ratio, config.qk_norm, config.shared_adaln) for _ in range(depth)
+            Block(config.block) for _ in range(depth)
         )
         self.head_adaln = AdaLN(width, 2)
         self.head = nn.Linear(width, config.vocab_size)

@@ -1,4 +1,4 @@
-"""The transformer core: pre-norm blocks with AdaLN, written once for training and for cached generation.
+"""The transformer core that VAR and AIM share: pre-norm blocks, for training, cached generation and features.
 
 B batch, L query tokens, T key tokens (cached ones included), D width, H heads.
 """
@@ -6,7 +6,7 @@ B batch, L query tokens, T key tokens (cached ones included), D width, H heads.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,34 @@ from torch import Tensor, nn
 
 from var.masks import Mask, Spans
 
+NORM_EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)  # bound on the learned log temperature of the attention
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What a block is made of.
+
+    Attributes:
+        width: D.
+        heads: H.
+        mlp_ratio: hidden width of the MLP over D.
+        norm: `adaln` and `shared adaln` take scale, shift and gate from a condition, by a Linear of the block's own or
+            by one of all blocks plus an offset; `affine` learns scale and shift and has no gate.
+        qk_norm: q and k on the unit sphere, with a learned temperature a head.
+        logit_scale: without qk_norm, factor on the dot products over sqrt(D / H).
+        bias: on q, v, the projection and the MLP; one on k would cancel in the softmax.
+        gelu: the tanh form, or the exact one ("none" to PyTorch).
+    """
+
+    width: int
+    heads: int
+    mlp_ratio: float = 4.0
+    norm: Literal["adaln", "shared adaln", "affine"] = "adaln"
+    qk_norm: bool = True
+    logit_scale: float = 1.0
+    bias: bool = True
+    gelu: Literal["tanh", "none"] = "tanh"
 
 
 class Modulation(NamedTuple):
@@ -86,43 +113,46 @@ def on_sphere(x: Tensor, radius: Tensor | float = 1.0) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; optionally with q and k on the unit sphere and a learned temperature a head."""
+    """Multi-head self-attention."""
 
-    def __init__(self, width: int, heads: int, qk_norm: bool) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.heads = heads
+        width = config.width
+        self.heads = config.heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias = nn.Parameter(torch.zeros(width))
-        self.v_bias = nn.Parameter(torch.zeros(width))  # a bias on k would cancel in the softmax
-        self.log_scale = nn.Parameter(torch.full((heads,), math.log(4.0))) if qk_norm else None
-        self.proj = nn.Linear(width, width)
+        self.q_bias = nn.Parameter(torch.zeros(width)) if config.bias else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if config.bias else None
+        self.log_scale = nn.Parameter(torch.full((self.heads,), math.log(4.0))) if config.qk_norm else None
+        self.softmax_scale = 1.0 if config.qk_norm else config.logit_scale / math.sqrt(width // config.heads)
+        self.proj = nn.Linear(width, width, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
         """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see all before them too."""
-        bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
         qkv = rearrange(F.linear(x, self.qkv.weight, bias), "b l (three h d) -> b l three h d", three=3, h=self.heads)
         q, k, v = qkv.unbind(dim=2)  # (B, L, H, D / H) each
-        if self.log_scale is None:
-            softmax_scale = 0.25 / math.sqrt(q.shape[-1])
-        else:
-            softmax_scale = 1.0
+        if self.log_scale is not None:
             temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
             q, k = on_sphere(q, temperature), on_sphere(k)
         if cache is not None:
             k, v = cache.extend(start, k, v)
-        return self.proj(attend(q, k, v, mask, softmax_scale))
+        return self.proj(attend(q, k, v, mask, self.softmax_scale))
 
 
 class MLP(nn.Module):
-    """Linear, GELU (tanh form), Linear."""
+    """Linear, GELU, Linear."""
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        hidden = round(config.width * config.mlp_ratio)
+        self.gelu = config.gelu
+        self.up = nn.Linear(config.width, hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate="tanh"))
+        return self.down(F.gelu(self.up(x), approximate=self.gelu))
 
 
 class AdaLN(nn.Module):
@@ -150,29 +180,39 @@ class AdaLNOffset(nn.Module):
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm without parameters of its own, then the affine map that the condition asks for."""
-    return F.layer_norm(x, x.shape[-1:], eps=1e-6) * (1 + scale) + shift
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 class Block(nn.Module):
-    """Attention and MLP, each a modulated, gated residual branch.
+    """Attention and MLP, each a residual branch behind a norm."""
 
-    Args:
-        shared_adaln: the model has one AdaLN for all blocks, and this one only adds an offset; else it has its own.
-    """
-
-    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool, shared_adaln: bool) -> None:
+    def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        self.adaln = AdaLNOffset(width) if shared_adaln else AdaLN(width, 6)
-        self.attention = Attention(width, heads, qk_norm)
-        self.mlp = MLP(width, round(width * mlp_ratio))
+        width = config.width
+        if config.norm == "affine":
+            self.norm_attention = nn.LayerNorm(width, eps=NORM_EPS)
+            self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
+        else:
+            self.adaln = AdaLN(width, 6) if config.norm == "adaln" else AdaLNOffset(width)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
 
     def modulation(self, condition: Tensor) -> Modulation:
         """From the class embedding (B, D), or from the shared AdaLN's output (B, 6, 1, D)."""
         return Modulation(*self.adaln(condition).unbind(dim=1))
 
     def forward(
-        self, x: Tensor, m: Modulation, mask: Mask = None, cache: LayerCache | None = None, start: int = 0
+        self,
+        x: Tensor,
+        m: Modulation | None = None,
+        mask: Mask = None,
+        cache: LayerCache | None = None,
+        start: int = 0,
     ) -> Tensor:
+        """(B, L, D) -> (B, L, D); m is what the condition makes of a block with AdaLN, None for an affine one."""
+        if m is None:
+            x = x + self.attention(self.norm_attention(x), mask, cache, start)
+            return x + self.mlp(self.norm_mlp(x))
         x = x + self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache, start) * m.gate_attention
         return x + self.mlp(modulate(x, m.scale_mlp, m.shift_mlp)) * m.gate_mlp
 
