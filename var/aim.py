@@ -101,7 +101,8 @@ def check_layers(layers: Sequence[int], depth: int) -> None:
 def sine_cosine(side: int, width: int) -> Tensor:
     """Positions of side x side patches, row by row: (N, D) float32.
 
-    The first half of the channels comes from the column, the second from the row. Each half holds the sines of the coordinate at D / 4 frequencies from 1 down to 1 / 10000, then the cosines.
+    The first half of the channels comes from the column, the second from the row. Each half holds the sines of the
+    coordinate at D / 4 frequencies from 1 down to nearly 1 / 10000, then the cosines.
     """
     frequencies = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
