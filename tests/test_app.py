@@ -11,9 +11,11 @@ import pytest
 from tiny import ended, run
 
 from var.cli import app
+from var.cli.run import Group
+from var.cli.run import run as run_commands
 
 Run = Callable[..., tuple[int, str, str]]
-NAMES = [command.__name__ for command in app.COMMANDS]
+NAMES = [command.name if isinstance(command, Group) else command.__name__ for command in app.COMMANDS]
 
 
 @pytest.fixture
@@ -28,7 +30,7 @@ def var(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_help_lists_the_commands(var: Run) -> None:
-    assert {"sample", "train", "tokenize"} <= set(NAMES)
+    assert {"sample", "edit", "train", "tokenize", "index"} <= set(NAMES)
     code, out, err = var("--help")
     assert (code, err) == (0, "")
     assert "var [OPTIONS] COMMAND" in out
@@ -43,10 +45,47 @@ def test_each_command_has_its_help(var: Run, name: str) -> None:
     assert f"var {name} [OPTIONS]" in out
 
 
+def test_a_group_lists_and_runs_its_commands(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran = []
+
+    def one(number: int = 1) -> None:
+        """Do one thing."""
+        ran.append(number)
+
+    def from_(number: int) -> None:
+        """Do another."""
+        ran.append(-number)
+
+    def alone() -> None:
+        """Stand beside the group."""
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["tool", *arguments])
+        return ended(lambda: run_commands(alone, Group("group", "Do things.", {"one": one, "from": from_})), capsys)
+
+    _, out, _ = call("--help")
+    assert "Stand beside the group." in out
+    assert "Do things." in out
+    assert "Do one thing." not in out
+    _, out, _ = call("group", "--help")
+    assert all(part in out for part in ("Do things.", " one ", "Do one thing.", " from ", "Do another."))
+    assert [call("group", "one"), call("group", "one", "--number", "2"), call("group", "from", "3")] == [
+        (0, "", "")
+    ] * 3
+    assert ran == [1, 2, -3]
+    for mistake in (("group",), ("group", "two"), ("one",), ("group", "from")):
+        code, out, err = call(*mistake)
+        assert (code, out, len(err.splitlines())) == (2, "", 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
         ((), ("Missing command",)),
+        (("edit",), ("Missing command",)),
+        (("edit", "inpiant"), ("No such command 'inpiant'",)),
         (("smaple",), ("No such command 'smaple'",)),
         (("train",), ("Missing argument",)),
         (("train", "none.yaml"), ("recipe none.yaml does not exist",)),
@@ -66,7 +105,7 @@ def test_mistakes_are_one_line_and_exit_code_2(var: Run, arguments: tuple[str, .
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     """Nor do mistakes in the command line; `python -m var` is the same command."""
     script = "import sys, var.cli.app as app; sys.argv = ['var', *sys.argv[1:]]\ntry: app.main()\nfinally: "
-    for arguments in (["--help"], ["train", "--help"], ["smaple"]):
+    for arguments in (["--help"], ["train", "--help"], ["edit", "--help"], ["smaple"]):
         done = run("-c", f"{script}print('torch' in sys.modules)", *arguments, cwd=tmp_path)
         assert done.stdout.splitlines()[-1] == "False"
     done = run("-m", "var", "train", "none.yaml", cwd=tmp_path)

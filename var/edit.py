@@ -92,7 +92,7 @@ def redraw(
         if composite and match:
             drawn = matched(drawn, seen, square_hole)
         half_token = window.side / vqvae.scales.sides[-1] / 2
-        laid_over = square_hole if composite else np.ones_like(square_hole)
+        laid_over = through(hole, window) if composite else np.ones_like(square_hole)
         alpha = opacity(laid_over, half_token if feather is None else feather)
         squares = [square.resize((window.side,) * 2, Image.Resampling.LANCZOS) for square in to_pil(drawn)]
         pictures = [lay(p, square, alpha, window) for p, square in zip(cycle(pictures), squares, strict=False)]

@@ -47,7 +47,7 @@ def read_hole(mask: Mask, size: tuple[int, int]) -> Hole:
         return mask
     try:
         boxes = np.asarray(mask, dtype=np.int64).reshape(-1, 4)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"mask {mask!r} must be a picture, a boolean array, or boxes of four whole numbers") from error
     return box_hole(boxes.tolist(), size)
 

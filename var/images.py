@@ -19,6 +19,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 
 MAX_PIXELS = 2**26  # of a picture that is edited, 8192 x 8192
 
+# Of ImageNet's training images in [0, 1], as encoders of images have them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
 
 def to_pil(images: Tensor) -> list[Image.Image]:
     """(B, 3, H, W) in [-1, 1] -> B RGB pictures; values are rounded to the nearest of 256."""
@@ -72,7 +75,9 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return image.convert("RGB")
+    image = image.convert("RGB")
+    image.info.pop("icc_profile", None)  # it was one for other channels
+    return image
 
 
 def resize_and_crop(
@@ -91,9 +96,37 @@ def resize_and_crop(
     return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
+def crop_and_resize(image: Image.Image, side: int, area: float, aspect: float, at: tuple[float, float]) -> Image.Image:
+    """Crop a part of the image, as far as it reaches, and resize it to a square (Lanczos).
+
+    Args:
+        side: of the square.
+        area: of the part over the image's, in (0, 1].
+        aspect: width of the part over its height.
+        at: (0, 0) is top left, (1, 1) bottom right.
+    """
+    pixels = area * image.width * image.height
+    size = (min((pixels * aspect) ** 0.5, image.width), min((pixels / aspect) ** 0.5, image.height))
+    left, top = (where * (length - part) for where, length, part in zip(at, image.size, size, strict=True))
+    box = (left, top, min(left + size[0], image.width), min(top + size[1], image.height))
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
+
+
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB image -> (3, H, W) float32 in [-1, 1]."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+
+
+def standardised(images: Tensor) -> Tensor:
+    """(..., 3, H, W) in [-1, 1] -> less ImageNet's mean, over its standard deviation."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((images + 1) / 2 - mean) / std
+
+
+def unstandardised(images: Tensor) -> Tensor:
+    """The inverse of `standardised`."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images * std + mean) * 2 - 1
 
 
 def enlarge(image: Image.Image, side: int) -> Image.Image:

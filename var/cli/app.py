@@ -1,5 +1,6 @@
-"""The `var` command: `var sample`, `var train RECIPE`, `var tokenize RECIPE`, `var index FOLDER`."""
+"""The `var` command: `var sample`, `var edit VERB`, `var train RECIPE`, `var tokenize RECIPE`, `var index FOLDER`."""
 
+from var.cli.edit import EDIT
 from var.cli.index import index
 from var.cli.run import run
 from var.cli.sample import sample
@@ -7,7 +8,7 @@ from var.cli.tokenize import tokenize
 from var.cli.train import train
 
 # What a command needs it imports when it runs: help, and a slip in an option, should not wait for torch.
-COMMANDS = (sample, train, tokenize, index)
+COMMANDS = (sample, EDIT, train, tokenize, index)
 
 
 def main() -> None:

@@ -2,24 +2,40 @@
 
 import logging
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, NoReturn
 
 import typer
 from typer.exceptions import TyperException
 
 from tokenizer.errors import InputError
 
+Command = Callable[..., None]
 
-def run(*commands: Callable[..., None]) -> None:
-    """Run a function as a command, or the one of several that the first argument names.
+
+class Group(NamedTuple):
+    """Commands that share a first word."""
+
+    name: str
+    help: str
+    commands: Mapping[str, Command]  # by the word that follows
+
+
+def run(*commands: Command | Group) -> None:
+    """Run a function as a command, or the one of several that the first argument names; of a group, the first two.
 
     Input that cannot work ends it in one line; other exceptions are bugs and show.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
     for command in commands:
-        app.command()(command)
+        if isinstance(command, Group):
+            group = typer.Typer(name=command.name, help=command.help)
+            for name, member in command.commands.items():
+                group.command(name)(member)
+            app.add_typer(group)
+        else:
+            app.command()(command)
     try:
         code = app(standalone_mode=False)
     except TyperException as error:

@@ -47,7 +47,7 @@ def tokenize(
     from var.training.tokens import Processes, write_tokens
 
     state = PartialState(cpu=choose_device().type == "cpu", timeout=LONGEST_WAIT)
-    vqvae = open_tokenizer(checked).to(state.device)
+    vqvae = open_tokenizer(checked.tokenizer).to(state.device)
     processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
     began = time.perf_counter()
     with stopping(speaks=state.is_main_process), progress_bar(processes.world, state.is_main_process) as progress:

@@ -8,7 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
+from var.aim import EncoderConfig
 from var.model import VARConfig
+from var.pretraining import HeadConfig
 from var.training.backbones import BACKBONES, PERCEPTUAL
 
 Count = Annotated[int, Field(ge=1)]
@@ -24,6 +26,22 @@ class Section(BaseModel):
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class JitterConfig(Section):
+    """Changes of colour, the factors drawn from 1 - x to 1 + x and applied in a random order.
+
+    Attributes:
+        probability: that an image is changed.
+        brightness, contrast, saturation: x of each.
+        hue: turned by up to this share of the circle, either way.
+    """
+
+    probability: Fraction = 0.8
+    brightness: Fraction = 0.4
+    contrast: Fraction = 0.4
+    saturation: Fraction = 0.2
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+
+
 class DataConfig(Section):
     """Where the images come from and how they become squares.
 
@@ -35,8 +53,11 @@ class DataConfig(Section):
         label_column: column of the integer labels, for Parquet and hub datasets; None: unconditional training.
         classes: keep only images of these labels; the labels keep their numbers. None keeps all.
         resize: the short side becomes resize * side (Lanczos) before the crop (VAR's training: 1.125).
-        crop: of the training images; those of validation are always cropped at the centre.
+        crop: of the training images: a square at random or in the centre, or `resized`, a part of random area and
+            aspect (3:4 to 4:3), resized to the square. Those of validation are always cropped at the centre.
+        crop_area: least and largest area of a resized crop over the image's.
         flip: mirror half of the training images.
+        jitter: colours of the training images; None: as they are.
         workers: processes that read images, beside each training process; 0 reads in the training process.
         max_unreadable: fraction of the samples seen in a run; more unreadable ones stop it.
         validation_images: use so many images of the validation split, spread over it; None for all.
@@ -51,8 +72,10 @@ class DataConfig(Section):
     label_column: str | None = "label"
     classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
     resize: Annotated[float, Field(ge=1)] = 1.125
-    crop: Literal["random", "center"] = "random"
+    crop: Literal["random", "center", "resized"] = "random"
+    crop_area: tuple[Positive, Fraction] = (0.4, 1.0)
     flip: bool = False
+    jitter: JitterConfig | None = None
     workers: Annotated[int, Field(ge=0)] = 2
     max_unreadable: Fraction = 0.01
     validation_images: Count | None = None
@@ -60,6 +83,12 @@ class DataConfig(Section):
     shuffle_shards: Count = 8
     cache: Path | None = None
     cache_gigabytes: Positive = 50
+
+    @model_validator(mode="after")
+    def _areas_in_order(self) -> Self:
+        if self.crop_area[0] > self.crop_area[1]:
+            raise InputError(f"crop_area={list(self.crop_area)} is the wrong way round: give the least area first")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -362,3 +391,38 @@ class VARRecipe(Recipe):
                 f"set model.num_classes to at least {max(classes) + 1}, or to null"
             )
         return self
+
+
+class AIMRecipe(Recipe):
+    """Pre-training of an image encoder (AIM, arXiv 2401.08541).
+
+    Attributes:
+        model: sizes of the encoder.
+        head: sizes of the head, which is thrown away afterwards.
+        attention: `prefix` draws for each image how many patches see one another; `causal` has no prefix.
+        order: in which the patches follow one another.
+        targets: what is predicted of a patch: its pixels, normalised or not, or its `tokens`, those of the last scale
+            of a tokenizer whose last token map has as many cells as the encoder has patches.
+        tokenizer: folder of a trained tokenizer, for targets=tokens.
+    """
+
+    stage: Literal["aim"]
+    model: EncoderConfig
+    head: HeadConfig = HeadConfig()
+    attention: Literal["prefix", "causal"] = "prefix"
+    order: Literal["raster", "spiral", "checkerboard", "random"] = "raster"
+    targets: Literal["normalised", "pixels", "tokens"] = "normalised"
+    tokenizer: Path | None = None
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> Self:
+        if (self.targets == "tokens") != (self.tokenizer is not None):
+            raise InputError(
+                "targets=tokens needs a tokenizer, and a tokenizer needs targets=tokens: give both or none"
+            )
+        if self.model.patches < 2:
+            raise InputError("model has a single patch: nothing comes next, take a smaller patch_size")
+        return self
+
+
+AnyRecipe = TokenizerRecipe | VARRecipe | AIMRecipe

@@ -5,6 +5,7 @@ number of reader processes changes nothing, the number of training processes onl
 sees what an uninterrupted one would have seen.
 """
 
+import math
 import os
 import signal
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,11 +21,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from tokenizer.errors import InputError
-from var.images import FORMATS, resize_and_crop, to_rgb, to_tensor
-from var.training.config import DataConfig
+from var.images import FORMATS, crop_and_resize, resize_and_crop, to_rgb, to_tensor
+from var.torchvision_compat import import_torchvision
+from var.training.config import DataConfig, JitterConfig
 from var.training.sources import Listing, ShardSource, Split, list_images
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
+
+ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # of resized crops
 
 # First word of every random stream: an order, an augmentation and a substitute never share one.
 _ORDER, _AUGMENTATION, _SUBSTITUTE, _DELAY = 0, 1, 2, 3
@@ -109,8 +113,7 @@ class ImageDataset(Dataset[Sample | Unreadable]):
         self.short_side = round(config.resize * side)
         self.seed = seed
         self.augment = augment
-        self.random_crop = augment and config.crop == "random"
-        self.flip = augment and config.flip
+        self.config = config
 
     @property
     def num_classes(self) -> int:
@@ -174,12 +177,39 @@ class ImageDataset(Dataset[Sample | Unreadable]):
             # Pillow itself only warns up to twice its bound.
             raise Image.DecompressionBombError(f"{image.width * image.height} pixels, {Image.MAX_IMAGE_PIXELS} allowed")
         image = to_rgb(image)
-        if not (self.random_crop or self.flip):
+        if not self.augment:
             return resize_and_crop(image, self.short_side, self.side)
-        x, y, mirror = np.random.default_rng((_AUGMENTATION, self.seed, epoch, index)).random(3)
-        at = (x, y) if self.random_crop else (0.5, 0.5)
-        image = resize_and_crop(image, self.short_side, self.side, at)
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.flip and mirror < 0.5 else image
+        rng = np.random.default_rng((_AUGMENTATION, self.seed, epoch, index))
+        x, y, mirror = rng.random(3)
+        if self.config.crop == "resized":
+            low, high = self.config.crop_area
+            image = crop_and_resize(image, self.side, rng.uniform(low, high), math.exp(rng.uniform(*ASPECTS)), (x, y))
+        else:
+            at = (x, y) if self.config.crop == "random" else (0.5, 0.5)
+            image = resize_and_crop(image, self.short_side, self.side, at)
+        if self.config.flip and mirror < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return image if self.config.jitter is None else jittered(image, self.config.jitter, rng)
+
+
+def jittered(image: Image.Image, config: JitterConfig, rng: np.random.Generator) -> Image.Image:
+    """The image with its colours changed, or as it is."""
+    import_torchvision()
+    from torchvision.transforms import functional
+
+    changes = (
+        (functional.adjust_brightness, rng.uniform(1 - config.brightness, 1 + config.brightness)),
+        (functional.adjust_contrast, rng.uniform(1 - config.contrast, 1 + config.contrast)),
+        (functional.adjust_saturation, rng.uniform(1 - config.saturation, 1 + config.saturation)),
+        (functional.adjust_hue, rng.uniform(-config.hue, config.hue)),
+    )
+    order = rng.permutation(len(changes))
+    if rng.random() >= config.probability:
+        return image
+    for i in order:
+        change, amount = changes[i]
+        image = change(image, amount)
+    return image
 
 
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:

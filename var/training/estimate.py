@@ -27,12 +27,13 @@ from var.checkpoint import read_config
 from var.device import choose_device, choose_dtype
 from var.presets import RELEASED
 from var.training.backbones import outline_backbone, outline_perceptual
-from var.training.config import Recipe, TokenizerRecipe, VARRecipe, VARSizes
+from var.training.config import AIMRecipe, AnyRecipe, Recipe, TokenizerRecipe, VARRecipe, VARSizes
 from var.training.data import Batch, ImageDataset
 from var.training.draws import Draws
 from var.training.parallel import sharding_asked_for
 from var.training.sources import FolderSource, Listing, list_images, parquet_files
 from var.training.stages import Turn
+from var.training.stages.aim import AIMStage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.training.stages.var import VARStage
 from var.training.tokens import MANIFEST, Manifest
@@ -151,7 +152,7 @@ class Estimate:
         return flops / (self.processes.number * self.speeds[dtype] * SHARE_OF_PRODUCT)
 
 
-def estimate(recipe: TokenizerRecipe | VARRecipe) -> Estimate:
+def estimate(recipe: AnyRecipe) -> Estimate:
     """What the recipe's run would take if it were started so. Nothing is written and nothing downloaded.
 
     The speed is measured here, in a fraction of a second; the number of processes is read from the environment, as
@@ -167,7 +168,7 @@ def estimate(recipe: TokenizerRecipe | VARRecipe) -> Estimate:
     images = find_images(recipe)
     notes = [images.unknown] if images.unknown else []
 
-    plan = _tokenizer_plan(recipe, images) if isinstance(recipe, TokenizerRecipe) else _var_plan(recipe, images)
+    plan = _plan(recipe, images)
     networks, work = _networks(plan.stage, recipe), _work(plan, micro, dtype)
     works = recipe.precision != "float16" or device.type == "cuda"
     if not works:
@@ -177,7 +178,7 @@ def estimate(recipe: TokenizerRecipe | VARRecipe) -> Estimate:
     return Estimate(
         networks=networks,
         images=recipe.batch_size,
-        tokens=recipe.batch_size * plan.stage.vqvae.scales.total,
+        tokens=recipe.batch_size * plan.tokens,
         parts=recipe.accumulate,
         passes=[part._replace(flops=part.flops * recipe.batch_size / micro) for part in work.passes],
         encoding=work.encoding,
@@ -193,11 +194,22 @@ def estimate(recipe: TokenizerRecipe | VARRecipe) -> Estimate:
     )
 
 
+AnyStage = TokenizerStage | VARStage | AIMStage
+
+
 class _Plan(NamedTuple):
-    stage: TokenizerStage | VARStage  # as it will be trained, on the meta device
-    cached: bool  # a batch holds tokens, not images
-    to_encode: int  # images, before the first step
-    notes: Sequence[str]
+    stage: AnyStage  # as it will be trained, on the meta device
+    side: int  # of the images
+    tokens: int  # of an image
+    cached: bool = False  # a batch holds tokens, not images
+    to_encode: int = 0  # images, before the first step
+    notes: Sequence[str] = ()
+
+
+def _plan(recipe: AnyRecipe, images: "Images") -> _Plan:
+    if isinstance(recipe, TokenizerRecipe):
+        return _tokenizer_plan(recipe, images)
+    return _var_plan(recipe, images) if isinstance(recipe, VARRecipe) else _aim_plan(recipe, images)
 
 
 def _tokenizer_plan(recipe: TokenizerRecipe, images: "Images") -> _Plan:
@@ -205,7 +217,17 @@ def _tokenizer_plan(recipe: TokenizerRecipe, images: "Images") -> _Plan:
     data = _stand_in(recipe, images, recipe.model.image_side)
     with torch.device("meta"):
         stage = TokenizerStage(recipe, networks, data, data)
-    return _Plan(stage, cached=False, to_encode=0, notes=())
+    return _Plan(stage, recipe.model.image_side, stage.vqvae.scales.total)
+
+
+def _aim_plan(recipe: AIMRecipe, images: "Images") -> _Plan:
+    data = _stand_in(recipe, images, recipe.model.image_size)
+    with torch.device("meta"):
+        vqvae = None
+        if recipe.tokenizer is not None:
+            vqvae = VQVAE(TokenizerConfig(**read_config(recipe.tokenizer)["config"])).eval().requires_grad_(False)
+        stage = AIMStage(recipe, vqvae, data, data)
+    return _Plan(stage, recipe.model.image_size, recipe.model.patches)
 
 
 def _var_plan(recipe: VARRecipe, images: "Images") -> _Plan:
@@ -220,7 +242,8 @@ def _var_plan(recipe: VARRecipe, images: "Images") -> _Plan:
     with torch.device("meta"):
         vqvae = VQVAE(tokenizer).eval().requires_grad_(False)
         stage = VARStage(recipe, vqvae, data, data)
-    return _Plan(stage, recipe.tokens is not None, to_encode, notes)
+    cached = recipe.tokens is not None
+    return _Plan(stage, tokenizer.image_side, vqvae.scales.total, cached, to_encode, notes)
 
 
 def _stand_in(recipe: Recipe, images: "Images", side: int) -> ImageDataset:
@@ -252,7 +275,7 @@ def _same_sizes(sizes: VARSizes, tokenizer: TokenizerConfig, num_classes: int, k
     return sizes.config(tokenizer, num_classes).to_dict() == known
 
 
-def _networks(stage: TokenizerStage | VARStage, recipe: Recipe) -> list[Network]:
+def _networks(stage: AnyStage, recipe: Recipe) -> list[Network]:
     trained = [
         Network(turn.name, _size(turn.model), True, recipe.ema is not None and i == 0, sharded=bool(turn.units))
         for i, turn in enumerate(stage.turns)
@@ -285,19 +308,19 @@ class _Work(NamedTuple):
 
 def _work(plan: _Plan, micro: int, dtype: torch.dtype) -> _Work:
     """Take the first step of every kind as a player takes it, and count."""
-    stage, vqvae = plan.stage, plan.stage.vqvae
+    stage = plan.stage
     costs: dict[tuple[str, Hashable], _Cost] = {}
     shares: dict[tuple[str, float, torch.dtype], float] = defaultdict(float)
     encoding = 0.0
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in _all_networks(stage):
             _pretend(network)
-        images = torch.empty(micro, 3, vqvae.config.image_side, vqvae.config.image_side)
-        if plan.to_encode:
+        images = torch.empty(micro, 3, plan.side, plan.side)
+        if plan.to_encode and stage.vqvae is not None:
             with _Products() as encoder:
-                vqvae.encode(images)
+                stage.vqvae.encode(images)
             encoding = encoder.flops.total() * plan.to_encode / micro
-        content = torch.zeros(micro, vqvae.scales.total, dtype=torch.long) if plan.cached else images
+        content = torch.zeros(micro, plan.tokens, dtype=torch.long) if plan.cached else images
         batch = Batch(content, torch.zeros(micro, dtype=torch.long), [], [])
         for turn, before in zip(stage.turns, (None, *stage.turns), strict=False):
             kinds = [stage.kind(turn.name, step) for step in range(turn.begins, stage.steps)]
@@ -321,7 +344,7 @@ def _pretend(network: nn.Module) -> None:
             setattr(part, name, torch.empty_like(buffer, device="cpu"))
 
 
-def _all_networks(stage: TokenizerStage | VARStage) -> list[nn.Module]:
+def _all_networks(stage: AnyStage) -> list[nn.Module]:
     return [*(turn.model for turn in stage.turns), *stage.frozen.values()]
 
 
@@ -333,9 +356,7 @@ class _Cost(NamedTuple):
     left: Any  # for the next turn
 
 
-def _cost(
-    stage: TokenizerStage | VARStage, turn: Turn, batch: Batch, step: int, left: Any, dtype: torch.dtype
-) -> _Cost:
+def _cost(stage: AnyStage, turn: Turn, batch: Batch, step: int, left: Any, dtype: torch.dtype) -> _Cost:
     parameters = [parameter for network in _all_networks(stage) for parameter in network.parameters()]
     weights = {parameter.untyped_storage()._cdata for parameter in parameters}
     kept: dict[int, Tensor] = {}  # by storage; holding the tensors keeps an address from being used twice
@@ -397,7 +418,7 @@ class Images(NamedTuple):
     unknown: str | None = None  # what could not be told, and why
 
 
-def find_images(recipe: TokenizerRecipe | VARRecipe) -> Images:
+def find_images(recipe: AnyRecipe) -> Images:
     """The number of training images and classes, from a token cache or from where the images lie."""
     if isinstance(recipe, VARRecipe) and recipe.tokens and (recipe.tokens / MANIFEST).is_file():
         info = Manifest.model_validate_json((recipe.tokens / MANIFEST).read_bytes()).splits["train"]

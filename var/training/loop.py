@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from var.device import choose_device, choose_dtype
 from var.files import check_writable
-from var.training.config import Recipe, TokenizerRecipe, VARRecipe
+from var.training.config import AIMRecipe, AnyRecipe, Recipe, TokenizerRecipe, VARRecipe
 from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
 from var.training.draws import Draws, seed_of
 from var.training.ema import EMA
@@ -35,6 +35,7 @@ from var.training.player import Player
 from var.training.report import Report, check_wandb
 from var.training.sources import SPLIT_NAMES
 from var.training.stages import Stage
+from var.training.stages.aim import AIMStage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.training.stages.var import VARStage, check_labels, open_split, open_tokenizer
 from var.training.state import load_newest, save_checkpoint
@@ -46,7 +47,7 @@ _WEIGHTS = 0  # first word of the random stream of the initial weights
 PICTURE_BATCH = 8
 
 
-def build_stage(recipe: TokenizerRecipe | VARRecipe) -> Stage:
+def build_stage(recipe: AnyRecipe) -> Stage:
     """The stage that a recipe asks for, with its data and its initial weights.
 
     Raises:
@@ -57,13 +58,16 @@ def build_stage(recipe: TokenizerRecipe | VARRecipe) -> Stage:
         side, seed = recipe.model.image_side, recipe.seed
         images = [open_dataset(recipe.data, split, side, seed) for split in SPLIT_NAMES]
         return TokenizerStage(recipe, frozen_networks(recipe), *images)
-    vqvae = open_tokenizer(recipe)
+    if isinstance(recipe, AIMRecipe):
+        images = [open_dataset(recipe.data, split, recipe.model.image_size, recipe.seed) for split in SPLIT_NAMES]
+        return AIMStage(recipe, open_tokenizer(recipe.tokenizer) if recipe.tokenizer else None, *images)
+    vqvae = open_tokenizer(recipe.tokenizer)
     return VARStage(recipe, vqvae, *(open_split(recipe, vqvae, split) for split in SPLIT_NAMES))
 
 
 def complete_tokens(recipe: VARRecipe, accelerator: Accelerator) -> None:
     """Encode what the recipe's token cache lacks, on all processes."""
-    vqvae = open_tokenizer(recipe).to(accelerator.device)
+    vqvae = open_tokenizer(recipe.tokenizer).to(accelerator.device)
     if recipe.tokens and recipe.model.num_classes and not (recipe.tokens / MANIFEST).is_file():
         for split in SPLIT_NAMES:  # to encode may take hours: what cannot be trained on is told before
             images = open_dataset(recipe.data, split, vqvae.config.image_side, recipe.seed)
@@ -111,7 +115,7 @@ class Run:
         best: step and value of the best validation so far.
     """
 
-    def __init__(self, recipe: TokenizerRecipe | VARRecipe, accelerator: Accelerator) -> None:
+    def __init__(self, recipe: AnyRecipe, accelerator: Accelerator) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
         self.stage = stage = build_stage(recipe)
@@ -272,7 +276,7 @@ class Run:
         return self.recipe.output / name
 
 
-def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
+def train(recipe: AnyRecipe) -> Path:
     """Train as the recipe says, going on from the newest checkpoint in its output folder if there is one.
 
     Returns:
@@ -289,7 +293,7 @@ def train(recipe: TokenizerRecipe | VARRecipe) -> Path:
     return exported
 
 
-def _train(recipe: TokenizerRecipe | VARRecipe, accelerator: Accelerator) -> Path:
+def _train(recipe: AnyRecipe, accelerator: Accelerator) -> Path:
     check_wandb(recipe)
     for folder in ("", "checkpoints", "pictures", "tensorboard", "model", "best"):  # before hours are spent
         check_writable(recipe.output / folder)

@@ -16,12 +16,12 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tokenizer.errors import InputError
-from var.training.config import TokenizerRecipe, VARRecipe
+from var.training.config import AIMRecipe, AnyRecipe, TokenizerRecipe, VARRecipe
 
-STAGES: dict[str, type[TokenizerRecipe] | type[VARRecipe]] = {"tokenizer": TokenizerRecipe, "var": VARRecipe}
+STAGES: dict[str, type[AnyRecipe]] = {"tokenizer": TokenizerRecipe, "var": VARRecipe, "aim": AIMRecipe}
 
 
-def load_recipe(path: Path, overrides: Sequence[str] = ()) -> TokenizerRecipe | VARRecipe:
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Read a recipe, apply overrides such as "optimizer.lr=1e-4" to it, and check every value.
 
     Types are strict (a quoted "16" is no number), so a slip in the YAML does not pass as something else.

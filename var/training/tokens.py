@@ -57,7 +57,9 @@ DATA_SETTINGS = (
     "classes",
     "resize",
     "crop",
+    "crop_area",
     "flip",
+    "jitter",
     "validation_fraction",
 )
 

@@ -30,15 +30,15 @@ PICTURED_CLASSES, PICTURED_PER_CLASS = 8, 4
 NEVER_DECAYED = ("start_position", "position", "level_embedding.weight", "offset")
 
 
-def open_tokenizer(recipe: VARRecipe) -> VQVAE:
-    """The recipe's tokenizer, without gradients.
+def open_tokenizer(folder: Path) -> VQVAE:
+    """A recipe's tokenizer, without gradients.
 
     Raises:
         InputError: there is none, or its files are damaged.
     """
-    if not recipe.tokenizer.is_dir():
-        raise InputError(f"tokenizer={str(recipe.tokenizer)!r} does not exist: train stage 1 first, and give its model")
-    return load_tokenizer(recipe.tokenizer).requires_grad_(False)
+    if not folder.is_dir():
+        raise InputError(f"tokenizer={str(folder)!r} does not exist: train stage 1 first, and give its model")
+    return load_tokenizer(folder).requires_grad_(False)
 
 
 def open_split(recipe: VARRecipe, vqvae: VQVAE, split: Split) -> SampleDataset:

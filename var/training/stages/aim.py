@@ -1,0 +1,182 @@
+"""Pre-train an image encoder to predict the next patch (AIM, arXiv 2401.08541, section 3).
+
+B batch, N patches, C numbers that describe a patch.
+"""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.checkpoint import save_model
+from var.images import grid, standardised, to_pil, unstandardised
+from var.pretraining import (
+    Pretraining,
+    patch_statistics,
+    patches,
+    predicted,
+    prefix_lengths,
+    sequence_order,
+    unpatched,
+)
+from var.training.config import AIMRecipe
+from var.training.data import Batch, SampleDataset
+from var.training.draws import Draws
+from var.training.stages import Losses, Turn
+
+PICTURED = 8  # images on the sheet
+
+
+class AIMStage:
+    """Squared error of the pixels of the patches after a prefix, or cross-entropy of their tokens.
+
+    Args:
+        vqvae: gives the tokens, for targets=tokens.
+    """
+
+    best = "loss"
+
+    def __init__(
+        self, recipe: AIMRecipe, vqvae: VQVAE | None, train_data: SampleDataset, validation_data: SampleDataset
+    ) -> None:
+        self.recipe = recipe
+        self.vqvae = vqvae
+        if vqvae is not None:
+            check_tokens_fit(recipe, vqvae)
+        self.frozen = {} if vqvae is None else {"tokenizer": vqvae}
+        self.train_data, self.validation_data = train_data, validation_data
+        self.steps = recipe.total_steps(len(train_data))
+        self.workers = recipe.data.workers
+        self.patches = recipe.model.patches
+        self.order = sequence_order(recipe.order, recipe.model.side, recipe.seed)
+        units = [f"encoder.blocks.{i}" for i in range(recipe.model.depth)]
+        self.turns = (Turn("model", self.build(), recipe.optimizer, units=units),)
+
+    def prepare(self, device: torch.device) -> None:
+        self.order = self.order.to(device)
+        if self.vqvae is not None:
+            self.vqvae.to(device)
+
+    def build(self) -> Pretraining:
+        model = self.recipe.model
+        outputs = 3 * model.patch_size**2 if self.vqvae is None else self.vqvae.config.vocab_size
+        return Pretraining(model, self.recipe.head, outputs, self.order)
+
+    def kind(self, turn: str, step: int) -> Hashable:
+        return "any"
+
+    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
+        prefix = self._prefix(draws)
+        errors = self._errors(model(standardised(batch.content), prefix), batch.content)
+        # Every target counts the same, however long its image's prefix is, and the mean over micro-batches is that of
+        # the batch: so the sum is divided by the number of targets that a batch has on average.
+        targets = self.patches / 2 if self.recipe.attention == "prefix" else self.patches - 1
+        loss = (errors * predicted(prefix, self.patches)).sum() / (targets * len(errors))
+        return Losses(loss, {"loss": loss.detach()})
+
+    def _prefix(self, draws: Draws) -> Tensor:
+        """(B,) int64, uniform in 1..N - 1; 0 for causal attention."""
+        if self.recipe.attention == "causal":
+            return torch.zeros(len(draws.places), dtype=torch.int64, device=draws.device)
+        return 1 + (draws.uniform("prefix") * (self.patches - 1)).long()
+
+    def _errors(self, predictions: Tensor, images: Tensor) -> Tensor:
+        """Predictions (B, N - 1, C) of images (B, 3, S, S) in [-1, 1] -> error of each patch (B, N - 1), float32."""
+        targets = self._targets(images)[:, self.order[1:]]
+        if self.vqvae is not None:
+            return F.cross_entropy(predictions.float().transpose(1, 2), targets, reduction="none")
+        return (predictions.float() - targets).square().mean(dim=-1)
+
+    @torch.no_grad()
+    def _targets(self, images: Tensor) -> Tensor:
+        """What is predicted of each patch, row by row: (B, N, C) float32, or tokens (B, N)."""
+        if self.vqvae is not None:
+            return self.vqvae.scales.split(encode(self.vqvae, images))[-1]
+        pixels = patches(standardised(images), self.recipe.model.patch_size)
+        if self.recipe.targets == "pixels":
+            return pixels
+        mean, deviation = patch_statistics(pixels)
+        return (pixels - mean) / deviation
+
+    def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+        return {}
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The mean error of an image's second half, given the first as its prefix."""
+        errors = self._errors(model(standardised(batch.content), self._half(batch.content)), batch.content)
+        counted = self._second_half(errors)
+        return {"loss": (errors * counted).sum(dim=1) / counted.sum(dim=1)}
+
+    def _half(self, images: Tensor) -> Tensor:
+        """(B,) the prefix in validation: half of the patches, or none where training has none."""
+        length = self.patches // 2 if self.recipe.attention == "prefix" else 0
+        return prefix_lengths([length] * len(images), self.patches).to(images.device)
+
+    def _second_half(self, predictions: Tensor) -> Tensor:
+        """(B, N - 1) bool for predictions (B, N - 1, ...): what validation looks at, with a prefix or without."""
+        half = prefix_lengths([self.patches // 2] * len(predictions), self.patches)
+        return predicted(half.to(predictions.device), self.patches)
+
+    @torch.no_grad()
+    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
+        """Two rows: images, and their second half as predicted patch by patch from all that is before it."""
+        images = batch.content[:PICTURED]
+        predictions = model(standardised(images), self._half(images)).float()
+        drawn = self._drawn(predictions, images)
+        return grid(to_pil(torch.cat([images, drawn])), columns=len(images))
+
+    def _drawn(self, predictions: Tensor, images: Tensor) -> Tensor:
+        """Images with their second half as predicted; normalised pixels take the true patches' mean and deviation."""
+        counted = self._second_half(predictions)[0]
+        places = self.order[1:][counted]
+        if self.vqvae is not None:
+            tokens = encode(self.vqvae, images)
+            last = self.vqvae.scales.split(tokens)[-1]
+            last[:, places] = predictions[:, counted].argmax(dim=-1)
+            return self.vqvae.decode(tokens)
+        pixels = patches(standardised(images), self.recipe.model.patch_size)
+        guess = predictions[:, counted]
+        if self.recipe.targets == "normalised":
+            mean, deviation = patch_statistics(pixels[:, places])
+            guess = guess * deviation + mean
+        pixels[:, places] = guess
+        return unstandardised(unpatched(pixels, self.recipe.model.patch_size))
+
+    def export(self, model: nn.Module, folder: Path) -> None:
+        save_model(folder, _pretraining(model).encoder)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing is remembered besides the model."""
+
+
+def encode(vqvae: VQVAE, images: Tensor) -> Tensor:
+    """(B, L) tokens, the same whatever the encoder is trained in."""
+    with torch.autocast(images.device.type, enabled=False):
+        return vqvae.encode(images)
+
+
+def check_tokens_fit(recipe: AIMRecipe, vqvae: VQVAE) -> None:
+    """Raise InputError unless the tokenizer's last token map has one token a patch."""
+    side, sides = vqvae.config.image_side, vqvae.config.scales
+    if (side, sides[-1]) != (recipe.model.image_size, recipe.model.side):
+        raise InputError(
+            f"the tokenizer has {sides[-1]}x{sides[-1]} last tokens of images of {side} px, the encoder "
+            f"{recipe.model.side}x{recipe.model.side} patches of {recipe.model.image_size} px: give "
+            f"model.image_size={side} and model.patch_size={vqvae.config.downsample}"
+        )
+
+
+def _pretraining(model: nn.Module) -> Pretraining:
+    if not isinstance(model, Pretraining):
+        raise TypeError(f"a Pretraining is trained in this stage, got {type(model).__name__}")
+    return model
