@@ -16,7 +16,7 @@ import torch
 from helpers import Tensors, refused
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, TIMEOUT, environment, image_folder, metrics, run, tokenizer_recipe, var_recipe
+from tiny import ROOT, TIMEOUT, environment, image_folder, metrics, run, stop_at, tokenizer_recipe, var_recipe
 from torch import Tensor
 
 from var.checkpoint import load_tokenizer
@@ -243,26 +243,6 @@ def test_training_from_the_token_cache_is_training_from_images(
 
 
 # --- resuming
-
-
-def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
-    """Send this process a signal while it takes that step."""
-    forward = build_stage
-
-    def build(recipe: Any) -> Any:
-        stage = forward(recipe)
-        after_step, done = stage.after_step, [0]
-
-        def counted(*arguments: Any) -> bool:
-            done[0] += 1
-            if done[0] == step:
-                os.kill(os.getpid(), number)
-            return after_step(*arguments)
-
-        monkeypatch.setattr(stage, "after_step", counted)
-        return stage
-
-    monkeypatch.setattr("var.training.loop.build_stage", build)
 
 
 @pytest.mark.parametrize(("stage", "number"), [("tokenizer", signal.SIGTERM), ("var", signal.SIGINT)])

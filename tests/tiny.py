@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from PIL import Image
 
 from var.pipeline import VARPipeline
 from var.training.config import TokenizerRecipe, VARRecipe
+from var.training.loop import build_stage
 from var.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -143,3 +145,23 @@ def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple
         code = int(end.code or 0)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:
+    """Send this process a signal while it takes that step."""
+    forward = build_stage
+
+    def build(recipe: Any) -> Any:
+        stage = forward(recipe)
+        after_step, done = stage.after_step, [0]
+
+        def counted(*arguments: Any) -> bool:
+            done[0] += 1
+            if done[0] == step:
+                os.kill(os.getpid(), number)
+            return after_step(*arguments)
+
+        monkeypatch.setattr(stage, "after_step", counted)
+        return stage
+
+    monkeypatch.setattr("var.training.loop.build_stage", build)
