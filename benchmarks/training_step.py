@@ -9,7 +9,6 @@ the same run is set against the time of the whole step.
 import resource
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,8 +17,8 @@ from typing import Annotated
 import torch
 import torch.nn.functional as F
 import typer
+from products import SIDE, counted, product_speed, seconds
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from tokenizer.scales import SCALES_256
 from tokenizer.vqvae import VQVAE, TokenizerConfig
@@ -28,11 +27,7 @@ from var.device import choose_device, choose_dtype
 from var.masks import Spans, fastest
 from var.model import VAR, VARConfig
 
-SIDE = 4096  # of the matrices whose product sets the speed
-IN_A_ROW = 3  # of these products, the fastest counts
 CLIP, LABEL_DROP = 2.0, 0.1
-
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -99,52 +94,16 @@ def encode(work: Work) -> None:
     work.vqvae.encode(torch.zeros(len(work.tokens), 3, side, side, device=work.tokens.device))
 
 
-def attention_forward(q: torch.Size, k: torch.Size, *_: object, **__: object) -> int:
-    """FLOPs of the scores and of the weighted sum of values; q (B, H, L, D / H), k (B, H, T, D / H)."""
-    return 4 * q.numel() * k[2]
-
-
-def attention_backward(_: torch.Size, q: torch.Size, k: torch.Size, *__: object, **___: object) -> int:
-    """FLOPs of the gradients, and of the scores, which are computed again."""
-    return 10 * q.numel() * k[2]
-
-
-# The counter knows the attention kernels of GPUs only.
-CPU_ATTENTION = {
-    aten._scaled_dot_product_flash_attention_for_cpu: attention_forward,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: attention_backward,
-}
-
-
 def count_products(work: Work) -> Products:
     """Count forward and backward, without the compiler, which hides its products from the counter."""
-    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        backpropagate(work, work.model)
+    counts = counted(lambda: backpropagate(work, work.model))
     work.optimizer.zero_grad(set_to_none=True)
-    counts = counter.get_flop_counts()["Global"]
     executed = sum(counts.values())
     attention = sum(count for operator, count in counts.items() if "attention" in str(operator))
     total = work.model.scales.total
     form = fastest(work.model.scales, work.model.mask)
     pairs = sum((stop - start) * stop for start, stop in form.bounds) if isinstance(form, Spans) else total**2
     return Products(executed, executed - attention + attention * total**2 // pairs)
-
-
-def seconds(action: Callable[[], object], device: torch.device) -> float:
-    """Time of one call, until the device has finished."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    began = time.perf_counter()
-    action()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - began
-
-
-def product_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a product of two large square matrices."""
-    a, b = torch.randn(2, SIDE, SIDE, device=device).to(dtype)
-    return 2 * SIDE**3 / min(seconds(lambda: a @ b, device) for _ in range(IN_A_ROW))
 
 
 def peak_memory(device: torch.device) -> int:
