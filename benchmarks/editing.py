@@ -38,6 +38,11 @@ from var.training.data import Unreadable, open_dataset
 PERCEPTUAL_SIDE = 128
 TELEA_RADIUS = 3
 EXAMPLES = 12
+FIGURED = {  # rows of the figure: the method that each shows
+    "Telea": "Telea (OpenCV)",
+    "null class": "in-painting, null class",
+    "true class": "in-painting, true class",
+}
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 Method = Callable[[Image.Image, int, int], Image.Image]  # picture, its label, its number -> result
@@ -224,13 +229,7 @@ def draw_figure(path: Path, pictures: Pictures, drawn: Drawn, hole: Hole) -> Non
     chosen = [order[round(i * (len(order) - 1) / (EXAMPLES - 1))] for i in range(EXAMPLES)]
     mask = Image.fromarray(hole)
     grey = [Image.composite(Image.new("RGB", image.size, "grey"), image, mask) for image in pictures.images]
-    rows = {
-        "picture": pictures.images,
-        "hole": grey,
-        "Telea": drawn["Telea (OpenCV)"],
-        "null class": drawn["in-painting, null class"],
-        "true class": drawn["in-painting, true class"],
-    }
+    rows = {"picture": pictures.images, "hole": grey} | {name: drawn[method] for name, method in FIGURED.items()}
     figure, axes = plt.subplots(len(rows), EXAMPLES, figsize=(EXAMPLES, len(rows) * 1.08), layout="constrained")
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, index in zip(line, chosen, strict=True):
@@ -266,10 +265,12 @@ def main(
             continue
         part = Pictures([pictures.images[i] for i in chosen], [pictures.labels[i] for i in chosen])
         typer.echo(f"{len(chosen)} of classes that the model {'was' if is_known else 'was not'} trained on")
-        drawn = measure(part, inpainting(pipe, central(side), is_known), central(side), distance)
+        methods = inpainting(pipe, central(side), is_known)
         if figure is not None:
-            draw_figure(figure, part, drawn, central(side))
+            shown_in = {name: method for name, method in methods.items() if name in FIGURED.values()}
+            draw_figure(figure, part, measure(part, shown_in, central(side), distance), central(side))
             return
+        measure(part, methods, central(side), distance)
         if is_known:
             measure(part, upscaling(pipe, is_known), everything, distance)
             for line in agreement(pipe, part.images):

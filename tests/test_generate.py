@@ -1,17 +1,20 @@
 """The loop over scales."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
-from helpers import CLASSES, SIDES, VOCAB, largest_difference, refused, small_var, small_vqvae
+from helpers import CLASSES, SIDES, VOCAB, largest_difference, random_tokens, refused, small_var, small_vqvae
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tokenizer.scales import Scales
 from tokenizer.vqvae import VQVAE
-from var.generate import Generated, generate, occurrences
+from var.generate import Generated, Known, generate, in_batches, occurrences
 from var.model import VAR
-from var.sampling import RandomStreams, draw, filter_logits, smooth_choice
+from var.sampling import RandomStreams, draw, filter_logits, guidance_at, guide, smooth_choice
 
 
 def models() -> tuple[VAR, VQVAE]:
@@ -139,6 +142,17 @@ def test_guidance_towards_no_class_changes_nothing() -> None:
     assert torch.equal(a.tokens, b.tokens)
 
 
+@pytest.mark.parametrize(("labels", "rows"), [([CLASSES] * 3, 3), ([CLASSES, 1, CLASSES], 6)])
+def test_rows_are_doubled_only_where_guidance_does_something(labels: list[int], rows: int) -> None:
+    model, vqvae = models()
+    seen, stop = rows_through(model.blocks[0])
+    out = generate(model, vqvae, labels, cfg=2.0)
+    stop()
+    assert seen == [rows] * len(SIDES)
+    plain = generate(model, vqvae, labels, cfg=0.0)
+    assert torch.equal(out.tokens[::2], plain.tokens[::2])  # those of no class
+
+
 def test_modulation_is_computed_once_a_picture() -> None:
     model, vqvae = models()
     seen, stop = rows_through(model.blocks[1].adaln)
@@ -248,3 +262,146 @@ def test_bfloat16_networks_generate(smooth: bool) -> None:
     out = generate(model, vqvae, [0, 1], smooth=smooth)
     assert out.images.dtype == out.f_hats[-1].dtype == torch.float32
     assert torch.equal(out.tokens, generate(model, vqvae, [0, 1], smooth=smooth).tokens)
+
+
+# --- known tokens
+
+
+@cache
+def models_of(sides: tuple[int, ...], shared_adaln: bool) -> tuple[VAR, VQVAE]:
+    return small_var(seed=1, scales=sides, shared_adaln=shared_adaln), small_vqvae(seed=2, scales=sides)
+
+
+def random_mask(batch: int, length: int, share: float, seed: int) -> Tensor:
+    return torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < share
+
+
+any_models = st.builds(models_of, st.sampled_from([(1, 2, 4), (1, 2, 3, 5), (1, 3, 4, 6), (1, 5)]), st.booleans())
+any_seed = st.integers(0, 10**6)
+
+
+@given(any_models, any_seed, st.floats(0, 1), st.sampled_from([0.0, 2.0]), st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_kept_tokens_stay_and_the_others_follow_from_the_final_ones(
+    both: tuple[VAR, VQVAE], seed: int, share: float, cfg: float, smooth: bool
+) -> None:
+    model, vqvae = both
+    labels = [1, CLASSES]
+    tokens = random_tokens(2, model.scales.total, seed=seed)
+    keep = random_mask(2, model.scales.total, share, seed + 1)
+    out = generate(model, vqvae, labels, cfg, 0, 0.0, seed, smooth, known=Known(tokens, keep))
+    assert torch.equal(out.tokens[keep], tokens[keep])
+    if smooth:
+        return  # what follows a scale is drawn to fit its mixtures, not its tokens
+    assert largest_difference(out.images, vqvae.decode(out.tokens)) < 1e-5
+    streams, scales = RandomStreams(seed, labels, [0, 0]), model.scales
+    with torch.no_grad():
+        features = vqvae.quantizer.teacher_forcing_input(out.tokens)
+        conditional = scales.split(model(torch.tensor(labels), features))
+        unconditional = scales.split(model(torch.full((2,), CLASSES), features))
+    parts = zip(conditional, unconditional, scales.split(out.tokens), scales.split(keep), strict=True)
+    for k, (with_label, without, drawn, keep_k) in enumerate(parts):
+        logits = guide(with_label, without, guidance_at(cfg, k, len(scales)))
+        uniform = streams.uniform(drawn.shape[1])
+        # A number next to the border of two tokens may fall on either side of it.
+        low, high = (draw(logits, (uniform + rounding).clamp(0, 1 - 1e-7)) for rounding in (-1e-4, 1e-4))
+        assert ((low <= drawn) & (drawn <= high) | keep_k).all()
+
+
+@given(any_models, any_seed, st.sampled_from([0.0, 2.0]), st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_nothing_kept_is_plain_generation(both: tuple[VAR, VQVAE], seed: int, cfg: float, smooth: bool) -> None:
+    model, vqvae = both
+    tokens = random_tokens(2, model.scales.total, seed=seed)
+    options = {"cfg": cfg, "top_k": 20, "top_p": 0.9, "seed": seed, "smooth": smooth}
+    plain = generate(model, vqvae, [1, 3], **options)
+    out = generate(model, vqvae, [1, 3], **options, known=Known(tokens, torch.zeros_like(tokens, dtype=torch.bool)))
+    assert torch.equal(out.tokens, plain.tokens)
+    assert torch.equal(out.images, plain.images)
+    assert all(torch.equal(a, b) for a, b in zip(out.f_hats, plain.f_hats, strict=True))
+
+
+@given(any_models, any_seed, st.booleans())
+@settings(max_examples=10, deadline=None)
+def test_everything_kept_is_the_tokenizers_picture(both: tuple[VAR, VQVAE], seed: int, smooth: bool) -> None:
+    model, vqvae = both
+    tokens = random_tokens(2, model.scales.total, seed=seed)
+    known = Known(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    out = generate(model, vqvae, [1, 3], cfg=2.0, seed=seed, smooth=smooth, known=known)
+    assert torch.equal(out.tokens, tokens)
+    assert largest_difference(out.images, vqvae.decode(tokens)) < 1e-5
+
+
+@pytest.mark.parametrize("smooth", [False, True])
+def test_known_tokens_change_nothing_before_their_scale(smooth: bool) -> None:
+    model, _ = models()
+    labels, options = list(range(CLASSES)), {"top_k": 0, "top_p": 0.0, "smooth": smooth}
+    plain = sample(labels, **options)
+    tokens, keep = (plain.tokens + 1) % VOCAB, random_mask(CLASSES, model.scales.total, 0.5, seed=4)
+    last = keep & (model.scales.levels() == len(SIDES) - 1)
+    out = sample(labels, **options, known=Known(tokens, last))
+    assert torch.equal(out.tokens, torch.where(last, tokens, plain.tokens))  # the same random numbers elsewhere
+    second = keep & (model.scales.levels() == 1)
+    out = sample(labels, **options, known=Known(tokens, second))
+    assert torch.equal(out.tokens[:, :5], torch.where(second, tokens, plain.tokens)[:, :5])
+    assert not torch.equal(out.tokens[:, 5:], plain.tokens[:, 5:])  # drawn to fit them
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_known_tokens_in_batches(batch_size: int) -> None:
+    model, vqvae = models()
+    labels = [2, 1, 2, CLASSES, 2]
+    known = Known(random_tokens(5, model.scales.total), random_mask(5, model.scales.total, 0.4, seed=1))
+    for given_known in (known, None):
+        whole = generate(model, vqvae, labels, seed=5, cfg=2.0, known=given_known)
+        parts = list(in_batches(model, vqvae, labels, batch_size, given_known, seed=5, cfg=2.0))
+        assert [len(part.tokens) for part in parts[:-1]] == [batch_size] * (len(parts) - 1)
+        assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
+        assert largest_difference(torch.cat([part.images for part in parts]), whole.images) < 1e-4
+
+
+def test_no_batches_of_nothing() -> None:
+    with refused("batch_size=0", "at least 1"):
+        list(in_batches(*models(), [1], 0))
+
+
+def test_known_tokens_are_not_written_to() -> None:
+    tokens, keep = random_tokens(1, 21) - 5, random_mask(1, 21, 0.5, seed=1)
+    keep &= tokens >= 0
+    copies = tokens.clone(), keep.clone()
+    sample([1], known=Known(tokens, keep))
+    assert torch.equal(tokens, copies[0])
+    assert torch.equal(keep, copies[1])
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        Known(random_tokens(1, 20), torch.ones(1, 20, dtype=torch.bool)),
+        Known(random_tokens(1, 21), torch.ones(1, 20, dtype=torch.bool)),
+        Known(random_tokens(2, 21), torch.ones(2, 21, dtype=torch.bool)),
+        Known(random_tokens(1, 21)[0], torch.ones(21, dtype=torch.bool)),
+    ],
+)
+def test_known_tokens_of_another_shape_are_refused(known: Known) -> None:
+    with refused(str(tuple(known.tokens.shape)), "(1, 21) needed"):
+        sample([1], known=known)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
+def test_what_is_kept_must_be_booleans(dtype: torch.dtype) -> None:
+    with refused(str(dtype), "booleans"):
+        sample([1], known=Known(random_tokens(1, 21), torch.ones(1, 21, dtype=dtype)))
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB, 10**9])
+def test_kept_tokens_outside_the_codebook_are_refused(token: int) -> None:
+    tokens, keep = random_tokens(1, 21), random_mask(1, 21, 0.5, seed=1)
+    kept, others = keep[0].nonzero()[0, 0], (~keep)[0].nonzero()[0, 0]
+    expected = sample([1], known=Known(tokens, keep)).tokens
+    without_meaning = tokens.clone()
+    without_meaning[0, others] = token
+    assert torch.equal(sample([1], known=Known(without_meaning, keep)).tokens, expected)
+    tokens[0, kept] = token
+    with refused(f"0..{VOCAB - 1}", "codebook"):
+        sample([1], known=Known(tokens, keep))

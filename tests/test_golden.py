@@ -22,9 +22,10 @@ from helpers import (
 
 from tokenizer.vqvae import VQVAE
 from var.convert import load_official, load_official_tokenizer, to_official
-from var.generate import generate
+from var.generate import Generated, Known, generate
+from var.holes import keep_at_scales
 from var.model import VAR
-from var.sampling import filter_logits
+from var.sampling import filter_logits, guidance_at, guide
 
 TOLERANCE = 1e-4
 FILTERS = ((0, 0.0), (7, 0.0), (0, 0.9), (5, 0.5), (20, 0.8))
@@ -75,6 +76,33 @@ def test_greedy_tokens(name: str) -> None:
     vqvae, model, io = from_fixture(name)
     drawn = generate(model, vqvae, io["greedy_labels"], cfg=1.5, top_k=1, top_p=0.0)
     assert torch.equal(drawn.tokens, io["greedy_tokens"])
+
+
+def known_of_edit(vqvae: VQVAE, io: Tensors) -> Known:
+    """For both rows, the tokens of image 0 outside the hole."""
+    keep = keep_at_scales(io["edit_mask"].bool(), vqvae.scales)
+    return Known(io["tokens"][:1].expand(2, -1), keep.expand(2, -1))
+
+
+def greedy_edit(vqvae: VQVAE, model: VAR, io: Tensors) -> Generated:
+    return generate(model, vqvae, io["edit_labels"], cfg=1.5, top_k=1, top_p=0.0, known=known_of_edit(vqvae, io))
+
+
+@both_models
+@torch.no_grad()
+def test_greedy_edit(name: str) -> None:
+    vqvae, model, io = from_fixture(name)
+    known, drawn = known_of_edit(vqvae, io), greedy_edit(vqvae, model, io).tokens
+    assert known.keep.any()
+    assert not known.keep.all()
+    assert torch.equal(drawn, torch.where(known.keep, known.tokens, io["edit_sampled_tokens"]))
+    # Where tokens are kept, what would have been drawn is in the golden file too, and follows from the final tokens.
+    features = vqvae.quantizer.teacher_forcing_input(drawn)
+    null = torch.full_like(io["edit_labels"], model.config.num_classes)
+    strength = torch.tensor([guidance_at(1.5, k, len(GOLDEN_SCALES)) for k in range(len(GOLDEN_SCALES))])
+    strength = strength[vqvae.scales.levels()][:, None]
+    logits = guide(model(io["edit_labels"], features), model(null, features), strength)
+    assert torch.equal(logits.argmax(dim=-1), io["edit_sampled_tokens"])
 
 
 @both_models
@@ -138,6 +166,13 @@ def test_greedy_picture() -> None:
     )
     assert torch.equal(drawn.tokens, io["greedy_tokens"])
     assert largest_difference((drawn.images + 1) / 2, io["greedy_image"]) < TOLERANCE
+
+
+@needs_golden
+def test_edited_picture() -> None:
+    vae, var, io = from_golden("var_small")
+    drawn = greedy_edit(*load_official(vae, var, GOLDEN_SCALES), io)
+    assert largest_difference((drawn.images + 1) / 2, io["edit_image"]) < TOLERANCE
 
 
 @torch.no_grad()

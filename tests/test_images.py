@@ -1,5 +1,9 @@
 """Between pictures and tensors."""
 
+import struct
+import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,19 @@ import torch
 from helpers import largest_difference, normal, refused
 from PIL import Image
 
-from var.images import enlarge, grid, resize_and_crop, save_picture, to_pil, to_rgb, to_tensor
+from var.images import (
+    FORMATS,
+    MAX_PIXELS,
+    enlarge,
+    grid,
+    loaded,
+    open_picture,
+    resize_and_crop,
+    save_picture,
+    to_pil,
+    to_rgb,
+    to_tensor,
+)
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -140,3 +156,107 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with refused(str(tmp_path / "file" / "a.png"), "cannot write"):
         save_picture(tmp_path / "file" / "a.png", noise(2, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+# --- reading
+
+
+@pytest.fixture
+def no_warnings(recwarn: pytest.WarningsRecorder, capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """Nothing but the error is told."""
+    warnings.simplefilter("always")
+    yield
+    assert [str(warning.message) for warning in recwarn] == []
+    assert capfd.readouterr() == ("", "")
+
+
+def bomb(path: Path, width: int, height: int) -> Path:
+    """A PNG whose header claims a size, with next to nothing behind it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 10)) + chunk(b"IEND", b""))
+    return path
+
+
+@pytest.mark.parametrize("file_format", FORMATS)
+def test_pictures_are_read_as_they_are(file_format: str, tmp_path: Path) -> None:
+    image = noise(12, 10)
+    image = image.convert("P") if file_format == "GIF" else image
+    image.save(tmp_path / "a", file_format, **({"lossless": True} if file_format == "WEBP" else {}))
+    read = open_picture(tmp_path / "a")
+    assert (read.mode, read.size) == (image.mode, (12, 10))
+    (tmp_path / "a").unlink()  # all of it has been read
+    if file_format != "JPEG":
+        assert np.array_equal(np.asarray(to_rgb(read)), np.asarray(image.convert("RGB")))
+
+
+def test_a_file_may_be_given_as_text_and_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise(2, 2).save(tmp_path / "a.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_picture("~/a.png").size == open_picture(str(tmp_path / "a.png")).size == (2, 2)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP"])
+def test_which_way_is_up_survives_reading(file_format: str, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = gradient(16, 8)
+    image.save(tmp_path / "turned", file_format, exif=exif, quality=100)
+    upright = np.asarray(to_rgb(open_picture(tmp_path / "turned"))).astype(int)
+    assert upright.shape == (16, 8, 3)
+    assert np.abs(upright - np.rot90(np.asarray(image), -1)).max() < 5
+
+
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize("name", ["none.png", "none/none.png", "", "folder"])
+def test_files_that_are_not_there(name: str, tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with refused(str(tmp_path / name), "cannot read"):
+        open_picture(tmp_path / name)
+
+
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize("content", [b"", b"hello\nworld\n", b"\x89PNG", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\0" * 1000])
+def test_files_that_are_no_pictures(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with refused(str(tmp_path / "a.png"), "not an image", "JPEG, PNG, WEBP"):
+        open_picture(tmp_path / "a.png")
+
+
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_truncated_pictures(file_format: str, share: float, tmp_path: Path) -> None:
+    noise(60, 60).save(tmp_path / "a", file_format)
+    content = (tmp_path / "a").read_bytes()
+    (tmp_path / "a").write_bytes(content[: int(share * len(content))])
+    with refused(str(tmp_path / "a")):
+        open_picture(tmp_path / "a")
+
+
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize("size", [(20000, 20000), (100000, 100000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1)])
+def test_decompression_bombs(size: tuple[int, int], tmp_path: Path) -> None:
+    with refused(str(tmp_path / "bomb.png"), "pixels"):
+        open_picture(bomb(tmp_path / "bomb.png", *size))
+
+
+@pytest.mark.usefixtures("no_warnings")
+@pytest.mark.parametrize("size", [(8193, 8192), (10000, 10000), (13000, 13000), (1, MAX_PIXELS + 1)])
+def test_pictures_too_large_to_edit_are_refused_before_they_are_read(size: tuple[int, int], tmp_path: Path) -> None:
+    with refused(str(tmp_path / "large.png"), f"{size[0]}x{size[1]} px", f"{MAX_PIXELS:,} pixels", "reduce it"):
+        open_picture(bomb(tmp_path / "large.png", *size))
+
+
+def test_an_image_that_is_loaded(tmp_path: Path) -> None:
+    image = noise(5, 4)
+    assert loaded(image) is image
+    with refused("the image has 8193x8192 px"):
+        loaded(Image.open(bomb(tmp_path / "large.png", 8193, 8192)))
+    image.save(tmp_path / "a.png")
+    (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])
+    with Image.open(tmp_path / "b.png") as lazy, refused("cannot read the image"):
+        loaded(lazy)

@@ -4,19 +4,24 @@ import json
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import SIDES, refused, small_var, small_vqvae
+from helpers import CLASSES, SIDES, VOCAB, refused, small_var, small_vqvae
 from PIL import Image
 from tiny import NAMES, tiny_pipeline
 
 import var
+from tokenizer.scales import SCALES_256, SCALES_512
+from var.edit import redraw, upscale
 from var.generate import generate
-from var.images import to_pil
-from var.pipeline import PipelineOutput, VARPipeline, find_folder
+from var.images import to_pil, to_rgb
+from var.pipeline import CFG, Edited, PipelineOutput, VARPipeline, find_folder
 from var.presets import SHIPPED
+from var.windows import around, sliding, whole
 
 
 @pytest.fixture
@@ -175,6 +180,261 @@ def test_reconstruction_is_encode_and_decode_and_leaves_the_image_alone(pipe: VA
     expected = to_pil(pipe.vqvae.decode(pipe.vqvae.encode(tensor)))
     assert pipe.reconstruct(image).tobytes() == expected[0].tobytes()
     assert (image.tobytes(), dict(image.getexif())) == before
+
+
+# --- editing
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def in_mode(mode: str, size: tuple[int, int] = (20, 14)) -> Image.Image:
+    """Noise in a mode; what may be transparent is so in places."""
+    values = np.random.default_rng(1).integers(0, 256, (*size[::-1], 4), dtype=np.uint8)
+    if mode == "I;16":
+        return Image.fromarray(values[..., 0].astype(np.uint16) * 256)
+    if mode == "turned":  # a quarter turn, as cameras note it
+        exif, file = Image.Exif(), BytesIO()
+        exif[0x0112] = 6
+        Image.fromarray(values[..., :3]).save(file, "PNG", exif=exif)
+        return Image.open(file)
+    return Image.fromarray(values, "RGBA") if mode == "RGBA" else Image.fromarray(values[..., :3]).convert(mode)
+
+
+MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "turned")
+
+BOX = (5, 4, 12, 9)
+
+
+def hole_of(size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
+    hole = np.zeros(size[::-1], dtype=bool)
+    hole[box[1] : box[3], box[0] : box[2]] = True
+    return hole
+
+
+def beyond(hole: np.ndarray, pixels: int) -> np.ndarray:
+    """Where no pixel of the hole is so near, along rows, columns or both."""
+    near = np.zeros_like(hole)
+    for y, x in np.argwhere(hole):
+        near[max(y - pixels, 0) : y + pixels + 1, max(x - pixels, 0) : x + pixels + 1] = True
+    return ~near
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("way", ["inpaint", "edit"])
+def test_what_is_kept_of_a_picture_of_any_mode_stays_bit_for_bit(pipe: VARPipeline, mode: str, way: str) -> None:
+    image = in_mode(mode)
+    rgb = to_rgb(image)
+    before = image.tobytes(), dict(image.getexif())
+    out = pipe.inpaint(image, BOX, num=2) if way == "inpaint" else pipe.edit(image, BOX, "red fox", num=2)
+    assert (image.tobytes(), dict(image.getexif())) == before
+    assert rgb.size == ((14, 20) if mode == "turned" else (20, 14))
+    assert np.array_equal(np.asarray(out.picture), np.asarray(rgb))
+    assert np.array_equal(out.hole, hole_of(rgb.size, BOX))
+    assert len(out.images) == 2
+    for result in out.images:
+        assert (result.mode, result.size) == ("RGB", rgb.size)
+        changed = (np.asarray(result) != np.asarray(rgb)).any(axis=-1)
+        assert changed[out.hole].mean() > 0.5
+        assert not changed[beyond(out.hole, 2)].any()  # 14 px show 4 tokens, and the feather is half of one
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_room_and_fine_detail_for_pictures_of_any_mode(pipe: VARPipeline, mode: str) -> None:
+    image = in_mode(mode)
+    out = pipe.outpaint(image, left=3, bottom=4, feather=0.0)
+    rgb = to_rgb(image)
+    assert out.images[0].size == (rgb.width + 3, rgb.height + 4)
+    assert out.images[0].crop((3, 0, rgb.width + 3, rgb.height)).tobytes() == rgb.tobytes()
+    small = pipe.upscale(in_mode(mode, (6, 3)))
+    assert small.images[0].size == ((4, 8) if mode == "turned" else (8, 4))
+    assert np.array_equal(np.asarray(small.picture), np.asarray(to_rgb(in_mode(mode, (6, 3)))))
+    assert small.hole.all()
+
+
+def test_masks_of_every_kind_say_the_same(pipe: VARPipeline) -> None:
+    image, hole = noise(20, 14), hole_of((20, 14), BOX)
+    cut = Image.new("RGBA", (20, 14), (255, 255, 255, 0))
+    cut.paste("white", BOX)
+    masks = (BOX, [BOX], [BOX, (5, 4, 6, 5)], hole, Image.fromarray(hole), Image.fromarray(hole).convert("RGB"), cut)
+    assert len({pipe.inpaint(image, mask).images[0].tobytes() for mask in masks}) == 1
+
+
+@pytest.mark.parametrize("size", [(8, 8), (20, 14), (9, 31)])
+@pytest.mark.parametrize("label", [None, 3])
+def test_what_is_in_the_hole_does_not_leak(pipe: VARPipeline, size: tuple[int, int], label: int | None) -> None:
+    image, box = noise(*size), (1, 2, 7, 7)
+    other = image.copy()
+    other.paste(noise(6, 5, seed=1), box[:2])
+    for options in ({}, {"composite": False}, {"context": 1.2, "dilate": 0, "feather": 3.0}):
+        one, same = (pipe.inpaint(picture, box, label, num=2, **options) for picture in (image, other))
+        assert pixels(one.images) == pixels(same.images)
+    leaks = [pipe.inpaint(picture, box, label, hide=False, dilate=0, context=1.0) for picture in (image, other)]
+    assert pixels(leaks[0].images) != pixels(leaks[1].images)
+
+
+@pytest.mark.parametrize("mask", [[], Image.new("L", (20, 14)), np.zeros((14, 20), dtype=bool)])
+def test_an_empty_hole(pipe: VARPipeline, mask: Any) -> None:
+    image = noise(20, 14)
+    out = pipe.inpaint(image, mask, num=2)
+    assert pixels(out.images) == [image.tobytes()] * 2
+    assert not out.hole.any()
+
+
+@pytest.mark.parametrize("side", [8, 5, 23])
+def test_an_empty_hole_without_composite_is_the_reconstruction(pipe: VARPipeline, side: int) -> None:
+    image = noise(side, side)
+    (result,) = pipe.inpaint(image, [], composite=False).images
+    expected = pipe.reconstruct(image).resize((side, side), Image.Resampling.LANCZOS)
+    assert np.abs(np.asarray(result).astype(int) - np.asarray(expected)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"cfg": 1.0, "top_k": 5, "top_p": 0.5, "seed": 9}, {"smooth": True, "seed": 2}]
+)
+def test_a_hole_all_over_is_what_the_model_draws(pipe: VARPipeline, options: dict[str, Any]) -> None:
+    image, everywhere = noise(8, 8), (0, 0, 8, 8)
+    assert pixels(pipe.inpaint(image, everywhere, 3, num=3, **options).images) == pixels(pipe(3, 3, **options).images)
+    assert pixels(pipe.edit(image, everywhere, "3", num=3, **options).images) == pixels(pipe(3, 3, **options).images)
+    plain = generate(pipe.model, pipe.vqvae, [CLASSES] * 2, **({"cfg": CFG} | options))
+    assert pixels(pipe.inpaint(image, everywhere, num=2, **options).images) == pixels(to_pil(plain.images))
+
+
+def test_edits_are_redraw_through_their_windows(pipe: VARPipeline) -> None:
+    """What each passes on."""
+    image, hole = noise(20, 14), hole_of((20, 14), BOX)
+    options: dict[str, Any] = {"cfg": 1.0, "seed": 4, "top_k": 3, "dilate": 0, "match": False, "feather": 0.5}
+
+    def expected(hole: np.ndarray, windows: Any, labels: list[int], canvas: Image.Image = image) -> list[bytes]:
+        return pixels(redraw(pipe.model, pipe.vqvae, canvas, hole, windows, labels, **options))
+
+    none = [CLASSES] * 2
+    assert pixels(pipe.inpaint(image, BOX, num=2, **options).images) == expected(hole, [around(hole)], none)
+    close = expected(hole, [around(hole, 1.5)], [0])
+    assert pixels(pipe.inpaint(image, BOX, 0, context=1.5, **options).images) == close
+    assert pixels(pipe.edit(image, BOX, "red fox", context=1.5, **options).images) == close
+    out = pipe.outpaint(image, right=6, label=3, num=2, method="shrink", **options)
+    assert pixels(out.images) == expected(out.hole, [whole((26, 14))], [3, 3], out.picture)
+    out = pipe.outpaint(image, right=6, num=2, method="slide", **options)
+    assert pixels(out.images) == expected(out.hole, sliding(out.hole, 14), none, out.picture)
+    small, few = noise(5, 3), {"cfg": 1.0, "seed": 4, "top_k": 3}
+    out = pipe.upscale(small, 3, num=2, num_scales=1, consistent=False, **few)
+    assert pixels(out.images) == pixels(upscale(pipe.model, pipe.vqvae, small, [3, 3], 1, False, **few))
+
+
+@pytest.mark.parametrize("way", ["inpaint", "shrink", "slide", "upscale"])
+def test_class_seed_and_number_make_the_result(pipe: VARPipeline, way: str) -> None:
+    with torch.no_grad():
+        pipe.model.head.weight.mul_(0.3)  # less sure of its tokens
+
+    def results(**options: Any) -> list[bytes]:
+        image = noise(7, 6)
+        options = {"top_k": 0, "top_p": 0.0, "cfg": 6.0} | options
+        if way == "inpaint":
+            out: Edited = pipe.inpaint(image, (1, 0, 6, 5), **options)
+        elif way == "upscale":
+            out = pipe.upscale(image, num_scales=1, **options)
+        else:
+            out = pipe.outpaint(image, right=5, top=4, method=way, **options)
+        return pixels(out.images)
+
+    three = results(num=3, label=3)
+    assert len(set(three)) == 3
+    assert results(num=1, label="3") == three[:1]
+    assert results(num=2, label=3, seed=0) == three[:2]
+    others = [results(label=3, seed=1), results(label=0), results()]
+    assert len({*three, *(other[0] for other in others)}) == 6
+
+
+@pytest.mark.parametrize("method", ["auto", "shrink", "slide"])
+@pytest.mark.parametrize("room", [(4, 0, 0, 0), (0, 3, 0, 5), (20, 0, 9, 1)])
+def test_outpainting_leaves_the_picture_where_it_is(
+    pipe: VARPipeline, method: str, room: tuple[int, int, int, int]
+) -> None:
+    image, (left, right, top, bottom) = noise(13, 9), room
+    out = pipe.outpaint(image, *room, method=method, feather=1.0)
+    size = (13 + left + right, 9 + top + bottom)
+    assert out.picture.size == size
+    assert out.hole.sum() == size[0] * size[1] - 13 * 9
+    assert not out.hole[top : top + 9, left : left + 13].any()
+    (result,) = out.images
+    assert result.size == size
+    changed = (np.asarray(result) != np.asarray(out.picture)).any(axis=-1)
+    assert not changed[beyond(out.hole, 1)].any()
+    assert changed[out.hole].mean() > 0.9
+    kept = beyond(out.hole, 1)
+    assert np.array_equal(np.asarray(result)[kept], np.asarray(out.picture)[kept])
+    assert np.asarray(image)[5, 6].tolist() == np.asarray(result)[top + 5, left + 6].tolist()
+
+
+@pytest.mark.parametrize(
+    ("room", "method"),
+    [((0, 8, 0, 0), "shrink"), ((0, 9, 0, 0), "slide"), ((0, 0, 9, 0), "shrink"), ((0, 0, 6, 6), "slide")],
+)
+def test_large_extensions_slide(pipe: VARPipeline, room: tuple[int, int, int, int], method: str) -> None:
+    """10x9 px: until 18, twice the shorter side, it shrinks."""
+    image = noise(10, 9)
+    results = {way: pixels(pipe.outpaint(image, *room, method=way).images) for way in ("auto", "shrink", "slide")}
+    assert results["shrink"] != results["slide"]
+    assert results["auto"] == results[method]
+
+
+@pytest.mark.parametrize("scales", [SCALES_256, SCALES_512])
+def test_every_way_of_editing_works_on_the_presets_ladders(scales: Any) -> None:
+    common: dict[str, Any] = {"scales": scales.sides, "vocab_size": VOCAB, "latent_dim": 4}
+    vqvae = small_vqvae(**common, base_width=4, norm_groups=2, multipliers=(1, 1, 1, 1, 1))
+    pipe = VARPipeline(small_var(**common, depth=1, width=16, heads=2), vqvae)
+    image = noise(60, 40)
+    out = pipe.edit(image, (10, 5, 30, 30), 2)
+    changed = (np.asarray(out.images[0]) != np.asarray(image)).any(axis=-1)
+    assert changed[out.hole].mean() > 0.5
+    assert not changed[beyond(out.hole, 2)].any()  # 40 px show 16 or 32 tokens
+    assert pipe.outpaint(image, left=20).images[0].size == (80, 40)
+    side = vqvae.config.image_side
+    assert side in (256, 512)
+    assert pipe.upscale(image).images[0].size == (side, round(side * 40 / 60))
+
+
+REFUSED: dict[str, tuple[Callable[[VARPipeline], object], tuple[str, ...]]] = {
+    "mask of another size": (
+        lambda pipe: pipe.inpaint(noise(9, 7), Image.new("L", (7, 9))),
+        ("mask has 7x9 px", "picture 9x7 px"),
+    ),
+    "box outside": (lambda pipe: pipe.edit(noise(9, 7), (0, 0, 10, 7), 3), ("box 0,0,10,7", "9x7 px")),
+    "unknown class": (lambda pipe: pipe.edit(noise(20, 14), BOX, "zebra"), ("'zebra' is unknown",)),
+    "class not trained on": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, 2), ("class 2", "knows")),
+    "no results": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, num=0), ("num=0", "at least 1")),
+    "context": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, context=0.5), ("context=0.5",)),
+    "no room": (lambda pipe: pipe.outpaint(noise(20, 14)), ("no extension",)),
+    "room below 0": (lambda pipe: pipe.outpaint(noise(20, 14), left=-1, right=5), ("left=-1",)),
+    "absurd room": (lambda pipe: pipe.outpaint(noise(20, 14), top=10**6), ("20x1000014 px", "too large")),
+    "method": (lambda pipe: pipe.outpaint(noise(20, 14), 5, method="grow"), ("'grow'", "auto, shrink, slide")),
+    "outpaint, class": (lambda pipe: pipe.outpaint(noise(20, 14), 5, label=9), ("class 9 must be in 0..4",)),
+    "outpaint, feather": (lambda pipe: pipe.outpaint(noise(20, 14), 5, feather=-1.0), ("feather=-1.0",)),
+    "upscale, too large": (lambda pipe: pipe.upscale(noise(8, 3)), ("8x3 px", "8x8 px")),
+    "upscale, scales": (lambda pipe: pipe.upscale(noise(4, 3), num_scales=4), ("num_scales=4", "1..3")),
+    "upscale, class": (lambda pipe: pipe.upscale(noise(4, 3), -1), ("class -1",)),
+    "upscale, batch": (lambda pipe: pipe.upscale(noise(4, 3), batch_size=0), ("batch_size=0",)),
+    "damaged image": (lambda pipe: pipe.inpaint(damaged(), BOX), ("cannot read the image",)),
+    "damaged image, outpaint": (lambda pipe: pipe.outpaint(damaged(), 5), ("cannot read the image",)),
+    "damaged image, upscale": (lambda pipe: pipe.upscale(damaged()), ("cannot read the image",)),
+    "damaged mask": (lambda pipe: pipe.inpaint(noise(20, 14), damaged()), ("cannot read the mask",)),
+}
+
+
+def damaged() -> Image.Image:
+    """An image of 20x14 px that Pillow opens, since its header is whole."""
+    file = BytesIO()
+    noise(20, 14).save(file, "PNG")
+    return Image.open(BytesIO(file.getvalue()[:200]))
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_edits_that_cannot_work(pipe: VARPipeline, what: str) -> None:
+    call, parts = REFUSED[what]
+    with refused(*parts):
+        call(pipe)
 
 
 # --- folders

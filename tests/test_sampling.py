@@ -19,6 +19,7 @@ from var.sampling import (
     filter_logits,
     guidance_at,
     guide,
+    nth_seed,
     smooth_choice,
 )
 
@@ -269,3 +270,12 @@ def test_streams_leave_the_global_generator_alone() -> None:
 def test_a_negative_seed_is_refused() -> None:
     with refused("seed=-1"):
         RandomStreams(-1, [0], [0])
+
+
+def test_seeds_of_pictures_that_are_drawn_one_after_the_other() -> None:
+    assert [nth_seed(seed, 0) for seed in (0, 7, 2**62)] == [0, 7, 2**62]
+    seeds = [nth_seed(seed, n) for seed in (0, 1, 2) for n in range(5)]
+    assert len(set(seeds)) == 15
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds == [nth_seed(seed, n) for seed in (0, 1, 2) for n in range(5)]
+    assert nth_seed(-1, 3) == -1  # for the streams to refuse

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.generate import Known, SamplingOptions, in_batches
+from var.generate import Known, SamplingOptions, check_batch_size, in_batches
 from var.holes import Hole, continued, keep_at_scales, kept_tokens, opacity
 from var.images import to_pil, to_tensor
 from var.model import VAR
@@ -181,6 +181,7 @@ def complete(
     Returns:
         (B, 3, S, S) in [-1, 1], on the CPU.
     """
+    check_batch_size(batch_size)
     device = model.position.device
     tokens = torch.cat([vqvae.encode(part.to(device)) for part in seen.split(batch_size)])
     known = Known(tokens.expand(len(labels), -1), keep.to(device).expand(len(labels), -1))

@@ -153,13 +153,18 @@ def in_batches(
     Raises:
         InputError: as `generate`, and for a batch_size below 1.
     """
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1")
+    check_batch_size(batch_size)
     indices = occurrences(labels)
     for first in range(0, max(len(labels), 1), batch_size):
         part = slice(first, first + batch_size)
         given = None if known is None else Known(known.tokens[part], known.keep[part])
         yield generate(model, vqvae, labels[part], **options, indices=indices[part], known=given)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise InputError for a batch of nothing."""
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
 
 
 def known_at_scales(known: Known, vqvae: VQVAE, batch: int) -> list[tuple[Tensor, Tensor]]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
-from var.images import to_rgb
+from var.images import loaded, to_rgb
 
 Hole = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are the first ones outside
@@ -24,6 +24,8 @@ Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and
 Mask = Image.Image | Hole | Box | Sequence[Box]  # what tells where a hole is
 
 SMOOTHINGS = 4  # at each size of the image, when a hole is filled smoothly
+
+MASKS = "must be a picture, a boolean array, or boxes of four whole numbers left,top,right,bottom"
 
 KEPT_WHOLE = 3  # scales of at most that many tokens are kept whole where anything of the picture is kept
 
@@ -44,11 +46,15 @@ def read_hole(mask: Mask, size: tuple[int, int]) -> Hole:
             raise InputError(
                 f"a mask array of {mask.dtype} and shape {mask.shape} given: a boolean one of shape {size[::-1]} needed"
             )
-        return mask
+        return mask.copy()
+    if not isinstance(mask, list | tuple):
+        raise InputError(f"a mask of type {type(mask).__name__} given: it {MASKS}")
     try:
-        boxes = np.asarray(mask, dtype=np.int64).reshape(-1, 4)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise InputError(f"mask {mask!r} must be a picture, a boolean array, or boxes of four whole numbers") from error
+        boxes = np.asarray(mask if mask else np.empty((0, 4), dtype=int)).reshape(-1, 4)
+    except ValueError as error:
+        raise InputError(f"mask {mask} {MASKS}") from error
+    if boxes.dtype.kind != "i":
+        raise InputError(f"mask {mask} {MASKS}")
     return box_hole(boxes.tolist(), size)
 
 
@@ -77,9 +83,9 @@ def mask_hole(mask: Image.Image, size: tuple[int, int]) -> Hole:
     Brighter than half of white is white; transparent parts are kept.
 
     Raises:
-        InputError: the mask is of another size.
+        InputError: the mask cannot be read, or is of another size.
     """
-    grey = np.asarray(to_rgb(mask, background="black").convert("L"))
+    grey = np.asarray(to_rgb(loaded(mask, "the mask"), background="black").convert("L"))
     if grey.shape != size[::-1]:
         raise InputError(
             f"the mask has {grey.shape[1]}x{grey.shape[0]} px and the picture {size[0]}x{size[1]} px: give a mask of "

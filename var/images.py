@@ -53,8 +53,10 @@ def loaded(image: Image.Image, name: str = "the image") -> Image.Image:
     """The image with its pixels read, which Pillow puts off until they are needed.
 
     Raises:
-        InputError: damaged, or more than MAX_PIXELS.
+        InputError: damaged, without pixels, or more than MAX_PIXELS.
     """
+    if not image.width * image.height:
+        raise InputError(f"{name} has {image.width}x{image.height} px: give a picture that has pixels")
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height} px"
         raise InputError(f"{name} has {size}: at most {MAX_PIXELS:,} pixels are read; reduce it first")

@@ -360,7 +360,7 @@ class VARPipeline:
     def reconstruct(self, image: Image.Image) -> Image.Image:
         """An image of any size and mode -> its centre square through the tokenizer and back, at the model's side."""
         side = self.vqvae.config.image_side
-        square = to_tensor(resize_and_crop(to_rgb(image), side, side))[None].to(self.model.position.device)
+        square = to_tensor(resize_and_crop(to_rgb(loaded(image)), side, side))[None].to(self.model.position.device)
         return to_pil(self.vqvae.decode(self.vqvae.encode(square)))[0]
 
 

@@ -14,6 +14,7 @@ from tokenizer.errors import InputError
 from var.holes import Hole
 from var.images import MAX_PIXELS
 
+MAX_WINDOWS = 400  # that a picture's extension may take, each as long to draw as a picture
 MAX_GROWTH = 8  # an extended picture is at most that many times as wide and as high
 
 
@@ -73,12 +74,19 @@ def sliding(hole: Hole, side: int) -> Iterator[Window]:
     Args:
         hole: of the picture, with a part that is known.
         side: of the windows, at most that of the picture.
+
+    Raises:
+        InputError: more windows than MAX_WINDOWS.
     """
     known = ~hole
     rows, columns = (np.flatnonzero(known.any(axis=axis)) for axis in (1, 0))
     tops = _stops(int(rows[0]), int(rows[-1]) + 1, hole.shape[0], side)
     lefts = _stops(int(columns[0]), int(columns[-1]) + 1, hole.shape[1], side)
     windows = [Window(left, top, side) for top in tops for left in lefts]
+    if len(windows) > MAX_WINDOWS:
+        raise InputError(
+            f"windows of {side} px take {len(windows)} steps, at most {MAX_WINDOWS}: use the method shrink"
+        )
     while hole.any():
         shares = [through(~hole, window).mean() for window in windows]
         _, window = max((share, window) for share, window in zip(shares, windows, strict=True) if share < 1)
