@@ -1,12 +1,14 @@
 """Write tests/fixtures from ../shared/golden: `PYTHONPATH=. python tests/make_fixtures.py`, when one must change.
 
 golden_tokens: what the token-level golden tests need of the reference implementation's outputs, without the weights of
-the convolutions. own_tokenizer: a small tokenizer of ours with its outputs, from code that reproduces the golden
-pictures; it guards encoder and decoder where ../shared is absent.
+the convolutions. golden_aim: the reference AIM's patch embedding, first block and head. own_tokenizer: a small
+tokenizer of ours with its outputs, from code that reproduces the golden pictures; it guards encoder and decoder where
+../shared is absent.
 """
 
 import json
 import lzma
+import re
 
 import safetensors.torch
 import torch
@@ -36,6 +38,13 @@ def golden_tokens() -> None:
     assert shapes["var_small"] == shapes["var_small_shared_adaln"]
 
 
+def golden_aim() -> None:
+    """One of the two images, and no weights of the later blocks; every block's output stays, as the head reads two."""
+    tensors = read_tensors(GOLDEN / "aim_small.safetensors.xz")
+    kept = {name: value for name, value in tensors.items() if not re.match(r"aim\.trunk\.blocks\.[1-9]", name)}
+    write("golden_aim", safetensors.torch.save(kept | {"io.image": kept["io.image"][:1].contiguous()}))
+
+
 @torch.no_grad()
 def own_tokenizer() -> None:
     vqvae = small_vqvae(seed=3)
@@ -58,4 +67,5 @@ def write(name: str, content: bytes) -> None:
 if __name__ == "__main__":
     FIXTURES.mkdir(exist_ok=True)
     golden_tokens()
+    golden_aim()
     own_tokenizer()

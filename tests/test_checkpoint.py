@@ -9,10 +9,21 @@ import pytest
 import safetensors.torch
 import torch
 from helpers import refused, small_var, small_vqvae
+from tiny_aim import SIZES, small_aim
 from torch import nn
 
 from var import checkpoint
-from var.checkpoint import CONFIG, WEIGHTS, load_tokenizer, load_var, read_config, save_model
+from var.aim import Encoder, EncoderConfig, sine_cosine
+from var.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    load_aim,
+    load_encoder,
+    load_tokenizer,
+    load_var,
+    read_config,
+    save_model,
+)
 from var.files import replacing
 
 
@@ -226,3 +237,59 @@ def test_weights_of_another_size_are_refused(var_folder: Path) -> None:
     (var_folder / CONFIG).write_text(json.dumps(entries))
     with refused("does not fit", "blocks.2."):
         load_var(var_folder)
+
+
+# --- AIM
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_aim_round_trip(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    model = small_aim()
+    save_model(tmp_path / "model", model, dtype=dtype)
+    loaded = load_aim(tmp_path / "model")
+    assert read_config(tmp_path / "model")["model"] == "AIM"
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert torch.equal(loaded.encoder.position, model.encoder.position)  # not stored, and not left without values
+    for name, value in model.state_dict().items():
+        stored = value if dtype is None or not value.is_floating_point() else value.to(dtype).to(value.dtype)
+        assert loaded.state_dict()[name].dtype == value.dtype, name
+        assert torch.equal(loaded.state_dict()[name], stored), name
+
+
+def test_encoder_round_trip(tmp_path: Path) -> None:
+    encoder = Encoder(EncoderConfig(**SIZES))
+    save_model(tmp_path / "model", encoder)
+    loaded = load_encoder(tmp_path / "model")
+    assert read_config(tmp_path / "model")["model"] == "Encoder"
+    assert loaded.config == encoder.config
+    assert equal(loaded, encoder)
+    assert torch.equal(loaded.position, sine_cosine(2, 16))
+    assert not loaded.training
+
+
+def test_the_encoder_of_an_aim_can_be_loaded_and_saved_alone(tmp_path: Path) -> None:
+    model = small_aim()
+    save_model(tmp_path / "aim", model)
+    encoder = load_encoder(tmp_path / "aim")
+    save_model(tmp_path / "encoder", encoder)
+    again = load_encoder(tmp_path / "encoder")
+    assert equal(encoder, model.encoder)
+    assert equal(again, model.encoder)
+    assert again.config == EncoderConfig(**SIZES)
+
+
+def test_what_is_no_aim_or_encoder_is_refused(tmp_path: Path, var_folder: Path) -> None:
+    save_model(tmp_path / "encoder", Encoder(EncoderConfig(**SIZES)))
+    with refused(str(tmp_path / "encoder"), "no probe", "stage probe"):
+        load_aim(tmp_path / "encoder")
+    with refused("'VAR'", "'AIM' is needed"):
+        load_aim(var_folder)
+    with refused("'VAR'", "'Encoder' is needed"):
+        load_encoder(var_folder)
+    save_model(tmp_path / "aim", small_aim())
+    with refused("'AIM'", "'VAR' is needed"):
+        load_var(tmp_path / "aim")
+    for load in (load_aim, load_encoder):
+        with refused("does not exist"):
+            load(tmp_path / "none")

@@ -7,9 +7,21 @@ import torch
 from helpers import refused
 
 from tokenizer.scales import SCALES_256, SCALES_512
+from var.aim import AIMConfig, Encoder, EncoderConfig
 from var.checkpoint import load_tokenizer, load_var
 from var.model import VAR
-from var.presets import RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER, SHIPPED, check_name
+from var.presets import (
+    AIM_RELEASED,
+    AIM_REPOSITORY,
+    AIM_SIZES,
+    RELEASED,
+    RELEASED_REPOSITORY,
+    RELEASED_TOKENIZER,
+    SHIPPED,
+    check_aim_name,
+    check_name,
+    choose_layers,
+)
 
 # Depth, image side, shared AdaLN, and the number of parameters in billions that the paper gives.
 PAPER = {
@@ -49,6 +61,80 @@ def test_known_and_unknown_names() -> None:
     for name in ("var-d17", "", "VAR-D16", "var_d16"):
         with refused(repr(name), "var-mini, var-d16", "var-d36", "model folder"):
             check_name(name)
+
+
+# --- AIM
+
+# Width, blocks, heads, and the number of the encoder's parameters in millions.
+AIM_TABLE = {
+    "aim-tiny": (192, 6, 3, 2.8),
+    "aim-small": (384, 12, 6, 21.5),
+    "aim-base": (768, 12, 12, 85.4),
+    "aim-600M": (1536, 24, 12, 681),
+    "aim-1B": (2048, 24, 16, 1210),
+    "aim-3B": (3072, 24, 24, 2720),
+    "aim-7B": (4096, 32, 32, 6445),
+}
+
+
+@pytest.mark.parametrize("name", AIM_TABLE)
+def test_sizes_of_aim(name: str) -> None:
+    width, depth, heads, millions = AIM_TABLE[name]
+    assert AIM_SIZES[name] == EncoderConfig(224, 14, width, depth, heads, 4.0)
+    with torch.device("meta"):
+        encoder = Encoder(AIM_SIZES[name])
+    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+
+
+def test_released_files_of_aim() -> None:
+    assert [*AIM_SIZES] == [*AIM_TABLE]
+    assert AIM_REPOSITORY == "apple/AIM"
+    assert {name: released.backbone for name, released in AIM_RELEASED.items()} == {
+        "aim-600M": "aim_600m_2bimgs_attnprobe_backbone.pth",
+        "aim-1B": "aim_1b_5bimgs_attnprobe_backbone.pth",
+        "aim-3B": "aim_3b_5bimgs_attnprobe_backbone.pth",
+        "aim-7B": "aim_7b_5bimgs_attnprobe_backbone.pth",
+    }
+    for name, released in AIM_RELEASED.items():
+        assert released.config == AIM_SIZES[name]
+        assert released.repository == f"apple/{name}"
+        assert released.heads == {
+            layers: released.backbone.replace("backbone", f"head_{layers}_layers") for layers in ("last", "best")
+        }
+
+
+@pytest.mark.parametrize(("name", "best"), [("aim-600M", 14), ("aim-1B", 12), ("aim-3B", 12), ("aim-7B", 14)])
+def test_layers_of_released_heads(name: str, best: int) -> None:
+    config = AIM_SIZES[name]
+    assert choose_layers("best", config) == tuple(range(best, best + 6))
+    assert choose_layers("last", config) == tuple(range(config.depth - 6, config.depth))
+    assert (
+        AIMConfig(**config.to_dict(), probe_layers=choose_layers("last", config)).probe_layers[-1] == config.depth - 1
+    )
+
+
+def test_layers_of_small_ones() -> None:
+    config = AIM_SIZES["aim-tiny"]
+    assert choose_layers("last", config) == (0, 1, 2, 3, 4, 5)
+    assert choose_layers([5, 1, 3], config) == (1, 3, 5)
+    with refused("6 blocks of width 192", "aim-600M, aim-1B, aim-3B, aim-7B", "take last"):
+        choose_layers("best", config)
+    with refused("[6]", "0..5"):
+        choose_layers([6], config)
+    for unknown in ("middle", 3, [1.0], ["1"]):
+        with refused(repr(unknown), "last, best"):
+            choose_layers(unknown, config)
+
+
+def test_known_and_unknown_names_of_aim() -> None:
+    for name in AIM_RELEASED:
+        check_aim_name(name)
+    for name in ("aim-tiny", "aim-small", "aim-base"):
+        with refused(name, "no released weights", "train it"):
+            check_aim_name(name)
+    for name in ("aim-600m", "", "var-d16"):
+        with refused(repr(name), "aim-600M, aim-1B, aim-3B, aim-7B"):
+            check_aim_name(name)
 
 
 # --- the shipped model; needs var/models/var-mini

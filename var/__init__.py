@@ -1,11 +1,12 @@
-"""VAR: image generation by next-scale prediction (arXiv 2404.02905)."""
+"""VAR: image generation by next-scale prediction (arXiv 2404.02905); AIM: image features (arXiv 2401.08541)."""
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from var.aim import AIM
     from var.pipeline import VARPipeline
 
-__all__ = ["VARPipeline"]
+__all__ = ["AIM", "VARPipeline"]
 
 
 def __getattr__(name: str) -> object:
@@ -14,4 +15,8 @@ def __getattr__(name: str) -> object:
         from var.pipeline import VARPipeline
 
         return VARPipeline
+    if name == "AIM":
+        from var.aim import AIM
+
+        return AIM
     raise AttributeError(f"module 'var' has no attribute {name!r}")

@@ -5,14 +5,18 @@ B batch, N patches, P side of a patch in pixels, D width, H heads.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import torch
 from einops import rearrange
+from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError, check_types
+from var.device import choose_device, choose_dtype
+from var.images import loaded, resize_and_crop, standardised, to_rgb, to_tensor
 from var.transformer import NORM_EPS, Block, BlockConfig, attend
 
 
@@ -91,6 +95,11 @@ class AIMConfig(EncoderConfig):
         if self.num_classes < 1:
             raise InputError(f"num_classes={self.num_classes} must be at least 1")
 
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Without the probe."""
+        return EncoderConfig(**{field.name: getattr(self, field.name) for field in fields(EncoderConfig)})
+
 
 def check_layers(layers: Sequence[int], depth: int) -> None:
     """Raise InputError unless the layers are blocks of a model of that depth, each named once."""
@@ -99,13 +108,13 @@ def check_layers(layers: Sequence[int], depth: int) -> None:
 
 
 def sine_cosine(side: int, width: int) -> Tensor:
-    """Positions of side x side patches, row by row: (N, D) float32.
+    """Positions of side x side patches, row by row: (N, D) float32 on the CPU.
 
     The first half of the channels comes from the column, the second from the row. Each half holds the sines of the
     coordinate at D / 4 frequencies from 1 down to nearly 1 / 10000, then the cosines.
     """
-    frequencies = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-    angles = torch.arange(side, dtype=torch.float64)[:, None] * frequencies
+    frequencies = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (side, D / 2)
     columns, rows = waves.repeat(side, 1), waves.repeat_interleave(side, dim=0)
     return torch.cat([columns, rows], dim=1)
@@ -213,8 +222,47 @@ class AIM(nn.Module):
     def __init__(self, config: AIMConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config.encoder)
         self.probe = AttentiveProbe(config.width, config.heads, config.num_classes)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        probe_layers: str | Sequence[int] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        backbone_file: str | Path | None = None,
+        head_file: str | Path | None = None,
+    ) -> "AIM":
+        """Load an encoder with its probe, in evaluation mode.
+
+        Args:
+            name: a released model (`aim-600M`, `aim-1B`, `aim-3B`, `aim-7B`: downloaded from the Hugging Face hub and
+                converted once), or a folder that `var.checkpoint.save_model` or training wrote.
+            probe_layers: what the probe reads: "best", "last", or a list of blocks counted from 0; there are released
+                heads for these two. None: the folder's own, that of `head_file`, else "best".
+            device: auto, cpu, cuda, cuda:N or mps.
+            dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+            backbone_file: released encoder file on this machine, or one with encoder and head, for released names.
+            head_file: released head file on this machine, for released names.
+
+        Raises:
+            InputError: unknown name, missing, damaged or foreign files, no connection, layers that the probe does not
+                read, an impossible device or dtype.
+        """
+        from var.released import load_aim_by_name  # finds and converts weights for the classes here, so is above them
+
+        target = choose_device(device)
+        number_type = choose_dtype(dtype, target)
+        return load_aim_by_name(name, probe_layers, backbone_file, head_file).cast(number_type).to(target)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Hold the weights in dtype; the statistics of the probe's norm stay in float32."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return self
 
     def forward(self, images: Tensor) -> AIMOutput:
         """(B, 3, S, S), as `val_transforms` makes them -> logits and features.
@@ -237,3 +285,32 @@ def initialise(encoder: nn.Module) -> None:
             nn.init.trunc_normal_(module.weight, std=0.02)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True)
+class ValTransforms:
+    """See val_transforms."""
+
+    size: int
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An image of any size and mode -> (3, size, size) float32, standardised."""
+        return standardised(to_tensor(resize_and_crop(to_rgb(loaded(image)), round(self.size * 256 / 224), self.size)))
+
+
+def val_transforms(size: int = 224) -> ValTransforms:
+    """From a picture to what the encoder reads: `torch.stack([transform(picture) for picture in pictures])`.
+
+    The short side becomes 256 / 224 of the size, the centre square is kept, and pixels in [0, 1] lose ImageNet's mean
+    and are divided by its standard deviation, so that they lie between -2.12 and 2.64. Resizing is the project's
+    own, Lanczos; the paper does not say which it used.
+
+    Args:
+        size: side of the model's images in pixels.
+
+    Raises:
+        InputError: a size below 1; when called, an image that cannot be read.
+    """
+    if size < 1:
+        raise InputError(f"size={size} must be at least 1")
+    return ValTransforms(size)

@@ -12,6 +12,7 @@ from torch import nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.aim import AIM, AIMConfig, Encoder, EncoderConfig
 from var.files import replacing
 from var.model import VAR, VARConfig
 
@@ -19,20 +20,25 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 def save_model(
-    folder: Path, model: VQVAE | VAR, extra: Mapping[str, Any] | None = None, dtype: torch.dtype | None = None
+    folder: Path,
+    model: VQVAE | VAR | Encoder | AIM,
+    extra: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a model's folder, whole or not at all.
 
     Args:
         folder: created, or replaced.
         extra: more entries for config.json, such as the names of the classes.
-        dtype: type of the stored weights; None keeps the model's.
+        dtype: type of the stored floating-point numbers; None keeps the model's.
 
     Raises:
         InputError: the folder cannot be written.
     """
     config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
-    state = {key: value.detach().to(dtype or value.dtype).contiguous() for key, value in model.state_dict().items()}
+    state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+    if dtype is not None:
+        state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
     with replacing(folder, (CONFIG, WEIGHTS)) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         safetensors.torch.save_file(state, new / WEIGHTS)
@@ -76,6 +82,28 @@ def load_var(folder: Path) -> VAR:
     return _load(folder, VAR, VARConfig)
 
 
+def load_aim(folder: Path) -> AIM:
+    """The encoder with its probe in a folder, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files; an encoder that has no probe yet.
+    """
+    if read_config(folder).get("model") == Encoder.__name__:
+        raise InputError(f"{folder} holds an encoder that has no probe: train one on it (a recipe of stage probe)")
+    return _load(folder, AIM, AIMConfig)
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """The encoder in a folder, which may have a probe beside it, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files.
+    """
+    if read_config(folder).get("model") == AIM.__name__:
+        return load_aim(folder).encoder
+    return _load(folder, Encoder, EncoderConfig)
+
+
 def _load(folder: Path, kind: type, config_type: type) -> Any:
     entries = read_config(folder)
     if entries.get("model") != kind.__name__:
@@ -95,5 +123,7 @@ def _load(folder: Path, kind: type, config_type: type) -> Any:
         raise InputError(
             f"{folder / WEIGHTS} does not fit {CONFIG}: {len(wrong)} tensors differ, the first is {wrong[0]}"
         )
-    model.load_state_dict({key: value.float() for key, value in state.items()}, strict=True, assign=True)
+    # Numbers that are counts in the model are read as they are, all others as float32, whatever they were stored as.
+    state = {key: value.to(expected[key].dtype) for key, value in state.items()}
+    model.load_state_dict(state, strict=True, assign=True)
     return model.eval()

@@ -1,10 +1,12 @@
-"""Released VAR files <-> our modules: a map of key names, strict in both directions.
+"""Released VAR and AIM files <-> our modules: maps of key names, strict in both directions.
 
-The released files come from the reference implementation of arXiv 2404.02905. Sizes are read off the tensors.
+The released files come from the reference implementations of arXiv 2404.02905 and 2401.08541. Sizes are read off the
+tensors.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -12,8 +14,10 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.scales import SCALES_256, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.aim import AIM, AIMConfig, EncoderConfig
 from var.masks import block_causal
 from var.model import VAR, VARConfig
+from var.presets import AIM_RELEASED, choose_layers
 
 StateDict = Mapping[str, Tensor]
 
@@ -52,6 +56,23 @@ _BLOCK_KEYS = {
 _TOKENIZER_KEYS = {
     "quantizer.codebook.weight": "quantize.embedding.weight",
     "quantizer.usage": "quantize.ema_vocab_hit_SV",
+}
+_AIM_PARTS = {
+    "encoder.patchify": "preprocessor.patchifier.proj",
+    "encoder.patch_norm": "preprocessor.patchifier.norm",
+    "encoder.norm": "trunk.post_trunk_norm",
+    "probe.norm": "head.bn",
+    "probe.key": "head.k",
+    "probe.value": "head.v",
+    "probe.classify": "head.linear",
+}
+_AIM_BLOCK_PARTS = {
+    "norm_attention": "norm_1",
+    "attention.qkv": "attn.qkv",
+    "attention.proj": "attn.proj",
+    "norm_mlp": "norm_2",
+    "mlp.up": "mlp.fc1",
+    "mlp.down": "mlp.fc2",
 }
 
 
@@ -94,6 +115,16 @@ def official_var_key(key: str) -> str:
     if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
         return f"blocks.{match[1]}.{_BLOCK_KEYS[match[2]]}"
     return _VAR_KEYS[key]
+
+
+def official_aim_key(key: str) -> str:
+    """The released name of one of AIM's parameters or buffers."""
+    if key == "probe.query":
+        return "head.cls_token"
+    part, _, tensor = key.rpartition(".")
+    if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", part):
+        return f"trunk.blocks.{match[1]}.{_AIM_BLOCK_PARTS[match[2]]}.{tensor}"
+    return f"{_AIM_PARTS[part]}.{tensor}"
 
 
 def _derived_buffers(model: VAR) -> dict[str, Tensor]:
@@ -217,6 +248,73 @@ def to_official(vqvae: VQVAE, model: VAR) -> tuple[dict[str, Tensor], dict[str, 
     return vae_state, var_state | _derived_buffers(model)
 
 
+def aim_config(
+    state: StateDict, img_size: int | None, num_heads: int | None, probe_layers: str | Sequence[int]
+) -> AIMConfig:
+    """Sizes of a released AIM, read off its tensors; for the arguments see load_official_aim.
+
+    Raises:
+        InputError: a tensor that tells a size is missing, or a number of heads that nothing tells.
+    """
+    width, _, _, patch_size = _shape(state, "preprocessor.patchifier.proj.weight", 4)
+    encoder = EncoderConfig(
+        image_size=EncoderConfig.image_size if img_size is None else img_size,
+        patch_size=patch_size,
+        width=width,
+        depth=_count(state, r"trunk\.blocks\.(\d+)\."),
+        heads=_released_heads(width) if num_heads is None else num_heads,
+        mlp_ratio=_shape(state, "trunk.blocks.0.mlp.fc1.weight", 2)[0] / width,
+    )
+    return AIMConfig(
+        **asdict(encoder),
+        probe_layers=choose_layers(probe_layers, encoder),
+        num_classes=_shape(state, "head.linear.weight", 2)[0],
+    )
+
+
+def _released_heads(width: int) -> int:
+    known = {released.config.width: released.config.heads for released in AIM_RELEASED.values()}
+    if width not in known:
+        raise InputError(
+            f"no tensor tells the number of heads, and no released model has width {width} "
+            f"({', '.join(map(str, known))} are known): pass num_heads"
+        )
+    return known[width]
+
+
+def load_official_aim(
+    state_dict: StateDict,
+    img_size: int | None = None,
+    num_heads: int | None = None,
+    probe_layers: str | Sequence[int] = "last",
+) -> AIM:
+    """Our AIM with the weights of a released backbone and head, in float32 and evaluation mode.
+
+    Tensors that are float32 already are used as they are, not copied.
+
+    Args:
+        state_dict: of backbone and head together.
+        img_size: side of the images in pixels; positions follow from it. None: 224.
+        num_heads: None: that of the released model of this width.
+        probe_layers: the blocks that the head was trained on, which no tensor tells: "last" for the last six, "best"
+            for those of the paper, or a list of blocks counted from 0.
+
+    Raises:
+        InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently; a number of heads
+            or layers that are not known for these sizes.
+    """
+    config = aim_config(state_dict, img_size, num_heads, probe_layers)
+    with torch.device("meta"):
+        model = AIM(config)
+    _load(model, state_dict, {key: official_aim_key(key) for key in model.state_dict()}, derived={})
+    return model
+
+
+def to_official_aim(model: AIM) -> dict[str, Tensor]:
+    """The inverse of load_official_aim: a state dict with the released files' names and shapes."""
+    return {official_aim_key(key): value for key, value in model.state_dict().items()}
+
+
 def _load(module: torch.nn.Module, state: StateDict, names: dict[str, str], derived: StateDict) -> None:
     missing = sorted(set(names.values()) - set(state))
     unknown = sorted(set(state) - set(names.values()) - set(derived))
@@ -236,7 +334,7 @@ def _load(module: torch.nn.Module, state: StateDict, names: dict[str, str], deri
         value = state[name]
         if value.numel() != ours[key].numel() or value.squeeze().shape != ours[key].squeeze().shape:
             raise InputError(f"{name} has shape {tuple(value.shape)}, {tuple(ours[key].shape)} expected")
-        converted[key] = value.reshape(ours[key].shape).to(torch.float32)
+        converted[key] = value.reshape(ours[key].shape).to(ours[key].dtype)
     module.load_state_dict(converted, strict=True, assign=True)
     module.eval().requires_grad_(True)
 
@@ -244,7 +342,7 @@ def _load(module: torch.nn.Module, state: StateDict, names: dict[str, str], deri
 def _shape(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
     """The shape of a tensor that tells sizes."""
     if key not in state:
-        raise InputError(f"not a released VAR or tokenizer file: the key {key!r} is missing")
+        raise InputError(f"not a released file: the key {key!r} is missing")
     if state[key].ndim != dimensions:
         raise InputError(f"{key} has {state[key].ndim} dimensions, {dimensions} expected: not a released file")
     return tuple(state[key].shape)

@@ -1,10 +1,12 @@
-"""The models that have a name: the one shipped here and the released ones."""
+"""The models that have a name: the one shipped here, the released ones, and sizes of AIM to train."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizer.errors import InputError
 from tokenizer.scales import SCALES_512
+from var.aim import EncoderConfig, check_layers
 from var.model import VARConfig
 
 SHIPPED = {"var-mini": Path(__file__).parent / "models" / "var-mini"}
@@ -37,3 +39,110 @@ def check_name(name: str) -> None:
     if name not in SHIPPED and name not in RELEASED:
         known = ", ".join([*SHIPPED, *RELEASED])
         raise InputError(f"model {name!r} is neither a folder nor a known name: give a model folder, or one of {known}")
+
+
+AIM_REPOSITORY = "apple/AIM"  # backbones, and two heads for each
+PROBED = 6  # blocks, the mean of whose outputs a released head reads
+
+
+@dataclass(frozen=True)
+class ReleasedAIM:
+    """An encoder of the AIM paper: its sizes and its files.
+
+    Attributes:
+        config: sizes.
+        best: the blocks whose features classify ImageNet best, as the paper found.
+        files: what the names of its files in AIM_REPOSITORY begin with.
+        repository: of one file with both the backbone and a head.
+    """
+
+    config: EncoderConfig
+    best: tuple[int, ...]
+    files: str
+    repository: str
+
+    @property
+    def backbone(self) -> str:
+        """The encoder's file."""
+        return f"{self.files}_backbone.pth"
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """The files of the two heads, by the name of what they read."""
+        return {layers: f"{self.files}_head_{layers}_layers.pth" for layers in ("last", "best")}
+
+
+AIM_RELEASED = {
+    "aim-600M": ReleasedAIM(
+        EncoderConfig(width=1536, depth=24, heads=12),
+        tuple(range(14, 20)),
+        "aim_600m_2bimgs_attnprobe",
+        "apple/aim-600M",
+    ),
+    "aim-1B": ReleasedAIM(
+        EncoderConfig(width=2048, depth=24, heads=16),
+        tuple(range(12, 18)),
+        "aim_1b_5bimgs_attnprobe",
+        "apple/aim-1B",
+    ),
+    "aim-3B": ReleasedAIM(
+        EncoderConfig(width=3072, depth=24, heads=24),
+        tuple(range(12, 18)),
+        "aim_3b_5bimgs_attnprobe",
+        "apple/aim-3B",
+    ),
+    "aim-7B": ReleasedAIM(
+        EncoderConfig(width=4096, depth=32, heads=32),
+        tuple(range(14, 20)),
+        "aim_7b_5bimgs_attnprobe",
+        "apple/aim-7B",
+    ),
+}
+
+AIM_SIZES = {  # the first three are for small machines, and have no released weights
+    "aim-tiny": EncoderConfig(width=192, depth=6, heads=3),  # 2.8 M parameters
+    "aim-small": EncoderConfig(width=384, depth=12, heads=6),  # 21 M
+    "aim-base": EncoderConfig(width=768, depth=12, heads=12),  # 85 M
+    **{name: released.config for name, released in AIM_RELEASED.items()},
+}
+
+
+def choose_layers(layers: str | Sequence[int], config: EncoderConfig) -> tuple[int, ...]:
+    """The blocks that a probe reads, counted from 0, in ascending order.
+
+    Args:
+        layers: "last" for the last six, "best" for those that the paper found best, or the blocks themselves.
+        config: of the encoder.
+
+    Raises:
+        InputError: another word, a block that there is not, "best" of sizes that the paper does not have.
+    """
+    if layers == "last":
+        return tuple(range(max(config.depth - PROBED, 0), config.depth))
+    if layers == "best":
+        return _best_layers(config)
+    if not isinstance(layers, list | tuple | range) or not all(type(layer) is int for layer in layers):
+        raise InputError(f"probe_layers={layers!r} is unknown: take last, best, or a list of blocks")
+    check_layers(layers, config.depth)
+    return tuple(sorted(layers))
+
+
+def _best_layers(config: EncoderConfig) -> tuple[int, ...]:
+    for released in AIM_RELEASED.values():
+        if (released.config.width, released.config.depth) == (config.width, config.depth):
+            return released.best
+    raise InputError(
+        f"the best layers are known of {', '.join(AIM_RELEASED)}, not of {config.depth} blocks of width "
+        f"{config.width}: take last, or a list of blocks"
+    )
+
+
+def check_aim_name(name: str) -> None:
+    """Raise InputError unless the name is one of a released AIM."""
+    if name in AIM_RELEASED:
+        return
+    if name in AIM_SIZES:
+        raise InputError(f"{name} has no released weights: train it (a recipe of stage aim) and give the model folder")
+    raise InputError(
+        f"model {name!r} is neither a folder nor a known name: give a model folder, or one of {', '.join(AIM_RELEASED)}"
+    )

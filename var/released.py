@@ -1,7 +1,9 @@
 """Released weights: found in a folder or downloaded, converted once, kept as a folder of ours."""
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -12,9 +14,26 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.convert import load_official
+from var.aim import AIM, EncoderConfig
+from var.checkpoint import CONFIG, WEIGHTS, load_aim, save_model
+from var.convert import load_official, load_official_aim
 from var.model import VAR
-from var.presets import RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER
+from var.presets import (
+    AIM_RELEASED,
+    AIM_REPOSITORY,
+    RELEASED,
+    RELEASED_REPOSITORY,
+    RELEASED_TOKENIZER,
+    ReleasedAIM,
+    check_aim_name,
+    choose_layers,
+)
+
+Layers = str | Sequence[int] | None  # that a probe reads, as users ask for them
+
+
+class UnreachableError(InputError):
+    """The hub did not answer."""
 
 
 def cache_folder() -> Path:
@@ -36,8 +55,9 @@ def load_released(name: str, vae_file: Path | None = None, var_file: Path | None
         InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch.
     """
     preset = RELEASED[name]
-    vae_file = vae_file or find(RELEASED_TOKENIZER, name)
-    var_file = var_file or find(preset.file, name)
+    files = (RELEASED_TOKENIZER, preset.file)
+    vae_file = vae_file or find(RELEASED_TOKENIZER, RELEASED_REPOSITORY, files)
+    var_file = var_file or find(preset.file, RELEASED_REPOSITORY, files)
     vae_state, var_state = read_weights(vae_file), read_weights(var_file)
     try:
         vqvae, model = load_official(vae_state, var_state, scales=preset.config.scales)
@@ -48,25 +68,214 @@ def load_released(name: str, vae_file: Path | None = None, var_file: Path | None
     return vqvae, model
 
 
-def find(file: str, model_name: str) -> Path:
+def load_aim_by_name(
+    name: str | Path,
+    probe_layers: Layers,
+    backbone_file: str | Path | None = None,
+    head_file: str | Path | None = None,
+) -> AIM:
+    """The AIM of a folder, or a released one, converted once for each of its heads: see AIM.from_pretrained.
+
+    Raises:
+        InputError: an unknown name, weights that cannot be had, a probe that reads other layers than those asked for.
+    """
+    backbone, head = (None if file is None else Path(file).expanduser() for file in (backbone_file, head_file))
+    if backbone or head:
+        if str(name) not in AIM_RELEASED:
+            known = ", ".join(AIM_RELEASED)
+            raise InputError(f"backbone_file and head_file go with a released name ({known}), not with {str(name)!r}")
+        return load_released_aim(str(name), probe_layers, backbone, head)
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        folder = _converted_aim(str(name), probe_layers)
+    model = load_aim(folder)
+    _agreed(probe_layers, model.config.probe_layers, model.config.encoder, f"the probe in {folder}")
+    return model
+
+
+def _converted_aim(name: str, probe_layers: Layers) -> Path:
+    check_aim_name(name)
+    head = _head(AIM_RELEASED[name], _or_best(probe_layers, AIM_RELEASED[name].config))
+    folder = cache_folder() / f"{name}-{head}"
+    if not folder.is_dir():
+        save_model(folder, load_released_aim(name, head))
+    return folder
+
+
+def load_released_aim(
+    name: str, probe_layers: Layers = None, backbone_file: Path | None = None, head_file: Path | None = None
+) -> AIM:
+    """A released encoder with a released head, in float32 and evaluation mode.
+
+    Args:
+        name: one of presets.AIM_RELEASED.
+        probe_layers: as in AIM.from_pretrained.
+        backbone_file: the released encoder here, or one file with encoder and head; None looks in `released/` of the
+            cache folder, then on the hub.
+        head_file: the same for the head.
+
+    Raises:
+        InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch; a
+            head that reads other layers than those asked for.
+    """
+    preset = AIM_RELEASED[name]
+    if head_file is not None:
+        files, layers = _with_head(preset, probe_layers, backbone_file, head_file)
+    elif backbone_file is not None:
+        files, layers = _with_backbone(preset, probe_layers, backbone_file)
+    else:
+        layers = _or_best(probe_layers, preset.config)
+        files = _find_aim(preset, layers)
+    called = " and ".join(map(str, files))
+    try:
+        model = load_official_aim(_merged(files), preset.config.image_size, preset.config.heads, layers)
+    except InputError as error:
+        raise InputError(f"{called}: not what {name} is made of: {error}") from error
+    if model.config.encoder != preset.config:
+        raise InputError(f"{called}: another model than {name}: its sizes are {model.config.encoder}")
+    return model
+
+
+def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
+    """Backbone and head; or one file that holds both, if its head reads these layers.
+
+    What is in the cache's `released/` folder goes first. Of the two downloads that of backbone and head does: their
+    names tell which layers the head reads, and the other head needs no second download of the backbone.
+    """
+    pair = (preset.backbone, preset.heads[_head(preset, layers)])
+    here, joined = _released_folder(), _released_folder() / Path(preset.repository).name
+    if (
+        not all((here / file).is_file() for file in pair)
+        and (joined / WEIGHTS).is_file()
+        and _stated_layers(joined / CONFIG, preset.config) == layers
+    ):
+        return (joined / WEIGHTS,)
+    try:
+        return tuple(find(file, AIM_REPOSITORY, pair) for file in pair)
+    except UnreachableError:
+        raise  # at once: the hub's client is slow to give up
+    except InputError:
+        with suppress(InputError):  # if the second choice fails too, the first is what to tell of
+            if _stated_layers(download(CONFIG, preset.repository), preset.config) == layers:
+                return (download(WEIGHTS, preset.repository),)
+        raise
+
+
+def _with_head(
+    preset: ReleasedAIM, probe_layers: Layers, backbone_file: Path | None, head_file: Path
+) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    """The head given with its backbone, and the layers that it reads: released heads have them in their names."""
+    read = next((layers for layers in preset.heads if f"head_{layers}_layers" in head_file.name), None)
+    stated = None if read is None else choose_layers(read, preset.config)
+    layers = _agreed(probe_layers, stated, preset.config, f"the head in {head_file}")
+    return (backbone_file or find(preset.backbone, AIM_REPOSITORY, (preset.backbone,)), head_file), layers
+
+
+def _with_backbone(
+    preset: ReleasedAIM, probe_layers: Layers, backbone_file: Path
+) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    """The backbone given with a released head, unless it has one itself, and the layers that the head reads."""
+    if any(key.startswith("head.") for key in read_weights(backbone_file)):
+        stated = _stated_layers(backbone_file.with_name(CONFIG), preset.config)
+        return (backbone_file,), _agreed(probe_layers, stated, preset.config, f"the head in {backbone_file}")
+    layers = _or_best(probe_layers, preset.config)
+    head = preset.heads[_head(preset, layers)]
+    return (backbone_file, find(head, AIM_REPOSITORY, (head,))), layers
+
+
+def _merged(files: Sequence[Path]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for file in files:
+        part = read_weights(file)
+        if both := sorted(state.keys() & part.keys()):
+            raise InputError(f"{len(both)} keys are in both files, such as {both[0]}: give a backbone and a head")
+        state.update(part)
+    return state
+
+
+def _or_best(probe_layers: Layers, config: EncoderConfig) -> tuple[int, ...]:
+    return choose_layers("best" if probe_layers is None else probe_layers, config)
+
+
+def _head(preset: ReleasedAIM, layers: tuple[int, ...]) -> str:
+    """The released head that reads these layers.
+
+    Raises:
+        InputError: there is none.
+    """
+    heads = {choose_layers(head, preset.config): head for head in preset.heads}
+    if layers in heads:
+        return heads[layers]
+    known = " or ".join(f"{head} {list(read)}" for read, head in heads.items())
+    raise InputError(f"no released head reads layers {list(layers)}: take {known}, or pass head_file")
+
+
+def _agreed(asked: Layers, stated: tuple[int, ...] | None, config: EncoderConfig, what: str) -> tuple[int, ...]:
+    """The layers that a head reads, by what is stated of it and what the user says.
+
+    Raises:
+        InputError: the two contradict each other, or neither says anything.
+    """
+    if asked is None:
+        if stated is None:
+            raise InputError(f"nothing tells which layers {what} reads: pass probe_layers")
+        return stated
+    layers = choose_layers(asked, config)
+    if stated is not None and set(layers) != set(stated):
+        raise InputError(f"{what} reads layers {list(stated)}, not {list(layers)}: leave probe_layers out")
+    return layers
+
+
+def _stated_layers(file: Path, config: EncoderConfig) -> tuple[int, ...] | None:
+    """What the config.json beside a released file with encoder and head says that the head reads; None: nothing."""
+    try:
+        layers = json.loads(file.read_text())["probe_layers"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return choose_layers(layers, config) if isinstance(layers, list | str) else None
+
+
+def _released_folder() -> Path:
+    return cache_folder() / "released"
+
+
+def find(file: str, repository: str, needed: Sequence[str]) -> Path:
     """A released file: in the cache's `released/` folder, or from the hub.
+
+    Args:
+        file: its name.
+        repository: on the hub.
+        needed: all files of the model, for the message.
 
     Raises:
         InputError: it is in neither place.
     """
-    local = cache_folder() / "released" / file
+    local = _released_folder() / file
     if local.is_file():
         return local
-    from huggingface_hub import hf_hub_download
-
     try:
-        return Path(hf_hub_download(RELEASED_REPOSITORY, file))
-    except Exception as error:  # the HTTP library's errors, which differ by version
-        raise InputError(
-            f"{file} could not be downloaded ({type(error).__name__}): fetch {RELEASED_TOKENIZER} and "
-            f"{RELEASED[model_name].file} from {RELEASED_REPOSITORY} on the Hugging Face hub "
+        return download(file, repository)
+    except InputError as error:
+        raise type(error)(
+            f"{error}: fetch {' and '.join(needed)} from {repository} on the Hugging Face hub "
             f"and put them in {local.parent}"
         ) from error
+
+
+def download(file: str, repository: str) -> Path:
+    """A file of the hub, where its client keeps it.
+
+    Raises:
+        InputError: it could not be had.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # the HTTP library's errors, which differ by version
+        kind = UnreachableError if isinstance(error, LocalEntryNotFoundError) else InputError
+        raise kind(f"{file} could not be downloaded ({type(error).__name__})") from error
 
 
 def read_weights(path: Path) -> Mapping[str, Tensor]:
