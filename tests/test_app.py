@@ -30,7 +30,7 @@ def var(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_help_lists_the_commands(var: Run) -> None:
-    assert {"sample", "edit", "train", "tokenize", "index"} <= set(NAMES)
+    assert {"sample", "edit", "train", "tokenize", "index", "features", "classify"} <= set(NAMES)
     code, out, err = var("--help")
     assert (code, err) == (0, "")
     assert "var [OPTIONS] COMMAND" in out
@@ -90,6 +90,8 @@ def test_a_group_lists_and_runs_its_commands(
         (("train",), ("Missing argument",)),
         (("train", "none.yaml"), ("recipe none.yaml does not exist",)),
         (("tokenize", "none.yaml"), ("recipe none.yaml does not exist",)),
+        (("features", "here", "--model", "aim-600M"), ("Missing option '--out'",)),
+        (("classify", "one.parquet"), ("Missing argument 'VALIDATION'",)),
         (("sample", "--nmu", "3"), ("No such option", "--nmu")),
     ],
 )
@@ -105,7 +107,7 @@ def test_mistakes_are_one_line_and_exit_code_2(var: Run, arguments: tuple[str, .
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     """Nor do mistakes in the command line; `python -m var` is the same command."""
     script = "import sys, var.cli.app as app; sys.argv = ['var', *sys.argv[1:]]\ntry: app.main()\nfinally: "
-    for arguments in (["--help"], ["train", "--help"], ["edit", "--help"], ["smaple"]):
+    for arguments in (["--help"], ["train", "--help"], ["edit", "--help"], ["features", "--help"], ["smaple"]):
         done = run("-c", f"{script}print('torch' in sys.modules)", *arguments, cwd=tmp_path)
         assert done.stdout.splitlines()[-1] == "False"
     done = run("-m", "var", "train", "none.yaml", cwd=tmp_path)

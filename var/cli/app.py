@@ -1,6 +1,8 @@
-"""The `var` command: `var sample`, `var edit VERB`, `var train RECIPE`, `var tokenize RECIPE`, `var index FOLDER`."""
+"""The `var` command and all that may follow it: `var sample`, `var edit VERB`, `var train RECIPE`, ..."""
 
+from var.cli.classify import classify
 from var.cli.edit import EDIT
+from var.cli.features import features
 from var.cli.index import index
 from var.cli.run import run
 from var.cli.sample import sample
@@ -8,7 +10,7 @@ from var.cli.tokenize import tokenize
 from var.cli.train import train
 
 # What a command needs it imports when it runs: help, and a slip in an option, should not wait for torch.
-COMMANDS = (sample, EDIT, train, tokenize, index)
+COMMANDS = (sample, EDIT, train, tokenize, index, features, classify)
 
 
 def main() -> None:

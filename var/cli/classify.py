@@ -1,0 +1,76 @@
+"""The command that classifies by features: `var classify TRAIN.parquet VALIDATION.parquet`."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from var.classify import Accuracy, Regression
+    from var.features import Features
+
+
+def classify(
+    train: Annotated[Path, typer.Argument(help="Features file of labelled training images.", metavar="TRAIN")],
+    validation: Annotated[Path, typer.Argument(help="That of the images to be classified.", metavar="VALIDATION")],
+    k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the results there.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Classify by nearest neighbours and by logistic regression; the files are what `var features` wrote."""
+    from var.classify import check_comparable, linear, nearest_neighbours
+    from var.features import check_target, read_features, written_beside
+
+    if json_file is not None:
+        check_target(json_file)
+    known, asked = read_features(train), read_features(validation)
+    check_comparable(known, asked)
+    neighbours = nearest_neighbours(known, asked, k)
+    typer.echo(heading(known, asked))
+    typer.echo(line("k nearest neighbours", neighbours, f"k={k}, cosine"))
+    regression = linear(known, asked)
+    stopped = "" if regression.converged else ", not converged"
+    typer.echo(line("logistic regression", regression.accuracy, f"C={regression.strength:g}{stopped}"))
+    if json_file is not None:
+        with written_beside(json_file) as beside:
+            beside.write_text(json.dumps(results(known, asked, k, neighbours, regression), indent=2) + "\n")
+
+
+def results(
+    train: "Features", validation: "Features", k: int, neighbours: "Accuracy", regression: "Regression"
+) -> dict[str, Any]:
+    """What is written."""
+    settings = train.settings
+    return {
+        "model": settings.model,
+        "layers": settings.layers,
+        "pool": settings.pool,
+        "length": settings.length,
+        "classes": len(set(train.labels.tolist())),
+        "train": len(train.labels),
+        "validation": len(validation.labels),
+        "nearest_neighbours": {"k": k, **neighbours._asdict()},
+        "linear": {
+            **regression.accuracy._asdict(),
+            "strength": regression.strength,
+            "held_out": regression.held_out,
+            "converged": regression.converged,
+        },
+    }
+
+
+def heading(train: "Features", validation: "Features") -> str:
+    """What was compared, for the eye."""
+    settings, classes = train.settings, len(set(train.labels.tolist()))
+    layers = ", ".join(map(str, settings.layers))
+    return (
+        f"{settings.model}, layers {layers}, {settings.length} numbers an image: {len(train.labels)} images of "
+        f"{classes} classes in training, {len(validation.labels)} in validation"
+    )
+
+
+def line(name: str, accuracy: "Accuracy", how: str) -> str:
+    """One row of the results."""
+    return f"{name:<22} top-1 {accuracy.top1:7.2%}   top-5 {accuracy.top5:7.2%}   ({how})"
