@@ -16,21 +16,15 @@ from numpy.typing import NDArray
 from PIL import Image
 from tiny import picture
 
-from var import features
+from var import files
 from var.aim import AIM, AIMConfig, Encoder, EncoderConfig, val_transforms
 from var.checkpoint import save_model
-from var.classify import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbours
-from var.features import (
-    Features,
-    FeatureSummary,
-    Settings,
-    class_labels,
-    folder_pictures,
-    open_encoder,
-    read_features,
-    split_pictures,
-    write_features,
-)
+from var.classes import class_labels
+from var.features import extract
+from var.features.classify import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbours
+from var.features.extract import FeatureSummary, open_encoder, write_features
+from var.features.pictures import Picture, Pictures, folder_pictures, split_pictures
+from var.features.table import Features, Pool, Settings, read_features
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "width": 8, "depth": 3, "heads": 2}
 LENGTH, PATCHES = 8, 4
@@ -92,7 +86,7 @@ def test_rows_are_in_the_order_of_paths_with_label_and_class(folder: Path, tmp_p
 
 
 @pytest.mark.parametrize("pool", ["mean", "none"])
-def test_features_are_those_of_the_encoder(folder: Path, tmp_path: Path, pool: features.Pool) -> None:
+def test_features_are_those_of_the_encoder(folder: Path, tmp_path: Path, pool: Pool) -> None:
     encoder = tiny_encoder()
     write(encoder, folder, tmp_path / "f.parquet", pool=pool, batch=3)
     found = read_features(tmp_path / "f.parquet")
@@ -223,7 +217,7 @@ def test_all_unreadable(folder: Path, tmp_path: Path) -> None:
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, run: Callable[[], object]) -> None:
     """The run, ended when so many batches went through the encoder."""
-    compute, seen = features._features, 0
+    compute, seen = extract._features, 0
 
     def counting(*given: Any) -> NDArray[np.float32]:
         nonlocal seen
@@ -233,7 +227,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, run: Callable[[], o
         return compute(*given)
 
     with monkeypatch.context() as patch:
-        patch.setattr(features, "_features", counting)
+        patch.setattr(extract, "_features", counting)
         with pytest.raises(KeyboardInterrupt):
             run()
 
@@ -241,7 +235,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int, run: Callable[[], o
 def test_an_interrupted_run_goes_on_to_the_same_bytes(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(features, "PART_IMAGES", 2)
+    monkeypatch.setattr(extract, "PART_IMAGES", 2)
     (folder / "bar" / "2.webp").write_bytes(b"no picture")
     encoder, whole, out = tiny_encoder(), tmp_path / "whole", tmp_path / "f.parquet"
     write(encoder, folder, whole)
@@ -267,7 +261,7 @@ def test_a_complete_file_needs_no_encoder(folder: Path, tmp_path: Path, monkeypa
     foreign = tmp_path / "f.parquet.parts"
     foreign.mkdir()
     (foreign / "mine.txt").write_text("not ours to lose")
-    monkeypatch.setattr(features, "_features", None)
+    monkeypatch.setattr(extract, "_features", None)
     done = write(tiny_encoder(), folder, tmp_path / "f.parquet", batch=5)
     assert (done.features, done.computed) == (7, 0)
     assert (tmp_path / "f.parquet").read_bytes() == before
@@ -275,7 +269,7 @@ def test_a_complete_file_needs_no_encoder(folder: Path, tmp_path: Path, monkeypa
 
 
 def test_a_batch_may_change_on_the_way(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "PART_IMAGES", 2)
+    monkeypatch.setattr(extract, "PART_IMAGES", 2)
     encoder, out = tiny_encoder(), tmp_path / "f.parquet"
     interrupted(monkeypatch, 2, lambda: write(encoder, folder, out))
     assert write(encoder, folder, out, batch=1).computed == 3
@@ -306,7 +300,7 @@ def test_other_settings_do_not_mix(
     if finished:
         write(tiny_encoder(), folder, out)
     else:
-        monkeypatch.setattr(features, "PART_IMAGES", 2)
+        monkeypatch.setattr(extract, "PART_IMAGES", 2)
         interrupted(monkeypatch, 1, lambda: write(tiny_encoder(), folder, out))
     with refused("f.parquet" if finished else "f.parquet.parts", "give another --out", *parts):
         write(tiny_encoder(seed), folder, out, **options)
@@ -316,7 +310,7 @@ def test_other_settings_do_not_mix(
 
 
 def test_damaged_parts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(features, "PART_IMAGES", 2)
+    monkeypatch.setattr(extract, "PART_IMAGES", 2)
     encoder, out, parts = tiny_encoder(), tmp_path / "f.parquet", tmp_path / "f.parquet.parts"
     interrupted(monkeypatch, 2, lambda: write(encoder, folder, out))
     (parts / "00001.parquet").write_bytes(b"")
@@ -339,7 +333,7 @@ def test_damaged_parts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_parts_are_bounded_in_images_and_bytes(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {}
     for batch, most_bytes in ((2, 2**26), (2, 3 * 4 * LENGTH), (5, 1), (1000, 2**26)):
-        monkeypatch.setattr(features, "PART_BYTES", most_bytes)
+        monkeypatch.setattr(extract, "PART_BYTES", most_bytes)
         out = tmp_path / f"{batch}-{most_bytes}"
         interrupted(monkeypatch, 0, lambda out=out, batch=batch: write(tiny_encoder(), folder, out, batch=batch))
         manifest = json.loads((tmp_path / f"{out.name}.parts" / "manifest.json").read_text())
@@ -378,7 +372,7 @@ def test_a_disk_that_is_full(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     def full(number: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(features.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with refused("cannot write", "manifest.json: No space left on device", "make room"):
         write(tiny_encoder(), folder, tmp_path / "f.parquet")
     assert not list((tmp_path / "f.parquet.parts").iterdir())
@@ -479,7 +473,7 @@ def test_nearest_neighbours_equal_plain_numpy(k: int) -> None:
 def test_validation_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     train, validation = clusters(300, 1.2, 0), clusters(50, 1.2, 1)
     whole = nearest_neighbours(train, validation), linear(train, validation)
-    monkeypatch.setattr("var.classify.CHUNK", 7)
+    monkeypatch.setattr("var.features.classify.CHUNK", 7)
     assert (nearest_neighbours(train, validation), linear(train, validation)) == whole
 
 
@@ -510,7 +504,7 @@ def test_scale_and_offset_of_features_do_not_matter_to_the_linear_classifier() -
 def test_a_class_that_is_held_out_whole_is_fitted_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     train = clusters(200, 0.05, 0)
     chosen = (train.labels == train.labels[0]) | (np.arange(200) % 5 == 0)
-    monkeypatch.setattr("var.classify.held_out_rows", lambda labels: chosen)
+    monkeypatch.setattr("var.features.classify.held_out_rows", lambda labels: chosen)
     found = linear(train, train)
     assert found.held_out == np.mean(train.labels[chosen] != train.labels[0])
     assert found.accuracy.top1 == 1
@@ -578,8 +572,8 @@ def test_files_that_hold_no_features(folder: Path, tmp_path: Path) -> None:
 def test_a_bug_in_reading_is_no_unreadable_image(folder: Path, tmp_path: Path) -> None:
     pictures = folder_pictures(folder)
 
-    def broken(side: int) -> Callable[[int], features.Picture]:
-        def read(i: int) -> features.Picture:
+    def broken(side: int) -> Callable[[int], Picture]:
+        def read(i: int) -> Picture:
             raise ZeroDivisionError
 
         return read
@@ -587,7 +581,7 @@ def test_a_bug_in_reading_is_no_unreadable_image(folder: Path, tmp_path: Path) -
     with pytest.raises(ZeroDivisionError):
         write_features(
             tiny_encoder(),
-            features.Pictures(pictures.count, pictures.checksum, {}, broken),
+            Pictures(pictures.count, pictures.checksum, {}, broken),
             tmp_path / "f.parquet",
             "tiny",
         )

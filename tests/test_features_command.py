@@ -85,10 +85,10 @@ def test_unreadable_images_are_lines_on_standard_error(var: Run, work: Path) -> 
 def test_a_killed_run_goes_on_to_the_same_file(var: Run, work: Path) -> None:
     """SIGKILL after the second part, in a process of its own."""
     script = (
-        "import time\nfrom var import features\nfrom var.cli import app\n"
-        "features.PART_IMAGES, compute = 4, features._features\n"
+        "import time\nfrom var.features import extract\nfrom var.cli import app\n"
+        "extract.PART_IMAGES, compute = 4, extract._features\n"
         "def slowly(*given):\n    time.sleep(0.2)\n    return compute(*given)\n"
-        "features._features = slowly\napp.main()\n"
+        "extract._features = slowly\napp.main()\n"
     )
     arguments = ["features", "train", "--model", "model", "--batch", "2", "--device", "cpu", "--dtype", "float32"]
     parts = work / "killed.parquet.parts"

@@ -1,7 +1,7 @@
 """Names of classes <-> labels."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 
 from tokenizer.errors import InputError
@@ -16,6 +16,21 @@ def imagenet_names() -> Mapping[int, str]:
     from torchvision.models import ResNet18_Weights
 
     return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+
+
+def class_labels(names: Iterable[str]) -> dict[str, int]:
+    """Labels of class folders: places among the sorted names; where all names are numbers, these.
+
+    Raises:
+        InputError: numbers that are the same, such as 1 and 01.
+    """
+    ordered = sorted(names)
+    if not all(name.isdecimal() for name in ordered):
+        return {name: label for label, name in enumerate(ordered)}
+    labels = {name: int(name) for name in ordered}
+    if len(set(labels.values())) < len(labels):
+        raise InputError("class folders have the same number, such as 1 and 01: rename one of them")
+    return labels
 
 
 def find_label(name: str, classes: Mapping[int, str]) -> int:

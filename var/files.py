@@ -3,12 +3,12 @@
 import os
 import shutil
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, one_line
 
 
 def check_writable(folder: Path) -> None:
@@ -57,3 +57,25 @@ def check_replaceable(folder: Path, entries: Collection[str]) -> None:
     foreign = sorted({path.name for path in folder.iterdir()} - set(entries)) if folder.is_dir() else []
     if foreign:
         raise InputError(f"{folder} holds other files, such as {foreign[0]}: give a new folder")
+
+
+@contextmanager
+def written_beside(file: Path) -> Iterator[Path]:
+    """A path beside the file, renamed to it when the block ends; whoever reads the file finds it whole.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    beside = file.with_name(f".{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb+") as written:
+            os.fsync(written.fileno())
+        beside.replace(file)
+    except OSError as error:
+        remedy = "make room there or give another place"
+        raise InputError(f"cannot write {file}: {error.strerror or one_line(error)}: {remedy}") from error
+    finally:
+        with suppress(OSError):  # it is there only if something failed, and then that is what to tell
+            beside.unlink()

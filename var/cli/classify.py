@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from var.classify import Accuracy, Regression
-    from var.features import Features
+    from var.features.classify import Accuracy, Regression
+    from var.features.table import Features
 
 
 def classify(
@@ -20,8 +20,10 @@ def classify(
     ] = None,
 ) -> None:
     """Classify by nearest neighbours and by logistic regression; the files are what `var features` wrote."""
-    from var.classify import check_comparable, linear, nearest_neighbours
-    from var.features import check_target, read_features, written_beside
+    from var.features.classify import check_comparable, linear, nearest_neighbours
+    from var.features.extract import check_target
+    from var.features.table import read_features
+    from var.files import written_beside
 
     if json_file is not None:
         check_target(json_file)

@@ -41,7 +41,8 @@ def features(
 ) -> None:
     """Write the features of all images of FOLDER. Run it again to go on where it stopped."""
     blocks = blocks_of(layers)
-    from var.features import check_target, folder_pictures, open_encoder, split_pictures, write_features
+    from var.features.extract import check_target, open_encoder, write_features
+    from var.features.pictures import folder_pictures, split_pictures
 
     check_target(out)
     pictures = folder_pictures(Path(source)) if split is None else split_pictures(source, split)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.errors import InputError, one_line
+from var.classes import class_labels
 from var.released import cache_folder
 from var.training.config import DataConfig
 from var.training.shards import ShardCache, ShardReader, read_index
@@ -172,7 +173,10 @@ def _list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
         )
     if config.label_column is None or not _subfolders(train_folder):
         return _list_unlabelled(split_folder)
-    classes = _class_labels(train_folder)
+    try:
+        classes = class_labels(_subfolders(train_folder))
+    except InputError as error:
+        raise InputError(f"{train_folder}: {error}") from error
     files: list[str] = []
     labels: list[int] = []
     for name in sorted(_subfolders(split_folder)):
@@ -204,16 +208,6 @@ def _unlabelled(source: Source, count: int) -> Listing:
 def _subfolders(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
         return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-
-
-def _class_labels(train_folder: Path) -> dict[str, int]:
-    names = sorted(_subfolders(train_folder))
-    if not all(name.isdecimal() for name in names):
-        return {name: label for label, name in enumerate(names)}
-    labels = {name: int(name) for name in names}
-    if len(set(labels.values())) < len(labels):
-        raise InputError(f"{train_folder} has class folders of the same number, such as 1 and 01: rename one of them")
-    return labels
 
 
 def _image_files(split_folder: Path, name: str) -> Iterator[str]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.errors import InputError
-from var.features import Features
+from var.features.table import Features
 
 try:
     from sklearn.exceptions import ConvergenceWarning

@@ -1,0 +1,1 @@
+"""Features of many images, in a file, and what simple classifiers make of them."""

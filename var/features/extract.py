@@ -1,0 +1,308 @@
+"""Features of many images, made in parts so that a run that is killed goes on.
+
+While OUT is made, OUT.parts holds manifest.json, which is written first and never changes, and a file for every so many
+images; each is written beside its place and renamed, so that one that is there is whole.
+
+B batch, N patches, D width, S side of the images, F length of a feature.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenizer.errors import InputError, one_line
+from var.aim import AIM, Encoder
+from var.checkpoint import load_encoder
+from var.device import choose_device, choose_dtype
+from var.features.pictures import Picture, Pictures
+from var.features.table import Pool, Settings, as_table, read_settings, schema_of, table_writer
+from var.files import check_writable, written_beside
+from var.presets import choose_layers
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+PART_IMAGES, PART_BYTES = 256, 2**26  # of a part, at most; so much is lost when a process is killed
+THREADS = 8  # that read images, at most; Pillow lets them run side by side
+
+
+class NoImagesError(InputError):
+    """None of the images could be read."""
+
+
+class FeatureSummary(NamedTuple):
+    """What a finished file holds, and what it took just now."""
+
+    features: int
+    length: int  # F
+    unreadable: int  # images that were left out
+    classes: int
+    computed: int  # images that were looked at in this call
+
+
+def open_encoder(name: str | Path, device: str = "auto", dtype: str = "auto") -> Encoder:
+    """The encoder of a model folder, with or without a probe, or of a released AIM, in evaluation mode.
+
+    Args:
+        name: a folder, or a name as AIM.from_pretrained takes it.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+
+    Raises:
+        InputError: an unknown name, weights that cannot be had, an impossible device or dtype.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return AIM.from_pretrained(name, device=device, dtype=dtype).encoder
+    target = choose_device(device)
+    number_type = choose_dtype(dtype, target)
+    return load_encoder(folder).to(target, number_type)
+
+
+def write_features(
+    encoder: Encoder,
+    pictures: Pictures,
+    out: Path,
+    model: str,
+    layers: str | Sequence[int] = "last",
+    pool: Pool = "mean",
+    batch: int = 32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    tell: Callable[[str], object] = log.warning,
+) -> FeatureSummary:
+    """Write the features of all pictures; killed at any time, the same call goes on from the parts that were done.
+
+    In memory are a part and two batches: one in the encoder, one that is read meanwhile. A file that is complete is
+    left as it is. Batch and device may change on the way, in rounding only; nothing else may.
+
+    Args:
+        encoder: in evaluation mode, on the device and in the dtype that it is to run in.
+        pictures: from `folder_pictures` or `split_pictures`.
+        out: the file.
+        model: what the file calls the encoder.
+        layers: as `choose_layers` takes them.
+        pool: see Settings.
+        batch: images at once.
+        progress: is told how many images were looked at in this call, and how many there are to look at.
+        tell: is given a line for every image that cannot be read and is left out.
+
+    Raises:
+        InputError: layers that there are not, a batch below 1, a file or parts of other settings or images, a place
+            that cannot be written, no image that can be read, features that are not finite.
+    """
+    if batch < 1:
+        raise InputError(f"batch={batch} must be at least 1")
+    check_target(out)
+    settings = _settings(encoder, pictures, model, layers, pool)
+    folder = out.with_name(f"{out.name}.parts")
+    computed = 0
+    if out.exists():
+        _check_same(settings, read_settings(out), out)
+    else:
+        parts = _parts(folder, settings, batch)
+        todo = [part for part in parts if not part.file.exists()]
+        total = sum(len(part.images) for part in todo)
+        with closing(_extracted(encoder, settings, pictures, todo, batch, tell)) as tables:
+            for part in todo:
+                rows: list[pa.Table] = []
+                for chunk in part.batches(batch):
+                    rows.append(next(tables))
+                    computed += len(chunk)
+                    progress(computed, total)
+                with written_beside(part.file) as beside, table_writer(beside, schema_of(settings)) as writer:
+                    writer.write_table(pa.concat_tables(rows).combine_chunks())
+        try:
+            _join(parts, settings, out)
+        except NoImagesError:
+            _remove(folder)
+            raise
+    _remove(folder)
+    return _summary(out, settings, computed)
+
+
+def check_target(out: Path) -> None:
+    """Raise InputError if the file could not be written; nothing is made yet."""
+    check_writable(out.parent)
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: give the name of a file, such as {out / 'features.parquet'}")
+
+
+class _Part(NamedTuple):
+    """So many images in a row."""
+
+    file: Path
+    images: range
+
+    def batches(self, batch: int) -> list[range]:
+        return [self.images[first : first + batch] for first in range(0, len(self.images), batch)]
+
+
+def _settings(encoder: Encoder, pictures: Pictures, model: str, layers: str | Sequence[int], pool: Pool) -> Settings:
+    config = encoder.config
+    return Settings(
+        model=model,
+        weights=_fingerprint(encoder),
+        layers=choose_layers(layers, config),
+        pool=pool,
+        image_size=config.image_size,
+        patches=config.patches,
+        width=config.width,
+        dtype=str(next(encoder.parameters()).dtype).removeprefix("torch."),
+        images=pictures.count,
+        checksum=pictures.checksum,
+        version=_version(),
+    )
+
+
+def _fingerprint(encoder: Encoder) -> str:
+    hashing = hashlib.sha256(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
+    for parameter in encoder.parameters():
+        hashing.update(parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().data)
+    return hashing.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return metadata.version("var-next-scale")
+    except metadata.PackageNotFoundError:  # run from a clone
+        return "unknown"
+
+
+def _check_same(settings: Settings, theirs: Settings, place: Path) -> None:
+    """The name of the model may differ: its weights tell."""
+    names = [field.name for field in fields(Settings) if field.name != "model"]
+    difference = theirs.difference(settings, names)
+    if difference is not None:
+        if difference.startswith(("images", "checksum")):
+            difference = "from other images"
+        elif difference.startswith("weights"):
+            difference = f"by another model ({theirs.model})"
+        else:
+            difference = f"with {difference}"
+        raise InputError(f"{place} was made {difference}: give another --out, or remove it")
+
+
+def _parts(folder: Path, settings: Settings, batch: int) -> list[_Part]:
+    """The parts of a run, which is begun or goes on."""
+    file = folder / MANIFEST
+    if not file.exists():
+        if folder.exists() and (foreign := sorted(path.name for path in folder.iterdir() if path.suffix != ".new")):
+            raise InputError(f"{folder} holds other files, such as {foreign[0]}: give another --out")
+        whole = max(1, min(PART_IMAGES, PART_BYTES // (4 * settings.length)) // batch)  # batches
+        with written_beside(file) as beside:
+            beside.write_text(json.dumps({"part_images": whole * batch, "settings": asdict(settings)}, indent=1))
+    try:
+        manifest = json.loads(file.read_bytes())
+        size, theirs = int(manifest["part_images"]), Settings.parse(manifest["settings"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{file} cannot be read ({one_line(error)}): remove {folder} to begin anew") from error
+    _check_same(settings, theirs, folder)
+    images = range(settings.images)
+    return [
+        _Part(folder / f"{number:05d}.parquet", images[first : first + size])
+        for number, first in enumerate(range(0, len(images), size))
+    ]
+
+
+def _extracted(
+    encoder: Encoder,
+    settings: Settings,
+    pictures: Pictures,
+    parts: Sequence[_Part],
+    batch: int,
+    tell: Callable[[str], object],
+) -> Generator[pa.Table]:
+    """A table for each batch of each part."""
+    chunks = [chunk for part in parts for chunk in part.batches(batch)]
+    with closing(_read_ahead(pictures.reader(settings.image_size), chunks)) as batches:
+        for found in batches:
+            for failure in found:
+                if isinstance(failure, InputError):
+                    tell(f"left out: {failure}")
+            readable = [picture for picture in found if isinstance(picture, Picture)]
+            values = np.empty((0, settings.length), np.float32)
+            if readable:
+                values = _features(encoder, torch.stack([picture.pixels for picture in readable]), settings)
+            if not np.isfinite(values).all():
+                bad = readable[int(np.argmin(np.isfinite(values).all(axis=1)))].path
+                raise InputError(
+                    f"the features of {bad} are not finite: the model is damaged, or overflows in {settings.dtype}"
+                )
+            yield as_table(readable, values, settings, pictures.class_names)
+
+
+def _read_ahead(read: Callable[[int], Picture], chunks: Sequence[range]) -> Generator[list[Picture | InputError]]:
+    """The images of each chunk, the next one being read in threads meanwhile."""
+
+    def outcome(i: int) -> Picture | InputError:
+        try:
+            return read(i)
+        except InputError as error:
+            return error
+
+    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
+    try:
+        coming = [pool.submit(outcome, i) for i in chunks[0]] if chunks else []
+        for following in [*chunks[1:], range(0)]:
+            now, coming = coming, [pool.submit(outcome, i) for i in following]
+            yield [future.result() for future in now]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@torch.inference_mode()
+def _features(encoder: Encoder, pixels: Tensor, settings: Settings) -> NDArray[np.float32]:
+    """(B, 3, S, S) -> (B, F); means are taken in float32."""
+    outputs = encoder.extract_features(pixels.to(next(encoder.parameters()).device), settings.layers)
+    patches = torch.stack(outputs).float().mean(dim=0)  # (B, N, D)
+    return (patches.mean(dim=1) if settings.pool == "mean" else patches.flatten(1)).cpu().numpy()
+
+
+def _join(parts: Sequence[_Part], settings: Settings, out: Path) -> None:
+    """The parts one after the other, of which only one is in memory; those without readable images leave no trace."""
+    if not any(_read_part(part, pq.read_metadata).num_rows for part in parts):
+        raise NoImagesError(f"none of the {settings.images} images could be read: see the lines above")
+    with written_beside(out) as beside, table_writer(beside, schema_of(settings)) as writer:
+        for part in parts:
+            table = _read_part(part, lambda file: pq.ParquetFile(file).read())
+            if len(table):
+                writer.write_table(table)
+
+
+def _remove(folder: Path) -> None:
+    """The parts, if they are ours; the manifest last, so that what is left is known as ours."""
+    if (folder / MANIFEST).exists():
+        for file in folder.glob("*.parquet"):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_part(part: _Part, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(part.file)
+    except (OSError, ValueError) as error:  # pyarrow's errors derive from these
+        remedy = "remove this file, and the same command makes it anew"
+        raise InputError(f"{part.file} is damaged ({one_line(error)}): {remedy}") from error
+
+
+def _summary(out: Path, settings: Settings, computed: int) -> FeatureSummary:
+    with pq.ParquetFile(out) as parquet:
+        rows = parquet.metadata.num_rows
+        classes = parquet.read(columns=["label"])["label"].unique().drop_null()
+    return FeatureSummary(rows, settings.length, settings.images - rows, len(classes), computed)
