@@ -204,7 +204,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("precision=float64", ['precision="float64"', "'auto', 'float32', 'bfloat16' or 'float16'"]),
         ("keep=0", ["keep=0", "greater than or equal to 1"]),
         ("log_every=0", ["log_every=0", "greater than or equal to 1"]),
-        ("data.crop=left", ['data.crop="left"', "'random' or 'center'"]),
+        ("data.crop=left", ['data.crop="left"', "'random', 'center' or 'resized'"]),
         ("data.classes=[]", ["data.classes=[]", "at least 1 item"]),
         ("data.classes=[-1]", ["data.classes.0=-1", "greater than or equal to 0"]),
         ("data.resize=0.9", ["data.resize=0.9", "greater than or equal to 1"]),
@@ -222,7 +222,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("steps=4", ["epochs=3 and steps=4", "null"]),
         ("epochs=null", ["epochs and steps are both missing", "epochs=100"]),
         # the stage
-        ("stage=aim", ['stage="aim"', "tokenizer, var"]),
+        ("stage=gan", ['stage="gan"', "tokenizer, var, aim, probe"]),
         ("stage=null", ["stage=null", "tokenizer, var"]),
         ("stage=[1]", ["stage=[1]", "tokenizer, var"]),
         # the form of overrides

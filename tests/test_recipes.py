@@ -11,10 +11,13 @@ from accelerate.utils import DistributedType
 
 from tokenizer.scales import SCALES_512
 from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.aim import Encoder
 from var.model import VAR
+from var.presets import AIM_RELEASED
 from var.training.backbones import BACKBONES, PERCEPTUAL
-from var.training.config import TokenizerRecipe, VARRecipe
+from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, TokenizerRecipe, VARRecipe
 from var.training.recipe import load_recipe
+from var.training.stages.probe import candidates
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -29,7 +32,7 @@ PAPER = {  # millions of parameters
 TOKENIZERS = {name: name.replace("_var", "_tokenizer") for name in (p.stem for p in RECIPES) if name.endswith("_var")}
 
 
-def recipe(name: str) -> TokenizerRecipe | VARRecipe:
+def recipe(name: str) -> AnyRecipe:
     return load_recipe(CONFIGS / f"{name}.yaml")
 
 
@@ -88,6 +91,11 @@ def test_every_recipe_is_a_run_of_its_own_and_builds(path: Path) -> None:
         if isinstance(loaded, TokenizerRecipe):
             VQVAE(loaded.model)
             assert loaded.image_size == loaded.model.image_side
+        elif isinstance(loaded, AIMRecipe):
+            Encoder(loaded.model)
+        elif isinstance(loaded, ProbeRecipe):
+            sizes = loaded.sizes or AIM_RELEASED[loaded.model].config
+            assert len(candidates(loaded.probe_layers, sizes.depth, loaded.probed)) > 1
         else:
             VAR(loaded.model.config(TokenizerConfig(), loaded.model.num_classes or 1000))
 
@@ -145,6 +153,26 @@ def test_the_two_stages_of_a_data_set_fit(name: str, first: str) -> None:
         assert getattr(second.data, key) == getattr(tokenizer.data, key), key
     assert tokenizer.model.scales[0] == 1
     assert second.tokens is not None
+
+
+def test_the_probe_is_of_the_encoder_that_is_trained_before_it() -> None:
+    first, second = recipe("tiny_imagenet_aim"), recipe("tiny_imagenet_probe")
+    assert isinstance(first, AIMRecipe)
+    assert isinstance(second, ProbeRecipe)
+    assert second.model == str(first.output / "model")
+    assert second.sizes == first.model
+    for key in ("source", "image_column", "label_column", "resize"):
+        assert getattr(second.data, key) == getattr(first.data, key), key
+
+
+def test_the_papers_probe_reads_six_blocks() -> None:
+    loaded = recipe("imagenet_probe")
+    assert isinstance(loaded, ProbeRecipe)
+    assert (loaded.model, loaded.probe_layers, loaded.probed, loaded.num_classes) == ("aim-600M", "best", 6, 1000)
+    released = AIM_RELEASED[loaded.model]
+    assert released.best in candidates("best", released.config.depth, loaded.probed)
+    assert loaded.optimizer.clip is None
+    assert round(loaded.data.resize * 224) == 256  # as var.aim.val_transforms
 
 
 def test_the_shipped_model_is_of_its_recipes() -> None:

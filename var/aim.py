@@ -209,6 +209,46 @@ class AttentiveProbe(nn.Module):
         return self.classify(gathered[:, 0])
 
 
+@dataclass(frozen=True)
+class ProbeConfig:
+    """An attentive probe that is kept apart from what gives its features.
+
+    Attributes:
+        width: D of the features.
+        heads: of its attention.
+        num_classes: that it tells apart.
+        layers: blocks, counted from 0, the mean of whose outputs it reads.
+
+    Raises:
+        InputError: a value that cannot work.
+    """
+
+    width: int
+    heads: int
+    num_classes: int
+    layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for name in ("width", "heads", "num_classes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.width % self.heads:
+            raise InputError(f"heads={self.heads} must divide the width of the features, {self.width}")
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class Probe(AttentiveProbe):
+    """See ProbeConfig."""
+
+    def __init__(self, config: ProbeConfig) -> None:
+        super().__init__(config.width, config.heads, config.num_classes)
+        self.config = config
+
+
 class AIMOutput(NamedTuple):
     """What the model says of images."""
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.aim import AIM, AIMConfig, Encoder, EncoderConfig
+from var.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.files import replacing
 from var.model import VAR, VARConfig
 
@@ -21,7 +21,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 def save_model(
     folder: Path,
-    model: VQVAE | VAR | Encoder | AIM,
+    model: VQVAE | VAR | Encoder | AIM | Probe,
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
@@ -80,6 +80,15 @@ def load_var(folder: Path) -> VAR:
         InputError: missing, damaged or foreign files.
     """
     return _load(folder, VAR, VARConfig)
+
+
+def load_probe(folder: Path) -> Probe:
+    """The probe in a folder without its encoder, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files.
+    """
+    return _load(folder, Probe, ProbeConfig)
 
 
 def load_aim(folder: Path) -> AIM:

@@ -134,6 +134,12 @@ class VAR(nn.Module):
             head_scale, head_shift = self.head_adaln(embedding.float()).unbind(dim=1)
         return Condition(embedding[:, None], blocks, head_scale, head_shift)
 
+    def embed(self, condition: Condition, teacher_forcing_input: Tensor) -> Tensor:
+        """What the first block reads, (B, L, D): the start token, then the coarser f_hat (B, L - 1, C) of each scale."""
+        features = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))
+        x = torch.cat([condition.start + self.start_position, features.to(condition.start.dtype)], dim=1)
+        return x + (self.position + self.level_embedding(self.levels))
+
     def _logits(self, x: Tensor, condition: Condition) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return self.head(modulate(x.float(), condition.head_scale, condition.head_shift))
@@ -160,9 +166,7 @@ class VAR(nn.Module):
         blocks = condition.blocks
         if path_noise is not None:
             blocks = stochastic_depth(blocks, self.config.drop_rates, path_noise)
-        features = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))
-        x = torch.cat([condition.start + self.start_position, features.to(condition.start.dtype)], dim=1)
-        x = x + (self.position + self.level_embedding(self.levels))
+        x = self.embed(condition, teacher_forcing_input)
         mask = fastest(self.scales, self.mask)
         for block, modulation in zip(self.blocks, blocks, strict=True):
             if checkpoint:

@@ -4,11 +4,12 @@ import math
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
 from var.aim import EncoderConfig
+from var.hidden import BASELINES
 from var.model import VARConfig
 from var.pretraining import HeadConfig
 from var.training.backbones import BACKBONES, PERCEPTUAL
@@ -116,6 +117,17 @@ class DiscriminatorOptimizerConfig(OptimizerConfig):
     betas: tuple[Rate, Rate] = (0.5, 0.9)
     weight_decay: NotNegative = 0.0005
     clip: Positive | None = 10.0
+
+
+class ProbeOptimizerConfig(OptimizerConfig):
+    """AdamW for probes that are trained side by side.
+
+    Attributes:
+        clip: none, for the norm would be that of all probes' gradients together: what bounds it scales them all, and
+            how one probe learns would depend on which others there are.
+    """
+
+    clip: Positive | None = None
 
 
 class ScheduleConfig(Section):
@@ -425,4 +437,49 @@ class AIMRecipe(Recipe):
         return self
 
 
-AnyRecipe = TokenizerRecipe | VARRecipe | AIMRecipe
+class ProbeRecipe(Recipe):
+    """Attentive probes on frozen features (AIM, arXiv 2401.08541, section 4).
+
+    Attributes:
+        model: what gives the features: the folder of an encoder, with or without a probe; a released AIM's name; the
+            folder or name of a VAR pipeline (its transformer's hidden states); or what these are compared with:
+            `untrained`, an encoder with the weights that it would begin its pre-training with, `pixels`, the patches
+            as they are.
+        sizes: of the encoder; needed for `untrained` and `pixels`, where a model is loaded a check on it.
+        probe_layers: blocks, the mean of whose outputs a probe reads, counted from 0: a list of them; `last`; or
+            `best`, for as many probes as there are runs of consecutive blocks, all trained in one pass over the
+            features: the one that classifies the validation images best is exported.
+        probed: blocks of `last` and of each run of `best`; all there are, where they are fewer.
+        heads: of the probes' attention; None: the model's.
+        num_classes: None: as many as the training data has.
+        optimizer: each probe's.
+    """
+
+    stage: Literal["probe"]
+    model: Annotated[str, Field(min_length=1)]
+    sizes: EncoderConfig | None = None
+    probe_layers: Literal["best", "last"] | tuple[int, ...] = "best"
+    probed: Count = 6
+    heads: Count | None = None
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    optimizer: ProbeOptimizerConfig
+
+    @field_validator("probe_layers", mode="before")
+    @classmethod
+    def _words_or_blocks(cls, given: object) -> object:
+        if isinstance(given, list | tuple) and all(type(layer) is int for layer in given):
+            return tuple(given)
+        if given in ("best", "last"):
+            return given
+        raise InputError(f"{given!r} must be best, last, or a list of blocks such as [3, 4, 5]")
+
+    @model_validator(mode="after")
+    def _sizes_known(self) -> Self:
+        if self.model in BASELINES and self.sizes is None:
+            raise InputError(
+                f"sizes is missing: model={self.model} needs image_size, patch_size, width, depth and heads there"
+            )
+        return self
+
+
+AnyRecipe = TokenizerRecipe | VARRecipe | AIMRecipe | ProbeRecipe

@@ -23,17 +23,21 @@ from torch.utils.flop_counter import flop_registry
 
 from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.aim import Encoder
 from var.checkpoint import read_config
 from var.device import choose_device, choose_dtype
-from var.presets import RELEASED
+from var.hidden import BASELINES, EncoderFeatures, FeatureSource, VARFeatures, baseline, load_features
+from var.model import VAR
+from var.presets import AIM_RELEASED, RELEASED, SHIPPED
 from var.training.backbones import outline_backbone, outline_perceptual
-from var.training.config import AIMRecipe, AnyRecipe, Recipe, TokenizerRecipe, VARRecipe, VARSizes
+from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, Recipe, TokenizerRecipe, VARRecipe, VARSizes
 from var.training.data import Batch, ImageDataset
 from var.training.draws import Draws
 from var.training.parallel import sharding_asked_for
 from var.training.sources import FolderSource, Listing, list_images, parquet_files
 from var.training.stages import Turn
 from var.training.stages.aim import AIMStage
+from var.training.stages.probe import ProbeStage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.training.stages.var import VARStage
 from var.training.tokens import MANIFEST, Manifest
@@ -194,7 +198,7 @@ def estimate(recipe: AnyRecipe) -> Estimate:
     )
 
 
-AnyStage = TokenizerStage | VARStage | AIMStage
+AnyStage = TokenizerStage | VARStage | AIMStage | ProbeStage
 
 
 class _Plan(NamedTuple):
@@ -209,6 +213,8 @@ class _Plan(NamedTuple):
 def _plan(recipe: AnyRecipe, images: "Images") -> _Plan:
     if isinstance(recipe, TokenizerRecipe):
         return _tokenizer_plan(recipe, images)
+    if isinstance(recipe, ProbeRecipe):
+        return _probe_plan(recipe, images)
     return _var_plan(recipe, images) if isinstance(recipe, VARRecipe) else _aim_plan(recipe, images)
 
 
@@ -244,6 +250,34 @@ def _var_plan(recipe: VARRecipe, images: "Images") -> _Plan:
         stage = VARStage(recipe, vqvae, data, data)
     cached = recipe.tokens is not None
     return _Plan(stage, tokenizer.image_side, vqvae.scales.total, cached, to_encode, notes)
+
+
+def _probe_plan(recipe: ProbeRecipe, images: "Images") -> _Plan:
+    source, notes = _feature_source(recipe)
+    if recipe.num_classes is None and images.classes is None:
+        notes += (f"the number of classes is unknown: assumed {CLASSES}",)
+    data = _stand_in(recipe, images, source.image_size)
+    with torch.device("meta"):
+        stage = ProbeStage(recipe, source, data, data)
+    return _Plan(stage, source.image_size, source.patches, notes=notes)
+
+
+def _feature_source(recipe: ProbeRecipe) -> tuple[FeatureSource, tuple[str, ...]]:
+    """What gives the recipe's features, without weights where these would be downloaded, and what was assumed."""
+    name, sizes = recipe.model, recipe.sizes
+    with torch.device("meta"):
+        if name in BASELINES:
+            return baseline(name, sizes), ()
+        if name in AIM_RELEASED:
+            return EncoderFeatures(Encoder(AIM_RELEASED[name].config).eval().requires_grad_(False)), ()
+        if name in RELEASED:
+            config = RELEASED[name].config
+            vqvae = VQVAE(TokenizerConfig(scales=config.scales)).eval().requires_grad_(False)
+            return VARFeatures(VAR(config).eval().requires_grad_(False), vqvae), ()
+        if sizes is not None and not Path(name).expanduser().exists() and name not in SHIPPED:
+            assumed = f"model={name!r} is not there: assumed an encoder of the recipe's sizes"
+            return EncoderFeatures(Encoder(sizes).eval().requires_grad_(False)), (assumed,)
+    return load_features(name, sizes), ()
 
 
 def _stand_in(recipe: Recipe, images: "Images", side: int) -> ImageDataset:
@@ -316,7 +350,7 @@ def _work(plan: _Plan, micro: int, dtype: torch.dtype) -> _Work:
         for network in _all_networks(stage):
             _pretend(network)
         images = torch.empty(micro, 3, plan.side, plan.side)
-        if plan.to_encode and stage.vqvae is not None:
+        if plan.to_encode and isinstance(stage, VARStage):
             with _Products() as encoder:
                 stage.vqvae.encode(images)
             encoding = encoder.flops.total() * plan.to_encode / micro

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from var.device import choose_device, choose_dtype
 from var.files import check_writable
-from var.training.config import AIMRecipe, AnyRecipe, Recipe, TokenizerRecipe, VARRecipe
+from var.hidden import load_features
+from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, Recipe, TokenizerRecipe, VARRecipe
 from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
 from var.training.draws import Draws, seed_of
 from var.training.ema import EMA
@@ -36,6 +37,7 @@ from var.training.report import Report, check_wandb
 from var.training.sources import SPLIT_NAMES
 from var.training.stages import Stage
 from var.training.stages.aim import AIMStage
+from var.training.stages.probe import ProbeStage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.training.stages.var import VARStage, check_labels, open_split, open_tokenizer
 from var.training.state import load_newest, save_checkpoint
@@ -61,6 +63,10 @@ def build_stage(recipe: AnyRecipe) -> Stage:
     if isinstance(recipe, AIMRecipe):
         images = [open_dataset(recipe.data, split, recipe.model.image_size, recipe.seed) for split in SPLIT_NAMES]
         return AIMStage(recipe, open_tokenizer(recipe.tokenizer) if recipe.tokenizer else None, *images)
+    if isinstance(recipe, ProbeRecipe):
+        source = load_features(recipe.model, recipe.sizes)  # first: untrained weights are those of pre-training
+        images = [open_dataset(recipe.data, split, source.image_size, recipe.seed) for split in SPLIT_NAMES]
+        return ProbeStage(recipe, source, *images)
     vqvae = open_tokenizer(recipe.tokenizer)
     return VARStage(recipe, vqvae, *(open_split(recipe, vqvae, split) for split in SPLIT_NAMES))
 
@@ -272,7 +278,8 @@ class Run:
         """Write the model as users load it; every process must call this, the main one writes."""
         model = gathered(self.averaged, self.stage.build)
         if self.accelerator.is_main_process:
-            self.stage.export(model, self.recipe.output / name)
+            with self.accelerator.autocast():  # what an export measures is computed as in validation
+                self.stage.export(model, self.recipe.output / name)
         return self.recipe.output / name
 
 
@@ -346,5 +353,5 @@ def _train(recipe: AnyRecipe, accelerator: Accelerator) -> Path:
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
     """What a resumed run must not change: the model, and what decides which step sees which image."""
-    settings = recipe.model_dump(mode="json", include={"stage", "seed", "batch_size", "model"})
+    settings = recipe.model_dump(mode="json", include={"stage", "seed", "batch_size", "model", "sizes", "probe_layers"})
     return settings | {"ema": recipe.ema is not None}

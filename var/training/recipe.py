@@ -16,9 +16,14 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tokenizer.errors import InputError
-from var.training.config import AIMRecipe, AnyRecipe, TokenizerRecipe, VARRecipe
+from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, TokenizerRecipe, VARRecipe
 
-STAGES: dict[str, type[AnyRecipe]] = {"tokenizer": TokenizerRecipe, "var": VARRecipe, "aim": AIMRecipe}
+STAGES: dict[str, type[AnyRecipe]] = {
+    "tokenizer": TokenizerRecipe,
+    "var": VARRecipe,
+    "aim": AIMRecipe,
+    "probe": ProbeRecipe,
+}
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:

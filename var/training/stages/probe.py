@@ -1,0 +1,269 @@
+"""Train attentive probes on frozen features, to see how much these tell of the labels (AIM, arXiv 2401.08541).
+
+B batch, N patches, D width, M candidates: choices of blocks, each with a probe of its own.
+"""
+
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError
+from var.aim import AIM, AIMConfig, AttentiveProbe, Probe, ProbeConfig, check_layers
+from var.checkpoint import CONFIG, WEIGHTS, save_model
+from var.files import replacing
+from var.hidden import EncoderFeatures, FeatureSource
+from var.images import grid, to_pil
+from var.training.config import ProbeRecipe
+from var.training.data import Batch, SampleDataset, validation_loader
+from var.training.draws import Draws
+from var.training.stages import Losses, Turn
+
+SCORES = "probes.json"  # in the exported folder: what each candidate reached
+RIGHT, WRONG = (-0.6, 0.6, -0.6), (0.8, -0.8, -0.8)  # frames on the sheet, in [-1, 1]
+
+Layers = tuple[int, ...]
+
+
+def candidates(probe_layers: str | Layers, depth: int, probed: int) -> list[Layers]:
+    """The blocks that each candidate reads, ascending; candidates in the order of their blocks.
+
+    Args:
+        probe_layers: as in ProbeRecipe.
+        depth: blocks that there are.
+        probed: blocks of `last` and of a run of `best`.
+
+    Raises:
+        InputError: a block that there is not, or one named twice.
+    """
+    if not isinstance(probe_layers, str):
+        check_layers(probe_layers, depth)
+        return [tuple(sorted(probe_layers))]
+    length = min(probed, depth)
+    runs = [tuple(range(first, first + length)) for first in range(depth - length + 1)]
+    return runs if probe_layers == "best" else runs[-1:]
+
+
+def named(layers: Layers) -> str:
+    """`14-19`, `5`, `0_2_5`: names of modules, files and TensorBoard's tags may have no other signs."""
+    if len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1)):
+        return f"{layers[0]}-{layers[-1]}"
+    return "_".join(map(str, layers))
+
+
+class Probes(nn.Module):
+    """One probe for each candidate, all with the same initial weights: so none depends on which others there are.
+
+    The norm of a probe takes its statistics, in training, from the patches that it is given: those of a micro-batch
+    of a process. What evaluation takes is their running average.
+    """
+
+    def __init__(self, names: Sequence[str], probe: AttentiveProbe) -> None:
+        super().__init__()
+        self.probes: Mapping[str, AttentiveProbe] = nn.ModuleDict(  # type: ignore[assignment]  # as in var.aim
+            {name: deepcopy(probe) for name in names}
+        )
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """(B, N, D) for each candidate -> logits (M, B, classes)."""
+        return torch.stack([probe(x) for probe, x in zip(self.probes.values(), features, strict=True)])
+
+
+class Score(NamedTuple):
+    """Of one candidate: fractions of the validation images."""
+
+    layers: Layers
+    top1: float
+    top5: float
+
+
+class ProbeStage:
+    """Cross-entropy of the labels, summed over the candidates, which share nothing but the features.
+
+    So the gradient of each probe is that of its own loss, and AdamW, which goes weight by weight, takes the step that
+    it would take of one alone.
+    """
+
+    best = "error"
+
+    def __init__(
+        self, recipe: ProbeRecipe, source: FeatureSource, train_data: SampleDataset, validation_data: SampleDataset
+    ) -> None:
+        self.recipe = recipe
+        self.source = source
+        self.frozen = source.networks
+        self.train_data, self.validation_data = train_data, validation_data
+        self.steps = recipe.total_steps(len(train_data))
+        self.workers = recipe.data.workers
+        self.num_classes = recipe.num_classes or train_data.num_classes
+        self._check_labels()
+        self.candidates = candidates(recipe.probe_layers, source.depth, recipe.probed)
+        self.names = [named(layers) for layers in self.candidates]
+        self.layers = sorted({layer for layers in self.candidates for layer in layers})
+        self.heads = self._heads()
+        # The query has no direction to shrink towards zero.
+        self.turns = (Turn("probes", self.build(), recipe.optimizer, never_decayed=("query",)),)
+
+    def _check_labels(self) -> None:
+        known = self.num_classes if self.train_data.labels is None else self.train_data.num_classes
+        if known < 2:
+            raise InputError(
+                "the training images have no labels, or one for all, and a probe tells classes apart: give images in "
+                "class folders, or the column of their labels as data.label_column"
+            )
+        for data in (self.train_data, self.validation_data):
+            if data.labels is not None:
+                self._check_room(int(data.labels.max()))
+
+    def _check_room(self, largest: int) -> None:
+        if largest >= self.num_classes:
+            raise InputError(
+                f"the data has label {largest}, num_classes={self.num_classes} has room for 0..{self.num_classes - 1}: "
+                f"set num_classes to at least {largest + 1}, or to null"
+            )
+
+    def _heads(self) -> int:
+        """Of the probes; an AIM has as many in its probe as in its encoder, and is what is exported."""
+        heads = self.recipe.heads or self.source.heads
+        if isinstance(self.source, EncoderFeatures) and heads != self.source.heads:
+            raise InputError(f"heads={heads} must be the encoder's, {self.source.heads}: leave heads out")
+        if self.source.width % heads:
+            raise InputError(f"heads={heads} must divide the width of the features, {self.source.width}: give heads")
+        return heads
+
+    def prepare(self, device: torch.device) -> None:
+        for network in self.frozen.values():
+            network.to(device)
+
+    def build(self) -> Probes:
+        return Probes(self.names, AttentiveProbe(self.source.width, self.heads, self.num_classes))
+
+    def kind(self, turn: str, step: int) -> Hashable:
+        return "any"
+
+    def _features(self, images: Tensor) -> list[Tensor]:
+        """What each candidate reads, (B, N, D): the blocks' outputs are computed once for all of them."""
+        outputs = dict(zip(self.layers, self.source.features(images, self.layers), strict=True))
+        return [torch.stack([outputs[layer] for layer in layers]).mean(dim=0) for layers in self.candidates]
+
+    def _judged(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy, and whether the label has the highest logit, or is among the five highest: (M, B) each."""
+        if self.train_data.labels is None and len(batch.labels):  # shards tell labels as they are read
+            self._check_room(int(batch.labels.max()))
+        logits = model(self._features(batch.content)).float()
+        labels = batch.labels.expand(len(logits), -1)
+        losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
+        highest = logits.detach().topk(min(5, self.num_classes)).indices == labels[..., None]
+        return losses, highest[..., 0].float(), highest.any(dim=-1).float()
+
+    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
+        losses, top1, _ = self._judged(model, batch)
+        shown = losses.detach()
+        logs = {"loss": shown.mean()}
+        for i, name in enumerate(self.names):
+            logs |= {f"loss/{name}": shown[i].mean(), f"top1/{name}": top1[i].mean()}
+        return Losses(losses.mean(dim=1).sum(), logs)
+
+    @torch.no_grad()
+    def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+        """Average the norms' running statistics over the processes: else each would validate probes of its own."""
+        statistics = [buffer for buffer in self.turns[0].model.buffers() if buffer.is_floating_point()]
+        processes = reduce(torch.ones((), device=statistics[0].device))
+        means = reduce(torch.stack(statistics)) / processes
+        for buffer, mean in zip(statistics, means, strict=True):
+            buffer.copy_(mean)
+        return {}
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        losses, top1, top5 = self._judged(model, batch)
+        values = {"loss": losses.mean(dim=0), "error": 1 - top1.mean(dim=0)}
+        for i, name in enumerate(self.names):
+            values |= {f"loss/{name}": losses[i], f"top1/{name}": top1[i], f"top5/{name}": top5[i]}
+        return values
+
+    @torch.no_grad()
+    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
+        """A row of images for each candidate, in a green frame where its probe is right, in a red one where not."""
+        _, top1, _ = self._judged(model, batch)
+        images = [picture for right in top1 for picture in to_pil(framed(batch.content, right > 0))]
+        return grid(images, columns=len(batch.content))
+
+    @torch.no_grad()
+    def export(self, model: nn.Module, folder: Path) -> None:
+        """Write the best candidate, and what all of them reached.
+
+        An encoder's folder is an AIM's; of other features it holds the probe alone.
+        """
+        probes = _probes(model).eval()
+        scores, images = self.scores(probes)
+        # Of equally good ones the later blocks.
+        best = max(range(len(scores)), key=lambda i: (scores[i].top1, i))
+        told = {"images": images, "best": list(scores[best].layers), "probes": [score._asdict() for score in scores]}
+        with replacing(folder, (CONFIG, WEIGHTS, SCORES)) as new:
+            model = self._whole(probes.probes[self.names[best]], scores[best].layers)
+            save_model(new, model, self._described())
+            (new / SCORES).write_text(json.dumps(told, indent=2) + "\n")
+
+    def scores(self, probes: Probes) -> tuple[list[Score], int]:
+        """What each candidate reaches, and the number of validation images that could be read."""
+        device = next(probes.parameters()).device
+        recipe = self.recipe
+        right, images = torch.zeros(2, len(self.names), dtype=torch.float64), 0
+        for batch in validation_loader(self.validation_data, recipe.data, recipe.batch_size, 0, 1):
+            here = batch._replace(content=batch.content.to(device), labels=batch.labels.to(device))
+            _, top1, top5 = self._judged(probes, here)
+            right += torch.stack([top1, top5]).sum(dim=-1).cpu()
+            images += len(batch.labels)
+        fractions = zip(self.candidates, *(right / max(images, 1)).tolist(), strict=True)
+        return [Score(*fraction) for fraction in fractions], images
+
+    def _whole(self, probe: AttentiveProbe, layers: Layers) -> AIM | Probe:
+        """What is exported, made of the trained networks themselves."""
+        if isinstance(self.source, EncoderFeatures):
+            encoder = self.source.encoder
+            with torch.device("meta"):
+                aim = AIM(AIMConfig(**asdict(encoder.config), probe_layers=layers, num_classes=self.num_classes))
+            aim.encoder, aim.probe = encoder, probe
+            return aim
+        with torch.device("meta"):
+            alone = Probe(ProbeConfig(self.source.width, self.heads, self.num_classes, layers))
+        alone.load_state_dict(probe.state_dict(), assign=True)
+        return alone
+
+    def _described(self) -> dict[str, Any]:
+        """What config.json tells besides: names of the classes, and what a probe alone was trained on."""
+        names = {str(label): name for label, name in sorted(self.train_data.class_names.items())}
+        entries: dict[str, Any] = {"classes": names} if names else {}
+        if not isinstance(self.source, EncoderFeatures):
+            entries["features_of"] = self.recipe.model_dump(mode="json", include={"model", "sizes"})
+        return entries
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Nothing is remembered besides the probes."""
+
+
+def framed(images: Tensor, right: Tensor) -> Tensor:
+    """Images (B, 3, S, S) in a frame: green where `right`, (B,) bool, says so, else red."""
+    side = images.shape[-1]
+    width = max(side // 16, 1)
+    colours = torch.where(right[:, None], images.new_tensor(RIGHT), images.new_tensor(WRONG))
+    sheet = colours[:, :, None, None].repeat(1, 1, side + 2 * width, side + 2 * width)
+    sheet[:, :, width:-width, width:-width] = images
+    return sheet
+
+
+def _probes(model: nn.Module) -> Probes:
+    if not isinstance(model, Probes):
+        raise TypeError(f"Probes are trained in this stage, got {type(model).__name__}")
+    return model
