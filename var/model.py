@@ -135,7 +135,7 @@ class VAR(nn.Module):
         return Condition(embedding[:, None], blocks, head_scale, head_shift)
 
     def embed(self, condition: Condition, teacher_forcing_input: Tensor) -> Tensor:
-        """What the first block reads, (B, L, D): the start token, then the coarser f_hat (B, L - 1, C) of each scale."""
+        """What the first block reads, (B, L, D): the start token, then the coarser f_hat (B, L - 1, C) of a scale."""
         features = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))
         x = torch.cat([condition.start + self.start_position, features.to(condition.start.dtype)], dim=1)
         return x + (self.position + self.level_embedding(self.levels))
