@@ -28,7 +28,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var import VARPipeline
 from var.cli.run import run
-from var.edit import shown
+from var.edit import projected, shown
 from var.holes import Hole, continued
 from var.images import to_pil, to_tensor
 from var.training.backbones import load_perceptual
@@ -174,13 +174,22 @@ def upscaling(pipe: VARPipeline, known_classes: bool) -> dict[str, Method]:
     def enlarged(kind: Image.Resampling) -> Method:
         return lambda image, *_: halved(image).resize((side, side), kind)
 
+    def consistent(kind: Image.Resampling) -> Method:
+        def method(image: Image.Image, *_: int) -> Image.Image:
+            small = halved(image)
+            return to_pil(projected(to_tensor(small.resize((side, side), kind))[None], to_tensor(small)[None]))[0]
+
+        return method
+
     def drawn(with_class: bool, **options: Any) -> Method:
         def method(image: Image.Image, label: int, number: int) -> Image.Image:
             return pipe.upscale(halved(image), label if with_class else None, seed=number, **options).images[0]
 
         return method
 
-    methods = {"bicubic": enlarged(Image.Resampling.BICUBIC), "Lanczos": enlarged(Image.Resampling.LANCZOS)}
+    kinds = {"bicubic": Image.Resampling.BICUBIC, "Lanczos": Image.Resampling.LANCZOS}
+    methods = {name: enlarged(kind) for name, kind in kinds.items()}
+    methods |= {f"{name}, consistent": consistent(kind) for name, kind in kinds.items()}
     for count in range(1, len(pipe.vqvae.scales) + 1):
         methods[f"upscale, {count} scales kept"] = drawn(False, num_scales=count)
         methods[f"- not consistent, {count}"] = drawn(False, num_scales=count, consistent=False)
@@ -192,18 +201,19 @@ def upscaling(pipe: VARPipeline, known_classes: bool) -> dict[str, Method]:
 @torch.inference_mode()
 def agreement(pipe: VARPipeline, images: list[Image.Image]) -> Iterator[dict[str, object]]:
     """How far the tokens of a halved picture are those of the picture, scale by scale: enlarged first, or as it is."""
-    vqvae, side = pipe.vqvae, pipe.vqvae.config.image_side
+    vqvae, side, device = pipe.vqvae, pipe.vqvae.config.image_side, pipe.model.position.device
     nothing = np.zeros((side // 2, side // 2), dtype=bool)
     for kind in ("enlarged, then encoded", "encoded at its own size"):
         shares = []
         for first in range(0, len(images), 50):
             part = images[first : first + 50]
             halves = [image.resize((side // 2, side // 2), Image.Resampling.BICUBIC) for image in part]
-            truth = vqvae.features(torch.stack([to_tensor(image) for image in part]))
+            truth = vqvae.features(stacked(part).to(device))
             if kind == "enlarged, then encoded":
-                features = vqvae.features(torch.stack([shown(half, nothing, side) for half in halves]))
+                enlarged = torch.stack([shown(half, nothing, side) for half in halves])
+                features = vqvae.features(enlarged.to(device))
             else:
-                small = vqvae.quant_conv(vqvae.encoder(torch.stack([to_tensor(half) for half in halves])))
+                small = vqvae.quant_conv(vqvae.encoder(stacked(halves).to(device)))
                 features = F.interpolate(small, size=truth.shape[-2:], mode="bicubic")
             same = vqvae.quantizer.encode(features) == vqvae.quantizer.encode(truth)
             shares.append(torch.stack([level.float().mean(dim=1) for level in vqvae.scales.split(same)], dim=1))

@@ -20,7 +20,7 @@ from var.generate import Generated, Known, generate, in_batches
 from var.holes import Hole, continued, keep_at_scales
 from var.images import to_pil, to_tensor
 from var.model import VAR
-from var.windows import Window, around, sliding, whole
+from var.windows import Window, around, sliding, through, whole
 
 MODEL, TOKENIZER = small_var(seed=1), small_vqvae(seed=2)
 SIDE = TOKENIZER.config.image_side
@@ -410,6 +410,43 @@ def test_the_coarse_tokens_are_those_of_the_enlarged_picture(
     if kept < len(SIDES):
         assert not torch.equal(out.tokens[:, ~coarse], tokens.expand(2, -1)[:, ~coarse])
         assert not torch.equal(out.tokens[0], out.tokens[1])
+
+
+@pytest.mark.parametrize("size", [(7, 3), (2, 4), (6, 1)])
+def test_a_picture_that_is_not_square_keeps_all_tokens_of_its_scales(drawn: Draws, size: tuple[int, int]) -> None:
+    """Those beside it too, where it is continued."""
+    small = noise(*size)
+    enlarged(small, num_scales=2)
+    ((known, out),) = drawn
+    coarse = TOKENIZER.scales.levels() < 2
+    assert torch.equal(known.keep, coarse.expand(2, -1))
+    assert torch.equal(out.tokens[:, coarse], known.tokens[:, coarse])
+    window = whole(size)
+    outside = ~through(np.ones(size[::-1], dtype=bool), window)
+    with torch.no_grad():
+        tokens = TOKENIZER.encode(shown(small.crop(window.box), outside, SIDE)[None])
+    assert torch.equal(known.tokens[:1], tokens)
+
+
+def test_results_keep_the_colour_profile() -> None:
+    small = noise(4, 4)
+    small.info["icc_profile"] = b"wide"
+    assert {image.info["icc_profile"] for image in enlarged(small)} == {b"wide"}
+
+
+def test_a_large_square_is_shown_as_if_it_were_resized_at_once() -> None:
+    """A smooth picture: reduced first or not, the encoder sees the same, and nothing of the hole."""
+    side = 8 * SIDE + 5
+    ramp = np.linspace(20, 230, side).round().astype(np.uint8)
+    pixels = np.stack([np.broadcast_to(ramp, (side, side)), np.broadcast_to(ramp[:, None], (side, side))] * 2, axis=-1)
+    picture, hole = Image.fromarray(np.ascontiguousarray(pixels[..., :3])), hole_of(side, side, (20, 20, 45, 50))
+    direct = to_tensor(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
+    seen = shown(picture, hole, SIDE)
+    far = torch.from_numpy(distance_from(hole_of(SIDE, SIDE, (2, 2, 6, 6))) > 1)
+    assert largest_difference(seen[:, far], direct[:, far]) < 0.05
+    scribbled = np.asarray(picture).copy()
+    scribbled[hole] = 255 - scribbled[hole]
+    assert torch.equal(shown(Image.fromarray(scribbled), hole, SIDE), seen)
 
 
 @pytest.mark.parametrize(

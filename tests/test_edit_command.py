@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from scipy import ndimage
 from tiny import NAMES, ended, run, tiny_pipeline
 
-from var import pipeline
+from var import pipeline, windows
 from var.cli import app
 from var.cli import edit as command
 from var.edit import redraw
@@ -502,7 +502,7 @@ def test_help_tells_the_librarys_defaults() -> None:
     assert told(command.Consistent) == words[enlarged["consistent"].default]
     assert redrawn["feather"].default is enlarged["num_scales"].default is None  # told in words
     methods = get_args(get_args(get_args(command.Method)[0])[0])
-    assert methods == pipeline.METHODS
+    assert methods == windows.METHODS
     assert inspect.signature(VARPipeline.outpaint).parameters["method"].default == "auto"
 
 

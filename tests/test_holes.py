@@ -14,7 +14,18 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer.scales import SCALES_256, SCALES_512, Scales
-from var.holes import KEPT_WHOLE, Hole, Mask, continued, keep_at_scales, kept_tokens, opacity, overlay, read_hole
+from var.holes import (
+    KEPT_WHOLE,
+    Hole,
+    Mask,
+    continued,
+    keep_at_scales,
+    kept_tokens,
+    opacity,
+    overlay,
+    read_hole,
+    reduced,
+)
 
 HOLE = np.array([[0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=bool)
 SIZE = (6, 3)
@@ -335,9 +346,9 @@ def test_opacity_falls_with_the_distance_from_the_hole(height: int, width: int, 
     inside = np.argwhere(hole)
     for y, x in product(range(height), range(width)):
         distance = np.sqrt(((inside - (y, x)) ** 2).sum(axis=1)).min() if len(inside) else np.inf
-        assert abs(alpha[y, x] - max(1 - distance / (feather + 1), 0)) < 1e-6
+        assert abs(alpha[y, x] - (1 - distance / (feather + 1) if distance <= feather else 0)) < 1e-6
         assert (alpha[y, x] == 1) == hole[y, x]
-        assert (alpha[y, x] == 0) == (distance >= feather + 1)
+        assert (alpha[y, x] == 0) == (distance > feather)
 
 
 def test_without_a_hole_nothing_is_laid_over() -> None:
@@ -352,3 +363,34 @@ def test_overlay_shows_the_hole_in_red() -> None:
     half_red = (pixels[HOLE] + np.array([255.0, 0, 0])) / 2
     assert np.abs(shown[HOLE] - half_red).max() <= 1
     assert picture.tobytes() == before
+
+
+def test_reduced_takes_the_mean_of_the_known_pixels_of_a_cell() -> None:
+    pixels, hole = normal(2, 3, 7, 10), torch.from_numpy(random_hole(7, 10, 0.6, seed=2))
+    pixels[:, :, hole] = 1e6  # what lies in the hole does not matter
+    small, left = reduced(pixels, hole, 3)
+    assert small.shape == (2, 3, 3, 4)
+    for y, x in product(range(3), range(4)):
+        cell = slice(3 * y, 3 * y + 3), slice(3 * x, 3 * x + 3)
+        known = ~hole[cell]
+        assert left[y, x] == (not known.any())
+        if known.any():
+            expected = pixels[:, :, cell[0], cell[1]][:, :, known].mean(dim=-1)
+            assert largest_difference(small[:, :, y, x], expected) < 1e-5
+
+
+def test_boxes_that_are_not_in_a_list_of_their_own_are_refused() -> None:
+    with refused("must be a picture"):
+        read_hole([0, 0, 1, 1, 2, 2, 3, 3], SIZE)  # type: ignore[arg-type, list-item]
+    with refused("must be a picture"):
+        read_hole(np.zeros((50, 60), dtype=bool).tolist(), SIZE)
+    assert np.array_equal(read_hole([0, 0, 2, 1], SIZE), read_hole((0, 0, 2, 1), SIZE))  # type: ignore[arg-type, list-item]
+
+
+@pytest.mark.parametrize("mode", ["L", "I", "F", "I;16"])
+def test_a_mask_that_marks_too_darkly_is_refused(mode: str) -> None:
+    values = np.zeros(SIZE[::-1], dtype={"L": np.uint8, "I": np.int32, "F": np.float32, "I;16": np.uint16}[mode])
+    assert not read_hole(Image.fromarray(values), SIZE).any()
+    values[1, 1] = 1
+    with refused("brightest pixel is 1", "half of the full scale"):
+        read_hole(Image.fromarray(values), SIZE)

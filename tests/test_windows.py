@@ -12,7 +12,7 @@ from PIL import Image
 
 from var.holes import Hole
 from var.images import MAX_PIXELS
-from var.windows import MAX_GROWTH, Window, around, extended, lay, sliding, through, whole, without
+from var.windows import MAX_GROWTH, Window, around, extended, lay, outwards, sliding, through, whole, without
 
 lengths = st.integers(1, 40)
 
@@ -286,3 +286,39 @@ def test_a_square_is_laid_over_where_the_window_is(given_window: tuple[int, int,
     mixed.paste(Image.fromarray(alpha == 0.25), window.box[:2])
     assert (difference[~np.asarray(mixed)] == 0).all()  # bit for bit elsewhere
     assert (picture.tobytes(), square.tobytes()) == before
+
+
+@pytest.mark.parametrize(
+    ("size", "room", "slides"),
+    [((10, 10), 5, False), ((10, 10), 6, True), ((20, 10), 3, True), ((3000, 4), 3, False), ((1, 1), 3, True)],
+)
+def test_auto_shrinks_until_the_picture_has_grown_a_lot(size: tuple[int, int], room: int, slides: bool) -> None:
+    """And where sliding would take too many steps: a picture of 3000x4 px has 1,499 places along its side."""
+    canvas, hole = extended(Image.new("RGB", size), room, room, 0, 0) if slides else (
+        extended(Image.new("RGB", size), 0, 0, room, room)
+    )  # fmt: skip
+    assert outwards(size, hole, "shrink") == [whole(canvas.size)]
+    found = outwards(size, hole, "auto")
+    assert (found != [whole(canvas.size)]) == slides
+    if slides:
+        assert found == outwards(size, hole, "slide") == list(sliding(hole, min(size)))
+
+
+def test_ways_that_cannot_work() -> None:
+    _, hole = extended(Image.new("RGB", (3000, 4)), 0, 0, 4, 0)
+    with refused("windows of 4 px", "2998 steps", "at most 400", "method shrink"):
+        outwards((3000, 4), hole, "slide")
+    with refused("method 'zoom'", "auto, shrink, slide"):
+        outwards((3000, 4), hole, "zoom")
+
+
+def test_windows_that_have_nothing_to_fill_do_not_count() -> None:
+    """A long picture that is extended at one end slides there, whatever its length."""
+    _, hole = extended(Image.new("RGB", (4000, 4)), 0, 8, 0, 0)
+    assert len(outwards((4000, 4), hole, "slide")) <= 5
+
+
+def test_an_extended_picture_keeps_its_colour_profile() -> None:
+    picture = noise(4, 4)
+    picture.info["icc_profile"] = b"wide"
+    assert extended(picture, 1, 0, 0, 0)[0].info["icc_profile"] == b"wide"

@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.generate import Known, SamplingOptions, check_batch_size, in_batches
-from var.holes import Hole, continued, keep_at_scales, kept_tokens, opacity
+from var.holes import Hole, continued, keep_at_scales, kept_tokens, opacity, reduced
 from var.images import to_pil, to_tensor
 from var.model import VAR
 from var.sampling import nth_seed
@@ -81,6 +81,8 @@ def redraw(
     """
     if feather is not None and not 0 <= feather < float("inf"):
         raise InputError(f"feather={feather} must be 0 (a hard edge) or more pixels")
+    if composite and not hole.any():
+        return [picture.copy() for _ in labels]
     pictures, seed = [picture], options.get("seed", 0)
     for n, window in enumerate(windows):
         square_hole, outside = ~through(~hole, window), ~through(np.ones_like(hole), window)
@@ -113,7 +115,7 @@ def upscale(
 
     The picture is enlarged to the model's side (Lanczos) and encoded as any other. Averaged over large cells, the
     features of an enlarged picture are close to those of the sharp one, as both show the same at that size. So the
-    tokens of maps no finer than the small picture are kept; the finer ones would describe its blur and are drawn.
+    tokens of coarse maps are kept; the finer ones would describe the picture's blur and are drawn.
     Encoded at its own size, it would show the encoder objects smaller and sharper than those it was trained on.
 
     Args:
@@ -142,23 +144,33 @@ def upscale(
     kept = num_scales or max(sum(s * side <= sides[-1] * window.side for s in sides), 1)
     outside = ~through(np.ones(picture.size[::-1], dtype=bool), window)
     square = picture.crop(window.box)
-    keep = keep_at_scales(kept_tokens(outside, sides[-1]), vqvae.scales) & (vqvae.scales.levels() < kept)
+    keep = vqvae.scales.levels() < kept  # beside the picture too: its continuation there is cropped away in the end
     drawn = complete(model, vqvae, shown(square, outside, side)[None], keep, labels, **options)
     if consistent:
         drawn = projected(drawn, shown(square, outside, window.side)[None])
     left, top = (round(-edge * side / window.side) for edge in (window.left, window.top))
     width, height = (max(round(length * side / window.side), 1) for length in picture.size)
-    return [result.crop((left, top, left + width, top + height)) for result in to_pil(drawn)]
+    results = [result.crop((left, top, left + width, top + height)) for result in to_pil(drawn)]
+    for result in results:
+        result.info = picture.info  # with its colour profile
+    return results
 
 
 def shown(square: Image.Image, hidden: Hole, side: int) -> Tensor:
     """What the encoder is shown of a square: (3, side, side) in [-1, 1], hidden pixels continued from the others.
 
-    They are hidden before the square is resized, which would mix them with their neighbours.
+    They are hidden before the square is resized, which would mix them with their neighbours. A square four times as
+    large or more is first reduced by a whole factor, to twice the side or more, a cell the mean of its known pixels.
     """
+    factor = 1
     if hidden.any():
-        square = to_pil(continued(to_tensor(square)[None], torch.from_numpy(hidden)))[0]
-    return to_tensor(square.resize((side, side), Image.Resampling.LANCZOS))
+        pixels, hole = to_tensor(square)[None], torch.from_numpy(hidden)
+        if square.width >= 4 * side:
+            factor = square.width // (2 * side)
+            pixels, hole = reduced(pixels, hole, factor)
+        square = to_pil(continued(pixels, hole))[0]
+    length = hidden.shape[0] / factor  # the last cells may reach over the edge
+    return to_tensor(square.resize((side, side), Image.Resampling.LANCZOS, box=(0, 0, length, length)))
 
 
 @torch.inference_mode()

@@ -180,12 +180,13 @@ def known_at_scales(known: Known, vqvae: VQVAE, batch: int) -> list[tuple[Tensor
             f"known tokens of shape {tuple(tokens.shape)} and what is kept of them, {keep.dtype} of shape "
             f"{tuple(keep.shape)}, given: {expected} needed, and booleans"
         )
+    device = vqvae.quantizer.codebook.weight.device
+    tokens, keep = tokens.to(device), keep.to(device)
     inside = (tokens >= 0) & (tokens < vqvae.config.vocab_size)
     if not (inside | ~keep).all():
         raise InputError(f"known tokens must be in 0..{vqvae.config.vocab_size - 1}, the codebook's indices")
     tokens = tokens.where(inside, 0)
-    device = vqvae.quantizer.codebook.weight.device
-    return list(zip(vqvae.scales.split(tokens.to(device)), vqvae.scales.split(keep.to(device)), strict=True))
+    return list(zip(vqvae.scales.split(tokens), vqvae.scales.split(keep), strict=True))
 
 
 def choose(logits: Tensor, streams: RandomStreams, codebook: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ H W sides of a picture in pixels, K scales, L tokens of all scales. A hole is a 
 picture is drawn anew. Pure functions; arguments are never written to.
 """
 
+import reprlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,13 +50,14 @@ def read_hole(mask: Mask, size: tuple[int, int]) -> Hole:
         return mask.copy()
     if not isinstance(mask, list | tuple):
         raise InputError(f"a mask of type {type(mask).__name__} given: it {MASKS}")
+    boxes = [mask] if len(mask) == 4 and not isinstance(mask[0], list | tuple) else mask
     try:
-        boxes = np.asarray(mask if mask else np.empty((0, 4), dtype=int)).reshape(-1, 4)
-    except ValueError as error:
-        raise InputError(f"mask {mask} {MASKS}") from error
-    if boxes.dtype.kind != "i":
-        raise InputError(f"mask {mask} {MASKS}")
-    return box_hole(boxes.tolist(), size)
+        corners = np.array(boxes) if boxes else np.empty((0, 4), dtype=int)
+    except ValueError:  # lists of several lengths
+        corners = np.empty(0)
+    if corners.dtype.kind != "i" or corners.ndim != 2 or corners.shape[1] != 4:
+        raise InputError(f"mask {reprlib.repr(mask)} {MASKS}")
+    return box_hole(corners.tolist(), size)
 
 
 def box_hole(boxes: Sequence[Sequence[int]], size: tuple[int, int]) -> Hole:
@@ -83,7 +85,7 @@ def mask_hole(mask: Image.Image, size: tuple[int, int]) -> Hole:
     Brighter than half of white is white; transparent parts are kept.
 
     Raises:
-        InputError: the mask cannot be read, or is of another size.
+        InputError: the mask cannot be read, is of another size, or marks something, but too dark.
     """
     grey = np.asarray(to_rgb(loaded(mask, "the mask"), background="black").convert("L"))
     if grey.shape != size[::-1]:
@@ -91,7 +93,11 @@ def mask_hole(mask: Image.Image, size: tuple[int, int]) -> Hole:
             f"the mask has {grey.shape[1]}x{grey.shape[0]} px and the picture {size[0]}x{size[1]} px: give a mask of "
             "the picture's size"
         )
-    return grey > 127
+    hole: Hole = grey > 127
+    if not hole.any() and mask.mode in ("L", "I", "F", "I;16") and np.asarray(mask).any():
+        brightest = np.asarray(mask).max()
+        raise InputError(f"the mask's brightest pixel is {brightest:g}: white, more than half of the full scale, marks")
+    return hole
 
 
 def kept_tokens(hole: Hole, side: int) -> Tensor:
@@ -121,6 +127,7 @@ def keep_at_scales(keep: Tensor, scales: Scales, dilate: int = 0) -> Tensor:
     """
     if dilate < 0:
         raise InputError(f"dilate={dilate} must be 0 or more tokens")
+    dilate = min(dilate, scales.sides[-1])  # more than all of the map changes nothing
     near = F.max_pool2d((~keep)[None, None].float(), 2 * dilate + 1, stride=1, padding=dilate)
     parts = []
     for side, length in zip(scales.sides, scales.lengths, strict=True):
@@ -158,12 +165,20 @@ def continued(pixels: Tensor, hole: Tensor) -> Tensor:
     return torch.where(hole, filled, pixels)
 
 
+def reduced(pixels: Tensor, hole: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+    """An image (B, C, H, W) and its hole (H, W) by a whole factor: a cell with any known pixel is the mean of those."""
+    known = (~hole).to(pixels)[None, None]
+    share = F.avg_pool2d(known, factor, ceil_mode=True)
+    sums = F.avg_pool2d(pixels * known, factor, ceil_mode=True)
+    return sums / share.clamp(min=1 / (2 * factor**2)), share[0, 0] == 0
+
+
 def opacity(hole: Hole, feather: float) -> NDArray[np.float32]:
-    """How much of the new picture is seen: 1 in the hole, falling to 0 within `feather` pixels outside it, (H, W)."""
+    """How much of the new picture is seen, (H, W): 1 in the hole, falling until `feather` pixels outside it, then 0."""
     if not hole.any():
         return np.zeros(hole.shape, dtype=np.float32)
     distance = ndimage.distance_transform_edt(~hole)
-    return np.clip(1 - distance / (feather + 1), 0, 1).astype(np.float32)
+    return np.where(distance <= feather, 1 - distance / (feather + 1), 0).astype(np.float32)
 
 
 def overlay(picture: Image.Image, hole: Hole) -> Image.Image:

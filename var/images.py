@@ -53,8 +53,10 @@ def loaded(image: Image.Image, name: str = "the image") -> Image.Image:
     """The image with its pixels read, which Pillow puts off until they are needed.
 
     Raises:
-        InputError: damaged, without pixels, or more than MAX_PIXELS.
+        InputError: not a PIL image, damaged, without pixels, or more than MAX_PIXELS.
     """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{name} is of type {type(image).__name__}: give a PIL image, such as PIL.Image.open reads")
     if not image.width * image.height:
         raise InputError(f"{name} has {image.width}x{image.height} px: give a picture that has pixels")
     if image.width * image.height > MAX_PIXELS:

@@ -25,13 +25,11 @@ from var.images import loaded, resize_and_crop, to_pil, to_rgb, to_tensor
 from var.model import VAR
 from var.presets import RELEASED, SHIPPED, check_name
 from var.released import cache_folder, load_released
-from var.windows import Window, around, extended, sliding, whole
+from var.windows import Window, around, extended, outwards
 
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a saved pipeline
 
 CFG = 4.0  # guidance that makes good pictures; measures of the distribution take less
-
-METHODS = ("auto", "shrink", "slide")  # of out-painting
 
 
 @dataclass(frozen=True)
@@ -248,7 +246,8 @@ class VARPipeline:
             label: index or name of a class; None for no class, as the paper fills holes.
             num: results.
             context: side of the square that the model sees over the hole's longer side; None: as large as it can be.
-                A small one gives a small hole in a large picture more of the model's pixels, and less to go by.
+                A small one gives a small hole in a large picture more of the model's pixels, and less to go by; 1
+                shows nothing but the hole.
             options: as `var.edit.redraw` takes them: dilate, hide, composite, match, feather; cfg, top_k, top_p, seed,
                 smooth, batch_size.
 
@@ -293,19 +292,16 @@ class VARPipeline:
             method: `shrink` shows the model all of the extended picture at once, so that its parts go together, in as
                 many pixels as the model has; `slide` moves a square as large as the picture's shorter side outwards by
                 halves, so that the new parts are as detailed as the picture, each drawn with sight of its neighbours
-                alone. `auto` shrinks until the extended picture is twice as long as the given one's shorter side.
+                alone, so that edges may show. `auto` shrinks until the extended picture is twice as long as the given
+                one's shorter side.
             options: as `inpaint` takes them.
 
         Raises:
             InputError: no extension, one too large, an unknown method; and as `inpaint`.
         """
-        if method not in METHODS:
-            raise InputError(f"method {method!r} is unknown: take {', '.join(METHODS)}")
         picture = to_rgb(loaded(image))
         canvas, hole = extended(picture, left, right, top, bottom)
-        side = min(picture.size)
-        slide = method == "slide" or (method == "auto" and max(canvas.size) > 2 * side)
-        windows = sliding(hole, side) if slide else [whole(canvas.size)]
+        windows = outwards(picture.size, hole, method)
         return self._redraw(canvas, hole, windows, label, num, **options)
 
     def _redraw(
@@ -339,7 +335,8 @@ class VARPipeline:
             image: smaller than the model's pictures, of any mode.
             label: index or name of a class; None for no class.
             num: results.
-            num_scales: how many coarse scales are kept; None: those that the small picture can tell.
+            num_scales: how many coarse scales are kept; None: those whose tokens are at least as wide, in pixels of the
+                small picture, as the last scale's are in one of full size.
             consistent: the results, reduced to the small picture's size, are the small picture.
             options: cfg, top_k, top_p, seed, smooth, batch_size.
 

@@ -15,6 +15,7 @@ from var.holes import Hole
 from var.images import MAX_PIXELS
 
 MAX_WINDOWS = 400  # that a picture's extension may take, each as long to draw as a picture
+METHODS = ("auto", "shrink", "slide")  # of out-painting
 MAX_GROWTH = 8  # an extended picture is at most that many times as wide and as high
 
 
@@ -65,6 +66,28 @@ def around(hole: Hole, context: float | None = None) -> Window:
     return Window(place(left, right, width), place(top, bottom, height), side)
 
 
+def outwards(size: tuple[int, int], hole: Hole, method: str) -> list[Window]:
+    """The windows that fill the room around a picture.
+
+    Args:
+        size: of the picture that is extended.
+        hole: of the extended picture.
+        method: `shrink`, one window with all of it; `slide`, as `sliding`; `auto`, shrink until the extended picture is
+            twice as long as the given one's shorter side, or where sliding would take too many steps.
+
+    Raises:
+        InputError: another method; more than MAX_WINDOWS to slide through.
+    """
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is unknown: take {', '.join(METHODS)}")
+    side, extended_size = min(size), hole.shape[::-1]
+    steps = len(_grid(hole, side))
+    if method == "slide" and steps > MAX_WINDOWS:
+        raise InputError(f"windows of {side} px take {steps} steps, at most {MAX_WINDOWS}: use the method shrink")
+    far = max(extended_size) > 2 * side and steps <= MAX_WINDOWS
+    return list(sliding(hole, side)) if method == "slide" or (method == "auto" and far) else [whole(extended_size)]
+
+
 def sliding(hole: Hole, side: int) -> Iterator[Window]:
     """Windows that fill a large hole step by step, each overlapping what is known by then.
 
@@ -74,24 +97,23 @@ def sliding(hole: Hole, side: int) -> Iterator[Window]:
     Args:
         hole: of the picture, with a part that is known.
         side: of the windows, at most that of the picture.
-
-    Raises:
-        InputError: more windows than MAX_WINDOWS.
     """
+    windows = _grid(hole, side)
+    while hole.any():
+        known = {w: 1 - hole[w.top : w.top + side, w.left : w.left + side].mean() for w in windows}
+        window = max((w for w in windows if known[w] < 1), key=lambda w: (known[w], w))
+        yield window
+        hole = without(hole, window)
+
+
+def _grid(hole: Hole, side: int) -> list[Window]:
+    """Where windows stand that show something of the hole."""
     known = ~hole
     rows, columns = (np.flatnonzero(known.any(axis=axis)) for axis in (1, 0))
     tops = _stops(int(rows[0]), int(rows[-1]) + 1, hole.shape[0], side)
     lefts = _stops(int(columns[0]), int(columns[-1]) + 1, hole.shape[1], side)
-    windows = [Window(left, top, side) for top in tops for left in lefts]
-    if len(windows) > MAX_WINDOWS:
-        raise InputError(
-            f"windows of {side} px take {len(windows)} steps, at most {MAX_WINDOWS}: use the method shrink"
-        )
-    while hole.any():
-        shares = [through(~hole, window).mean() for window in windows]
-        _, window = max((share, window) for share, window in zip(shares, windows, strict=True) if share < 1)
-        yield window
-        hole = without(hole, window)
+    places = [Window(left, top, side) for top in tops for left in lefts]
+    return [w for w in places if hole[w.top : w.top + side, w.left : w.left + side].any()]
 
 
 def _stops(low: int, high: int, length: int, side: int) -> list[int]:
@@ -123,6 +145,7 @@ def extended(picture: Image.Image, left: int, right: int, top: int, bottom: int)
         )
     canvas = Image.new("RGB", (width, height), "grey")
     canvas.paste(picture, (left, top))
+    canvas.info = picture.info  # with its colour profile
     hole = np.ones((height, width), dtype=bool)
     hole[top : top + picture.height, left : left + picture.width] = False
     return canvas, hole

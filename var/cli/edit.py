@@ -116,8 +116,8 @@ Feather = Annotated[
     float | None,
     typer.Option(
         min=0,
-        help="Pixels outside the hole over which the drawing fades into the picture; 0: a hard edge. Default: half a "
-        "token.",
+        help="Pixels outside the hole over which the drawing fades into the picture, also where less than that is kept "
+        "between two holes; 0: a hard edge. Default: half a token.",
         rich_help_panel=EDGE,
     ),
 ]
@@ -206,9 +206,10 @@ def outpaint(
     hole = given(method=method, dilate=dilate, feather=feather, composite=composite, match=match)
     job = Job("outpaint", image, model, out, device, dtype, drawing | hole)
     picture = job.read()
-    from var.windows import extended
+    from var.windows import extended, outwards
 
-    extended(picture, left, right, top, bottom)  # room that cannot be had is refused before the model is loaded
+    # Room that cannot be had, or not by that method, is refused before the model is loaded.
+    outwards(picture.size, extended(picture, left, right, top, bottom)[1], job.options.get("method", "auto"))
     job.finish(lambda pipe: pipe.outpaint(picture, left, right, top, bottom, **job.options))
 
 
