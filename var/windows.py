@@ -98,12 +98,19 @@ def sliding(hole: Hole, side: int) -> Iterator[Window]:
         hole: of the picture, with a part that is known.
         side: of the windows, at most that of the picture.
     """
-    windows = _grid(hole, side)
-    while hole.any():
-        known = {w: 1 - hole[w.top : w.top + side, w.left : w.left + side].mean() for w in windows}
-        window = max((w for w in windows if known[w] < 1), key=lambda w: (known[w], w))
-        yield window
-        hole = without(hole, window)
+    left = hole.copy()
+
+    def known(window: Window) -> float:
+        return 1 - float(left[window.top : window.top + side, window.left : window.left + side].mean())
+
+    shares = {window: known(window) for window in _grid(hole, side)}
+    while shares:
+        best = max(shares, key=lambda window: (shares[window], window))
+        yield best
+        left[best.top : best.top + side, best.left : best.left + side] = False
+        near = [w for w in shares if max(abs(w.left - best.left), abs(w.top - best.top)) < side]
+        shares |= {window: known(window) for window in near}
+        shares = {window: share for window, share in shares.items() if share < 1}
 
 
 def _grid(hole: Hole, side: int) -> list[Window]:
