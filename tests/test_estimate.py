@@ -19,7 +19,9 @@ from var import model as models
 from var.checkpoint import save_model
 from var.training import estimate as module
 from var.training.config import VARRecipe
-from var.training.estimate import Estimate, amount, duration, estimate, find_images, measured_speed, show
+from var.training.estimate import Estimate, estimate, measured_speed
+from var.training.estimate_images import find_images
+from var.training.estimate_table import amount, duration, show
 from var.training.recipe import load_recipe
 
 SPEED = 1e9

@@ -43,7 +43,8 @@ def tell(recipe: "AnyRecipe") -> None:
     """Print what a run would take, once if there are several processes."""
     from rich.console import Console
 
-    from var.training.estimate import estimate, show
+    from var.training.estimate import estimate
+    from var.training.estimate_table import show
 
     found = estimate(recipe)
     if int(os.environ.get("RANK", "0")) == 0:

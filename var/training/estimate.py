@@ -4,7 +4,6 @@ The networks and one micro-batch are fake tensors, which have shapes and types b
 backward over them costs next to nothing, and says how many operations it is and what it keeps for the way back.
 """
 
-import json
 import math
 import os
 import time
@@ -33,14 +32,15 @@ from var.training.backbones import outline_backbone, outline_perceptual
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, Recipe, TokenizerRecipe, VARRecipe, VARSizes
 from var.training.data import Batch, ImageDataset
 from var.training.draws import Draws
+from var.training.estimate_images import Images, find_images
 from var.training.parallel import sharding_asked_for
-from var.training.sources import FolderSource, Listing, list_images, parquet_files
+from var.training.sources import FolderSource, Listing
 from var.training.stages import Turn
 from var.training.stages.aim import AIMStage
 from var.training.stages.probe import ProbeStage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.training.stages.var import VARStage
-from var.training.tokens import MANIFEST, Manifest
+from var.training.tokens import MANIFEST
 
 FLOAT = 4  # bytes of a weight: they are held in float32 whatever the products run in
 SHARE_OF_PRODUCT = 1 / 1.5  # assumed: what training reaches of the speed of one large matrix product
@@ -210,7 +210,7 @@ class _Plan(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def _plan(recipe: AnyRecipe, images: "Images") -> _Plan:
+def _plan(recipe: AnyRecipe, images: Images) -> _Plan:
     if isinstance(recipe, TokenizerRecipe):
         return _tokenizer_plan(recipe, images)
     if isinstance(recipe, ProbeRecipe):
@@ -218,7 +218,7 @@ def _plan(recipe: AnyRecipe, images: "Images") -> _Plan:
     return _var_plan(recipe, images) if isinstance(recipe, VARRecipe) else _aim_plan(recipe, images)
 
 
-def _tokenizer_plan(recipe: TokenizerRecipe, images: "Images") -> _Plan:
+def _tokenizer_plan(recipe: TokenizerRecipe, images: Images) -> _Plan:
     networks = frozen_networks(recipe, lambda name, _: outline_backbone(name), lambda name, _: outline_perceptual(name))
     data = _stand_in(recipe, images, recipe.model.image_side)
     with torch.device("meta"):
@@ -226,7 +226,7 @@ def _tokenizer_plan(recipe: TokenizerRecipe, images: "Images") -> _Plan:
     return _Plan(stage, recipe.model.image_side, stage.vqvae.scales.total)
 
 
-def _aim_plan(recipe: AIMRecipe, images: "Images") -> _Plan:
+def _aim_plan(recipe: AIMRecipe, images: Images) -> _Plan:
     data = _stand_in(recipe, images, recipe.model.image_size)
     with torch.device("meta"):
         vqvae = None
@@ -236,7 +236,7 @@ def _aim_plan(recipe: AIMRecipe, images: "Images") -> _Plan:
     return _Plan(stage, recipe.model.image_size, recipe.model.patches)
 
 
-def _var_plan(recipe: VARRecipe, images: "Images") -> _Plan:
+def _var_plan(recipe: VARRecipe, images: Images) -> _Plan:
     tokenizer, notes = _tokenizer_config(recipe)
     if recipe.model.num_classes is None and images.classes is None:
         notes += (f"the number of classes is unknown: assumed {CLASSES}",)
@@ -252,7 +252,7 @@ def _var_plan(recipe: VARRecipe, images: "Images") -> _Plan:
     return _Plan(stage, tokenizer.image_side, vqvae.scales.total, cached, to_encode, notes)
 
 
-def _probe_plan(recipe: ProbeRecipe, images: "Images") -> _Plan:
+def _probe_plan(recipe: ProbeRecipe, images: Images) -> _Plan:
     source, notes = _feature_source(recipe)
     if recipe.num_classes is None and images.classes is None:
         notes += (f"the number of classes is unknown: assumed {CLASSES}",)
@@ -280,7 +280,7 @@ def _feature_source(recipe: ProbeRecipe) -> tuple[FeatureSource, tuple[str, ...]
     return load_features(name, sizes), ()
 
 
-def _stand_in(recipe: Recipe, images: "Images", side: int) -> ImageDataset:
+def _stand_in(recipe: Recipe, images: Images, side: int) -> ImageDataset:
     """A dataset of the length and classes of the recipe's, of which nothing can be read."""
     length = LENGTH if images.number is None else images.number
     source = FolderSource(Path(recipe.data.source), ())
@@ -444,60 +444,6 @@ _FLOPS: Mapping[Any, Any] = {
 }
 
 
-class Images(NamedTuple):
-    """What is known of the training images without reading them."""
-
-    number: int | None = None
-    classes: int | None = None
-    unknown: str | None = None  # what could not be told, and why
-
-
-def find_images(recipe: AnyRecipe) -> Images:
-    """The number of training images and classes, from a token cache or from where the images lie."""
-    if isinstance(recipe, VARRecipe) and recipe.tokens and (recipe.tokens / MANIFEST).is_file():
-        info = Manifest.model_validate_json((recipe.tokens / MANIFEST).read_bytes()).splits["train"]
-        return Images(info.samples, info.num_classes)
-    source = recipe.data.source
-    folder = Path(source).expanduser()
-    try:
-        if folder.is_dir() and not (folder / "train").is_dir() and (files := parquet_files(folder, "train")):
-            return _in_parquet(recipe, files)
-        if not folder.exists() and source.count("/") == 1 and not source.endswith(".json"):
-            return _on_the_hub(source)
-        listing = list_images(recipe.data, "train")
-    except InputError as error:
-        return Images(unknown=f"the number of images is unknown: {error}")
-    return Images(len(listing.rows), listing.num_classes)
-
-
-def _in_parquet(recipe: Recipe, files: Sequence[str]) -> Images:
-    """Counted in the files themselves: opened as a dataset they would be copied to a cache."""
-    import pyarrow.parquet
-
-    data = recipe.data
-    try:
-        if data.label_column is None:
-            return Images(sum(pyarrow.parquet.read_metadata(file).num_rows for file in files), 1)
-        tables = [pyarrow.parquet.read_table(file, columns=[data.label_column]) for file in files]
-        labels = torch.cat([torch.tensor(table[data.label_column].to_numpy()) for table in tables])
-    except (OSError, ValueError, KeyError) as error:  # pyarrow's own derive from these
-        return Images(unknown=f"the number of images is unknown: {one_line(error)}")
-    chosen = labels if data.classes is None else labels[torch.isin(labels, torch.tensor(data.classes))]
-    return Images(len(chosen), int(labels.max()) + 1)
-
-
-def _on_the_hub(name: str) -> Images:
-    """What `datasets` noted of a dataset when it was loaded here before."""
-    import datasets
-
-    folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
-    for path in sorted(folder.glob("*/*/*/dataset_info.json")):
-        number = json.loads(path.read_bytes()).get("splits", {}).get("train", {}).get("num_examples")
-        if number:
-            return Images(int(number))
-    return Images(unknown=f"the number of images is unknown: {name} is no folder, nor loaded from the hub before")
-
-
 def measured_speed(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s of a matrix product there now: the best of three, of matrices large enough to take their time."""
     side = 128
@@ -518,92 +464,5 @@ def _seconds(matrix: Tensor) -> float:
 def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{device.type} ({_several(torch.get_num_threads(), 'thread')})"
-
-
-def show(found: Estimate) -> Any:
-    """The estimate as a table and notes, for a rich console."""
-    from rich.console import Group
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(
-        box=None, show_header=False, pad_edge=False, title="dry run: nothing was written", title_justify="left"
-    )
-    for group in (_of_networks(found), _of_a_step(found), _of_memory(found), _of_the_run(found)):
-        for name, value in group:
-            table.add_row(Text(name), Text(value))
-        table.add_row()
-    return Group(table, *(Text(f"note: {note}") for note in found.notes))
-
-
-Rows = list[tuple[str, str]]
-
-
-def _of_networks(found: Estimate) -> Rows:
-    return [
-        (network.name, f"{amount(network.parameters)} parameters, {'trained' if network.trained else 'frozen'}")
-        for network in found.networks
-    ]
-
-
-def _of_a_step(found: Estimate) -> Rows:
-    rows = [
-        ("a step", f"{found.images:,} images, {found.tokens:,} tokens"),
-        ("  among", f"{_several(found.processes.number, 'process', 'es')}, {_several(found.parts, 'part')} each"),
-    ]
-    for part in found.passes:
-        share = "" if math.isclose(part.share, 1) else f", in {part.share:.0%} of the steps"
-        rows.append((f"  {part.name}", f"{amount(part.flops)}FLOP in {_name(part.dtype)}{share}"))
-    return [*rows, ("  the mean step", f"{amount(found.flops)}FLOP, forward and backward")]
-
-
-def _of_memory(found: Estimate) -> Rows:
-    names = ("weights", "gradients", "AdamW", "average of weights", "frozen networks", "activations")
-    rows = [(f"  {name}", f"{amount(size)}B") for name, size in zip(names, found.memory, strict=True) if size]
-    spread = ", parameters sharded" if found.processes.sharded and found.processes.number > 1 else ""
-    whole = f"about {amount(found.memory.total)}B{spread}; passing buffers come on top"
-    return [("memory of a process", whole), *rows]
-
-
-def _of_the_run(found: Estimate) -> Rows:
-    epochs = "" if found.epochs is None else f" ({found.epochs:.4g} epochs of {found.length:,} images)"
-    rows = [("steps", "unknown" if found.steps is None else f"{found.steps:,}{epochs}")]
-    if found.encoding:
-        rows.append(("token cache, once", f"{amount(found.encoding)}FLOP"))
-    for dtype, speed in found.speeds.items():
-        speed_there = f"{amount(speed)}FLOP/s, a matrix product in {_name(dtype)} on {found.device}"
-        rows.append(("speed measured", speed_there))
-    if found.seconds_a_step is not None:
-        rows.append(("speed assumed", f"{SHARE_OF_PRODUCT:.0%} of that, on every process"))
-        rows.append(("time expected", f"{duration(found.seconds_a_step)} a step"))
-        if found.seconds is not None:
-            rows[-1] = ("time expected", f"{duration(found.seconds)}, {duration(found.seconds_a_step)} a step")
-    several = amount(found.checkpoint * found.checkpoints)
-    kept = f"{amount(found.checkpoint)}B, at most {found.checkpoints} kept: {several}B"
-    return [*rows, ("a checkpoint", kept)]
-
-
-def amount(number: float) -> str:
-    """Three digits and a prefix: 1234567 -> "1.23 M"."""
-    power = min(max(int(math.log10(number)) // 3, 0), len(_PREFIXES) - 1) if number else 0
-    return f"{number / 1000**power:.3g} {_PREFIXES[power]}"
-
-
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
-
-
-def duration(seconds: float) -> str:
-    """The two digits that matter, in the largest unit that holds it."""
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("s", 1)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.3g} {unit}"
-    return f"{seconds:.2g} s"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
-def _several(number: int, name: str, plural: str = "s") -> str:
-    return f"{number} {name}{plural if number > 1 else ''}"
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
