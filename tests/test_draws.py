@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from var.training.draws import Draws, seed_of
+from var.sampling import seed_of
+from var.training.draws import Draws
 
 CPU = torch.device("cpu")
 BATCH = 12

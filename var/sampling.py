@@ -59,14 +59,14 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     return logits
 
 
-def _mixed(*words: int) -> int:
+def seed_of(*words: int) -> int:
     """A seed of 63 bits that mixes all the words."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def nth_seed(seed: int, n: int) -> int:
     """The seed of the n-th of several pictures that are drawn one after the other: the seed itself for the first."""
-    return seed if n == 0 or seed < 0 else _mixed(seed, n)
+    return seed if n == 0 or seed < 0 else seed_of(seed, n)
 
 
 class RandomStreams:
@@ -79,7 +79,7 @@ class RandomStreams:
         if seed < 0:
             raise InputError(f"seed={seed} must not be negative")
         self.generators = [
-            torch.Generator().manual_seed(_mixed(seed, *key)) for key in zip(labels, indices, strict=True)
+            torch.Generator().manual_seed(seed_of(seed, *key)) for key in zip(labels, indices, strict=True)
         ]
 
     def uniform(self, *shape: int) -> Tensor:

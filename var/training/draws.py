@@ -7,9 +7,10 @@ what an uninterrupted one would have drawn.
 import zlib
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from var.sampling import seed_of
 
 _DRAWS = 3  # first word of these random streams, beside those of data.py
 
@@ -44,8 +45,3 @@ class Draws:
     def _generator(self, purpose: str) -> torch.Generator:
         words = (_DRAWS, zlib.crc32(purpose.encode()), self.seed, self.step)
         return torch.Generator().manual_seed(seed_of(*words))
-
-
-def seed_of(*words: int) -> int:
-    """A seed of 63 bits that mixes all the words."""
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))

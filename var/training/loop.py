@@ -18,9 +18,10 @@ from tokenizer.errors import InputError
 from var.device import choose_device, choose_dtype
 from var.files import check_writable
 from var.hidden import load_features
+from var.sampling import seed_of
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, Recipe, TokenizerRecipe, VARRecipe
 from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
-from var.training.draws import Draws, seed_of
+from var.training.draws import Draws
 from var.training.ema import EMA
 from var.training.guard import Guard, full_disk_told, interruptible
 from var.training.parallel import (

@@ -9,9 +9,10 @@ import torch._functorch.config
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from var.sampling import seed_of
 from var.training.config import Recipe
 from var.training.data import Batch
-from var.training.draws import Draws, seed_of
+from var.training.draws import Draws
 from var.training.optimizer import build_optimizer
 from var.training.parallel import (
     load_model_state,
