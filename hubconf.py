@@ -18,14 +18,14 @@ def _entry_point(name: str) -> "_Callable[..., _AIM]":
 
         from tokenizer.errors import InputError
         from var.aim import AIM, AIMConfig
-        from var.presets import AIM_SIZES, choose_layers
+        from var.presets import AIM_SIZES, best_layers, choose_layers
 
         if pretrained:
             return AIM.from_pretrained(name, probe_layers=probe_layers, **options)
         if options:
             raise InputError(f"{', '.join(options)} go with pretrained=True: leave them out")
         sizes = AIM_SIZES[name]
-        layers = choose_layers("best" if probe_layers is None else probe_layers, sizes)
+        layers = choose_layers("best" if probe_layers is None else probe_layers, sizes.depth, best_layers(sizes))
         return AIM(AIMConfig(**asdict(sizes), probe_layers=layers))
 
     load.__doc__ = f"""{name} with its attentive probe.

@@ -12,10 +12,10 @@ import torch
 import typer
 from products import SIDE, counted, product_speed, seconds
 
-from var.aim import AIM, AIMConfig
+from var.aim import AIM, AIMConfig, EncoderConfig
 from var.cli.run import run
 from var.device import choose_device, choose_dtype
-from var.presets import AIM_SIZES, choose_layers
+from var.presets import AIM_SIZES, choose_layers, encoder_sizes
 
 
 def aim_features(
@@ -29,9 +29,10 @@ def aim_features(
     place = choose_device(device)
     number = choose_dtype(dtype, place)
     torch.manual_seed(0)
-    sizes = AIM_SIZES[model]
+    sizes = EncoderConfig(**encoder_sizes(model))  # type: ignore[arg-type]  # it checks their types
+    layers = choose_layers("last", sizes.depth, None)
     with place:
-        network = AIM(AIMConfig(**sizes.to_dict(), probe_layers=choose_layers("last", sizes))).eval().cast(number)
+        network = AIM(AIMConfig(**sizes.to_dict(), probe_layers=layers)).eval().cast(number)  # type: ignore[arg-type]
         images = torch.randn(batch, 3, sizes.image_size, sizes.image_size)
 
     @torch.inference_mode()

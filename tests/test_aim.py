@@ -14,7 +14,7 @@ from tiny_aim import SIZES, small_aim
 from torch import Tensor, nn
 
 import var
-from var.aim import AIM, AIMConfig, AttentiveProbe, Encoder, EncoderConfig, sine_cosine, val_transforms
+from var.aim import AIM, AIMConfig, AttentiveProbe, Encoder, EncoderConfig, ProbeConfig, sine_cosine, val_transforms
 from var.checkpoint import CONFIG, save_model
 from var.convert import load_official_aim
 
@@ -108,6 +108,15 @@ def test_attentive_probe_equals_a_naive_one() -> None:
             weights = [math.exp(score) / sum(map(math.exp, scores)) for score in scores]
             gathered[part] = sum(w * value[part] for w, value in zip(weights, values, strict=True))
         assert largest_difference(probe(features)[row], probe.classify.weight.double() @ gathered) < 1e-5
+
+
+def test_a_probe_begins_with_small_weights() -> None:
+    """Normal ones of standard deviation 0.02, cut off at 2, which is far outside."""
+    torch.manual_seed(0)
+    probe = AttentiveProbe(256, 4, 100)
+    for name, weight in probe.named_parameters():
+        assert weight.std().item() == pytest.approx(0.02, rel=0.15 if name == "query" else 0.02), name
+        assert abs(weight.mean().item()) < 0.004, name
 
 
 def test_the_probe_has_a_query_and_no_biases() -> None:
@@ -214,6 +223,46 @@ def test_images_of_another_size_or_kind_are_refused(shape: tuple[int, ...]) -> N
             call(torch.zeros(shape))
 
 
+@pytest.mark.parametrize(
+    ("given", "what"),
+    [
+        (torch.zeros(2, 3, 8, 8, dtype=torch.uint8), "torch.uint8"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.bool), "torch.bool"),
+        (torch.zeros(2, 3, 8, 8, dtype=torch.complex64), "torch.complex64"),
+        (np.zeros((2, 3, 8, 8), np.float32), "ndarray"),
+        ([[0.0]], "list"),
+        (Image.new("RGB", (8, 8)), "Image"),
+        (None, "NoneType"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_are_no_floating_point_tensors_are_refused(given: object, what: str) -> None:
+    for call in (small_aim(), small_aim().extract_features):
+        with refused("images are a", what, "val_transforms"):
+            call(given)
+
+
+def test_images_of_any_device_and_number_type_are_taken() -> None:
+    """The meta device stands for a GPU: products of tensors on two devices fail there too."""
+    model = small_aim().to("meta")
+    assert model(images()).features.device.type == "meta"
+    logits = small_aim()(images()).logits
+    assert largest_difference(small_aim()(images().double()).logits.float(), logits) < 1e-5
+
+
+@pytest.mark.parametrize("layers", [1, "last", [1.0], [True], {1: 2}, torch.tensor([1])], ids=str)
+def test_layers_that_are_no_list_of_blocks_are_refused(layers: object) -> None:
+    with refused(f"layers={layers!r} must be a list of blocks"):
+        small_aim().extract_features(images(), layers)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("layers", [(), (-1, 0), (2, 2)])
+def test_a_probes_layers_are_different_blocks(layers: tuple[int, ...]) -> None:
+    with refused(f"layers={list(layers)} must be different blocks"):
+        ProbeConfig(width=8, heads=2, num_classes=3, layers=layers)
+    assert ProbeConfig(width=8, heads=2, num_classes=3, layers=(2, 0)).layers == (2, 0)
+
+
 @pytest.mark.parametrize("layers", [[3], [-1], [0, 0], []])
 def test_layers_that_there_are_not_are_refused(layers: list[int]) -> None:
     with refused(str(layers), "0..2"):
@@ -258,6 +307,18 @@ def test_a_folder_keeps_its_probe_layers(folder: Path) -> None:
         AIM.from_pretrained(folder, probe_layers=[3])
 
 
+@pytest.mark.parametrize(("reads", "last"), [((1, 2), True), ((0, 1), False)])
+def test_best_and_last_of_a_folder_are_those_of_its_probe(tmp_path: Path, reads: tuple[int, ...], last: bool) -> None:
+    save_model(tmp_path / "model", small_aim(probe_layers=reads))
+    for layers in (None, "best"):
+        assert AIM.from_pretrained(tmp_path / "model", probe_layers=layers).config.probe_layers == reads
+    if last:
+        assert AIM.from_pretrained(tmp_path / "model", probe_layers="last").config.probe_layers == reads
+        return
+    with refused(f"reads layers {list(reads)}, not [1, 2]", "leave probe_layers out"):
+        AIM.from_pretrained(tmp_path / "model", probe_layers="last")
+
+
 def test_an_encoder_without_a_probe_is_not_an_aim(tmp_path: Path) -> None:
     save_model(tmp_path / "encoder", Encoder(EncoderConfig(**SIZES)))
     with refused(str(tmp_path / "encoder"), "no probe", "stage probe"):
@@ -281,6 +342,12 @@ def test_foreign_folders(tmp_path: Path, folder: Path) -> None:
 def test_unknown_names(name: str) -> None:
     with refused(repr(name), "aim-600M, aim-1B, aim-3B, aim-7B", "model folder"):
         AIM.from_pretrained(name)
+
+
+@pytest.mark.parametrize("name", [None, 600, ["aim-600M"]], ids=str)
+def test_what_is_no_name_is_refused(name: object) -> None:
+    with refused(repr(name), "neither a name nor a folder"):
+        AIM.from_pretrained(name)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["aim-tiny", "aim-small", "aim-base"])
@@ -350,8 +417,9 @@ def test_pictures_of_any_mode_and_size() -> None:
         assert transform(Image.new(mode, (5, 300))).shape == (3, 8, 8)
     assert transform == val_transforms(8)
     assert val_transforms().size == 224
-    with refused("size=0"):
-        val_transforms(0)
+    for size in (0, -3, 48.5, "48", True, None):
+        with refused(f"size={size!r} must be a whole number"):
+            val_transforms(size)  # type: ignore[arg-type]
 
 
 @torch.no_grad()

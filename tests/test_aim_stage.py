@@ -1,5 +1,6 @@
 """The stage `aim`: prefixes, losses, what it exports, and that a recipe trains and resumes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from tiny import image_folder, merged, metrics, stop_at, write_recipe
 
 from var.checkpoint import load_encoder, save_model
 from var.images import standardised
+from var.presets import AIM_SIZES
 from var.pretraining import patch_statistics, patches, prefix_lengths
 from var.training.config import AIMRecipe
 from var.training.data import Batch
 from var.training.draws import Draws
+from var.training.estimate import estimate
 from var.training.loop import build_stage, train
 from var.training.recipe import load_recipe
 from var.training.stages.aim import AIMStage
@@ -111,6 +114,23 @@ def test_unnormalised_targets_are_the_pixels(tmp_path: Path) -> None:
     assert largest_difference(trained._errors(torch.zeros(2, N - 1, 12), batch.content), expected) < 1e-5
 
 
+@pytest.mark.parametrize("order", ["raster", "spiral"])
+@pytest.mark.parametrize("targets", ["normalised", "pixels"])
+def test_a_perfect_prediction_is_drawn_as_the_image_itself(tmp_path: Path, order: str, targets: str) -> None:
+    """And one of nothing but zeros changes the second half of the sequence alone."""
+    trained, batch = stage(tmp_path, order=order, targets=targets), images(3)
+    perfect = trained._targets(batch.content)[:, trained.order[1:]]
+    assert largest_difference(trained._drawn(perfect, batch.content), batch.content) < 1e-5
+    drawn = trained._drawn(torch.zeros_like(perfect), batch.content)
+    changed = (patches(drawn - batch.content, 2).abs() > 1e-5).any(dim=-1)
+    assert changed.sum(dim=1).tolist() == [N // 2] * 3
+    assert changed[:, trained.order[N // 2 :]].all()
+    if targets == "normalised":  # every patch in its own mean colour
+        expected = patches(standardised(batch.content), 2).mean(dim=-1)
+        found = patches(standardised(drawn), 2)[:, trained.order[-1]]
+        assert largest_difference(found, expected[:, trained.order[-1], None].expand_as(found)) < 1e-5
+
+
 def test_tokens_as_targets(tmp_path: Path) -> None:
     vqvae = small_vqvae(seed=2)
     save_model(tmp_path / "tokenizer", vqvae)
@@ -162,6 +182,35 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_exports_its_encoder(
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, second.state_dict()[name]), name
     assert len(list((whole.output / "pictures").iterdir())) == 2
+
+
+def test_sizes_by_name(tmp_path: Path) -> None:
+    tiny = AIM_SIZES["aim-tiny"]
+    small = replace(tiny, image_size=8, patch_size=2, depth=1)
+    source = image_folder(tmp_path / "images")
+    base = {**AIM, "data": {"source": str(source)}}
+    changes: dict[str, Any] = {"image_size": 8, "patch_size": 2, "depth": 1}
+    for model, overrides, expected in (
+        ("aim-tiny", [], tiny),
+        ({"preset": "aim-tiny"} | changes, [], small),
+        (AIM["model"], ["model=aim-tiny"], tiny),  # none of the recipe's own sizes is left
+        (AIM["model"], ["model=aim-tiny", "model.image_size=8", "model.patch_size=2", "model.depth=1"], small),
+        ("aim-base", ["model.preset=aim-tiny", "model.depth=1", "model.image_size=8", "model.patch_size=2"], small),
+    ):
+        path = write_recipe(tmp_path / "named.yaml", {**base, "model": model})
+        loaded = load_recipe(path, overrides)
+        assert isinstance(loaded, AIMRecipe)
+        assert loaded.model == expected
+        assert estimate(loaded).steps == 6
+    path = write_recipe(tmp_path / "named.yaml", base)
+    for overrides, parts in (
+        (["model=aim-9"], ("model.preset='aim-9' is unknown", "aim-tiny, aim-small, aim-base, aim-600M")),
+        (["model.preset=aim-tiny"], ("model.preset=aim-tiny says nothing", "leave these out")),
+        (["model=aim-tiny", "model.image_size=15"], ("model.image_size=15 must be a multiple of patch_size=14",)),
+        (["model=aim-tiny", "model.dept=15"], ("model.dept=15 is not a known key", "did you mean model.depth")),
+    ):
+        with refused("named.yaml", *parts):
+            load_recipe(path, overrides)
 
 
 def test_it_learns(tmp_path: Path) -> None:

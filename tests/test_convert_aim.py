@@ -11,7 +11,7 @@ from helpers import FIXTURES, GOLDEN, Tensors, read_tensors, refused, under
 from tiny_aim import small_aim
 
 from var.aim import AIM, AIMConfig, EncoderConfig
-from var.convert import load_official_aim, load_official_var, to_official_aim
+from var.convert import load_official_aim, load_official_tokenizer, load_official_var, to_official_aim
 from var.presets import AIM_RELEASED, AIM_SIZES
 
 needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the whole file lies in ../shared/golden")
@@ -115,7 +115,7 @@ def test_number_of_heads_of_other_widths() -> None:
 def test_probe_layers() -> None:
     assert load(released(), probe_layers="last").config.probe_layers == (0, 1, 2)  # there are no six
     assert load(released(depth=8), probe_layers="last").config.probe_layers == (2, 3, 4, 5, 6, 7)
-    with refused("3 blocks of width 16", "aim-600M", "list of blocks"):
+    with refused("3 blocks", "aim-600M", "list of blocks"):
         load(released(), probe_layers="best")
     for layers in ([3], [-1], [], [1, 1]):
         with refused(str(layers), "0..2"):
@@ -173,6 +173,23 @@ def test_foreign_files_are_refused(state: Tensors) -> None:
         load(state)
     with refused("not a released"):
         load_official_aim(state)
+
+
+@pytest.mark.parametrize(
+    ("state", "what"),
+    [
+        (None, "a NoneType is no state dict"),
+        ([1], "a list is no state dict"),
+        ({3: torch.zeros(1)}, "3 is the key of a Tensor"),
+        ({"head.k.weight": "text"}, "'head.k.weight' is the key of a str"),
+        ({"head.k.weight": {"deep": torch.zeros(1)}}, "'head.k.weight' is the key of a dict"),
+    ],
+    ids=str,
+)
+def test_what_is_no_state_dict_is_refused(state: Any, what: str) -> None:
+    for convert in (load_official_aim, load_official_var, load_official_tokenizer):
+        with refused("not a released file", what):
+            convert(state)
 
 
 def test_half_a_model_is_refused() -> None:

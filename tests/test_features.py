@@ -14,7 +14,7 @@ import torch
 from helpers import largest_difference, randomise, refused
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import picture
+from tiny import picture, tiny_pipeline
 
 from var import files
 from var.aim import AIM, AIMConfig, Encoder, EncoderConfig, val_transforms
@@ -22,9 +22,11 @@ from var.checkpoint import save_model
 from var.classes import class_labels
 from var.features import extract
 from var.features.classify import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbours
-from var.features.extract import FeatureSummary, open_encoder, write_features
+from var.features.extract import FeatureSummary, open_source, write_features
 from var.features.pictures import Picture, Pictures, folder_pictures, split_pictures
 from var.features.table import Features, Pool, Settings, read_features
+from var.hidden import EncoderFeatures, load_features
+from var.images import centre_square
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "width": 8, "depth": 3, "heads": 2}
 LENGTH, PATCHES = 8, 4
@@ -52,7 +54,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def write(encoder: Encoder, folder: Path, out: Path, **options: Any) -> FeatureSummary:
-    return write_features(encoder, folder_pictures(folder), out, "tiny", **{"layers": [0, 2], "batch": 2} | options)
+    return write_features(
+        EncoderFeatures(encoder), folder_pictures(folder), out, "tiny", **{"layers": [0, 2], "batch": 2} | options
+    )
 
 
 def column(file: Path, name: str) -> list[Any]:
@@ -173,7 +177,7 @@ def test_a_split_of_a_recipe_source(tmp_path: Path) -> None:
 
     def features_of(source: str, split: Any) -> Features:
         pictures = split_pictures(str(tmp_path / source), split)
-        write_features(encoder, pictures, tmp_path / f"{source}-{split}.parquet", "tiny")
+        write_features(EncoderFeatures(encoder), pictures, tmp_path / f"{source}-{split}.parquet", "tiny")
         return read_features(tmp_path / f"{source}-{split}.parquet")
 
     by_files, by_table = features_of("images", "train"), features_of("tables", "train")
@@ -184,7 +188,7 @@ def test_a_split_of_a_recipe_source(tmp_path: Path) -> None:
     assert column(tmp_path / "images-train.parquet", "path") == ["train/a/0.png", "train/b/1.png"]
     assert features_of("images", "validation").labels.tolist() == [1]  # numbered as in train/
     below = tmp_path / "below"
-    write_features(encoder, folder_pictures(folder / "train"), below, "tiny")
+    write_features(EncoderFeatures(encoder), folder_pictures(folder / "train"), below, "tiny")
     assert np.array_equal(read_features(below).values, by_files.values)
     (tmp_path / "tables" / "train.parquet").write_bytes(b"")
     with refused("cannot be read as Parquet"):
@@ -309,6 +313,37 @@ def test_other_settings_do_not_mix(
         write(tiny_encoder(), folder, out)
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_labels_that_changed_do_not_mix(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
+) -> None:
+    """The paths are the same, but a folder before the others, though empty, moves the number of every class."""
+    out = tmp_path / "f.parquet"
+    if finished:
+        write(tiny_encoder(), folder, out)
+    else:
+        monkeypatch.setattr(extract, "PART_IMAGES", 2)
+        interrupted(monkeypatch, 1, lambda: write(tiny_encoder(), folder, out))
+    (folder / "aardvark").mkdir()
+    with refused("was made from other images or labels", "give another --out"):
+        write(tiny_encoder(), folder, out)
+    (folder / "aardvark").rename(folder / "zebra")  # the last of them, which changes nothing
+    write(tiny_encoder(), folder, out)
+    assert column(out, "label") == [0] * 4 + [1] * 3
+
+
+def test_class_names_of_a_split_that_changed_do_not_mix(tmp_path: Path) -> None:
+    folder = images(tmp_path / "images", "train/a/0.png", "train/b/1.png")
+    table = pa.table({"image": [{"bytes": (folder / "train/a/0.png").read_bytes(), "path": None}] * 2, "label": [0, 1]})
+    pq.write_table(table, tmp_path / "train.parquet")
+    before = split_pictures(str(tmp_path), "train").checksum
+    assert split_pictures(str(tmp_path), "train").checksum == before
+    (tmp_path / "classes.json").write_text(json.dumps({"0": {"name": "cat"}, "1": {"name": "dog"}}))
+    named = split_pictures(str(tmp_path), "train")
+    assert named.class_names == {0: "cat", 1: "dog"}
+    assert named.checksum != before
+
+
 def test_damaged_parts(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extract, "PART_IMAGES", 2)
     encoder, out, parts = tiny_encoder(), tmp_path / "f.parquet", tmp_path / "f.parquet.parts"
@@ -362,7 +397,7 @@ def test_what_cannot_work(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with refused("cannot write", "file is a file"):
         write(encoder, folder, tmp_path / "file" / "f.parquet")
-    with refused("is not a features file"):
+    with refused("file is not a features file: give another --out"):
         write(encoder, folder, tmp_path / "file")
     assert not out.exists()
     assert not (tmp_path / "f.parquet.parts").exists()
@@ -400,15 +435,77 @@ def test_encoders_are_opened_with_and_without_a_probe(tmp_path: Path) -> None:
     probed.encoder.load_state_dict(encoder.state_dict())
     save_model(tmp_path / "probed", probed)
     pixels = torch.zeros(1, 3, 16, 16)
-    expected = encoder.extract_features(pixels)[-1]
+    (expected,) = EncoderFeatures(encoder).features(pixels, [2])
     for name in ("encoder", "probed"):
-        opened = open_encoder(tmp_path / name, device="cpu", dtype="float32")
-        assert torch.equal(opened.extract_features(pixels)[-1], expected)
-    assert open_encoder(tmp_path / "encoder", device="cpu", dtype="bfloat16").patchify.weight.dtype == torch.bfloat16
+        opened = open_source(tmp_path / name, device="cpu", dtype="float32")
+        assert torch.equal(opened.features(pixels, [2])[0], expected)
+    half = open_source(tmp_path / "encoder", device="cpu", dtype="bfloat16")
+    assert half.place == (torch.device("cpu"), torch.bfloat16)
+    assert half.features(pixels, [2])[0].dtype == torch.bfloat16
     with refused("'nowhere' is neither a folder nor a known name"):
-        open_encoder("nowhere")
+        open_source("nowhere")
+    with refused("aim-tiny", "no released weights", "train it"):
+        open_source("aim-tiny")
     with refused("dtype 'float8'"):
-        open_encoder(tmp_path / "encoder", dtype="float8")
+        open_source(tmp_path / "encoder", dtype="float8")
+
+
+def test_layers_of_a_folder_with_a_probe_are_the_probes(folder: Path, tmp_path: Path) -> None:
+    """One rule: best or nothing, what the probe reads; last, as many last blocks; an encoder alone: the last."""
+    encoder = tiny_encoder()
+    save_model(tmp_path / "encoder", encoder)
+    save_model(tmp_path / "probed", AIM(AIMConfig(**SIZES, probe_layers=(0, 1), num_classes=2)))
+    found = {}
+    for name in ("encoder", "probed"):
+        source = open_source(tmp_path / name, device="cpu", dtype="float32")
+        for layers in (None, "last", "best", [2, 0]):
+            if (name, layers) == ("encoder", "best"):
+                with refused("the best layers are known of", "take last"):
+                    source.choose(layers)
+                continue
+            out = tmp_path / f"{name}-{layers}"
+            write_features(source, folder_pictures(folder), out, name, layers)
+            found[name, str(layers)] = read_features(out).settings.layers
+    assert found == {
+        ("encoder", "None"): (0, 1, 2),
+        ("encoder", "last"): (0, 1, 2),
+        ("encoder", "[2, 0]"): (0, 2),
+        ("probed", "None"): (0, 1),
+        ("probed", "last"): (1, 2),
+        ("probed", "best"): (0, 1),
+        ("probed", "[2, 0]"): (0, 2),
+    }
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_features_of_a_var_are_its_hidden_states(folder: Path, tmp_path: Path, dtype: str) -> None:
+    tiny_pipeline().save_pretrained(tmp_path / "pipeline")
+    source = open_source(tmp_path / "pipeline", device="cpu", dtype=dtype)
+    write_features(source, folder_pictures(folder), tmp_path / "f.parquet", "pipeline", [1])
+    found = read_features(tmp_path / "f.parquet")
+    assert (found.settings.image_size, found.settings.patches, found.settings.dtype) == (8, 21, dtype)
+    with Image.open(folder / "bar/10.png") as image:
+        (expected,) = load_features(str(tmp_path / "pipeline")).features(centre_square(image, 8)[None], [1])
+    tolerance = 1e-5 if dtype == "float32" else 0.05 * float(expected.abs().max())
+    assert largest_difference(torch.from_numpy(found.values[0]), expected[0].mean(dim=0)) < tolerance
+
+
+def test_features_of_baselines(folder: Path, tmp_path: Path) -> None:
+    sizes, weights = EncoderConfig(**SIZES), set()
+    for name, width in (("pixels", 3 * 8 * 8), ("untrained", 8)):
+        for call in range(2):  # the same weights, whatever was drawn before
+            torch.manual_seed(call)
+            source = open_source(name, sizes, "cpu", "float32")
+            write_features(source, folder_pictures(folder), tmp_path / f"{name}{call}", name)
+            weights.add((name, read_features(tmp_path / f"{name}{call}").settings.weights))
+            assert read_features(tmp_path / f"{name}{call}").values.shape == (7, width)
+    assert len(weights) == len({fingerprint for _, fingerprint in weights}) == 2
+    with Image.open(folder / "bar/10.png") as image:
+        pixels = val_transforms(16)(image)
+    expected = pixels.unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(1, 2)).permute(1, 2, 0).flatten()
+    assert largest_difference(torch.from_numpy(read_features(tmp_path / "pixels0").values[0]), expected) < 1e-5
+    with refused("model=pixels needs sizes"):
+        open_source("pixels")
 
 
 def made_up(values: NDArray[np.floating[Any]], labels: NDArray[np.int64], **changes: Any) -> Features:
@@ -580,7 +677,7 @@ def test_a_bug_in_reading_is_no_unreadable_image(folder: Path, tmp_path: Path) -
 
     with pytest.raises(ZeroDivisionError):
         write_features(
-            tiny_encoder(),
+            EncoderFeatures(tiny_encoder()),
             Pictures(pictures.count, pictures.checksum, {}, broken),
             tmp_path / "f.parquet",
             "tiny",

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import randomise
-from tiny import TIMEOUT, ended, environment, picture
+from tiny import TIMEOUT, ended, environment, picture, run
 
 from var.aim import Encoder, EncoderConfig
 from var.checkpoint import save_model
@@ -61,22 +62,42 @@ def test_features_tells_what_it_did_and_then_that_nothing_is_left_to_do(var: Run
     assert (code, err) == (0, "")
     *progress, last = out.splitlines()
     assert progress[-1].startswith("encoded 24 of 24  ")
-    assert last.startswith("features: f.parquet holds 24 of 8 numbers, 2 classes, 24 images now, ")
+    assert last.startswith("features: f.parquet holds 24 features, 8 numbers each, 2 classes, 24 images now, ")
     assert last.endswith(" images/s")
     told = json.loads(pq.read_schema(work / "f.parquet").metadata[b"var.features"])
     assert (told["model"], told["layers"], told["pool"]) == ("model", [0, 2], "mean")
     assert var(*arguments) == (
         0,
-        "features: f.parquet holds 24 of 8 numbers, 2 classes, all of them there already\n",
+        "features: f.parquet holds 24 features, 8 numbers each, 2 classes, all of them there already\n",
         "",
     )
+
+
+def test_sizes_of_baselines_are_named_and_changed(var: Run, work: Path) -> None:
+    for model, layers in (("untrained", [0, 1]), ("pixels", [0])):
+        sizes = "aim-tiny,image_size=16, patch_size=8,depth=2,mlp_ratio=2.5"
+        code, _, err = var("features", "val", "--model", model, "--sizes", sizes, "--out", model)
+        assert (code, err) == (0, "")
+        told = json.loads(pq.read_schema(work / model).metadata[b"var.features"])
+        assert (told["width"], told["patches"], told["layers"]) == (192, 4, layers)  # 192: 3 * 8 * 8 as well
+
+
+def test_tables_are_listed_without_a_word_before_the_error(work: Path) -> None:
+    """In a process of its own: `datasets` shows its progress once for a file."""
+    (work / "tables").mkdir()
+    pq.write_table(pa.table({"picture": [b""]}), work / "tables" / "train.parquet")
+    arguments = ("features", "tables", "--split", "train", "--model", "model", "--out", "f.parquet")
+    done = run("-m", "var", *arguments, cwd=work, HF_HOME=work / "hub")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: data.image_column='image' is no column")
+    assert done.returncode == 2
 
 
 def test_unreadable_images_are_lines_on_standard_error(var: Run, work: Path) -> None:
     (work / "val" / "cup" / "13.png").write_bytes(b"no picture")
     code, out, err = var("features", "val", "--model", "model", "--out", "f.parquet", "--pool", "none")
     assert code == 0
-    assert out.splitlines()[-1].startswith("features: f.parquet holds 5 of 32 numbers")
+    assert out.splitlines()[-1].startswith("features: f.parquet holds 5 features, 32 numbers each, 2 classes")
     assert out.splitlines()[-1].endswith("; 1 images could not be read")
     (line,) = err.splitlines()
     assert line.startswith("left out: val/cup/13.png is not an image")
@@ -150,7 +171,17 @@ def test_mistakes_of_features(var: Run, work: Path) -> None:
     refusal(features("--device", "tpu"), "device 'tpu'")
     refusal(features("--split", "train", folder="nowhere"), "'nowhere' does not exist")
     refusal(features(out="model"), "model is a folder")
-    refusal(features(out="model/config.json"), "config.json is not a features file")
+    refusal(features(out="model/config.json"), "config.json is not a features file: give another --out")
+    refusal(features(model="pixels"), "model=pixels needs sizes")
+    for sizes, message in {
+        "aim-9": "preset='aim-9' is unknown: take one of aim-tiny",
+        "aim-tiny,depth": "'depth' must be a size, such as image_size=48",
+        "aim-tiny,depth=x": "depth=x must be a number",
+        "aim-tiny,dept=2": "known are image_size, patch_size, width, depth, heads, mlp_ratio",
+        "aim-tiny,image_size=15": "image_size=15 must be a multiple of patch_size=14",
+    }.items():
+        refusal(features("--sizes", sizes, model="pixels"), f"--sizes {sizes!r}", message)
+    refusal(features("--sizes", "aim-tiny", model="model"), "model='model' has image_size=16, not sizes.image_size=224")
     refusal(features(out="model/config.json/f.parquet"), "config.json is a file")
     assert not list(work.glob("f.parquet*"))
     assert var("features", "train", "--model", "model", "--out", "f.parquet")[0] == 0

@@ -65,7 +65,7 @@ def test_released_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
     """Those that were converted before."""
     monkeypatch.setenv("VAR_CACHE", str(tmp_path))
     monkeypatch.setitem(AIM_RELEASED, "aim-7B", ReleasedAIM(EncoderConfig(**SIZES), (0, 2), "files", "repository"))
-    save_model(tmp_path / "aim-7B-last", small_aim(probe_layers=(0, 1, 2)))
+    save_model(tmp_path / "aim-7B-last", small_aim(probe_layers=(1, 2)))
     model = load("aim_7B", probe_layers="last", dtype="float32")
     assert torch.equal(model.probe.query, small_aim().probe.query)
     assert not model.training

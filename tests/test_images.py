@@ -15,6 +15,9 @@ from PIL import Image
 from var.images import (
     FORMATS,
     MAX_PIXELS,
+    centre_square,
+    check_images,
+    crop_and_resize,
     enlarge,
     grid,
     loaded,
@@ -260,3 +263,61 @@ def test_an_image_that_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])
     with Image.open(tmp_path / "b.png") as lazy, refused("cannot read the image"):
         loaded(lazy)
+
+
+# --- what models are shown
+
+
+def part(width: int, height: int, area: float, aspect: float, at: tuple[float, float]) -> tuple[float, ...]:
+    """Left, top, width and height of what is cropped of an image, read off ramps along its sides."""
+    x, y = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
+    columns, rows = (
+        np.asarray(crop_and_resize(Image.fromarray(ramp.astype(np.float32)), 16, area, aspect, at)) for ramp in (x, y)
+    )
+    across, down = columns[8], rows[:, 8]
+    sizes = [(ramp[11] - ramp[4]) / 7 * 16 for ramp in (across, down)]  # without the edges, where Lanczos has no more
+    left, top = ((ramp[7] + ramp[8]) / 2 - size / 2 for ramp, size in zip((across, down), sizes, strict=True))
+    return left, top, *sizes
+
+
+@pytest.mark.parametrize("size", [(160, 160), (200, 150), (150, 200)])
+def test_a_part_of_an_image_of_usual_aspect_is_of_usual_aspect(size: tuple[int, int]) -> None:
+    for area in (0.4, 0.7, 1.0):
+        for aspect in (3 / 4, 1.0, 4 / 3):
+            left, top, width, height = part(*size, area, aspect, (0.3, 0.8))
+            assert 3 / 4 - 0.01 < width / height < 4 / 3 + 0.01
+            assert width * height < (area + 0.01) * size[0] * size[1]
+            assert left == pytest.approx(0.3 * (size[0] - width), abs=0.5)
+            assert top == pytest.approx(0.8 * (size[1] - height), abs=0.5)
+    assert part(*size, 0.5, 0.9, (0, 0))[2:] == pytest.approx(
+        ((0.5 * size[0] * size[1] * 0.9) ** 0.5, (0.5 * size[0] * size[1] / 0.9) ** 0.5), rel=0.01
+    )
+
+
+def test_what_would_reach_over_the_edge_of_a_wide_image_is_cut_off() -> None:
+    """Its aspect is then between the one asked for and the image's own, its area less."""
+    _, top, width, height = part(320, 160, 0.9, 4 / 3, (0.5, 0.5))
+    assert (top, height) == pytest.approx((0, 160), abs=0.5)
+    assert width == pytest.approx((0.9 * 320 * 160 * 4 / 3) ** 0.5, rel=0.01)
+    assert 4 / 3 < width / height < 2
+
+
+def test_the_square_in_the_centre() -> None:
+    picture = noise(64, 48)
+    expected = to_tensor(resize_and_crop(picture, 32, 28))  # 256 / 224 of the side
+    assert torch.equal(centre_square(picture, 28), expected)
+    assert centre_square(Image.new("LA", (9, 300)), 8).shape == (3, 8, 8)
+    with refused("the image is of type str"):
+        centre_square("picture.png", 8)  # type: ignore[arg-type]
+
+
+def test_images_that_a_model_cannot_take() -> None:
+    check_images(torch.zeros(0, 3, 8, 8, dtype=torch.float16), 8)
+    for given, parts in (
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), ("a tensor of torch.int64", "val_transforms", "centre_square")),
+        ([Image.new("RGB", (8, 8))], ("a list", "val_transforms")),
+        (torch.zeros(1, 3, 8, 9), ("(1, 3, 8, 9)", "(B, 3, 8, 8)")),
+        (torch.zeros(3, 8, 8), ("(3, 8, 8)",)),
+    ):
+        with refused(*parts):
+            check_images(given, 8)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import refused
+from tiny import ROOT, run
 
 from tokenizer.scales import SCALES_256, SCALES_512
 from var.aim import AIMConfig, Encoder, EncoderConfig
@@ -18,9 +19,11 @@ from var.presets import (
     RELEASED_REPOSITORY,
     RELEASED_TOKENIZER,
     SHIPPED,
+    best_layers,
     check_aim_name,
     check_name,
     choose_layers,
+    encoder_sizes,
 )
 
 # Depth, image side, shared AdaLN, and the number of parameters in billions that the paper gives.
@@ -106,24 +109,45 @@ def test_released_files_of_aim() -> None:
 @pytest.mark.parametrize(("name", "best"), [("aim-600M", 14), ("aim-1B", 12), ("aim-3B", 12), ("aim-7B", 14)])
 def test_layers_of_released_heads(name: str, best: int) -> None:
     config = AIM_SIZES[name]
-    assert choose_layers("best", config) == tuple(range(best, best + 6))
-    assert choose_layers("last", config) == tuple(range(config.depth - 6, config.depth))
-    assert (
-        AIMConfig(**config.to_dict(), probe_layers=choose_layers("last", config)).probe_layers[-1] == config.depth - 1
-    )
+    known = best_layers(config)
+    assert choose_layers("best", config.depth, known) == known == tuple(range(best, best + 6))
+    assert choose_layers("last", config.depth, known) == tuple(range(config.depth - 6, config.depth))
+    assert AIMConfig(**config.to_dict(), probe_layers=known).probe_layers == known
 
 
 def test_layers_of_small_ones() -> None:
-    config = AIM_SIZES["aim-tiny"]
-    assert choose_layers("last", config) == (0, 1, 2, 3, 4, 5)
-    assert choose_layers([5, 1, 3], config) == (1, 3, 5)
-    with refused("6 blocks of width 192", "aim-600M, aim-1B, aim-3B, aim-7B", "take last"):
-        choose_layers("best", config)
+    assert best_layers(AIM_SIZES["aim-tiny"]) is None
+    assert choose_layers("last", 6, None) == (0, 1, 2, 3, 4, 5)
+    assert choose_layers("last", 8, None) == (2, 3, 4, 5, 6, 7)
+    assert choose_layers("last", 4, None) == (0, 1, 2, 3)  # there are no six
+    assert choose_layers([5, 1, 3], 6, None) == (1, 3, 5)
+    with refused("6 blocks", "aim-600M, aim-1B, aim-3B, aim-7B", "take last"):
+        choose_layers("best", 6, None)
     with refused("[6]", "0..5"):
-        choose_layers([6], config)
-    for unknown in ("middle", 3, [1.0], ["1"]):
+        choose_layers([6], 6, None)
+    for unknown in ("middle", 3, [1.0], ["1"], [True], b"\1", None):
         with refused(repr(unknown), "last, best"):
-            choose_layers(unknown, config)
+            choose_layers(unknown, 6, None)  # type: ignore[arg-type]
+
+
+def test_layers_where_a_probe_reads_others_than_six() -> None:
+    assert choose_layers("best", 6, (1, 3)) == (1, 3)
+    assert choose_layers("last", 6, (1, 3)) == (4, 5)
+    assert choose_layers([0], 6, (1, 3)) == (0,)
+
+
+def test_sizes_by_name_and_single_ones_in_place_of_its() -> None:
+    tiny = AIM_SIZES["aim-tiny"].to_dict()
+    assert encoder_sizes("aim-tiny") == encoder_sizes({"preset": "aim-tiny"}) == tiny
+    given = {"preset": "aim-tiny", "image_size": 48, "depth": 3}
+    assert encoder_sizes(given) == tiny | {"image_size": 48, "depth": 3}
+    assert given["preset"] == "aim-tiny"  # what was given is as it was
+    assert encoder_sizes({"width": 4}) == {"width": 4}
+    for unknown in ("aim-9", "", None, 3, ["aim-tiny"]):
+        with refused(f"preset={unknown!r} is unknown", "aim-tiny, aim-small", "give the sizes"):
+            encoder_sizes({"preset": unknown})
+    with refused("preset=aim-tiny says nothing where width, depth and heads are given too"):
+        encoder_sizes({"preset": "aim-tiny", "width": 8, "depth": 1, "heads": 2})
 
 
 def test_known_and_unknown_names_of_aim() -> None:
@@ -135,6 +159,13 @@ def test_known_and_unknown_names_of_aim() -> None:
     for name in ("aim-600m", "", "var-d16"):
         with refused(repr(name), "aim-600M, aim-1B, aim-3B, aim-7B"):
             check_aim_name(name)
+
+
+def test_the_benchmark_of_a_name_that_there_is_not() -> None:
+    done = run(ROOT / "benchmarks" / "aim_features.py", "--model", "aim-9")
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: preset='aim-9' is unknown: take one of aim-tiny")
 
 
 # --- the shipped model; needs var/models/var-mini

@@ -1,6 +1,7 @@
 """AIM's pre-training: what a prediction depends on, what is predicted, and in which order."""
 
 import math
+from copy import deepcopy
 from itertools import pairwise
 
 import pytest
@@ -16,6 +17,7 @@ from var.pretraining import (
     Head,
     HeadConfig,
     Pretraining,
+    check_prefix,
     patch_statistics,
     patches,
     predicted,
@@ -92,6 +94,53 @@ def test_prefix_lengths_that_leave_nothing_to_predict_are_refused() -> None:
         small()(normal(2, 3, 6, 6), prefix_lengths([1, 1], N))
 
 
+@pytest.mark.parametrize("length", [16, 99, -1])
+def test_a_model_refuses_prefixes_outside_the_sequence(length: int) -> None:
+    with refused(f"prefix {length} must be in 0..15", "of 16 patches one at least is predicted"):
+        small()(normal(2, 3, 8, 8), torch.tensor([3, length]))
+
+
+@pytest.mark.parametrize(
+    ("prefix", "what"),
+    [
+        (torch.tensor([3]), "torch.int64 (1,)"),
+        (torch.tensor(3), "torch.int64 ()"),
+        (torch.tensor([[3, 3]]), "torch.int64 (1, 2)"),
+        (torch.tensor([3.0, 3.0]), "torch.float32 (2,)"),
+        (torch.tensor([True, False]), "torch.bool (2,)"),
+        ([3, 3], "[3, 3]"),
+    ],
+    ids=str,
+)
+def test_a_model_refuses_prefixes_that_are_not_one_whole_number_an_image(prefix: Tensor, what: str) -> None:
+    with refused(f"prefix is {what}", "int64 of shape (2,)"):
+        small()(normal(2, 3, 8, 8), prefix)
+    with refused("torch.float32 (1,)"):
+        prefix_lengths([1.5], N)  # type: ignore[list-item]
+    assert prefix_lengths([], N).dtype == torch.int64
+
+
+def test_prefixes_that_would_have_to_be_waited_for_are_checked_where_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU, and in a compiled model: an assertion on the device, for nothing here may look at the values."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    check_prefix(torch.tensor([0, 15]), 2, N)
+    with pytest.raises(RuntimeError, match=r"must be in 0\.\.15"):
+        check_prefix(torch.tensor([0, 16]), 2, N)
+    check_prefix(torch.zeros(2, dtype=torch.int64, device="meta"), 2, N)
+
+
+def test_the_head_is_told_the_place_of_the_patch_that_predicts() -> None:
+    """Not of the one predicted: what the position of a place changes is the prediction made there."""
+    order = sequence_order("spiral", SIDE)
+    model, images, prefix = small(order), normal(1, 3, 8, 8), prefix_lengths([4], N)
+    before = model(images, prefix)
+    for i in (0, 7, N - 2):
+        changed = deepcopy(model)
+        changed.head.position[order[i]] += 1  # type: ignore[index]
+        differs = (changed(images, prefix) != before)[0].any(dim=-1)
+        assert differs.nonzero().flatten().tolist() == [i]
+
+
 def test_what_counts_are_the_targets_after_the_prefix() -> None:
     counted = predicted(torch.tensor([0, 1, 2, 15]), N)
     assert counted.shape == (4, N - 1)
@@ -137,6 +186,12 @@ def test_head_sizes_that_cannot_work() -> None:
 @pytest.mark.parametrize("side", [1, 2, 3, 6, 16])
 def test_every_order_visits_every_patch_once(kind: str, side: int) -> None:
     assert sequence_order(kind, side).sort().values.tolist() == list(range(side * side))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["zigzag", "Raster", None])
+def test_orders_that_there_are_not(kind: object) -> None:
+    with refused(f"order={kind!r} is unknown", "raster, spiral, checkerboard, random"):
+        sequence_order(kind, 3)  # type: ignore[arg-type]
 
 
 def test_orders_are_what_they_are_called() -> None:

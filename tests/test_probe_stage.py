@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,19 @@ import torch.nn.functional as F
 from helpers import Tensors, normal, refused, small_var, small_vqvae
 from tiny import image_folder, metrics, picture, tiny_pipeline, write_recipe
 from tiny_aim import SIZES, small_aim
-from torch import Tensor, nn
+from torch import Tensor
 
-from var.aim import AIM, AIMConfig, Encoder, EncoderConfig
+from var.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.checkpoint import CONFIG, WEIGHTS, load_encoder, load_probe, save_model
 from var.hidden import (
     FeatureSource,
+    VARFeatures,
     hidden_states,
+    load_classifier,
     load_features,
 )
 from var.images import standardised
+from var.presets import AIM_SIZES
 from var.training.config import AIMRecipe, ProbeRecipe
 from var.training.data import Batch, collate, open_dataset
 from var.training.draws import Draws
@@ -170,6 +173,22 @@ def test_pixels_are_the_patches() -> None:
         source.features(x, [1])
 
 
+@pytest.mark.parametrize("kind", ["encoder", "pipeline", "pixels"])
+def test_features_of_images_of_another_size_or_kind(kind: str, request: pytest.FixtureRequest) -> None:
+    source = (
+        load_features("pixels", EncoderConfig(**SIZES))
+        if kind == "pixels"
+        else load_features(str(request.getfixturevalue(kind)))
+    )
+    for side in (10, 16):  # one that patches do not divide, one that they do
+        with refused(f"(2, 3, {side}, {side})", "(B, 3, 8, 8)"):
+            source.features(normal(2, 3, side, side), [0])
+    with refused("torch.uint8"):
+        source.features(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [0])
+    with refused("layers='last' must be a list"):
+        source.features(normal(2, 3, 8, 8), "last")
+
+
 def test_untrained_weights_are_those_that_pretraining_begins_with(tmp_path: Path, images: Path) -> None:
     pretraining = {
         "stage": "aim",
@@ -315,22 +334,14 @@ def test_half_precision_and_an_empty_batch(tmp_path: Path, images: Path, encoder
 # --- what is told and exported
 
 
-@dataclass(frozen=True)
-class Telling:
+class Telling(FeatureSource):
     """Three blocks whose outputs are noise; some of them tell the class: pictures of class 1 are greener than red."""
 
-    layers: Sequence[int]
-    image_size: int = 8
-    patches: int = 4
-    depth: int = 3
-    width: int = 8
-    heads: int = 2
+    def __init__(self, layers: Sequence[int]) -> None:
+        super().__init__({}, image_size=8, patches=4, depth=3, width=8, heads=2)
+        self.layers = layers
 
-    @property
-    def networks(self) -> Mapping[str, nn.Module]:
-        return {}
-
-    def features(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
         red, green, _ = images.mean(dim=(2, 3)).unbind(dim=1)
         signs = torch.where(green > red, 1.0, -1.0)[:, None, None] * torch.tensor([1.0, -1.0]).repeat(4)
         noise = [normal(len(images), self.patches, self.width, seed=layer) for layer in layers]
@@ -427,11 +438,60 @@ def test_what_is_exported_of_other_features_is_the_probe_alone(
     data = open_dataset(recipe.data, "validation", 8, 0)
     right = 0
     source = load_features(recipe.model, recipe.sizes)
+    classify = load_classifier(recipe.output / "model", device="cpu", dtype="float32")
     for index in range(len(data)):
         batch = collate([data[0, index]], data.empty)
         features = torch.stack(source.features(batch.content, layers)).mean(dim=0)
         right += int(probe(features).argmax(dim=1).item() == batch.labels.item())
+        output = classify(batch.content)
+        assert torch.equal(output.features, features)
+        assert torch.equal(output.logits, probe(features))
     assert told(recipe.output / "model")["probes"] == [{"layers": layers, "top1": right / 6, "top5": 1}]
+
+
+def test_a_classifier_is_of_what_its_probe_reads(tmp_path: Path, pipeline: Path) -> None:
+    folder = tmp_path / "probe"
+    probe = Probe(ProbeConfig(width=32, heads=4, num_classes=3, layers=(1,)))
+    save_model(folder, probe, {"features_of": {"model": str(pipeline), "sizes": None}})
+    x = normal(2, 3, 8, 8).clamp(-1, 1)
+    classify = load_classifier(str(folder), device="cpu", dtype="float32")
+    (expected,) = load_features(str(pipeline)).features(x, [1])
+    assert torch.equal(classify(x).logits, probe.eval()(expected))
+    assert not classify(x).logits.requires_grad
+    half = load_classifier(folder, device="cpu", dtype="bfloat16")
+    assert half.source.place[1] == torch.bfloat16
+    assert half(x).logits.dtype == torch.float32
+    assert float((half(x).features - expected).abs().max()) < 0.05 * float(expected.abs().max())
+    # The folder of the probe stands for what it reads, and the layers that it reads are the best ones.
+    assert isinstance(load_features(str(folder)), VARFeatures)
+    assert load_features(str(folder)).choose(None) == (1,)
+    moved = pipeline.rename(tmp_path / "moved")
+    with refused(f"{str(pipeline)!r} is neither a folder nor a known name"):
+        load_classifier(folder)
+    assert torch.equal(load_classifier(folder, str(moved), "cpu", "float32")(x).logits, classify(x).logits)
+    moved.rename(pipeline)
+    for given, parts in (
+        (x.byte(), ("torch.uint8", "centre_square")),
+        (x.numpy(), ("ndarray",)),
+        (normal(2, 3, 9, 9), ("(2, 3, 9, 9)", "(B, 3, 8, 8)")),
+    ):
+        with refused(*parts):
+            classify(given)
+
+
+def test_folders_that_are_no_classifiers(tmp_path: Path, encoder: Path, pipeline: Path) -> None:
+    with refused("holds a 'Encoder', a 'Probe' is needed"):
+        load_classifier(encoder)
+    probe = Probe(ProbeConfig(width=32, heads=4, num_classes=3, layers=(2,)))
+    save_model(tmp_path / "deep", probe, {"features_of": {"model": str(pipeline), "sizes": None}})
+    with refused("reads layers [2] of width 32", "has 2 of width 32"):
+        load_classifier(tmp_path / "deep")
+    for i, told in enumerate(({}, {"features_of": {}}, {"features_of": {"model": "pixels", "sizes": {"side": 8}}})):
+        save_model(tmp_path / str(i), probe, told)
+        with refused("does not tell what its probe reads"):
+            load_classifier(tmp_path / str(i))
+    with refused("holds a probe on other features", "load_classifier"):
+        AIM.from_pretrained(tmp_path / "deep")
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path: Path, images: Path, encoder: Path) -> None:
@@ -546,6 +606,24 @@ def test_probe_layers_are_given_on_the_command_line(tmp_path: Path, images: Path
         recipe = load_recipe(path, [f"probe_layers={override}"])
         assert isinstance(recipe, ProbeRecipe)
         assert recipe.probe_layers == expected
+
+
+def test_sizes_by_name(tmp_path: Path, images: Path) -> None:
+    """Beside the name of a model, which stays one."""
+    path = write_recipe(tmp_path / "r.yaml", BASE | {"data": {"source": str(images)}, "model": "aim-600M"})
+    tiny = AIM_SIZES["aim-tiny"]
+    for overrides, expected in (
+        (["sizes=aim-tiny"], tiny),
+        (["sizes=aim-tiny", "sizes.image_size=28"], replace(tiny, image_size=28)),
+        ([], None),
+    ):
+        recipe = load_recipe(path, overrides)
+        assert isinstance(recipe, ProbeRecipe)
+        assert (recipe.model, recipe.sizes) == ("aim-600M", expected)
+    recipe = load_recipe(path, ["model=untrained", "sizes=aim-tiny", "sizes.image_size=28"])
+    assert frozen(estimate(recipe))["encoder"] == pytest.approx(2.8e6, rel=0.02)
+    with refused("sizes.preset='aim-9' is unknown"):
+        load_recipe(path, ["sizes=aim-9"])
 
 
 def test_layers_that_there_are_not(tmp_path: Path, images: Path, encoder: Path) -> None:

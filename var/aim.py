@@ -4,6 +4,7 @@ B batch, N patches, P side of a patch in pixels, D width, H heads.
 """
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError, check_types
 from var.device import choose_device, choose_dtype
-from var.images import loaded, resize_and_crop, standardised, to_rgb, to_tensor
+from var.images import centre_square, check_images, standardised
 from var.transformer import NORM_EPS, Block, BlockConfig, attend
 
 
@@ -102,7 +103,9 @@ class AIMConfig(EncoderConfig):
 
 
 def check_layers(layers: Sequence[int], depth: int) -> None:
-    """Raise InputError unless the layers are blocks of a model of that depth, each named once."""
+    """Raise InputError unless the layers are a list of blocks of a model of that depth, each named once."""
+    if not isinstance(layers, list | tuple | range) or not all(type(layer) is int for layer in layers):
+        raise InputError(f"layers={layers!r} must be a list of blocks, such as [0, 1], in 0..{depth - 1}")
     if not layers or len(set(layers)) < len(layers) or not all(0 <= layer < depth for layer in layers):
         raise InputError(f"layers {list(layers)} must be different blocks in 0..{depth - 1}, at least one")
 
@@ -137,31 +140,30 @@ class Encoder(nn.Module):
         initialise(self)
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S), normalised -> patches with their positions (B, N, D), row by row.
+        """(B, 3, S, S), normalised, on any device -> patches with their positions (B, N, D), row by row.
 
         Raises:
-            InputError: the images are not RGB or not of the model's size.
+            InputError: the images are no floating-point numbers, not RGB or not of the model's size.
         """
-        side = self.config.image_size
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
-            raise InputError(f"images of shape {tuple(images.shape)} given, this model takes (B, 3, {side}, {side})")
-        patches = rearrange(self.patchify(images.to(self.patchify.weight.dtype)), "b d h w -> b (h w) d")
+        check_images(images, self.config.image_size)
+        weight = self.patchify.weight
+        patches = rearrange(self.patchify(images.to(weight.device, weight.dtype)), "b d h w -> b (h w) d")
         return self.patch_norm(patches) + self.position.to(patches.dtype)
 
     def extract_features(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Outputs of some blocks, every patch seeing every other; blocks after the last one asked for are not run.
 
         Args:
-            images: (B, 3, S, S), as `val_transforms` makes them.
+            images: (B, 3, S, S), as `val_transforms` makes them, on any device.
             layers: blocks, counted from 0, in any order; None: all.
 
         Returns:
             (B, N, D) for each layer asked for.
 
         Raises:
-            InputError: images of another size, a block that there is not.
+            InputError: images of another size or no floating-point numbers, layers that are no list of blocks.
         """
-        wanted = list(range(self.config.depth)) if layers is None else list(layers)
+        wanted = range(self.config.depth) if layers is None else layers
         check_layers(wanted, self.config.depth)
         x = self.embed(images)
         outputs = {}
@@ -234,6 +236,8 @@ class ProbeConfig:
         for name in ("width", "heads", "num_classes"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers):
+            raise InputError(f"layers={list(self.layers)} must be different blocks, counted from 0, at least one")
         if self.width % self.heads:
             raise InputError(f"heads={self.heads} must divide the width of the features, {self.width}")
 
@@ -281,8 +285,9 @@ class AIM(nn.Module):
         Args:
             name: a released model (`aim-600M`, `aim-1B`, `aim-3B`, `aim-7B`: downloaded from the Hugging Face hub and
                 converted once), or a folder that `var.checkpoint.save_model` or training wrote.
-            probe_layers: what the probe reads: "best", "last", or a list of blocks counted from 0; there are released
-                heads for these two. None: the folder's own, that of `head_file`, else "best".
+            probe_layers: what the probe reads, as `var.presets.choose_layers` says: "best", "last", or a list of blocks
+                counted from 0. Of a released model it chooses one of the two heads; the probe in a folder, and that of
+                `head_file`, must read them. None: whatever that probe reads, else "best".
             device: auto, cpu, cuda, cuda:N or mps.
             dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
             backbone_file: released encoder file on this machine, or one with encoder and head, for released names.
@@ -292,6 +297,8 @@ class AIM(nn.Module):
             InputError: unknown name, missing, damaged or foreign files, no connection, layers that the probe does not
                 read, an impossible device or dtype.
         """
+        if not isinstance(name, str | os.PathLike):
+            raise InputError(f"model {name!r} is neither a name nor a folder: give one such as 'aim-600M'")
         from var.released import load_aim_by_name  # finds and converts weights for the classes here, so is above them
 
         target = choose_device(device)
@@ -305,10 +312,10 @@ class AIM(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> AIMOutput:
-        """(B, 3, S, S), as `val_transforms` makes them -> logits and features.
+        """(B, 3, S, S), as `val_transforms` makes them, on any device -> logits and features.
 
         Raises:
-            InputError: the images are not RGB or not of the model's size.
+            InputError: the images are no floating-point numbers, not RGB or not of the model's size.
         """
         features = torch.stack(self.extract_features(images, self.config.probe_layers)).mean(dim=0)
         return AIMOutput(self.probe(features), features)
@@ -335,7 +342,7 @@ class ValTransforms:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """An image of any size and mode -> (3, size, size) float32, standardised."""
-        return standardised(to_tensor(resize_and_crop(to_rgb(loaded(image)), round(self.size * 256 / 224), self.size)))
+        return standardised(centre_square(image, self.size))
 
 
 def val_transforms(size: int = 224) -> ValTransforms:
@@ -349,8 +356,8 @@ def val_transforms(size: int = 224) -> ValTransforms:
         size: side of the model's images in pixels.
 
     Raises:
-        InputError: a size below 1; when called, an image that cannot be read.
+        InputError: a size that is no whole number of at least 1; when called, an image that cannot be read.
     """
-    if size < 1:
-        raise InputError(f"size={size} must be at least 1")
+    if type(size) is not int or size < 1:
+        raise InputError(f"size={size!r} must be a whole number, at least 1")
     return ValTransforms(size)

@@ -95,10 +95,13 @@ def load_aim(folder: Path) -> AIM:
     """The encoder with its probe in a folder, in float32 and evaluation mode.
 
     Raises:
-        InputError: missing, damaged or foreign files; an encoder that has no probe yet.
+        InputError: missing, damaged or foreign files; an encoder that has no probe yet, or a probe alone.
     """
-    if read_config(folder).get("model") == Encoder.__name__:
+    kind = read_config(folder).get("model")
+    if kind == Encoder.__name__:
         raise InputError(f"{folder} holds an encoder that has no probe: train one on it (a recipe of stage probe)")
+    if kind == Probe.__name__:
+        raise InputError(f"{folder} holds a probe on other features: load it with var.hidden.load_classifier")
     return _load(folder, AIM, AIMConfig)
 
 

@@ -17,7 +17,7 @@ from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.aim import AIM, AIMConfig, EncoderConfig
 from var.masks import block_causal
 from var.model import VAR, VARConfig
-from var.presets import AIM_RELEASED, choose_layers
+from var.presets import AIM_RELEASED, best_layers, choose_layers
 
 StateDict = Mapping[str, Tensor]
 
@@ -145,6 +145,7 @@ def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConf
     Raises:
         InputError: a tensor that tells a size is missing.
     """
+    _check_state(state)
     levels = _count(state, r"encoder\.down\.(\d+)\.")
     base_width = _shape(state, "encoder.conv_in.weight", 4)[0]
     widths = [_shape(state, f"encoder.down.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)]
@@ -166,6 +167,7 @@ def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None)
     Raises:
         InputError: a tensor that tells a size is missing, or the number of tokens is not that of the scales.
     """
+    _check_state(state)
     depth = _count(state, r"blocks\.(\d+)\.")
     length = _shape(state, "pos_1LC", 3)[1]
     if length != Scales(scales).total:
@@ -256,6 +258,7 @@ def aim_config(
     Raises:
         InputError: a tensor that tells a size is missing, or a number of heads that nothing tells.
     """
+    _check_state(state)
     width, _, _, patch_size = _shape(state, "preprocessor.patchifier.proj.weight", 4)
     encoder = EncoderConfig(
         image_size=EncoderConfig.image_size if img_size is None else img_size,
@@ -267,7 +270,7 @@ def aim_config(
     )
     return AIMConfig(
         **asdict(encoder),
-        probe_layers=choose_layers(probe_layers, encoder),
+        probe_layers=choose_layers(probe_layers, encoder.depth, best_layers(encoder)),
         num_classes=_shape(state, "head.linear.weight", 2)[0],
     )
 
@@ -297,7 +300,7 @@ def load_official_aim(
         img_size: side of the images in pixels; positions follow from it. None: 224.
         num_heads: None: that of the released model of this width.
         probe_layers: the blocks that the head was trained on, which no tensor tells: "last" for the last six, "best"
-            for those of the paper, or a list of blocks counted from 0.
+            for those of the paper (see `var.presets.choose_layers`), or a list of blocks counted from 0.
 
     Raises:
         InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently; a number of heads
@@ -337,6 +340,15 @@ def _load(module: torch.nn.Module, state: StateDict, names: dict[str, str], deri
         converted[key] = value.reshape(ours[key].shape).to(ours[key].dtype)
     module.load_state_dict(converted, strict=True, assign=True)
     module.eval().requires_grad_(True)
+
+
+def _check_state(state: object) -> None:
+    if not isinstance(state, Mapping):
+        raise InputError(f"not a released file: a {type(state).__name__} is no state dict of tensors by name")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            told = f"{key!r} is the key of a {type(value).__name__}"
+            raise InputError(f"not a released file: it must hold tensors by name, and {told}")
 
 
 def _shape(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:

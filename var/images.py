@@ -100,8 +100,35 @@ def resize_and_crop(
     return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
+def centre_square(image: Image.Image, side: int) -> Tensor:
+    """What models are shown of a picture of any size and mode: (3, side, side) float32 in [-1, 1].
+
+    The short side becomes 256 / 224 of the side (Lanczos), and the square in the centre is kept.
+
+    Raises:
+        InputError: not a PIL image, or one that cannot be read.
+    """
+    return to_tensor(resize_and_crop(to_rgb(loaded(image)), round(side * 256 / 224), side))
+
+
+def check_images(images: object, side: int) -> None:
+    """Raise InputError unless these are floating-point numbers of shape (B, 3, side, side)."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        given = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise InputError(
+            f"images are {given}: give floating-point tensors, as var.aim.val_transforms or var.images.centre_square "
+            "makes them of pictures"
+        )
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+        raise InputError(f"images of shape {tuple(images.shape)} given, this model takes (B, 3, {side}, {side})")
+
+
 def crop_and_resize(image: Image.Image, side: int, area: float, aspect: float, at: tuple[float, float]) -> Image.Image:
     """Crop a part of the image, as far as it reaches, and resize it to a square (Lanczos).
+
+    What is wider or higher than the image is cut to it, so the part is then smaller than `area` and its aspect lies
+    between `aspect` and the image's own. (torchvision draws area and aspect again, up to ten times: of images within
+    its range of aspects both give parts within it.)
 
     Args:
         side: of the square.

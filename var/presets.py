@@ -1,6 +1,6 @@
 """The models that have a name: the one shipped here, the released ones, and sizes of AIM to train."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -107,34 +107,61 @@ AIM_SIZES = {  # the first three are for small machines, and have no released we
 }
 
 
-def choose_layers(layers: str | Sequence[int], config: EncoderConfig) -> tuple[int, ...]:
-    """The blocks that a probe reads, counted from 0, in ascending order.
+def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
+    """The sizes of an encoder by the name of a preset, as EncoderConfig takes them.
 
     Args:
-        layers: "last" for the last six, "best" for those that the paper found best, or the blocks themselves.
-        config: of the encoder.
+        given: one of AIM_SIZES; or sizes, of which `preset` names those that the others stand in place of.
 
     Raises:
-        InputError: another word, a block that there is not, "best" of sizes that the paper does not have.
+        InputError: an unknown name, a preset of which nothing would be left.
+    """
+    changes: dict[str, object] = {"preset": given} if isinstance(given, str) else dict(given)
+    if "preset" not in changes:
+        return changes
+    preset = changes.pop("preset")
+    if not isinstance(preset, str) or preset not in AIM_SIZES:
+        raise InputError(f"preset={preset!r} is unknown: take one of {', '.join(AIM_SIZES)}, or give the sizes")
+    if {"width", "depth", "heads"} <= changes.keys():
+        raise InputError(
+            f"preset={preset} says nothing where width, depth and heads are given too: leave these out (a command line "
+            f"replaces all sizes by {preset} in place of the group, not by its preset)"
+        )
+    return AIM_SIZES[preset].to_dict() | changes
+
+
+def choose_layers(layers: str | Sequence[int], depth: int, best: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The blocks that a probe reads, or that features are taken of, counted from 0, in ascending order.
+
+    Args:
+        layers: "best" for those that are known as such: what the probe at hand reads (that in a model's folder, or a
+            released one), else what the paper found best of an encoder of these sizes. "last" for as many last blocks;
+            where no best ones are known for the last six, or all if there are fewer. Or the blocks themselves.
+        depth: blocks of the model.
+        best: the ones known as best; None: none.
+
+    Raises:
+        InputError: another word, a block that there is not, "best" where none are known.
     """
     if layers == "last":
-        return tuple(range(max(config.depth - PROBED, 0), config.depth))
+        return tuple(range(max(depth - (PROBED if best is None else len(best)), 0), depth))
     if layers == "best":
-        return _best_layers(config)
+        if best is None:
+            raise InputError(
+                f"the best layers are known of {', '.join(AIM_RELEASED)} and of folders with a probe, not of these "
+                f"{depth} blocks: take last, or a list of blocks"
+            )
+        return best
     if not isinstance(layers, list | tuple | range) or not all(type(layer) is int for layer in layers):
         raise InputError(f"probe_layers={layers!r} is unknown: take last, best, or a list of blocks")
-    check_layers(layers, config.depth)
+    check_layers(layers, depth)
     return tuple(sorted(layers))
 
 
-def _best_layers(config: EncoderConfig) -> tuple[int, ...]:
-    for released in AIM_RELEASED.values():
-        if (released.config.width, released.config.depth) == (config.width, config.depth):
-            return released.best
-    raise InputError(
-        f"the best layers are known of {', '.join(AIM_RELEASED)}, not of {config.depth} blocks of width "
-        f"{config.width}: take last, or a list of blocks"
-    )
+def best_layers(config: EncoderConfig) -> tuple[int, ...] | None:
+    """The blocks that the paper found best of an encoder of these sizes; None: of others."""
+    sizes = (config.width, config.depth)
+    return next((r.best for r in AIM_RELEASED.values() if (r.config.width, r.config.depth) == sizes), None)
 
 
 def check_aim_name(name: str) -> None:

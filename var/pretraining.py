@@ -5,7 +5,7 @@ B batch, N patches, P side of a patch in pixels, D width of the encoder, C numbe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from einops import rearrange
@@ -103,24 +103,41 @@ class Pretraining(nn.Module):
             (B, N - 1, C).
 
         Raises:
-            InputError: images of another size.
+            InputError: images of another size; prefixes that are not one for each image, no whole numbers, or longer
+                than leaves a patch to predict.
         """
-        mask = prefix_causal(prefix, len(self.order))
+        check_prefix(prefix, len(images), len(self.order))
+        mask = prefix_causal(prefix.to(self.order.device), len(self.order))
         features = self.encoder(images, mask, self.order)
         return self.head(features[:, :-1], self.order[:-1])
 
 
+def check_prefix(prefix: object, batch: int, patches: int) -> None:
+    """Raise InputError unless the prefixes are (B,) int64 in 0..N - 1.
+
+    The values of a tensor on the CPU are looked at, if it has any (a dry run's have none); elsewhere that would make
+    every step wait for the device, which is told to fail on its own.
+    """
+    if not isinstance(prefix, Tensor) or prefix.dtype != torch.int64 or tuple(prefix.shape) != (batch,):
+        given = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else repr(prefix)
+        raise InputError(f"prefix is {given}: give one length an image, a tensor of int64 of shape ({batch},)")
+    outside = (prefix < 0) | (prefix >= patches)
+    rule = f"must be in 0..{patches - 1}: of {patches} patches one at least is predicted"
+    if prefix.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(~outside.any(), f"prefix {rule}")
+    elif type(prefix) is Tensor and prefix.device.type == "cpu" and outside.any():
+        raise InputError(f"prefix {int(prefix[outside][0])} {rule}")
+
+
 def prefix_lengths(lengths: Sequence[int], patches: int) -> Tensor:
-    """The same number of patches as a tensor that `Pretraining` takes, (B,) int64.
+    """Numbers of patches as a tensor that `Pretraining` takes, (B,) int64.
 
     Raises:
-        InputError: a length below 0, or one that leaves nothing to predict.
+        InputError: a length below 0, or one that leaves nothing to predict; no whole number.
     """
-    if wrong := [length for length in lengths if not 0 <= length < patches]:
-        raise InputError(
-            f"prefix {wrong[0]} must be in 0..{patches - 1}: of {patches} patches one at least is predicted"
-        )
-    return torch.tensor(lengths)
+    prefix = torch.tensor(lengths) if lengths else torch.empty(0, dtype=torch.int64)
+    check_prefix(prefix, len(lengths), patches)
+    return prefix
 
 
 def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
@@ -128,7 +145,12 @@ def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
 
     Raster goes row by row, spiral outwards from the middle, checkerboard over all black fields and then all white ones;
     random is drawn once, from the seed.
+
+    Raises:
+        InputError: another kind.
     """
+    if kind not in get_args(Order):
+        raise InputError(f"order={kind!r} is unknown: take one of {', '.join(get_args(Order))}")
     places = torch.arange(side * side)
     rows, columns = places // side, places % side
     if kind == "raster":

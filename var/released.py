@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.aim import AIM, EncoderConfig
+from var.aim import AIM
 from var.checkpoint import CONFIG, WEIGHTS, load_aim, save_model
 from var.convert import load_official, load_official_aim
 from var.model import VAR
@@ -89,13 +89,14 @@ def load_aim_by_name(
     if not folder.is_dir():
         folder = _converted_aim(str(name), probe_layers)
     model = load_aim(folder)
-    _agreed(probe_layers, model.config.probe_layers, model.config.encoder, f"the probe in {folder}")
+    own = model.config.probe_layers
+    _agreed(probe_layers, own, model.config.depth, own, f"the probe in {folder}")
     return model
 
 
 def _converted_aim(name: str, probe_layers: Layers) -> Path:
     check_aim_name(name)
-    head = _head(AIM_RELEASED[name], _or_best(probe_layers, AIM_RELEASED[name].config))
+    head = _head(AIM_RELEASED[name], _or_best(probe_layers, AIM_RELEASED[name]))
     folder = cache_folder() / f"{name}-{head}"
     if not folder.is_dir():
         save_model(folder, load_released_aim(name, head))
@@ -119,12 +120,14 @@ def load_released_aim(
             head that reads other layers than those asked for.
     """
     preset = AIM_RELEASED[name]
+    for given in filter(None, (backbone_file, head_file)):  # before what their names and contents tell of the layers
+        check_is_there(given)
     if head_file is not None:
         files, layers = _with_head(preset, probe_layers, backbone_file, head_file)
     elif backbone_file is not None:
         files, layers = _with_backbone(preset, probe_layers, backbone_file)
     else:
-        layers = _or_best(probe_layers, preset.config)
+        layers = _or_best(probe_layers, preset)
         files = _find_aim(preset, layers)
     called = " and ".join(map(str, files))
     try:
@@ -147,7 +150,7 @@ def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
     if (
         not all((here / file).is_file() for file in pair)
         and (joined / WEIGHTS).is_file()
-        and _stated_layers(joined / CONFIG, preset.config) == layers
+        and _stated_layers(joined / CONFIG, preset) == layers
     ):
         return (joined / WEIGHTS,)
     try:
@@ -156,7 +159,7 @@ def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
         raise  # at once: the hub's client is slow to give up
     except InputError:
         with suppress(InputError):  # if the second choice fails too, the first is what to tell of
-            if _stated_layers(download(CONFIG, preset.repository), preset.config) == layers:
+            if _stated_layers(download(CONFIG, preset.repository), preset) == layers:
                 return (download(WEIGHTS, preset.repository),)
         raise
 
@@ -166,8 +169,8 @@ def _with_head(
 ) -> tuple[tuple[Path, ...], tuple[int, ...]]:
     """The head given with its backbone, and the layers that it reads: released heads have them in their names."""
     read = next((layers for layers in preset.heads if f"head_{layers}_layers" in head_file.name), None)
-    stated = None if read is None else choose_layers(read, preset.config)
-    layers = _agreed(probe_layers, stated, preset.config, f"the head in {head_file}")
+    stated = None if read is None else _of_preset(read, preset)
+    layers = _agreed(probe_layers, stated, preset.config.depth, preset.best, f"the head in {head_file}")
     return (backbone_file or find(preset.backbone, AIM_REPOSITORY, (preset.backbone,)), head_file), layers
 
 
@@ -176,9 +179,10 @@ def _with_backbone(
 ) -> tuple[tuple[Path, ...], tuple[int, ...]]:
     """The backbone given with a released head, unless it has one itself, and the layers that the head reads."""
     if any(key.startswith("head.") for key in read_weights(backbone_file)):
-        stated = _stated_layers(backbone_file.with_name(CONFIG), preset.config)
-        return (backbone_file,), _agreed(probe_layers, stated, preset.config, f"the head in {backbone_file}")
-    layers = _or_best(probe_layers, preset.config)
+        stated = _stated_layers(backbone_file.with_name(CONFIG), preset)
+        what = f"the head in {backbone_file}"
+        return (backbone_file,), _agreed(probe_layers, stated, preset.config.depth, preset.best, what)
+    layers = _or_best(probe_layers, preset)
     head = preset.heads[_head(preset, layers)]
     return (backbone_file, find(head, AIM_REPOSITORY, (head,))), layers
 
@@ -193,8 +197,12 @@ def _merged(files: Sequence[Path]) -> dict[str, Tensor]:
     return state
 
 
-def _or_best(probe_layers: Layers, config: EncoderConfig) -> tuple[int, ...]:
-    return choose_layers("best" if probe_layers is None else probe_layers, config)
+def _or_best(probe_layers: Layers, preset: ReleasedAIM) -> tuple[int, ...]:
+    return _of_preset("best" if probe_layers is None else probe_layers, preset)
+
+
+def _of_preset(layers: str | Sequence[int], preset: ReleasedAIM) -> tuple[int, ...]:
+    return choose_layers(layers, preset.config.depth, preset.best)
 
 
 def _head(preset: ReleasedAIM, layers: tuple[int, ...]) -> str:
@@ -203,15 +211,24 @@ def _head(preset: ReleasedAIM, layers: tuple[int, ...]) -> str:
     Raises:
         InputError: there is none.
     """
-    heads = {choose_layers(head, preset.config): head for head in preset.heads}
+    heads = {_of_preset(head, preset): head for head in preset.heads}
     if layers in heads:
         return heads[layers]
     known = " or ".join(f"{head} {list(read)}" for read, head in heads.items())
     raise InputError(f"no released head reads layers {list(layers)}: take {known}, or pass head_file")
 
 
-def _agreed(asked: Layers, stated: tuple[int, ...] | None, config: EncoderConfig, what: str) -> tuple[int, ...]:
+def _agreed(
+    asked: Layers, stated: tuple[int, ...] | None, depth: int, best: tuple[int, ...], what: str
+) -> tuple[int, ...]:
     """The layers that a head reads, by what is stated of it and what the user says.
+
+    Args:
+        asked: by the user; None: nothing.
+        stated: by the file or folder; None: nothing.
+        depth: blocks of the encoder.
+        best: what "best" means.
+        what: the head, for the message.
 
     Raises:
         InputError: the two contradict each other, or neither says anything.
@@ -220,19 +237,19 @@ def _agreed(asked: Layers, stated: tuple[int, ...] | None, config: EncoderConfig
         if stated is None:
             raise InputError(f"nothing tells which layers {what} reads: pass probe_layers")
         return stated
-    layers = choose_layers(asked, config)
+    layers = choose_layers(asked, depth, best)
     if stated is not None and set(layers) != set(stated):
         raise InputError(f"{what} reads layers {list(stated)}, not {list(layers)}: leave probe_layers out")
     return layers
 
 
-def _stated_layers(file: Path, config: EncoderConfig) -> tuple[int, ...] | None:
+def _stated_layers(file: Path, preset: ReleasedAIM) -> tuple[int, ...] | None:
     """What the config.json beside a released file with encoder and head says that the head reads; None: nothing."""
     try:
         layers = json.loads(file.read_text())["probe_layers"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return choose_layers(layers, config) if isinstance(layers, list | str) else None
+    return _of_preset(layers, preset) if isinstance(layers, list | str) else None
 
 
 def _released_folder() -> Path:
@@ -278,14 +295,19 @@ def download(file: str, repository: str) -> Path:
         raise kind(f"{file} could not be downloaded ({type(error).__name__})") from error
 
 
+def check_is_there(path: Path) -> None:
+    """Raise InputError unless a file of weights is there."""
+    if not path.is_file():
+        raise InputError(f"weights file {path} does not exist: give the path of a released file")
+
+
 def read_weights(path: Path) -> Mapping[str, Tensor]:
     """The tensors of a .safetensors file, or of a torch file that holds nothing but tensors.
 
     Raises:
         InputError: missing, damaged, or something else than weights.
     """
-    if not path.is_file():
-        raise InputError(f"weights file {path} does not exist: give the path of a released file")
+    check_is_there(path)
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)

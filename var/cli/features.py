@@ -1,30 +1,46 @@
 """The command that keeps features of images: `var features FOLDER --model MODEL --out FILE`."""
 
 import time
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from tokenizer.errors import InputError
 from var.cli.edit import AUTO, Device, Dtype
-from var.cli.tokenize import progress_bar, stopping
+from var.cli.progress import progress_bar, stopping
+
+if TYPE_CHECKING:
+    from var.aim import EncoderConfig
 
 
 def features(
     source: Annotated[str, typer.Argument(help="Folder with images at any depth; see --split.", metavar="FOLDER")],
     model: Annotated[
-        str, typer.Option(help="aim-600M, aim-1B, aim-3B, aim-7B, or the folder of an encoder, with or without probe.")
-    ],
-    out: Annotated[Path, typer.Option(help="Parquet file: path, label, class_name, feature.")],
-    layers: Annotated[
         str,
         typer.Option(
-            help="Blocks whose outputs are averaged: last (the last six), best (the paper's choice for its sizes), or "
-            "a list such as 0,3,5, counted from 0."
+            help="aim-600M to aim-7B, var-mini, var-d16 to var-d36, the folder of an encoder (with or without probe), "
+            "a VAR pipeline or a probe (for what it reads); or, to compare with, untrained or pixels, with --sizes."
         ),
-    ] = "last",
+    ],
+    out: Annotated[Path, typer.Option(help="Parquet file: path, label, class_name, feature.")],
+    sizes: Annotated[
+        str | None,
+        typer.Option(
+            help="Of untrained and pixels: aim-tiny, aim-small, ..., single sizes, or both: aim-tiny,image_size=48.",
+            metavar="SIZES",
+        ),
+    ] = None,
+    layers: Annotated[
+        str | None,
+        typer.Option(
+            help="Blocks whose outputs are averaged: best (what the model's probe reads, else the paper's choice for "
+            "its sizes), last (as many last ones, else six), or a list such as 0,3,5, counted from 0. "
+            "[default: best where known, else last]",
+        ),
+    ] = None,
     pool: Annotated[
         Literal["mean", "none"], typer.Option(help="mean: one vector an image. none: all its patches, row by row.")
     ] = "mean",
@@ -40,22 +56,24 @@ def features(
     dtype: Dtype = AUTO,
 ) -> None:
     """Write the features of all images of FOLDER. Run it again to go on where it stopped."""
-    blocks = blocks_of(layers)
-    from var.features.extract import check_target, open_encoder, write_features
+    blocks = None if layers is None else blocks_of(layers)
+    from var.features.extract import check_target, open_source, write_features
     from var.features.pictures import folder_pictures, split_pictures
 
     check_target(out)
     pictures = folder_pictures(Path(source)) if split is None else split_pictures(source, split)
-    encoder = open_encoder(model, device, dtype)
+    found = open_source(model, None if sizes is None else read_sizes(sizes), device, dtype)
     tell = partial(typer.echo, err=True)
     began = time.perf_counter()
-    with stopping(speaks=True), progress_bar(1, True) as progress:
-        done = write_features(encoder, pictures, out, model, blocks, pool, batch, progress, tell)
+    with stopping(speaks=True), progress_bar("encoded", "images", speaks=True) as progress:
+        done = write_features(found, pictures, out, model, blocks, pool, batch, progress, tell)
     rate = done.computed / (time.perf_counter() - began)
     now = f"{done.computed} images now, {rate:.1f} images/s" if done.computed else "all of them there already"
     unreadable = f"; {done.unreadable} images could not be read" if done.unreadable else ""
     labels = f"{done.classes} classes" if done.classes else "no labels"
-    typer.echo(f"features: {out} holds {done.features} of {done.length} numbers, {labels}, {now}{unreadable}")
+    typer.echo(
+        f"features: {out} holds {done.features} features, {done.length} numbers each, {labels}, {now}{unreadable}"
+    )
 
 
 def blocks_of(layers: str) -> str | list[int]:
@@ -66,3 +84,26 @@ def blocks_of(layers: str) -> str | list[int]:
         return [int(layer) for layer in layers.split(",")]
     except ValueError as error:
         raise InputError(f"--layers {layers!r} must be last, best, or blocks such as 0,3,5") from error
+
+
+def read_sizes(given: str) -> "EncoderConfig":
+    """`aim-tiny`, `image_size=48,patch_size=8`, or a name and then single sizes -> sizes of an encoder."""
+    from var.aim import EncoderConfig
+    from var.presets import encoder_sizes
+
+    values: dict[str, str | float] = {}
+    for i, part in enumerate(given.split(",")):
+        name, equals, value = part.strip().partition("=")
+        if not equals and i > 0:
+            raise InputError(f"--sizes {given!r}: {part!r} must be a size, such as image_size=48")
+        try:
+            values[name if equals else "preset"] = (float if "." in value else int)(value) if equals else name
+        except ValueError as error:
+            raise InputError(f"--sizes {given!r}: {name}={value} must be a number") from error
+    try:
+        return EncoderConfig(**encoder_sizes(values))  # type: ignore[arg-type]  # it checks their types
+    except TypeError as error:  # a name that it does not know
+        known = ", ".join(field.name for field in fields(EncoderConfig))
+        raise InputError(f"--sizes {given!r} holds a size that there is not: known are {known}") from error
+    except InputError as error:
+        raise InputError(f"--sizes {given!r}: {error}") from error

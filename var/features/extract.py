@@ -27,13 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.aim import AIM, Encoder
-from var.checkpoint import load_encoder
+from var.aim import EncoderConfig
 from var.device import choose_device, choose_dtype
 from var.features.pictures import Picture, Pictures
 from var.features.table import Pool, Settings, as_table, read_settings, schema_of, table_writer
 from var.files import check_writable, written_beside
-from var.presets import choose_layers
+from var.hidden import FeatureSource, load_features
 
 log = logging.getLogger(__name__)
 
@@ -56,31 +55,33 @@ class FeatureSummary(NamedTuple):
     computed: int  # images that were looked at in this call
 
 
-def open_encoder(name: str | Path, device: str = "auto", dtype: str = "auto") -> Encoder:
-    """The encoder of a model folder, with or without a probe, or of a released AIM, in evaluation mode.
+def open_source(
+    name: str | Path, sizes: EncoderConfig | None = None, device: str = "auto", dtype: str = "auto"
+) -> FeatureSource:
+    """What gives features, in evaluation mode: as `var.hidden.load_features`, on a device and in a type.
 
     Args:
-        name: a folder, or a name as AIM.from_pretrained takes it.
+        name: a folder or a name; `untrained` has the same weights in every call, drawn from seed 0.
+        sizes: of `untrained` and `pixels`.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
 
     Raises:
-        InputError: an unknown name, weights that cannot be had, an impossible device or dtype.
+        InputError: an unknown name, sizes that are missing, weights that cannot be had, an impossible device or dtype.
     """
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
-        return AIM.from_pretrained(name, device=device, dtype=dtype).encoder
     target = choose_device(device)
     number_type = choose_dtype(dtype, target)
-    return load_encoder(folder).to(target, number_type)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return load_features(str(name), sizes).to(target, number_type)
 
 
 def write_features(
-    encoder: Encoder,
+    source: FeatureSource,
     pictures: Pictures,
     out: Path,
     model: str,
-    layers: str | Sequence[int] = "last",
+    layers: str | Sequence[int] | None = None,
     pool: Pool = "mean",
     batch: int = 32,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -88,15 +89,15 @@ def write_features(
 ) -> FeatureSummary:
     """Write the features of all pictures; killed at any time, the same call goes on from the parts that were done.
 
-    In memory are a part and two batches: one in the encoder, one that is read meanwhile. A file that is complete is
+    In memory are a part and two batches: one in the model, one that is read meanwhile. A file that is complete is
     left as it is. Batch and device may change on the way, in rounding only; nothing else may.
 
     Args:
-        encoder: in evaluation mode, on the device and in the dtype that it is to run in.
+        source: on the device and in the dtype that it is to run in.
         pictures: from `folder_pictures` or `split_pictures`.
         out: the file.
-        model: what the file calls the encoder.
-        layers: as `choose_layers` takes them.
+        model: what the file calls the source.
+        layers: as `FeatureSource.choose` takes them.
         pool: see Settings.
         batch: images at once.
         progress: is told how many images were looked at in this call, and how many there are to look at.
@@ -109,16 +110,16 @@ def write_features(
     if batch < 1:
         raise InputError(f"batch={batch} must be at least 1")
     check_target(out)
-    settings = _settings(encoder, pictures, model, layers, pool)
+    settings = _settings(source, pictures, model, layers, pool)
     folder = out.with_name(f"{out.name}.parts")
     computed = 0
     if out.exists():
-        _check_same(settings, read_settings(out), out)
+        _check_same(settings, read_settings(out, remedy="give another --out"), out)
     else:
         parts = _parts(folder, settings, batch)
         todo = [part for part in parts if not part.file.exists()]
         total = sum(len(part.images) for part in todo)
-        with closing(_extracted(encoder, settings, pictures, todo, batch, tell)) as tables:
+        with closing(_extracted(source, settings, pictures, todo, batch, tell)) as tables:
             for part in todo:
                 rows: list[pa.Table] = []
                 for chunk in part.batches(batch):
@@ -153,27 +154,31 @@ class _Part(NamedTuple):
         return [self.images[first : first + batch] for first in range(0, len(self.images), batch)]
 
 
-def _settings(encoder: Encoder, pictures: Pictures, model: str, layers: str | Sequence[int], pool: Pool) -> Settings:
-    config = encoder.config
+def _settings(
+    source: FeatureSource, pictures: Pictures, model: str, layers: str | Sequence[int] | None, pool: Pool
+) -> Settings:
     return Settings(
         model=model,
-        weights=_fingerprint(encoder),
-        layers=choose_layers(layers, config),
+        weights=_fingerprint(source),
+        layers=source.choose(layers),
         pool=pool,
-        image_size=config.image_size,
-        patches=config.patches,
-        width=config.width,
-        dtype=str(next(encoder.parameters()).dtype).removeprefix("torch."),
+        image_size=source.image_size,
+        patches=source.patches,
+        width=source.width,
+        dtype=str(source.place[1]).removeprefix("torch."),
         images=pictures.count,
         checksum=pictures.checksum,
         version=_version(),
     )
 
 
-def _fingerprint(encoder: Encoder) -> str:
-    hashing = hashlib.sha256(json.dumps(encoder.config.to_dict(), sort_keys=True).encode())
-    for parameter in encoder.parameters():
-        hashing.update(parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().data)
+def _fingerprint(source: FeatureSource) -> str:
+    told = [type(source).__name__, source.image_size, source.patches]
+    told += [network.config.to_dict() for network in source.networks.values()]
+    hashing = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+    for network in source.networks.values():
+        for parameter in network.parameters():
+            hashing.update(parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().data)
     return hashing.hexdigest()
 
 
@@ -190,7 +195,7 @@ def _check_same(settings: Settings, theirs: Settings, place: Path) -> None:
     difference = theirs.difference(settings, names)
     if difference is not None:
         if difference.startswith(("images", "checksum")):
-            difference = "from other images"
+            difference = "from other images or labels"
         elif difference.startswith("weights"):
             difference = f"by another model ({theirs.model})"
         else:
@@ -221,7 +226,7 @@ def _parts(folder: Path, settings: Settings, batch: int) -> list[_Part]:
 
 
 def _extracted(
-    encoder: Encoder,
+    source: FeatureSource,
     settings: Settings,
     pictures: Pictures,
     parts: Sequence[_Part],
@@ -238,7 +243,7 @@ def _extracted(
             readable = [picture for picture in found if isinstance(picture, Picture)]
             values = np.empty((0, settings.length), np.float32)
             if readable:
-                values = _features(encoder, torch.stack([picture.pixels for picture in readable]), settings)
+                values = _features(source, torch.stack([picture.pixels for picture in readable]), settings)
             if not np.isfinite(values).all():
                 bad = readable[int(np.argmin(np.isfinite(values).all(axis=1)))].path
                 raise InputError(
@@ -267,9 +272,9 @@ def _read_ahead(read: Callable[[int], Picture], chunks: Sequence[range]) -> Gene
 
 
 @torch.inference_mode()
-def _features(encoder: Encoder, pixels: Tensor, settings: Settings) -> NDArray[np.float32]:
-    """(B, 3, S, S) -> (B, F); means are taken in float32."""
-    outputs = encoder.extract_features(pixels.to(next(encoder.parameters()).device), settings.layers)
+def _features(source: FeatureSource, pixels: Tensor, settings: Settings) -> NDArray[np.float32]:
+    """(B, 3, S, S) in [-1, 1] -> (B, F); means are taken in float32."""
+    outputs = source.features(pixels.to(source.place[0]), settings.layers)
     patches = torch.stack(outputs).float().mean(dim=0)  # (B, N, D)
     return (patches.mean(dim=1) if settings.pool == "mean" else patches.flatten(1)).cpu().numpy()
 

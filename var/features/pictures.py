@@ -5,8 +5,10 @@ S side of the images.
 
 import hashlib
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, NoReturn
@@ -15,20 +17,19 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.aim import val_transforms
 from var.classes import class_labels
-from var.images import FORMATS, open_picture, standardised
+from var.images import FORMATS, centre_square, open_picture
 
 if TYPE_CHECKING:
     from var.training.sources import Encoded, Source, Split
 
 
 class Picture(NamedTuple):
-    """An image as the encoder reads it."""
+    """An image as `var.images.centre_square` gives it."""
 
     path: str
     label: int | None
-    pixels: Tensor  # (3, S, S)
+    pixels: Tensor  # (3, S, S) in [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Pictures:
 
     Attributes:
         count: of them.
-        checksum: of their paths.
+        checksum: of their paths, labels and classes.
         class_names: name of a label, where it has one.
         reader: takes S and gives the function that reads the image of a number below count. That function may be called
             in several threads, and raises InputError on what cannot be read.
@@ -68,24 +69,27 @@ def folder_pictures(folder: Path) -> Pictures:
     classes = class_labels(entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name))
     numbered = all(name.isdecimal() for name in classes)
 
-    def reader(side: int) -> Callable[[int], Picture]:
-        transform = val_transforms(side)
+    def label_of(name: str) -> int | None:
+        first, inside, _ = name.partition("/")
+        return classes[first] if inside else None
 
+    def reader(side: int) -> Callable[[int], Picture]:
         def read(i: int) -> Picture:
             path = folder / names[i]
             try:
-                pixels = transform(open_picture(path))
+                pixels = centre_square(open_picture(path), side)
             except InputError:
                 raise
             except Exception as error:  # damaged metadata makes Pillow raise nearly anything
                 raise InputError(f"cannot read {path}: {one_line(error)}") from error
-            first, inside, _ = names[i].partition("/")
-            return Picture(_text(names[i]), classes[first] if inside else None, pixels)
+            return Picture(_text(names[i]), label_of(names[i]), pixels)
 
         return read
 
     class_names = {} if numbered else {label: _text(name) for name, label in classes.items()}
-    return Pictures(len(names), _checksum(map(os.fsencode, names)), class_names, reader)
+    # An image's class is in its path, but its label depends on the other subfolders too.
+    checksum = _checksum(part for name in names for part in (os.fsencode(name), str(label_of(name)).encode()))
+    return Pictures(len(names), checksum, class_names, reader)
 
 
 def split_pictures(source: str, split: "Split") -> Pictures:
@@ -106,9 +110,9 @@ def split_pictures(source: str, split: "Split") -> Pictures:
     except ImportError as error:
         raise InputError("splits are read as training reads them: pip install 'var-next-scale[train]'") from error
 
-    # The short side and the crop of `val_transforms`.
-    config = DataConfig(source=source, resize=256 / 224)
-    listing = list_images(config, split)
+    config = DataConfig(source=source, resize=256 / 224)  # as `centre_square` has it
+    with _without_bars():
+        listing = list_images(config, split)
     listing = listing._replace(source=_OneByOne(listing.source))
     prefix = f"{Path(source)}/"
 
@@ -119,13 +123,29 @@ def split_pictures(source: str, split: "Split") -> Pictures:
             found = dataset[0, i]
             if isinstance(found, Unreadable):
                 raise InputError(f"cannot read {found.place}: {found.reason}")
-            return Picture(_text(found.place.removeprefix(prefix)), found.label, standardised(found.content))
+            return Picture(_text(found.place.removeprefix(prefix)), found.label, found.content)
 
         return read
 
     told = [os.fsencode(listing.source.place(int(row))) for row in listing.rows]
     labels = [] if listing.labels is None else [listing.labels.tobytes()]
-    return Pictures(len(told), _checksum([*told, *labels]), listing.class_names, reader)
+    classes = [f"{label}={name}".encode() for label, name in sorted(listing.class_names.items())]
+    return Pictures(len(told), _checksum([*told, *labels, *classes]), listing.class_names, reader)
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Inside, `datasets` shows no progress where nobody watches it: what goes wrong is told in one line."""
+    import datasets
+
+    if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
+        yield
+        return
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 class _OneByOne:

@@ -36,15 +36,16 @@ class Settings:
 
     Attributes:
         model: as it was given.
-        weights: checksum of the encoder's, in bfloat16: the same for whatever type they are held in.
+        weights: checksum of the model's, in bfloat16: the same for whatever type they are held in.
         layers: blocks, counted from 0, the mean of whose outputs the features are.
-        pool: mean: over the patches. none: all patches, row by row, one behind the other.
+        pool: mean: over the patches. none: all patches, row by row (a VAR's tokens, scale by scale), one behind the
+            other.
         image_size: S.
         patches: N.
         width: D.
-        dtype: in which the encoder ran.
+        dtype: in which the model ran.
         images: how many were found, unreadable ones included.
-        checksum: of what tells the images apart without opening them: their paths.
+        checksum: of what can be told of the images without opening them: their paths, labels and classes.
         version: of this library.
         format: FORMAT.
     """
@@ -114,8 +115,12 @@ def read_features(file: Path) -> Features:
     return Features(settings, values, array, {label: name for label, name in named.items() if name is not None})
 
 
-def read_settings(file: Path) -> Settings:
-    remedy = "make one with var features"
+def read_settings(file: Path, remedy: str = "make one with var features") -> Settings:
+    """What a features file tells of itself.
+
+    Raises:
+        InputError: no such file, no features file, one of another format; each with the remedy.
+    """
     try:
         found = (pq.read_schema(file).metadata or {})[METADATA]
         settings = Settings.parse(json.loads(found))

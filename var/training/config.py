@@ -55,7 +55,9 @@ class DataConfig(Section):
         classes: keep only images of these labels; the labels keep their numbers. None keeps all.
         resize: the short side becomes resize * side (Lanczos) before the crop (VAR's training: 1.125).
         crop: of the training images: a square at random or in the centre, or `resized`, a part of random area and
-            aspect (3:4 to 4:3), resized to the square. Those of validation are always cropped at the centre.
+            aspect (3:4 to 4:3), resized to the square; what would reach over an edge is cut off there, which leaves
+            less of that area, and in images beyond 3:4 or 4:3 an aspect between that range and theirs. Images of
+            validation are always cropped at the centre.
         crop_area: least and largest area of a resized crop over the image's.
         flip: mirror half of the training images.
         jitter: colours of the training images; None: as they are.
@@ -409,7 +411,8 @@ class AIMRecipe(Recipe):
     """Pre-training of an image encoder (AIM, arXiv 2401.08541).
 
     Attributes:
-        model: sizes of the encoder.
+        model: sizes of the encoder; by name, `model: aim-tiny` (-small, -base, -600M, ...: 224 px), or by name with
+            others in place of single ones, `model: {preset: aim-tiny, image_size: 48, patch_size: 8}`.
         head: sizes of the head, which is thrown away afterwards.
         attention: `prefix` draws for each image how many patches see one another; `causal` has no prefix.
         order: in which the patches follow one another.
@@ -445,7 +448,8 @@ class ProbeRecipe(Recipe):
             folder or name of a VAR pipeline (its transformer's hidden states); or what these are compared with:
             `untrained`, an encoder with the weights that it would begin its pre-training with, `pixels`, the patches
             as they are.
-        sizes: of the encoder; needed for `untrained` and `pixels`, where a model is loaded a check on it.
+        sizes: of the encoder, as in AIMRecipe; needed for `untrained` and `pixels`, where a model is loaded a check on
+            it.
         probe_layers: blocks, the mean of whose outputs a probe reads, counted from 0: a list of them; `last`; or
             `best`, for as many probes as there are runs of consecutive blocks, all trained in one pass over the
             features: the one that classifies the validation images best is exported.

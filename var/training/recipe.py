@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tokenizer.errors import InputError
+from var.presets import encoder_sizes
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, TokenizerRecipe, VARRecipe
 
 STAGES: dict[str, type[AnyRecipe]] = {
@@ -24,12 +25,14 @@ STAGES: dict[str, type[AnyRecipe]] = {
     "aim": AIMRecipe,
     "probe": ProbeRecipe,
 }
+ENCODER_SIZES = {"aim": "model", "probe": "sizes"}  # where the recipe of a stage has the sizes of an encoder
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> AnyRecipe:
     """Read a recipe, apply overrides such as "optimizer.lr=1e-4" to it, and check every value.
 
-    Types are strict (a quoted "16" is no number), so a slip in the YAML does not pass as something else.
+    Types are strict (a quoted "16" is no number), so a slip in the YAML does not pass as something else. Where sizes of
+    an encoder stand, the name of one of presets.AIM_SIZES may stand instead, or as `preset` beside single sizes.
 
     Raises:
         InputError: in one line, the key, the value given and what is allowed; or the file that cannot be read.
@@ -62,11 +65,12 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise InputError(f"recipe {path} cannot be used: {_one_line(error)}") from error
     if not OmegaConf.is_dict(base):
         raise InputError(f"recipe {path} holds a list: it must hold key: value pairs")
+    base = _with_preset(base)
     for override in overrides:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=(?!\?\?\?$).*", override, flags=re.DOTALL):
             raise InputError(f"override {override!r} is not of the form key=value, such as optimizer.lr=1e-4")
         try:
-            base = OmegaConf.merge(base, OmegaConf.from_dotlist([override]))
+            base = _with_preset(OmegaConf.merge(base, OmegaConf.from_dotlist([override])))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise InputError(f"override {override!r} cannot be read: {_one_line(error)}") from error
     try:
@@ -74,7 +78,32 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         cause = str(error).splitlines()[0]  # the lines after it are OmegaConf's own
         raise InputError(f"recipe {path}: {cause}: give {error.full_key} a value") from error
-    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+    return _with_sizes(path, {str(key): value for key, value in values.items()} if isinstance(values, dict) else {})
+
+
+def _with_preset(base: Any) -> Any:
+    """The recipe with the name of a preset as a group of keys, to which an override can add single sizes."""
+    given, key = _sizes_of(OmegaConf.to_container(base, resolve=False))
+    if isinstance(given, str) and not OmegaConf.is_interpolation(base, key) and not OmegaConf.is_missing(base, key):
+        base[key] = {"preset": given}
+    return base
+
+
+def _with_sizes(path: Path, values: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe says with a preset replaced by its sizes."""
+    given, key = _sizes_of(values)
+    if not isinstance(given, str | dict):
+        return values
+    try:
+        return values | {key: encoder_sizes(given)}
+    except InputError as error:
+        raise InputError(f"recipe {path}: {key}.{error}") from error
+
+
+def _sizes_of(values: Any) -> tuple[Any, str]:
+    """What stands where the recipe has the sizes of an encoder, and the key; None where its stage has none."""
+    key = ENCODER_SIZES.get(str(values.get("stage")), "")
+    return values.get(key), key
 
 
 def _refuse(path: Path, recipe: type[BaseModel], error: ValidationError) -> NoReturn:
