@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from var.generate import generate
 from var.images import grid, to_pil
 from var.model import VAR
 from var.pipeline import VARPipeline
+from var.token_losses import TokenLosses, picture_means, token_losses
 from var.training.config import VARRecipe
 from var.training.data import Batch, SampleDataset, open_dataset
 from var.training.draws import Draws
@@ -123,25 +123,9 @@ class VARStage:
         path_noise = draws.uniform("stochastic depth", 2 * self.config.depth)
         inputs = self.vqvae.quantizer.teacher_forcing_input(tokens)
         logits = model(labels, inputs, path_noise, checkpoint=self.recipe.gradient_checkpointing)
-        losses = self._per_token(logits, tokens)
-        right = (logits.detach().argmax(dim=-1) == tokens).float()
-        logs = {"loss": losses.mean(), "accuracy": right.mean()}
-        for name, values in self._per_scale(losses, right).items():
-            logs[name] = values.mean()
-        return Losses(logs["loss"], {name: value.detach() for name, value in logs.items()})
-
-    def _per_token(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """(B, L, V) logits -> (B, L) cross-entropy."""
-        return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
-
-    def _per_scale(self, losses: Tensor, right: Tensor) -> dict[str, Tensor]:
-        """(B, L) each -> loss and accuracy of each scale, (B,)."""
-        scales = self.vqvae.scales
-        return {
-            f"{name}/{side}x{side}": part.mean(dim=1)
-            for name, values in (("loss", losses.detach()), ("accuracy", right))
-            for side, part in zip(scales.sides, scales.split(values), strict=True)
-        }
+        each = token_losses(logits, tokens)
+        means = picture_means(TokenLosses(each.loss.detach(), each.accuracy), self.vqvae.scales)
+        return Losses(each.loss.mean(), {name: values.mean() for name, values in means.items()})
 
     def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
         return {}
@@ -150,9 +134,7 @@ class VARStage:
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         tokens = self._tokens(batch)
         logits = model(batch.labels, self.vqvae.quantizer.teacher_forcing_input(tokens))
-        losses = self._per_token(logits, tokens)
-        right = (logits.argmax(dim=-1) == tokens).float()
-        return {"loss": losses.mean(dim=1), "accuracy": right.mean(dim=1), **self._per_scale(losses, right)}
+        return picture_means(token_losses(logits, tokens), self.vqvae.scales)
 
     def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row a class: pictures that the model draws, with the same random streams every time."""

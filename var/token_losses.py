@@ -1,0 +1,33 @@
+"""What logits say of the tokens that are there, one by one: pure functions, for training and for evaluation.
+
+B batch, L tokens of all scales, V codebook size.
+"""
+
+from typing import NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from tokenizer.scales import Scales
+
+
+class TokenLosses(NamedTuple):
+    """Of each token, (B, L)."""
+
+    loss: Tensor  # cross-entropy in nats, with gradients to the logits
+    accuracy: Tensor  # 1 where the token is the most probable one, else 0
+
+
+def token_losses(logits: Tensor, tokens: Tensor) -> TokenLosses:
+    """(B, L, V) logits under teacher forcing and (B, L) tokens -> what each costs, in the logits' type."""
+    loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+    return TokenLosses(loss, (logits.detach().argmax(dim=-1) == tokens).to(loss.dtype))
+
+
+def picture_means(each: TokenLosses, scales: Scales) -> dict[str, Tensor]:
+    """Means over each picture's tokens, (B,): loss and accuracy, then those of every scale, as loss/4x4."""
+    means = {name: values.mean(dim=1) for name, values in each._asdict().items()}
+    for name, values in each._asdict().items():
+        for side, part in zip(scales.sides, scales.split(values), strict=True):
+            means[f"{name}/{side}x{side}"] = part.mean(dim=1)
+    return means
