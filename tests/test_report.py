@@ -11,10 +11,11 @@ import pytest
 from helpers import refused
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import tokenizer_recipe
+from tiny import ROOT, merged, tokenizer_recipe
 
 from var.training.config import TokenizerRecipe
-from var.training.report import Report, check_wandb, forget_after, open_wandb
+from var.training.recipe import load_recipe
+from var.training.report import Report, check_wandb, forget_after, open_wandb, write_recipe
 
 
 @pytest.fixture
@@ -85,6 +86,51 @@ def test_only_the_process_that_speaks_leaves_anything(
         report.validation(1, {"l2": 0.5})
     assert not recipe.output.exists()
     assert capsys.readouterr().out == ""
+
+
+# --- the recipe
+
+CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+PATCHES = {"discriminator": "patchgan", "layers": 2}
+FEATURES = {"discriminator": "features", "network": "dino-vits16", "weights": "w.pth"}
+
+
+def test_a_run_writes_its_recipe_at_its_start(recipe: TokenizerRecipe) -> None:
+    with report_of(recipe):
+        assert load_recipe(recipe.output / "recipe.yaml") == recipe
+    longer = recipe.model_copy(update={"steps": 50})
+    with report_of(longer, start=6):  # the run goes on with another length
+        assert load_recipe(recipe.output / "recipe.yaml") == longer
+    assert not list(recipe.output.glob(".*"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_comes_back_as_it_was(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    text = (tmp_path / "recipe.yaml").read_text()
+    assert "max_skipped: 20" in text  # a default that no recipe names
+    assert load_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize("adversarial", [PATCHES, FEATURES, {}])
+def test_a_discriminator_comes_back_without_the_keys_of_the_other_kind(
+    adversarial: dict[str, Any], tmp_path: Path
+) -> None:
+    loss = {"loss": {"adversarial": merged({"start": 0.5}, adversarial)}}
+    recipe = tokenizer_recipe(tmp_path / "run", tmp_path, **loss)
+    write_recipe(recipe, tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+    assert "ramp: 0.02" in (tmp_path / "again.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["${data.source}", "1e5", "007", "yes", "null", "~", "a: b", "#x", "0x1F", "12:30:00", "ä"]
+)
+def test_text_stays_text(text: str, recipe: TokenizerRecipe, tmp_path: Path) -> None:
+    named = recipe.model_copy(update={"wandb": text, "output": tmp_path / text})
+    write_recipe(named, tmp_path / "again.yaml")
+    assert load_recipe(tmp_path / "again.yaml") == named
 
 
 # --- the line

@@ -111,7 +111,7 @@ def test_the_transformer_learns(var_run: VARRecipe) -> None:
 def test_what_a_run_leaves_behind(tokenizer_run: TokenizerRecipe, var_run: VARRecipe) -> None:
     output = tokenizer_run.output
     names = sorted(path.name for path in output.iterdir())
-    assert names == ["best", "checkpoints", "metrics.jsonl", "model", "pictures", "tensorboard"]
+    assert names == ["best", "checkpoints", "metrics.jsonl", "model", "pictures", "recipe.yaml", "tensorboard"]
     assert [path.name for path in checkpoints(output / "checkpoints")] == ["step-00000040.pt", "step-00000060.pt"]
     assert [path.name for path in sorted((output / "pictures").iterdir())] == ["step-00000040.png", "step-00000060.png"]
     validation = metrics(output, "validation")

@@ -9,19 +9,25 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.utils.tensorboard import SummaryWriter
 
 from tokenizer.errors import InputError
+from var.files import written_beside
 from var.images import save_picture
 from var.training.clock import Clock
-from var.training.config import Recipe
+from var.training.config import Recipe, TokenizerRecipe
+
+METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"
 
 
 class Report:
-    """Writes `output/metrics.jsonl`, `output/tensorboard/` and `output/pictures/`; only on the main process."""
+    """Writes `output/recipe.yaml`, `output/metrics.jsonl`, `output/tensorboard/` and `output/pictures/`; only on the
+    main process.
+    """
 
     def __init__(self, recipe: Recipe, steps: int, start: int, speaks: bool) -> None:
         self.recipe = recipe
@@ -40,9 +46,10 @@ class Report:
         self.task = self.progress.add_task("training", total=steps, completed=start)
         if speaks:
             make_folder(recipe.output)
+            write_recipe(recipe, recipe.output / RECIPE)
             self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
             self.wandb = open_wandb(recipe) if recipe.wandb else None
-            self.metrics = recipe.output / "metrics.jsonl"
+            self.metrics = recipe.output / METRICS
             forget_after(self.metrics, start)
 
     def __enter__(self) -> Self:
@@ -124,6 +131,30 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"output={str(folder)!r} cannot be made ({error.strerror}): give another folder") from error
+
+
+def write_recipe(recipe: Recipe, file: Path) -> None:
+    """Write the whole recipe, defaults too, so that `load_recipe` gives the same one.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    # A kind of discriminator refuses the keys of the other kind: of those only what was given is written.
+    meant_for_one = {"network", "weights", "width", "layers"}
+    adversarial = recipe.loss.adversarial if isinstance(recipe, TokenizerRecipe) else None
+    unread = meant_for_one - adversarial.model_fields_set if adversarial else set()
+    values = recipe.model_dump(mode="json", exclude={"loss": {"adversarial": unread}})
+    with written_beside(file) as beside:
+        beside.write_text(OmegaConf.to_yaml(OmegaConf.create(_verbatim(values))), encoding="utf-8")
+
+
+def _verbatim(value: Any) -> Any:
+    """With "${" marked as text: it would begin an interpolation."""
+    if isinstance(value, dict):
+        return {key: _verbatim(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_verbatim(entry) for entry in value]
+    return value.replace("${", r"\${") if isinstance(value, str) else value
 
 
 def forget_after(metrics: Path, step: int) -> None:
