@@ -1,0 +1,229 @@
+"""The command that fits scaling laws: `var scaling RUN RUN RUN ... --out FOLDER`."""
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tokenizer.errors import InputError
+
+if TYPE_CHECKING:
+    from var.evaluation.scaling import Finding, Interval
+    from var.evaluation.scaling_runs import Run
+
+# beta and alpha of the paper (arXiv 2404.02905, section 5.1); X in billions of parameters, or in PFLOP.
+PAPER = {
+    ("parameters", "loss_last"): (2.0, -0.23),
+    ("parameters", "loss_all"): (2.5, -0.20),
+    ("parameters", "error_last"): (490.0, -0.016),
+    ("parameters", "error_all"): (650.0, -0.010),
+    ("compute", "loss_last"): (2.2e-5, -0.13),
+    ("compute", "loss_all"): (1.5e-5, -0.16),
+}
+X = {"parameters": "N", "all_parameters": "N all", "compute": "C"}
+WIDE = 200  # columns: a terminal may break lines, but nothing is cut off
+
+
+def scaling(
+    runs: Annotated[list[Path], typer.Argument(help="Output folders of runs of stage var, of three sizes at least.")],
+    out: Annotated[Path, typer.Option(help="Folder for scaling.json, parameters.png and compute.png.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print what scaling.json holds in place of tables.")] = False,
+    resamples: Annotated[int, typer.Option(help="Draws of the bootstrap.", min=100)] = 2000,
+    seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
+) -> None:
+    """Fit L = (beta * X)^alpha to runs of several sizes: losses and token errors against parameters and compute."""
+    from importlib.util import find_spec
+
+    if find_spec("matplotlib") is None:
+        raise InputError("figures need the package matplotlib: pip install 'var-next-scale[evaluation]'")
+    from var.evaluation.scaling import analyse
+    from var.evaluation.scaling_figures import draw_compute, draw_parameters
+    from var.evaluation.scaling_runs import read_runs
+    from var.files import check_writable, written_beside
+
+    check_writable(out)
+    read = read_runs(runs)
+    curves = [run.curve for run in read]
+    findings = analyse(curves, resamples, seed)
+    text = json.dumps(results(read, findings, resamples, seed), indent=2, allow_nan=False) + "\n"
+    with written_beside(out / "scaling.json") as beside:
+        beside.write_text(text)
+    draw_parameters(findings, curves, out / "parameters.png")
+    draw_compute(findings, curves, out / "compute.png")
+    if as_json:
+        typer.echo(text, nl=False)
+    else:
+        tell(read, findings)
+        typer.echo(f"scaling: {out / 'scaling.json'}, parameters.png, compute.png")
+
+
+def results(runs: Sequence["Run"], findings: Sequence["Finding"], resamples: int, seed: int) -> dict[str, Any]:
+    """What is written: where the numbers come from, every run's curves, and the findings."""
+    from importlib.metadata import version
+
+    from var.evaluation.scaling import A_DECADE, LEVEL, shared_images
+    from var.evaluation.scaling_runs import forward_flops, training_flops
+
+    return {
+        "versions": {name: version(name) for name in ("var-next-scale", "numpy", "scipy", "torch")},
+        "form": "L = (beta * X)^alpha, least squares in log L",
+        "units": {"parameters": "billions", "all_parameters": "billions", "compute": "PFLOP"},
+        "intervals": LEVEL,
+        "resamples": resamples,
+        "seed": seed,
+        "frontier_points_per_decade": A_DECADE,
+        "images_shared": shared_images([run.curve for run in runs]),
+        "runs": [
+            {
+                "folder": str(run.folder),
+                "name": run.curve.name,
+                "model": run.config.to_dict(),
+                "lr": run.recipe.optimizer.lr,
+                "batch_size": run.recipe.batch_size,
+                "data": run.recipe.data.source,
+                "tokenizer_sha256": run.tokenizer,
+                "metrics_sha256": run.metrics,
+                "parameters": run.curve.parameters,
+                "all_parameters": run.curve.all_parameters,
+                "forward_flops_per_image": forward_flops(run.config),
+                "training_flops_per_image": training_flops(run.config),
+                "images": run.curve.images,
+                "compute": run.curve.compute,
+                "values": run.curve.values,
+            }
+            for run in runs
+        ],
+        "findings": [finding.to_dict() for finding in findings],
+        "paper": [
+            {"axis": axis, "quantity": quantity, "beta": beta, "alpha": alpha}
+            for (axis, quantity), (beta, alpha) in PAPER.items()
+        ],
+    }
+
+
+def tell(runs: Sequence["Run"], findings: Sequence["Finding"]) -> None:
+    """Print runs, laws, predictions and back-tests."""
+    from rich.console import Console
+
+    from var.evaluation.scaling import LEVEL, ends_of_runs, shared_images
+
+    console = Console(width=WIDE)
+    images = shared_images([run.curve for run in runs])
+    console.print(_table("runs", RUNS, [_run_row(run, images) for run in runs]))
+    laws = [_law_row(finding) for finding in findings]
+    console.print(_table(f"\nL = (beta X)^alpha, {LEVEL:.0%} intervals", LAWS, laws))
+    for title, columns, rows in (
+        (f"\npredictions, {LEVEL:.0%} intervals of a measurement", AHEAD, map(_ahead_row, findings)),
+        ("\nthe run with the largest X, predicted from the others", TESTS, map(_test_row, findings)),
+    ):
+        console.print(_table(title, columns, [row for row in rows if row]))
+    frontier = [finding for finding in findings if finding.axis == "compute" and finding.quantity.startswith("loss")]
+    ends = ends_of_runs([run.curve for run in runs], [point for finding in frontier for point in finding.points])
+    for note in (
+        f"N: parameters of the blocks (attention, MLP, AdaLN) in billions, N all: with embeddings and head; both after "
+        f"{images:,} images. C: PFLOP of training, on the frontier of all runs.",
+        f"of the points on the frontiers of the losses {ends:.0%} are ends of their runs: there longer runs may be "
+        "better, and the frontier is that of runs of this length.",
+        "[bootstrap]: percentiles over resampled points, too narrow for fewer than ten or so. (t): Student's t of the "
+        "residuals. all but one: alpha when each run in turn is left out.",
+        "the paper: alpha and beta there, of another tokenizer and data set: signs and order compare, values do not.",
+    ):
+        typer.echo(note)
+
+
+RUNS = ("run", "depth", "width", "N (blocks)", "N all", "GFLOP/image", "PFLOP", "loss, last", "loss, all")
+LAWS = (
+    *("X", "L", "points", "alpha", "[bootstrap]", "(t)", "all but one"),
+    *("log10 beta", "(t)", "Pearson", "R^2", "floor", "the paper"),
+)
+AHEAD = ("X", "L", "2 x the largest", "", "10 x the largest", "")
+TESTS = ("X", "L", "run", "points", "predicted", "(t)", "measured", "inside")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
+    for column in columns:
+        table.add_column(Text(column), no_wrap=True)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _run_row(run: "Run", images: int) -> list[str]:
+    from var.evaluation.scaling_runs import training_flops
+
+    curve, at = run.curve, list(run.curve.images).index(images)
+    return [
+        curve.name,
+        str(run.config.depth),
+        str(run.config.width),
+        f"{curve.parameters * 1e9:,.0f}",
+        f"{curve.all_parameters * 1e9:,.0f}",
+        f"{training_flops(run.config) / 1e9:.4g}",
+        f"{curve.compute[-1]:.4g}",
+        f"{curve.values['loss_last'][at]:.4f}",
+        f"{curve.values['loss_all'][at]:.4f}",
+    ]
+
+
+def _law_row(finding: "Finding") -> list[str]:
+    fit = finding.fit
+    theirs = PAPER.get((finding.axis, finding.quantity))
+    paper = f"{theirs[1]:g}, {theirs[0]:g}" if theirs else ""
+    if fit is None:
+        return [*_name(finding), str(len(finding.points)), "too few", *[""] * 8, paper]
+    without, floor = list(fit.without.values()), fit.with_floor
+    return [
+        *_name(finding),
+        str(len(finding.points)),
+        f"{fit.law.alpha:.4g}",
+        f"[{_interval(fit.alpha_bootstrap)}]",
+        f"({_interval(fit.errors.alpha)})",
+        f"{min(without):.3g} to {max(without):.3g}" if without else "",
+        _number(_log10(fit.law.beta), ".3g"),
+        f"({_number(_log10(fit.errors.beta.low), '.3g')} to {_number(_log10(fit.errors.beta.high), '.3g')})",
+        _number(fit.pearson, ".4f"),
+        _number(fit.r_squared, ".4f"),
+        "none" if floor is None else f"{floor.floor:.3g} [{_interval(floor.floor_interval)}], alpha {floor.alpha:.3g}",
+        paper,
+    ]
+
+
+def _ahead_row(finding: "Finding") -> list[str]:
+    if finding.fit is None:
+        return []
+    row = _name(finding)
+    for prediction in finding.fit.predictions:
+        row += [f"{prediction.y:.4g}", f"({_interval(prediction.interval)})"]
+    return row
+
+
+def _test_row(finding: "Finding") -> list[str]:
+    test = finding.fit.back_test if finding.fit else None
+    if test is None:
+        return []
+    predicted, interval = f"{test.predicted.y:.4g}", f"({_interval(test.predicted.interval)})"
+    inside = {True: "yes", False: "no", None: "unknown"}[test.inside]
+    return [*_name(finding), test.run, str(test.points), predicted, interval, f"{test.measured:.4g}", inside]
+
+
+def _name(finding: "Finding") -> list[str]:
+    return [X[finding.axis], finding.quantity.replace("_", " ")]
+
+
+def _interval(interval: "Interval | None") -> str:
+    return "unknown" if interval is None else f"{interval.low:.4g} to {interval.high:.4g}"
+
+
+def _number(value: float, form: str) -> str:
+    return format(value, form) if math.isfinite(value) else "unknown"
+
+
+def _log10(value: float) -> float:
+    return math.log10(value) if value > 0 else math.nan

@@ -1,0 +1,124 @@
+"""A series of transformers of several sizes from one recipe, for scaling laws (var/evaluation/scaling.py)."""
+
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import TokenizerConfig
+from var.training.config import VARRecipe
+from var.training.report import RECIPE, write_recipe
+
+
+def series(recipe: VARRecipe, depths: Sequence[int]) -> list[VARRecipe]:
+    """The recipe at other depths, each with the output folder OUTPUT/d{depth}; all else stays the same.
+
+    Width and heads grow in proportion to depth, as in the paper, so that the width of a head stays. The learning rate
+    falls in inverse proportion to width: with AdamW that is how the best one of a hidden matrix moves (muP, arXiv
+    2203.03466), and sizes that all learn at one rate would measure how well that rate suits each of them. It is held to
+    eight digits.
+
+    Args:
+        recipe: of the reference size.
+        depths: in the order of training.
+
+    Raises:
+        InputError: no depths, one that is not positive or named twice, or one with a fraction of a head.
+    """
+    if not depths:
+        raise InputError("no depths given: name some, such as 2,4,6")
+    for depth in depths:
+        if depth < 1:
+            raise InputError(f"depth {depth} must be at least 1")
+        if depths.count(depth) > 1:
+            raise InputError(f"depth {depth} is named twice: each size is trained once")
+    return [_of_depth(recipe, depth) for depth in depths]
+
+
+def _of_depth(recipe: VARRecipe, depth: int) -> VARRecipe:
+    reference = recipe.model.config(TokenizerConfig(), 1)  # which knows what width and heads are where none are given
+    heads, rest = divmod(reference.heads * depth, reference.depth)
+    if rest:
+        raise InputError(
+            f"depth {depth} would have {reference.heads * depth / reference.depth:.3g} heads, in proportion to the "
+            f"recipe's model.heads={reference.heads} at model.depth={reference.depth}: name depths that give whole ones"
+        )
+    width = heads * (reference.width // reference.heads)
+    rate = float(f"{recipe.optimizer.lr * reference.depth / depth:.8g}")
+    return recipe.model_copy(
+        update={
+            "output": recipe.output / f"d{depth}",
+            "model": recipe.model.model_copy(update={"depth": depth, "width": width, "heads": heads}),
+            "optimizer": recipe.optimizer.model_copy(update={"lr": rate}),
+        }
+    )
+
+
+def train_series(recipes: Sequence[VARRecipe], launch: str = "", tell: Callable[[str], None] = print) -> None:
+    """Train one after the other, each by `var train` in a process of its own, which finds a machine as after a start.
+
+    What is complete is only opened: the same call goes on where a series was stopped or killed.
+
+    Args:
+        recipes: of the sizes.
+        launch: command that starts a Python module on several processes, such as `torchrun --nproc_per_node 2`; empty:
+            this Python.
+        tell: is given a line before each size.
+
+    Raises:
+        InputError: a launch that cannot be started.
+        SystemExit: a run has failed, with its exit code, after its own message; or the series was stopped by Ctrl-C or
+            SIGTERM, when the run under way has been saved.
+    """
+    try:
+        starting = shlex.split(launch) or [sys.executable]
+    except ValueError as error:
+        raise InputError(f"launch={launch!r} cannot be read ({error}): give it as in a shell") from error
+    for recipe in recipes:
+        tell(headline(recipe))
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / RECIPE
+            write_recipe(recipe, file)
+            code = _run([*starting, "-m", "var", "train", str(file)])
+        if code:
+            raise SystemExit(code)
+
+
+def headline(recipe: VARRecipe) -> str:
+    """What sets a size apart."""
+    sizes = recipe.model
+    return f"{recipe.output}: depth {sizes.depth}, width {sizes.width}, {sizes.heads} heads, lr {recipe.optimizer.lr:g}"
+
+
+def _run(command: Sequence[str]) -> int:
+    """Exit code of the command; 128 + the signal's number if this process was told to end, as shells have it.
+
+    A run that is told to end saves, and leaves with 0. A terminal tells Ctrl-C to all processes in front of it, to that
+    of the run too; SIGTERM is passed on.
+    """
+    received: list[int] = []
+    started: list[subprocess.Popen[bytes]] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if number == signal.SIGTERM:
+            for process in started:
+                process.send_signal(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        started.append(subprocess.Popen(command))
+        code = started[0].wait()
+    except OSError as error:
+        raise InputError(f"{command[0]} cannot be started ({error.strerror}): name a command to launch with") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if received:
+        return 128 + received[0]
+    return code if code >= 0 else 128 - code
