@@ -1,0 +1,116 @@
+"""The command that draws a set of pictures to be measured: `var evaluate generate --out FOLDER`."""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenizer.errors import InputError
+from var.cli.edit import AUTO, Device, Dtype
+from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
+
+REJECT_BY = "efficientnet-lite1"
+
+
+def generate(
+    out: Annotated[Path, typer.Option(help="Folder: images/LABEL_INDEX.png, settings.json, samples.npz.")],
+    model: Annotated[str, typer.Option(help="var-mini, var-d16 ... var-d36, or a model folder.")] = "var-mini",
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Index or name of a class, such as 207 or 'golden retriever'; repeat for several. "
+            "Default: all that the model knows.",
+        ),
+    ] = None,
+    num_per_class: Annotated[int, typer.Option(help="Pictures of each class.")] = 50,
+    cfg: Annotated[float, typer.Option(help="Classifier-free guidance; 0 switches it off.")] = 1.5,
+    top_k: Annotated[int, typer.Option(help="Keep that many of the best tokens; 0 keeps all.")] = 900,
+    top_p: Annotated[float, typer.Option(help="Keep the best tokens up to that probability; 0 keeps all.")] = 0.96,
+    seed: Annotated[int, typer.Option(help="With class and index it fixes a picture.")] = 0,
+    batch: Annotated[int, typer.Option(help="Pictures drawn at once by a process.")] = 32,
+    reject: Annotated[
+        float | None,
+        typer.Option(
+            help="Rejection sampling: the part of the drawn pictures that is kept, those that a classifier is surest "
+            "of, class by class; 0.5 draws twice as many. For models with ImageNet's 1000 classes.",
+        ),
+    ] = None,
+    reject_by: Annotated[
+        str | None,
+        typer.Option(
+            help="The extractor that classifies them; never score with the same one. Default: efficientnet-lite1."
+        ),
+    ] = None,
+    npz: Annotated[bool, typer.Option("--npz/--no-npz", help="Write samples.npz, as ADM's evaluator takes it.")] = True,
+    device: Device = AUTO,
+    dtype: Dtype = AUTO,
+) -> None:
+    """Draw pictures of each class, to be scored. Run it again to go on where it stopped.
+
+    Over several processes: torchrun --nproc_per_node 8 -m var evaluate generate ...
+    """
+    from accelerate import PartialState
+    from accelerate.utils import gather_object
+
+    from var.device import choose_device
+    from var.evaluation.samples import NPZ, PICTURES, Workers, draw_samples, sample_settings, write_samples_npz
+    from var.files import check_writable
+    from var.pipeline import VARPipeline
+    from var.training.parallel import leave
+
+    check_writable(out)
+    if reject is None and reject_by is not None:
+        raise InputError(f"--reject-by {reject_by} rejects nothing without --reject, the part that is kept")
+    state = PartialState(cpu=choose_device(device).type == "cpu", timeout=LONGEST_WAIT)
+    world, speaks = state.num_processes, state.is_main_process
+    target = device if world == 1 else str(state.device)
+    pipe = VARPipeline.from_pretrained(model, device=target, dtype=dtype)
+    judge = None
+    if reject is not None:
+        from var.evaluation.rejection import ClassProbability, check_labels_are_imagenets
+
+        check_labels_are_imagenets(pipe.model.config.num_classes)
+        judge = ClassProbability(reject_by or REJECT_BY, target)
+    settings = sample_settings(
+        pipe,
+        model,
+        classes or None,
+        num_per_class,
+        cfg,
+        top_k,
+        top_p,
+        seed,
+        batch,
+        reject,
+        None if judge is None else judge.description,
+    )
+    cores = os.cpu_count() or 1
+    if speaks and pipe.model.position.device.type == "cpu" and world < cores:
+        typer.echo(
+            f"on a CPU a process draws in one thread, so that the set is the same on any number of them: "
+            f"torchrun --nproc_per_node {cores} -m var evaluate generate ... uses all cores",
+            err=True,
+        )
+    workers = Workers(state.process_index, world, lambda number: sum(gather_object([number])))
+    began = time.perf_counter()
+    with stopping(speaks), progress_bar("drawn", "pictures", speaks) as progress:
+        drawn = draw_samples(pipe, settings, out, judge, workers, progress)
+    rate = drawn / (time.perf_counter() - began)
+    if speaks:
+        count = len(settings.labels) * settings.num_per_class
+        now = f"{drawn} drawn now, {rate:.1f} pictures/s" if drawn else "all of them there already"
+        chosen = f", the best of {settings.candidates} each by {reject_by or REJECT_BY}" if judge is not None else ""
+        written = ""
+        if npz:
+            if drawn or not (out / NPZ).exists():
+                typer.echo(f"writing {out / NPZ}", err=True)
+                write_samples_npz(out, settings)
+            written = f"; {out / NPZ} too"
+        typer.echo(
+            f"generate: {out / PICTURES} holds {count} pictures of {len(settings.labels)} classes{chosen}{written}; "
+            f"{now}"
+        )
+    leave()

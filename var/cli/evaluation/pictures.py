@@ -1,0 +1,101 @@
+"""What the commands share that measure a model on a split's pictures: options, progress, and how results are told."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from var.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from var.evaluation.measured import Measured
+    from var.training.data import ImageDataset
+
+Data = Annotated[
+    str,
+    typer.Option(
+        help="What a recipe takes as data.source: a folder, a hub dataset, an index of shards. Or a recipe (.yaml), "
+        "for all that it says of its data.",
+        metavar="SOURCE",
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="key=value, where --data is a recipe, such as data.source=FOLDER.", metavar="KEY=VALUE"),
+]
+WhichSplit = Annotated[Literal["train", "validation"], typer.Option(help="Never augmented, cropped at the centre.")]
+Num = Annotated[int | None, typer.Option(help="At most so many pictures, spread over the split. Default: all.")]
+Batch = Annotated[int, typer.Option(help="Pictures at once.")]
+Json = Annotated[Path | None, typer.Option("--json", help="Also write the results there.", metavar="FILE")]
+
+
+def told(
+    batches: "Iterable[tuple[Tensor, list[int]]]", total: int, done_word: str
+) -> "Iterator[tuple[Tensor, list[int]]]":
+    """The batches, while a progress bar shows how many of their pictures were worked on."""
+    done = 0
+    with progress_bar(done_word, "pictures", speaks=True) as progress:
+        for batch in batches:
+            yield batch
+            done += len(batch[1])
+            progress(done, total)
+
+
+def data_told(dataset: "ImageDataset", split: str, asked: int, read: int, choice: str) -> dict[str, Any]:
+    """Which pictures were measured on, for a file.
+
+    Args:
+        asked: how many were to be read.
+        read: how many could be.
+        choice: how their classes were chosen, in words.
+    """
+    return {
+        "source": dataset.config.source,
+        "split": split,
+        "classes": choice,
+        "pictures": read,
+        "unreadable": asked - read,
+        "in_split": len(dataset),
+        "crop": f"short side to {dataset.short_side} px (Lanczos), centre {dataset.side}x{dataset.side}",
+    }
+
+
+def heading(results: Mapping[str, Any]) -> list[str]:
+    """Model, data and versions in lines, for the eye."""
+    model, data = results["model"], results["data"]
+    unreadable = f"; {data['unreadable']} could not be read" if data["unreadable"] else ""
+    versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
+    return [
+        f"model      {model['name']}: {model['parts']}; weights sha256:{model['weights'][:16]}",
+        f"           {model['dtype']}, on {model['device']}",
+        f"data       {data['source']}, {data['split']}: {data['pictures']} pictures of {data['in_split']}{unreadable}",
+        f"           {data['classes']}; {data['crop']}",
+        f"versions   {versions}",
+    ]
+
+
+def millions(network: Any) -> str:
+    """`3.3 M parameters`."""
+    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f} M parameters"
+
+
+def spread(value: "Measured", form: str, factor: float = 1) -> str:
+    """A mean with its standard error."""
+    mean = format(value.mean * factor, form)
+    return mean if value.error is None else f"{mean} ± {format(value.error * factor, form)}"
+
+
+def finish(lines: Iterable[str], warnings: Iterable[str], results: Mapping[str, Any], json_file: Path | None) -> None:
+    """Print a table and warnings, and write the results."""
+    from var.files import written_beside
+
+    typer.echo("\n".join(lines))
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if json_file is not None:
+        with written_beside(json_file) as beside:
+            beside.write_text(json.dumps({**results, "warnings": list(warnings)}, indent=2) + "\n")

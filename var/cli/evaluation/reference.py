@@ -1,0 +1,94 @@
+"""The command that makes what pictures are compared with: `var evaluate reference SOURCE --out FILE.npz`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from tokenizer.errors import InputError
+from var.cli.edit import AUTO, Device
+from var.cli.evaluation.score import Batch, Weights
+from var.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from var.evaluation.extractors import Extractor
+
+
+def reference(
+    source: Annotated[
+        str, typer.Argument(help="With --split what a recipe takes as data.source; without, a folder or .npz.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .npz.", metavar="FILE")],
+    split: Annotated[Literal["train", "validation"] | None, typer.Option(help="Of SOURCE.")] = None,
+    size: Annotated[int | None, typer.Option(help="Side of the pictures, with --split.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Only these labels, such as 1,145, with --split.")] = None,
+    num: Annotated[int | None, typer.Option(help="At most so many, spread evenly, with --split.")] = None,
+    extractor: Annotated[str | None, typer.Option(help="Whose statistics to add.")] = None,
+    weights: Weights = None,
+    batch: Batch = 32,
+    device: Device = AUTO,
+) -> None:
+    """Write a reference: validation crops of a split in ADM's form, or the statistics of finished pictures."""
+    labels = None if classes is None else labels_of(classes)
+    if split is None:
+        extra = {"--size": size, "--classes": classes, "--num": num}
+        if any(value is not None for value in extra.values()):
+            raise InputError(f"{', '.join(extra)} need --split: without it SOURCE is taken as it is")
+        if extractor is None:
+            raise InputError("give --extractor for the statistics of finished pictures, or --split for pictures")
+    elif size is None or size < 1:
+        raise InputError(f"--size is {size}: give the side of the pictures in pixels, such as --size 256")
+    from var.evaluation.extractors import open_extractor
+    from var.features.extract import check_target
+
+    check_target(out)
+    network = None if extractor is None else open_extractor(extractor, weights, device)
+    if split is not None and size is not None:
+        count = from_split(source, split, size, labels, num, network, batch, out)
+        typer.echo(f"reference: {out} holds {count} pictures{statistics_of(network)}")
+    elif network is not None:
+        count = from_finished(Path(source), network, batch, out)
+        typer.echo(f"reference: {out} holds no pictures{statistics_of(network)}, from {count} pictures")
+
+
+def from_split(
+    source: str,
+    split: Literal["train", "validation"],
+    size: int,
+    labels: list[int] | None,
+    num: int | None,
+    network: "Extractor | None",
+    batch: int,
+    out: Path,
+) -> int:
+    """Write pictures of a split; return how many."""
+    from var.evaluation.data import asked_for, open_pictures, picture_batches
+    from var.evaluation.reference import write_reference
+
+    dataset = open_pictures(source, split, size, labels)
+    total = asked_for(dataset, num)
+    with progress_bar("looked at", "pictures", speaks=True) as progress:
+        batches = picture_batches(dataset, batch, num)
+        return write_reference(batches, size, out, network, lambda done: progress(done, total))
+
+
+def from_finished(source: Path, network: "Extractor", batch: int, out: Path) -> int:
+    """Write the statistics of a folder's or file's pictures; return of how many."""
+    from var.evaluation.image_sets import open_image_set
+    from var.evaluation.reference import write_statistics
+
+    with progress_bar("looked at", "pictures", speaks=True) as progress:
+        return write_statistics(open_image_set(source), network, out, batch, progress)
+
+
+def statistics_of(network: "Extractor | None") -> str:
+    """What the file has besides pictures, in words."""
+    return "" if network is None else f" and statistics of {network.name}"
+
+
+def labels_of(classes: str) -> list[int]:
+    """`1,145` -> numbers."""
+    try:
+        return [int(label) for label in classes.split(",")]
+    except ValueError as error:
+        raise InputError(f"--classes {classes!r} must be labels such as 1,145") from error

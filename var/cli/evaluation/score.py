@@ -1,0 +1,79 @@
+"""The command that measures pictures: `var evaluate score --images DIR|NPZ --reference DIR|NPZ|STATS`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from var.cli.edit import AUTO, Device
+from var.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from var.evaluation.score import Report
+
+Weights = Annotated[
+    Path | None, typer.Option(help="The extractor's weights; otherwise cached, downloaded or a package's.")
+]
+Batch = Annotated[int, typer.Option(help="Pictures at once.")]
+
+
+def score(
+    images: Annotated[Path, typer.Option(help="Folder, or .npz with arr_0.", metavar="DIR|NPZ")],
+    reference: Annotated[
+        Path,
+        typer.Option(
+            help="Folder, .npz of pictures, ADM's reference batch, or what `var evaluate reference` wrote.",
+            metavar="DIR|NPZ",
+        ),
+    ],
+    extractor: Annotated[
+        str,
+        typer.Option(help="inception-v3-compat (FID), efficientnet-lite0 (offline), vgg16, clip-vit-b-32, ..."),
+    ] = "inception-v3-compat",
+    weights: Weights = None,
+    batch: Batch = 32,
+    device: Device = AUTO,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Also write the results there.", metavar="FILE")
+    ] = None,
+) -> None:
+    """Print FID, sFID, Inception Score, precision, recall, KID and class accuracy, and how each was made."""
+    import json
+
+    from var.evaluation.extractors import open_extractor
+    from var.evaluation.image_sets import open_image_set
+    from var.evaluation.reference import open_reference
+    from var.evaluation.score import score as measure
+    from var.features.extract import check_target
+    from var.files import written_beside
+
+    if json_file is not None:
+        check_target(json_file)
+    found = open_image_set(images)
+    network = open_extractor(extractor, weights, device)
+    against = open_reference(reference, network)
+    with progress_bar("looked at", "pictures", speaks=True) as progress:
+        report = measure(found, against, network, batch, progress)
+    typer.echo(table(report))
+    for warning in report.warnings:
+        typer.echo(f"warning: {warning}", err=True)
+    if json_file is not None:
+        with written_beside(json_file) as beside:
+            beside.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+
+
+def table(report: "Report") -> str:
+    """For the eye: what was measured with what, then a line for every number."""
+    extractor, images, reference = report.extractor, report.images, report.reference
+    lines = [
+        f"images     {images['path']}: {images['count']} pictures ({images['kind']})",
+        f"reference  {reference['path']} ({reference['kind']})",
+        f"extractor  {extractor['name']} of {extractor['library']}, weights {extractor['weights']}",
+        f"           pictures resized to {extractor['side']} px: {extractor['resize']}; {extractor['dtype']}",
+        "",
+    ]
+    for number in report.numbers.values():
+        against = "" if number.reference is None else f" against {number.reference}"
+        how = f"{number.library}; {number.pictures} pictures{against}; {number.definition}"
+        lines.append(f"{number.title:<26} {number.value:12.6g}   {how}")
+    return "\n".join(lines)

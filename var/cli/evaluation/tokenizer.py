@@ -1,0 +1,202 @@
+"""The command that measures a tokenizer: `var evaluate tokenizer --data SOURCE`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from var.cli.edit import AUTO, Device
+from var.cli.evaluation.pictures import (
+    Batch,
+    Data,
+    Json,
+    Num,
+    Overrides,
+    WhichSplit,
+    data_told,
+    finish,
+    heading,
+    millions,
+    spread,
+    told,
+)
+from var.cli.evaluation.reference import labels_of
+from var.cli.evaluation.score import Weights
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from var.evaluation.extractors import Extractor
+    from var.evaluation.measured import Measured
+    from var.evaluation.reconstruction import Reconstruction, Usage
+
+PUBLISHED = 50_000  # pictures that published rFIDs are of
+
+
+def tokenizer(
+    data: Data,
+    overrides: Overrides = None,
+    model: Annotated[
+        str, typer.Option(help="var-mini, var-d16 ... var-d36, a model folder, or the folder of a tokenizer.")
+    ] = "var-mini",
+    split: WhichSplit = "validation",
+    classes: Annotated[str | None, typer.Option(help="Only these labels, such as 1,145. Default: all.")] = None,
+    num: Num = None,
+    extractor: Annotated[
+        str, typer.Option(help="Of the rFID: inception-v3-compat, efficientnet-lite0 (offline), ...")
+    ] = "inception-v3-compat",
+    weights: Weights = None,
+    fid: Annotated[bool, typer.Option("--fid/--no-fid", help="Measure the rFID.")] = True,
+    lpips: Annotated[
+        str | None,
+        typer.Option(
+            help="Also a perceptual distance: lpips-vgg, lpips-alex, lpips-squeeze; or LPIPS's form on the features of "
+            "efficientnet-lite1, efficientnet-lite2, vgg16 or dino-vits16, without learned weights."
+        ),
+    ] = None,
+    lpips_weights: Annotated[
+        Path | None, typer.Option(help="That network's weights; otherwise cached, downloaded or a package's.")
+    ] = None,
+    per_scale: Annotated[
+        bool, typer.Option("--per-scale", help="Also PSNR after each scale: as many decodings as scales.")
+    ] = False,
+    batch: Batch = 32,
+    device: Device = AUTO,
+    json_file: Json = None,
+) -> None:
+    """Print rFID, PSNR, SSIM, LPIPS and L1 of reconstructions, and how much of the codebook each scale uses."""
+    labels = None if classes is None else labels_of(classes)
+    from var.device import choose_device
+    from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source
+    from var.evaluation.extractors import open_extractor
+    from var.evaluation.provenance import device_name, fingerprint, versions
+    from var.evaluation.reconstruction import open_tokenizer, psnr_of_scales, reconstruction
+    from var.features.extract import check_target
+    from var.training.backbones import load_perceptual
+
+    if json_file is not None:
+        check_target(json_file)
+    source = read_source(data, overrides or [])
+    target = choose_device(device)
+    vqvae = open_tokenizer(model).to(target)
+    dataset = open_pictures(source, split, vqvae.config.image_side, labels)
+    looks = open_extractor(extractor, weights, device) if fid else None
+    distance = None if lpips is None else load_perceptual(lpips, lpips_weights).to(target)
+    asked = asked_for(dataset, num)
+    found = reconstruction(vqvae, told(picture_batches(dataset, batch, num), asked, "measured"), distance, looks)
+    after = None
+    if per_scale:
+        after = psnr_of_scales(vqvae, told(picture_batches(dataset, batch, num), asked, "decoded"))
+    results = {
+        "command": "tokenizer",
+        "model": {
+            "name": model,
+            "parts": f"tokenizer of {millions(vqvae)}, {vqvae.config.vocab_size} codewords",
+            "weights": fingerprint(vqvae),
+            "dtype": "tokenizer in float32, reconstructions rounded to 8 bits",
+            "device": device_name(target),
+        },
+        "data": data_told(dataset, split, asked, found.pictures, f"labels {classes}" if labels else "all its classes"),
+        "versions": versions(),
+        **as_json(found, vqvae.config.scales, lpips, looks, after),
+    }
+    lines = [*heading(results), *extractor_lines(looks), "", *measures(found, lpips, looks)]
+    lines += ["", *codebook(found, vqvae.config.scales, after)]
+    finish(lines, doubts(found, looks), results, json_file)
+
+
+def as_json(
+    found: "Reconstruction",
+    sides: "Sequence[int]",
+    lpips: str | None,
+    extractor: "Extractor | None",
+    after: "tuple[Measured, ...] | None",
+) -> dict[str, Any]:
+    """What is written."""
+    names = [f"{side}x{side}" for side in sides]
+    by_scale = zip(names, found.of_scales, strict=True)
+    return {
+        "psnr": found.psnr._asdict(),
+        "ssim": found.ssim._asdict(),
+        "l1": found.l1._asdict(),
+        "perceptual": None if found.perceptual is None else {"network": lpips, **found.perceptual._asdict()},
+        "rfid": None if extractor is None else {"value": found.fid, **extractor_json(extractor)},
+        "codebook": {"all": usage_json(found.overall), "scales": {name: usage_json(usage) for name, usage in by_scale}},
+        "psnr_after_scale": after and {name: value._asdict() for name, value in zip(names, after, strict=True)},
+        "standard_errors": "over pictures",
+    }
+
+
+def extractor_json(extractor: "Extractor") -> dict[str, Any]:
+    """What made the features."""
+    return {
+        "extractor": extractor.name,
+        "library": extractor.library,
+        "weights": extractor.weights,
+        "side": extractor.side,
+        "resize": extractor.resize,
+        "dimension": extractor.dimension,
+    }
+
+
+def usage_json(usage: "Usage") -> dict[str, float]:
+    """Raw, and over what was reachable."""
+    fractions = {"used_fraction": usage.used_fraction, "perplexity_fraction": usage.perplexity_fraction}
+    return usage._asdict() | fractions
+
+
+def extractor_lines(extractor: "Extractor | None") -> list[str]:
+    """For the eye, as `var evaluate score` has it."""
+    if extractor is None:
+        return []
+    return [
+        f"extractor  {extractor.name} of {extractor.library}, weights {extractor.weights}",
+        f"           pictures resized to {extractor.side} px: {extractor.resize}; float32",
+    ]
+
+
+def measures(found: "Reconstruction", lpips: str | None, extractor: "Extractor | None") -> list[str]:
+    """A line for every measure."""
+    lines = [
+        f"PSNR        {spread(found.psnr, '.3f')} dB (pixels in 0..1, mean of the pictures' values)",
+        f"SSIM        {spread(found.ssim, '.4f')} (pixels in 0..1, Gaussian window of 11 px)",
+        f"L1          {spread(found.l1, '.5f')} (pixels in 0..1)",
+    ]
+    if found.perceptual is not None:
+        name = "LPIPS" if lpips and lpips.startswith("lpips-") else "LPIPS form"
+        lines.append(f"{name:<12}{spread(found.perceptual, '.4f')} ({lpips}, at the pictures' own size)")
+    if found.fid is not None and extractor is not None:
+        lines.append(f"rFID        {found.fid:.4f} ({extractor.name}, {found.pictures} pictures and reconstructions)")
+    lines.append("± is the standard error over pictures")
+    return lines
+
+
+def codebook(found: "Reconstruction", sides: "Sequence[int]", after: "tuple[Measured, ...] | None") -> list[str]:
+    """A line for each scale and one for all."""
+    names = [f"{side}x{side}" for side in sides]
+    title = "PSNR after it, dB" if after else ""
+    lines = [f"{'scale':<8}{'tokens':>9}   {'codewords used':<22}{'perplexity':<22}{title}".rstrip()]
+    for i, (name, usage) in enumerate(zip([*names, "all"], [*found.of_scales, found.overall], strict=True)):
+        used = f"{usage.used:>6} ({usage.used_fraction:.1%})"
+        perplexity = f"{usage.perplexity:>8.1f} ({usage.perplexity_fraction:.1%})"
+        decibels = spread(after[i], ".3f") if after and i < len(after) else ""
+        lines.append(f"{name:<8}{usage.tokens:>9}   {used:<22}{perplexity:<22}{decibels}".rstrip())
+    lines.append("in brackets: of what could have been reached, the lesser of tokens and codewords")
+    return lines
+
+
+def doubts(found: "Reconstruction", extractor: "Extractor | None") -> list[str]:
+    """What makes the rFID doubtful, a line each."""
+    if extractor is None:
+        return []
+    lines = []
+    if found.pictures <= extractor.dimension:
+        lines.append(
+            f"{found.pictures} pictures are fewer than {extractor.dimension + 1}, one more than the features have "
+            "numbers: their covariance is singular"
+        )
+    if found.pictures < PUBLISHED:
+        lines.append(f"published rFIDs are of {PUBLISHED:,} pictures; of {found.pictures} it is another number")
+    if extractor.name != "inception-v3-compat":
+        lines.append(f"features are those of {extractor.name}, not Inception's: comparable only with numbers made so")
+    return lines

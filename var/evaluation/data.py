@@ -1,0 +1,120 @@
+"""The pictures that a model is measured on: a split of what a recipe takes as data, cropped as training validates."""
+
+import logging
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from var.training.config import DataConfig
+from var.training.data import ImageDataset, SampleDataset, loader, open_dataset, validation_batches
+from var.training.recipe import load_recipe
+from var.training.sources import Split
+
+log = logging.getLogger(__name__)
+
+RECIPE_SUFFIXES = (".yaml", ".yml")
+
+
+def read_source(source: str, overrides: Sequence[str] = ()) -> DataConfig:
+    """What is read, and how it becomes squares.
+
+    Args:
+        source: what a recipe takes as data.source; or a recipe, whose whole section `data` then holds.
+        overrides: changes of the recipe, such as data.source=FOLDER.
+
+    Raises:
+        InputError: a recipe that cannot be read or used; overrides without a recipe.
+    """
+    if source.endswith(RECIPE_SUFFIXES):
+        return load_recipe(Path(source).expanduser(), overrides).data
+    if overrides:
+        raise InputError(f"{overrides[0]!r} changes a recipe, but the data is {source!r}: give a recipe (.yaml)")
+    return DataConfig(source=source)
+
+
+def open_pictures(
+    source: str | DataConfig, split: Split, side: int, classes: Sequence[int] | None = None
+) -> ImageDataset:
+    """The squares of a split: short side to data.resize * side (1.125 unless a recipe says otherwise), centre crop.
+
+    Args:
+        source: as `read_source` takes or gives it.
+        split: train or validation; of neither anything is augmented.
+        side: of the squares, in pixels.
+        classes: only images of these labels; None: those of the recipe, or all.
+
+    Raises:
+        InputError: no such source, split, column or class; no images; labels that are missing.
+    """
+    config = read_source(source) if isinstance(source, str) else source
+    if classes is not None:
+        config = config.model_copy(update={"classes": tuple(classes)})
+    dataset = open_dataset(config, split, side, seed=0)
+    return ImageDataset(dataset.listing, config, side, seed=0, augment=False)
+
+
+def restricted(dataset: ImageDataset, labels: Collection[int]) -> ImageDataset:
+    """The pictures that have one of these labels; all of them where only reading tells labels.
+
+    Raises:
+        InputError: there is none.
+    """
+    if dataset.labels is None:
+        return dataset
+    chosen = np.isin(dataset.labels, sorted(labels))
+    if not chosen.any():
+        raise InputError(
+            f"{dataset.config.source!r} has pictures of labels {_range(dataset.labels.tolist())}, none of those asked "
+            f"for, {_range(labels)}: give data with the labels that the model was trained on"
+        )
+    return ImageDataset(dataset.listing.only(chosen), dataset.config, dataset.side, dataset.seed, augment=False)
+
+
+def _range(labels: Collection[int]) -> str:
+    low, high = min(labels), max(labels)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def asked_for(dataset: SampleDataset, limit: int | None) -> int:
+    """How many pictures `picture_batches` tries to read."""
+    return len(dataset) if limit is None else min(limit, len(dataset))
+
+
+def picture_batches(
+    dataset: SampleDataset, batch_size: int, limit: int | None = None
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """The pictures in the dataset's order and their labels; those that cannot be read are left out and logged.
+
+    Args:
+        batch_size: pictures at once; of a batch with unreadable ones what is left is given.
+        limit: at most so many pictures, the ones that a training with so many validation_images sees: spread evenly
+            over the dataset. None: all.
+
+    Yields:
+        (B, 3, S, S) float32 in [-1, 1], and B labels; B is at least 1.
+
+    Raises:
+        InputError: batch_size or limit below 1; not one picture could be read.
+    """
+    for name, value in (("batch", batch_size), ("num", limit)):
+        if value is not None and value < 1:
+            raise InputError(f"{name}={value} must be at least 1")
+    return _read(dataset, batch_size, limit)
+
+
+def _read(dataset: SampleDataset, batch_size: int, limit: int | None) -> Iterator[tuple[Tensor, list[int]]]:
+    read, unreadable = 0, 0
+    for batch in loader(dataset, validation_batches(dataset, batch_size, limit, rank=0, world=1), workers=0):
+        for bad in batch.unreadable:
+            log.info("cannot read %s: %s", bad.place, bad.reason)
+        unreadable += len(batch.unreadable)
+        if len(batch.labels):
+            read += len(batch.labels)
+            yield batch.content, batch.labels.tolist()
+    if unreadable:
+        log.warning("%d of %d pictures could not be read and are left out", unreadable, read + unreadable)
+    if not read:
+        raise InputError("none of the pictures could be read: repair or replace them")

@@ -1,0 +1,149 @@
+"""How probable a transformer finds the tokens of pictures that it was not trained on (VAR paper, section 5.2).
+
+Teacher forcing: every scale is predicted from the picture's own coarser ones. The tokens are the tokenizer's in
+float32, whatever the transformer computes in; all means are taken in float64. What training logs as loss and accuracy
+of its validation are these numbers.
+
+B batch, L tokens of all scales, N pictures.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from tokenizer.scales import Scales
+from var.evaluation.measured import Measured, measured
+from var.pipeline import VARPipeline
+from var.token_losses import TokenLosses, picture_means, token_losses
+
+BITS = 1 / math.log(2)  # of a nat
+
+Values = dict[str, Tensor]  # of pictures, (N,) float64, by the names of `picture_means`
+
+
+@dataclass(frozen=True)
+class TokenLikelihood:
+    """Of some of a picture's tokens, or all; means over pictures.
+
+    Attributes:
+        tokens: of a picture.
+        loss: cross-entropy, nats a token.
+        error: fraction of the tokens that are not the model's most probable one, 1 - top-1 accuracy.
+    """
+
+    tokens: int
+    loss: Measured
+    error: Measured
+
+    @property
+    def bits(self) -> Measured:
+        """Bits a token."""
+        return self.loss.times(BITS)
+
+    @property
+    def perplexity(self) -> Measured:
+        """exp(loss): among so many equally probable codewords the token would be as hard to guess."""
+        perplexity = math.exp(self.loss.mean)
+        return Measured(perplexity, self.loss.times(perplexity).error)
+
+    @property
+    def nats_per_picture(self) -> Measured:
+        """Nats of all these tokens together."""
+        return self.loss.times(self.tokens)
+
+    def bits_per_pixel(self, side: int) -> Measured:
+        """Length of the tokens' code over the pixels of a square: of the tokens, which tell less than the picture."""
+        return self.loss.times(self.tokens * BITS / side**2)
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """Of N pictures.
+
+    Attributes:
+        whole: all tokens of a picture.
+        of_scales: those of each scale, coarse to fine.
+    """
+
+    whole: TokenLikelihood
+    of_scales: tuple[TokenLikelihood, ...]
+
+    @property
+    def last(self) -> TokenLikelihood:
+        """The tokens of the last scale."""
+        return self.of_scales[-1]
+
+
+@dataclass(frozen=True)
+class LabelledLikelihood:
+    """With and without the label.
+
+    Attributes:
+        pictures: N.
+        given: the model is told each picture's label.
+        null: it is told the null class, for which it learned to draw any picture (if it was trained with label drop).
+        gain: nats that the label saves in all tokens of a picture; the error is that of the difference.
+    """
+
+    pictures: int
+    given: Likelihood
+    null: Likelihood
+    gain: Measured
+
+
+@torch.inference_mode()
+def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -> LabelledLikelihood:
+    """Of pictures, by a model whose tokenizer is held in float32.
+
+    Args:
+        pipe: the model.
+        batches: (B, 3, S, S) in [-1, 1] and B labels.
+
+    Raises:
+        InputError: a label that the model does not know, pictures of another size, none at all; losses that are not
+            finite; a tokenizer in another type.
+    """
+    model, vqvae = pipe.model, pipe.vqvae
+    if vqvae.dtype != torch.float32:
+        raise InputError(f"the tokenizer is in {vqvae.dtype}, which makes other tokens: load it in float32")
+    known, device = frozenset(pipe.known_labels()), model.position.device
+    columns: tuple[list[Values], list[Values]] = ([], [])
+    for images, labels in batches:
+        check_known(labels, known)
+        tokens = vqvae.encode(images.to(device))
+        inputs = vqvae.quantizer.teacher_forcing_input(tokens)
+        told = torch.tensor(labels, device=device)
+        nothing = torch.full_like(told, model.config.num_classes)
+        for column, asked in zip(columns, (told, nothing), strict=True):
+            column.append(_of_pictures(token_losses(model(asked, inputs), tokens), model.scales))
+    if not columns[0]:
+        raise InputError("there are no pictures to measure on: give some")
+    given, null = ({name: torch.cat([part[name] for part in column]) for name in column[0]} for column in columns)
+    gain = measured(null["loss"] - given["loss"], "the loss").times(model.scales.total)
+    return LabelledLikelihood(len(given["loss"]), _summed(given, model.scales), _summed(null, model.scales), gain)
+
+
+def check_known(labels: Iterable[int], known: frozenset[int]) -> None:
+    """Raise InputError for labels that the model was not trained on."""
+    unknown = sorted(set(labels) - known)
+    if unknown:
+        raise InputError(
+            f"the pictures have label {unknown[0]}, which the model was not trained on (it knows {len(known)} labels, "
+            f"{min(known)} to {max(known)}): measure on pictures of its classes"
+        )
+
+
+def _of_pictures(each: TokenLosses, scales: Scales) -> Values:
+    return picture_means(TokenLosses(*(values.cpu().double() for values in each)), scales)
+
+
+def _summed(values: Values, scales: Scales) -> Likelihood:
+    def of(tokens: int, suffix: str = "") -> TokenLikelihood:
+        loss, accuracy = values[f"loss{suffix}"], values[f"accuracy{suffix}"]
+        return TokenLikelihood(tokens, measured(loss, "the loss"), measured(1 - accuracy, "the error"))
+
+    return Likelihood(of(scales.total), tuple(of(side * side, f"/{side}x{side}") for side in scales.sides))
