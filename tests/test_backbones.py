@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from helpers import normal, refused
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tokenizer.errors import InputError
 from tokenizer.losses import feature_distance, gradient_penalty
 from var.torchvision_compat import import_torchvision
 from var.training import backbones
@@ -24,6 +26,7 @@ from var.training.backbones import (
     load_perceptual,
     outline_backbone,
     outline_perceptual,
+    read_weights,
     ssim,
 )
 
@@ -353,6 +356,36 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path, vgg_file: Path) -
 def test_a_failed_download_asks_for_a_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with no_network(monkeypatch), refused("https://", "no route to host", "give its path"):
         load_perceptual(name)
+
+
+def test_a_failed_download_says_one_thing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
+    with refused("no route to host", "--lpips-weights"):
+        load_perceptual("lpips-alex")
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_foreign_files_are_told_in_our_words_alone(tmp_path: Path) -> None:
+    """torch advises to run what is in them, and warns of TorchScript."""
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pth")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "pops.pth").write_bytes(b"\x80\x02000.")
+    for name in ("module.pth", "script.pth", "text.pth", "pops.pth"):
+        with warnings.catch_warnings(record=True) as told, pytest.raises(InputError) as caught:
+            read_weights(tmp_path / name)
+        assert not told
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path / name} is damaged or holds something else than tensors")
+        assert "nothing in it was run" in message
+        assert "weights_only" not in message
 
 
 def test_a_download_is_read_as_a_file_is(dino_state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from var.evaluation import extractors
-from var.evaluation.extractors import EXTRACTORS, Extractor, checksum, open_extractor, register_extractors
+from var.evaluation.extractors import (
+    EXTRACTORS,
+    Extractor,
+    checksum,
+    is_classifier,
+    open_extractor,
+    register_extractors,
+)
 from var.torchvision_compat import import_torchvision
 from var.training.backbones import BACKBONES, PERCEPTUAL
 
@@ -113,6 +120,12 @@ def test_what_another_registers_can_be_named() -> None:
     found = extractor(torch.full((2, 3, 5, 5), 7, dtype=torch.uint8))
     assert found.pool.tolist() == [[7.0] * 3] * 2
     assert found.logits is found.spatial is None
+
+
+def test_a_classifier_is_known_by_name() -> None:
+    for name in ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2"):
+        assert is_classifier(name)
+    assert not any(map(is_classifier, ("inception-v3-compat", "vgg16", "clip-rn50", "nothing")))
 
 
 def test_the_yardstick_is_neither_a_loss_nor_a_metric_of_training() -> None:
@@ -258,7 +271,7 @@ def test_files_that_hold_more_than_tensors_are_never_run(name: str, tmp_path: Pa
     path = tmp_path / "weights.pth"
     harm = tmp_path / "harm"
     torch.save({"a": Harmful(harm)}, path)
-    with refused(str(path), "damaged or holds something else"):
+    with refused(str(path), "damaged or holds something else", "nothing in it was run"):
         open_extractor(name, path, "cpu")
     path.write_bytes(pickle.dumps(Harmful(harm), protocol=2))
     with refused(str(path), "damaged or holds something else"):
@@ -287,6 +300,22 @@ def test_clip_is_taken_only_as_published(tmp_path: Path, no_network: Path) -> No
         open_extractor("clip-vit-b-32", file, "cpu")
     with refused("clip-vit-b-32", "could not be downloaded", str(no_network)):
         open_extractor("clip-vit-b-32", device="cpu")
+
+
+def test_dinov2_without_a_connection_says_what_to_fetch_and_where_to_put_it(
+    no_network: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(torch.hub, "load", unreachable)
+    with refused(
+        "https://github.com/facebookresearch/dinov2/archive/main.zip",
+        str(no_network.parent / "facebookresearch_dinov2_main"),
+        "https://dl.fbaipublicfiles.com/dinov2/dinov2_vits14/dinov2_vits14_pretrain.pth",
+        str(no_network / "dinov2_vits14_pretrain.pth"),
+    ):
+        open_extractor("dinov2-vit-s-14", device="cpu")
 
 
 def test_dinov2_takes_no_file(tmp_path: Path) -> None:

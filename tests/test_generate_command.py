@@ -34,13 +34,28 @@ class Classifier(SimpleNamespace):
         return Features(pixels, (pixels @ weight.double()).float(), None)
 
 def opened(name, weights=None, device="auto"):
-    return Classifier(name=name, version="1", class_logits=True)
+    return Classifier(name=name, version="1")
 
 rejection.open_extractor = opened
 """
 COMMAND = """
 from var.cli.evaluation.generate import generate
 from var.cli.run import run
+run(generate)
+"""
+# Three times in one process, which start slowly: two that are refused, then what is asked for.
+AFTER_REFUSALS = """
+import sys
+from var.cli.evaluation.generate import generate
+from var.cli.run import run
+asked = sys.argv
+for refused in (["--class", "dragon"], ["--out", "foreign"]):
+    sys.argv = [*asked, *refused]
+    try:
+        run(generate)
+    except SystemExit as end:
+        print("left with", end.code)
+sys.argv = asked
 run(generate)
 """
 
@@ -54,7 +69,9 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     VARPipeline(small_var(num_classes=1000), small_vqvae(), imagenet).save_pretrained(folder / "large")
     (folder / "command.py").write_text(COMMAND)
     (folder / "classifier.py").write_text(CLASSIFIER)
-    (folder / "rejecting.py").write_text("import classifier\n" + COMMAND)
+    (folder / "rejecting.py").write_text("import classifier\n" + AFTER_REFUSALS)
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "x.txt").write_text("")
     slowed = "import time\nfrom var.evaluation import samples\ndraw = samples.generate\n"
     slowed += "def slowly(*given, **options):\n    time.sleep(0.2)\n    return draw(*given, **options)\n"
     (folder / "slow.py").write_text(slowed + "samples.generate = slowly\n" + COMMAND)
@@ -102,12 +119,17 @@ def test_it_tells_what_was_drawn_and_then_that_nothing_is_left_to_do(draw: Run, 
     told = "generate: told/images holds 20 pictures of 4 classes; told/samples.npz too; all of them there already\n"
     assert draw(*options) == (0, told, "writing told/samples.npz\n")
     assert draw(*options) == (0, told, "")
+    (work / "told" / "samples.npz").write_bytes(b"junk")
+    assert draw(*options) == (0, told, "writing told/samples.npz\n")
     with np.load(work / "told" / "samples.npz") as npz:
-        assert (npz["arr_0"].shape, npz["arr_1"].tolist()) == ((20, 8, 8, 3), sorted([0, 1, 3, 4] * 5))
+        assert (npz["arr_0"].shape, npz["arr_1"].tolist()) == ((20, 8, 8, 3), [0, 1, 3, 4] * 5)
 
 
 def test_two_processes_write_the_same_files(draw: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half of the candidates kept, which is all that there is; of every file, settings and scores too."""
+    """Half of the candidates kept, which is all that there is; of every file, settings and scores too.
+
+    Before that they are refused: by all processes and by the first one alone, in one line each time.
+    """
     options = ("--num-per-class", 4, "--batch", 5, "--reject", 0.5)
     monkeypatch.setattr(rejection, "open_extractor", rejection.open_extractor)  # to be put back
     runpy.run_path(str(work / "classifier.py"))
@@ -118,6 +140,10 @@ def test_two_processes_write_the_same_files(draw: Run, work: Path, monkeypatch: 
     launched = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "rejecting.py")
     done = run(*launched, *common, *options, cwd=work)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("left with 2") == 4
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert ["dragon" in told[0], "foreign holds other files, such as x.txt" in told[1], len(told)] == [True, True, 2]
+    assert "Traceback" not in done.stderr
     assert done.stdout.count("generate: ") == 1
     assert "24 drawn now" in done.stdout
     assert len(hashes(work / "one" / "images")) == 12
@@ -152,7 +178,8 @@ def test_mistakes(draw: Run, work: Path) -> None:
     refusal(draw("--out", "x", "--num-per-class", 0), "num_per_class=0")
     refusal(draw("--out", "x", "--reject-by", "efficientnet-lite2"), "--reject-by", "without --reject")
     refusal(draw("--out", "x", "--reject", 0.5), "the model has 5 classes", "ImageNet's 1000")
-    refusal(draw("--out", "x", "--reject", 0.5, "--reject-by", "nothing", model="large"), "nothing")
+    refusal(draw("--out", "x", "--reject", 0.5, "--reject-by", "nothing", model="large"), "nothing is no classifier")
+    refusal(draw("--out", "x", "--batch", 0), "batch=0")
     refusal(draw("--out", "model/model.txt/x", "--device", "tpu"), "device 'tpu'")
     refusal(draw("--out", "command.py"), "command.py is a file")
     refusal(draw("--out", "model"), "model holds other files, such as tokenizer")

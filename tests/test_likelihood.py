@@ -227,7 +227,8 @@ def test_the_command_tells_mistakes_in_one_line(var: Command, tmp_path: Path) ->
         ("--batch", "0"): ["batch=0"],
         ("--dtype", "int8"): ["int8"],
         ("--model", "var-d17"): ["var-d17"],
-        ("--json", "images"): ["images"],
+        ("--json", "images"): ["images", "likelihood.json"],
+        ("--json", "images/val/cup/0.png"): ["lies among the files of"],
         ("data.resize=1",): ["give a recipe"],
         ("--split", "test"): ["test"],
     }.items():

@@ -107,7 +107,7 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
 
 
 def test_one_picture_has_no_covariance() -> None:
-    with refused("1 pictures", "at least 2"):
+    with refused("a covariance needs at least 2 pictures", "there are 1"):
         statistics(torch.zeros(1, 3))
 
 
@@ -246,6 +246,21 @@ def test_precision_and_recall_are_those_of_brute_force(shift: float, monkeypatch
     found = precision_recall(torch.from_numpy(samples), torch.from_numpy(reference))
     assert found == pytest.approx(brute_force(samples, reference), rel=1e-12)
     assert 0 < found.recall < 1 or shift > 0
+
+
+@pytest.mark.parametrize(("grid", "width"), [(2, 3), (3, 4), (30, 2)])
+def test_precision_and_recall_with_copies_and_ties_are_those_of_brute_force(grid: int, width: int) -> None:
+    """On a grid pictures occur many times, in balls of radius 0, and others stand just at a ball's edge."""
+    generator = np.random.default_rng(grid)
+    samples, reference = (generator.integers(0, grid, (count, width)) * 1.0 for count in (90, 70))
+    found = precision_recall(torch.from_numpy(samples / 7 + 100), torch.from_numpy(reference / 7 + 100))
+    assert found == pytest.approx(brute_force(samples, reference), rel=1e-12)
+
+
+def test_copies_are_in_a_ball_of_radius_0_and_what_is_near_is_not() -> None:
+    copies = torch.rand(40, 64, generator=torch.Generator().manual_seed(0)).repeat(4, 1)
+    assert precision_recall(copies[:40], copies) == precision_recall(copies, copies) == (1, 1)
+    assert precision_recall(copies + 1e-4, copies) == (0, 0)
 
 
 def test_precision_and_recall_of_identical_and_of_disjoint_sets() -> None:

@@ -197,15 +197,15 @@ def test_a_large_array_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_changed_pictures_are_noticed_by_who_reads_them_all(tmp_path: Path, save: Save) -> None:
-    images = pictures(50)
-    save(tmp_path / "a.npz", images)
+@pytest.mark.parametrize("count", [50, 500])  # zipfile compares the checksum of what is no longer than it reads ahead
+def test_changed_pictures_are_noticed_by_who_reads_them_all(tmp_path: Path, save: Save, count: int) -> None:
+    save(tmp_path / "a.npz", pictures(count))
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "a.npz").write_bytes(content)
     with refused("a.npz cannot be read"):
         read = open_npz(tmp_path / "a.npz").images()
-        for first in range(0, 50, 10):
+        for first in range(0, count, 10):
             read.rows(first, first + 10)
 
 

@@ -254,8 +254,8 @@ def test_the_command_prints_and_writes(var: Command, tmp_path: Path, monkeypatch
     assert "5 pictures of 6; 1 could not be read" in out
     for part in ("rFID", "PSNR", "SSIM", "LPIPS ", "L1", "PSNR after it"):
         assert part in out
-    assert "fewer" not in err
-    assert "published rFIDs are of 50,000 pictures; of 5 it is another number" in err
+    assert "covariance" not in err
+    assert "rFID: with fewer than 50,000 pictures (5) no number is comparable with published ones" in err
     written = json.loads((tmp_path / "r.json").read_text())
     assert (written["data"]["pictures"], written["data"]["unreadable"]) == (5, 1)
     assert written["rfid"]["extractor"] == "colours"
@@ -286,7 +286,10 @@ def test_the_command_tells_mistakes_in_one_line(var: Command) -> None:
         ("--no-fid", "--model", "nothing"): ["nothing"],
         ("--no-fid", "--num", "0"): ["num=0"],
         ("--no-fid", "--classes", "9"): ["no validation images"],
-        ("--no-fid", "--json", "images"): ["images"],
+        ("--no-fid", "--json", "images"): ["images", "tokenizer.json"],
+        ("--no-fid", "--json", "images/val/cup/0.png"): ["images/val/cup/0.png lies among the files of images"],
+        ("--no-fid", "--weights", "w.pth"): ["--weights w.pth", "--no-fid"],
+        ("--no-fid", "--lpips-weights", "w.pth"): ["--lpips-weights w.pth needs --lpips"],
         ("--no-fid", "--data", "nowhere"): ["nowhere"],
     }.items():
         code, out, err = var(*arguments)

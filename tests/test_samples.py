@@ -20,10 +20,12 @@ from PIL import Image
 from tiny import NAMES, tiny_pipeline
 from torch import Tensor
 
-from var.evaluation import rejection, samples
+from tokenizer.errors import InputError
+from var.evaluation import rejection, sample_set, samples
 from var.evaluation.extractors import Features
 from var.evaluation.rejection import ClassProbability, best, check_labels_are_imagenets
-from var.evaluation.samples import Settings, Workers, draw_samples, sample_settings, write_samples_npz
+from var.evaluation.sample_set import Settings, has_samples_npz, sample_settings, write_samples_npz
+from var.evaluation.samples import Workers, draw_samples
 from var.pipeline import VARPipeline
 
 JUDGE = "brightness"
@@ -110,16 +112,16 @@ def together(world: int, work: Callable[[Workers], int]) -> list[int]:
     """Several workers at once, each in a thread: what they return."""
     barrier, numbers, results = threading.Barrier(world, timeout=60), [0] * world, [0] * world
 
-    def total(rank: int, number: int) -> int:
+    def gather(rank: int, number: int) -> list[int]:
         numbers[rank] = number
         barrier.wait()
-        result = sum(numbers)
+        result = list(numbers)
         barrier.wait()
         return result
 
     def member(rank: int) -> None:
         try:
-            results[rank] = work(Workers(rank, world, lambda number: total(rank, number)))
+            results[rank] = work(Workers(rank, world, lambda number: gather(rank, number)))
         except BaseException:
             barrier.abort()
             raise
@@ -142,6 +144,43 @@ def test_several_workers_draw_the_same_set(pipe: VARPipeline, whole: Path, rejec
     assert counts == [32] * 3
     write_samples_npz(tmp_path / "b", best_of)
     assert hashes(tmp_path / "b") == hashes(rejected)
+
+
+def test_a_refusal_ends_all_workers_and_one_of_them_tells(pipe: VARPipeline, tmp_path: Path) -> None:
+    """Before anything is drawn and after the last picture; and of several that are refused it is the first."""
+    told: dict[int, str] = {}
+
+    def refused_draw(folder: Path, workers: Workers, breaking: bool) -> int:
+        def progress(done: int, total: int) -> None:
+            (folder / "images" / "x.txt").write_bytes(b"")
+
+        try:
+            draw_samples(pipe, settings_of(pipe), folder, None, workers, progress if breaking else lambda *now: None)
+        except (InputError, SystemExit) as error:
+            told[workers.rank] = str(error)
+        return 0
+
+    (tmp_path / "x.txt").write_text("")
+    together(3, lambda workers: refused_draw(tmp_path, workers, breaking=False))
+    assert told.pop(0).startswith(f"{tmp_path} holds other files, such as x.txt")
+    assert told == {1: "2", 2: "2"}
+    told.clear()
+    together(3, lambda workers: refused_draw(tmp_path / "set", workers, breaking=True))
+    assert "images holds other files, such as x.txt" in told.pop(0)
+    assert told == {1: "2", 2: "2"}
+    told.clear()
+
+    def step(workers: Workers) -> int:
+        try:
+            with workers.in_step():
+                if workers.rank:
+                    raise InputError(f"of {workers.rank}")
+        except (InputError, SystemExit) as error:
+            told[workers.rank] = str(error)
+        return 0
+
+    together(3, step)
+    assert told == {0: "2", 1: "of 1", 2: "2"}
 
 
 def test_threads_are_one_on_a_cpu_and_then_as_before(
@@ -200,7 +239,7 @@ def test_stopped_while_it_rejects(
     pipe: VARPipeline, rejected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, after: bool
 ) -> None:
     """Just before or after the scores of a batch are written, of eleven."""
-    write, count = samples.Records.write, [0]
+    write, count = sample_set.Records.write, [0]
 
     def stopped(*given: Any) -> None:
         count[0] += 1
@@ -210,7 +249,7 @@ def test_stopped_while_it_rejects(
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples.Records, "write", stopped)
+        patch.setattr(sample_set.Records, "write", stopped)
         with pytest.raises(Stop):
             draw_samples(pipe, rejecting(pipe), tmp_path, brightness)
     assert draw_samples(pipe, rejecting(pipe), tmp_path, brightness) == 32 - 3 * (at - (not after))
@@ -227,7 +266,7 @@ def test_progress_is_that_of_all(pipe: VARPipeline, tmp_path: Path) -> None:
     draw_samples(pipe, settings_of(pipe), tmp_path, progress=lambda done, total: told.append((done, total)))
     assert told == [(2, 2)]
     told.clear()
-    elsewhere = Workers(0, 2, lambda share: share and 20)  # the other one has the rest of twenty
+    elsewhere = Workers(0, 2, lambda share: [share, 20 - share if share else 0])  # the other one has the rest
     with refused("is not complete"):
         draw_samples(pipe, settings_of(pipe), tmp_path / "b", None, elsewhere, lambda *now: told.append(now))
     assert told == [(5, 20), (10, 20), (16, 20), (20, 20)]  # of its eleven
@@ -283,6 +322,26 @@ def test_a_folder_keeps_its_model_and_versions(pipe: VARPipeline, whole: Path) -
         draw_samples(pipe, replace(settings, versions=versions), whole)
     with refused("was begun with device=cpu", "not H100"):
         draw_samples(pipe, replace(settings, device="H100"), whole)
+    half = tiny_pipeline(NAMES)
+    half.model.bfloat16()
+    with refused("was begun with dtype=float32, not bfloat16"):  # which changes the checksum of the weights too
+        draw_samples(half, settings_of(half), whole)
+
+
+def test_an_npz_that_is_not_of_this_set_is_none(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
+    settings, file = settings_of(pipe), tmp_path / "samples.npz"
+    draw_samples(pipe, settings, tmp_path)
+    assert has_samples_npz(whole, settings)
+    assert not has_samples_npz(tmp_path, settings)
+    with np.load(whole / "samples.npz") as npz:
+        images, labels = npz["arr_0"], npz["arr_1"]
+    file.write_bytes(b"junk")
+    assert not has_samples_npz(tmp_path, settings)
+    for others in ((images[:-1], labels), (images[:, :4], labels), (images, labels[::-1]), (images,)):
+        np.savez(file, *others)
+        assert not has_samples_npz(tmp_path, settings)
+    np.savez(file, images, labels)
+    assert has_samples_npz(tmp_path, settings)
 
 
 def test_foreign_files_are_left_alone(pipe: VARPipeline, tmp_path: Path) -> None:
@@ -337,7 +396,7 @@ def test_pictures_that_lost_their_end_are_drawn_again(pipe: VARPipeline, whole: 
         ({"cfg": -1}, ("cfg=-1",)),
         ({"top_p": 2}, ("top_p=2",)),
         ({"seed": -1}, ("seed=-1",)),
-        ({"batch": 0}, ("batch_size=0",)),
+        ({"batch": 0}, ("batch=0 must be at least 1",)),
     ],
 )
 def test_options_out_of_range(pipe: VARPipeline, changes: dict[str, Any], parts: tuple[str, ...]) -> None:
@@ -410,32 +469,33 @@ def test_best(scores: dict[int, float], count: int) -> None:
     assert best(scores, count) == set(order[:count])
 
 
-def fake_extractor(logits: Tensor | None, class_logits: bool = True) -> Callable[..., Any]:
+def fake_extractor(logits: Tensor | None) -> Callable[..., Any]:
     """In place of open_extractor: one that gives these logits whatever it sees."""
 
     class Extractor(SimpleNamespace):
         def __call__(self, images: Tensor) -> Features:
             return Features(torch.zeros(len(images), 2), logits, None)
 
-    return lambda name, weights=None, device="auto": Extractor(name=name, version="1, f", class_logits=class_logits)
+    return lambda name, weights=None, device="auto": Extractor(name=name, version="1, f")
 
 
 def test_the_probability_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, 0.0, 0.0]])
     monkeypatch.setattr(rejection, "open_extractor", fake_extractor(logits))
-    judge = ClassProbability("some", "cpu")
-    assert judge.description == "some (1, f)"
+    judge = ClassProbability("efficientnet-lite1", "cpu")
+    assert judge.description == "efficientnet-lite1 (1, f)"
     found = judge(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), [1, 2])
     assert found == pytest.approx([np.e / (1 + np.e + np.e**2), 1 / 3], rel=1e-12)
 
 
 def test_what_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejection, "open_extractor", fake_extractor(torch.tensor([[float("nan")]])))
-    with refused("some gives no finite logits"):
-        ClassProbability("some")(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [0])
-    monkeypatch.setattr(rejection, "open_extractor", fake_extractor(None, class_logits=False))
-    with refused("some is no classifier of ImageNet's classes"):
-        ClassProbability("some")
+    with refused("efficientnet-lite1 gives no finite logits"):
+        ClassProbability("efficientnet-lite1")(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [0])
+    monkeypatch.delattr(rejection, "open_extractor")  # what is refused is never opened: that might download it
+    for name in ("vgg16", "inception-v3-compat", "nothing"):
+        with refused(f"{name} is no classifier of ImageNet's classes: reject by efficientnet-lite1"):
+            ClassProbability(name)
     with refused("the model has 5 classes", "ImageNet's 1000"):
         check_labels_are_imagenets(5)
     check_labels_are_imagenets(1000)

@@ -71,6 +71,9 @@ def test_tables_json_and_figures(var_scaling: Run, runs: list[Path], tmp_path: P
     assert found(results, "compute", "error_all")["fit"] is None  # no run becomes better than the first point
     assert found(results, "compute", "loss_all")["fit"]["law"]["alpha"] < 0
 
+    assert [line for line in out.splitlines() if line != line.rstrip()] == []
+    assert out.index("predicted from the others") < out.index("\nlegend\n") < out.index("after 800 images")
+    assert "2 x the largest" in out
     rows = [line.split() for line in out.splitlines()]
     (row,) = (row for row in rows if row[:4] == ["N", "loss", "last", "5"] and row[4] == "-0.23")
     assert row[-2:] == ["-0.23,", "2"]

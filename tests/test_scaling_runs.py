@@ -225,6 +225,12 @@ def test_a_folder_that_is_not_there_and_one_of_another_stage(write: Write, tmp_p
         ({"accuracy__4x4": None}, ("accuracy/4x4 of the validation at step 20 is not",)),
         ({"loss__4x4": float("nan")}, ("loss/4x4 of the validation at step 20 is not",)),
         ({"loss__4x4": "gone"}, ("loss/4x4 of the validation at step 20 is missing",)),
+        (
+            {"loss": -1.0},
+            ("metrics.jsonl: loss_all=-1 of the validation at step 20 has no logarithm", "leave this run"),
+        ),
+        ({"loss__4x4": 0.0}, ("loss_last=0 of the validation at step 20 has no logarithm",)),
+        ({"accuracy": 1.0}, ("error_all=0 of the validation at step 20 has no logarithm",)),
     ],
 )
 def test_validations_that_are_not_numbers(write: Write, values: dict[str, Any], parts: tuple[str, ...]) -> None:

@@ -52,6 +52,18 @@ def corners(name: str = "corners", version: str = "1") -> Extractor:
     )
 
 
+def unsure() -> Extractor:
+    """`corners` with a share of every class that does not underflow, as torch-fidelity's Inception Score needs it."""
+    extractor = corners()
+
+    def network(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        pool, logits, places = Corners()(images)
+        return pool, logits / 100, places
+
+    object.__setattr__(extractor, "_network", network)
+    return extractor
+
+
 def pixels(count: int, seed: int, side: int = SIDE) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
 
@@ -91,8 +103,11 @@ def lite() -> Extractor:
     return open_extractor("efficientnet-lite0", device="cpu")
 
 
-def test_a_folder_scores_as_torch_fidelity_scores_it(tmp_path: Path, lite: Extractor) -> None:
+def test_a_folder_scores_as_torch_fidelity_scores_it(
+    tmp_path: Path, lite: Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole way from files: reading, resizing, network, metrics."""
+    monkeypatch.setattr("var.evaluation.score.FIDELITY_FEWEST", 13)
     import_torchvision()
     library = pytest.importorskip("torch_fidelity")
     smooth = [np.array(Image.fromarray(p).resize((32, 32))) for p in pixels(24, 0, 5)]
@@ -149,10 +164,33 @@ def test_accuracy_is_that_of_labels(tmp_path: Path) -> None:
     assert "4 classes present" in report.numbers["accuracy_among_present_top1"].definition
 
 
-def test_labels_that_are_no_classes_are_refused(tmp_path: Path) -> None:
+def test_labels_that_are_no_classes_leave_the_accuracy_out(tmp_path: Path) -> None:
     images = folder(tmp_path / "a", pixels(3, 0), [1, 2, 1000])
-    with refused(str(images), "1..1000", "0..999"):
-        scored(images, npz(tmp_path / "b.npz", 20, 2))
+    report = scored(images, npz(tmp_path / "b.npz", 20, 2))
+    assert "frechet_distance" in report.numbers
+    assert not [name for name in report.numbers if name.startswith("accuracy")]
+    (warning,) = [warning for warning in report.warnings if warning.startswith("accuracy left out")]
+    assert all(part in warning for part in (str(images), "1..1000", "0..999"))
+
+
+def test_a_deviation_and_a_shuffled_score_need_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    others = npz(tmp_path / "b.npz", 20, 2)
+    known = scored(npz(tmp_path / "a.npz", 20, 0), others).numbers.keys()
+    assert "inception_score" in known
+    assert not {"inception_score_std", "inception_score_shuffled"} & known
+    monkeypatch.setattr("var.evaluation.score.ADM_SPLIT", 10)
+    monkeypatch.setattr("var.evaluation.score.FIDELITY_FEWEST", 20)
+    known = scored(tmp_path / "a.npz", others, unsure()).numbers.keys()
+    assert {"inception_score_std", "inception_score_shuffled"} <= known
+
+
+def test_every_number_has_a_title_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("var.evaluation.score.FIDELITY_FEWEST", 20)
+    images = npz(tmp_path / "a.npz", 20, 0, arr_1=np.arange(20))
+    report = scored(images, npz(tmp_path / "b.npz", 20, 2), unsure())
+    titles = [number.title for number in report.numbers.values()]
+    assert len(titles) == len(set(titles)) > 9
+    assert report.numbers["inception_score_shuffled"].title == "Inception Score by corners, shuffled"
 
 
 def test_without_labels_there_is_no_accuracy_and_without_classes_no_score(tmp_path: Path) -> None:
@@ -170,7 +208,7 @@ def test_features_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     extractor = corners()
     object.__setattr__(extractor, "_layers", _Layers("pool"))
     object.__setattr__(extractor, "_network", lambda images: (torch.full((len(images), 4), math.nan),))
-    with refused("not finite"):
+    with refused("the features that corners gives (none)", "not finite"):
         scored(npz(tmp_path / "a.npz", 5, 0), npz(tmp_path / "b.npz", 5, 1), extractor)
 
 
@@ -258,11 +296,18 @@ def test_what_is_no_reference_is_refused(tmp_path: Path) -> None:
     with refused("b.npz", "(4,) and (3, 3)"):
         open_reference(tmp_path / "b.npz", inception)
     np.savez(tmp_path / "c.npz", mu=np.array([0, np.nan]), sigma=np.eye(2))
-    with refused("not finite"):
+    with refused("mu in", "c.npz", "1 of 2 numbers are not finite"):
         open_reference(tmp_path / "c.npz", inception)
     np.savez(tmp_path / "d.npz", mu=np.zeros(3), sigma=np.eye(3))
-    with refused("of 4 and of 3 numbers"):
-        scored(npz(tmp_path / "images.npz", 9, 0), tmp_path / "d.npz", inception)
+    with refused("d.npz", "(3,) and (3, 3)", "(4,) and (4, 4)"):
+        open_reference(tmp_path / "d.npz", inception)
+    np.savez(tmp_path / "f.npz", mu=np.zeros(4), sigma=-np.eye(4))
+    with refused("sigma in", "f.npz", "is no covariance"):
+        open_reference(tmp_path / "f.npz", inception)
+    places = {"mu_s": np.zeros(5), "sigma_s": np.eye(5)}  # of eight
+    np.savez(tmp_path / "g.npz", mu=np.zeros(4), sigma=np.eye(4), **places)
+    with refused("g.npz", "mu_s and sigma_s", "(8,) and (8, 8)"):
+        open_reference(tmp_path / "g.npz", inception)
     np.savez(tmp_path / "e.npz", mu=np.zeros(3), sigma=np.eye(3), extractor=np.frombuffer(b"{}", np.uint8))
     with refused("e.npz", "which extractor"):
         open_reference(tmp_path / "e.npz", inception)
@@ -282,6 +327,17 @@ def test_a_written_reference_holds_the_very_pixels_and_their_statistics(tmp_path
     assert (opened.kind, opened.warnings) == ("reference batch", ())
     assert write_reference(batches, SIDE, tmp_path / "pictures.npz") == 7
     assert set(open_npz(tmp_path / "pictures.npz").names) == {"arr_0", "arr_1"}
+
+
+def test_one_picture_is_refused_before_any_is_looked_at(tmp_path: Path) -> None:
+    one, more = npz(tmp_path / "one.npz", 1, 0), npz(tmp_path / "more.npz", 9, 1)
+    extractor = corners()
+    for images, against in ((one, more), (more, one)):
+        found, reference = open_image_set(images), open_reference(against, extractor)
+        with refused(str(one), "1 picture:", "at least 2"):
+            score(found, reference, extractor, progress=lambda done, total: pytest.fail("looked at"))
+    with refused(str(one), "at least 2"):
+        write_statistics(open_image_set(one), extractor, tmp_path / "out.npz")
 
 
 def test_extracting_nothing_is_refused() -> None:
@@ -330,7 +386,7 @@ def test_lossy_pictures_and_other_sizes_are_warned_of(tmp_path: Path) -> None:
 def test_the_report_is_json_with_the_origin_of_every_number(tmp_path: Path) -> None:
     found = json.loads(json.dumps(scored(npz(tmp_path / "a.npz", 12, 0), npz(tmp_path / "b.npz", 9, 1)).as_json()))
     assert found["numbers"]["precision"]["pictures"] == 12
-    assert found["numbers"]["precision"]["library"].startswith("torch-fidelity 0.")
+    assert found["numbers"]["kernel_distance"]["library"].startswith("torch-fidelity 0.")
     assert found["numbers"]["frechet_distance"]["library"].startswith("var-next-scale 0.")
     assert found["extractor"]["library"] == "tests 1"
     assert found["images"]["sizes"] == {"6x6": 12}
@@ -397,7 +453,9 @@ def test_reference_writes_a_split_or_statistics(
     [
         ([], "--extractor"),
         (["--size", "8", "--extractor", "corners"], "--size"),
-        (["--split", "train"], "--size is None"),
+        (["--split", "train"], "--split needs --size"),
+        (["--split", "train", "--size", "0"], "--size 0"),
+        (["--split", "train", "--size", "8", "--weights", "w.pth"], "--weights w.pth needs --extractor"),
         (["--split", "train", "--size", "8", "--classes", "a,b"], "--classes 'a,b'"),
     ],
 )
@@ -407,3 +465,46 @@ def test_reference_refuses_what_cannot_be(
     with pytest.raises(SystemExit):
         command("reference", "data", "--out", tmp_path / "out.npz", *words, monkeypatch=monkeypatch)
     assert told in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("cheap")
+def test_what_is_read_is_never_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a, b, pictures = npz(tmp_path / "a.npz", 6, 0), npz(tmp_path / "b.npz", 6, 1), folder(tmp_path / "p", pixels(6, 2))
+    (tmp_path / "link.npz").symlink_to(a)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    reference, scoring = ("reference", "--extractor", "corners"), ("score", "--extractor", "corners")
+    for words in (
+        (*reference, a, "--out", a),
+        (*reference, a, "--out", tmp_path / "link.npz"),
+        (*reference, a, "--out", tmp_path / "p" / ".." / "a.npz"),
+        (*reference, pictures, "--out", pictures / "000000.png"),
+        (*scoring, "--images", a, "--reference", b, "--json", a),
+        (*scoring, "--images", a, "--reference", b, "--json", b),
+        (*scoring, "--images", a, "--reference", pictures, "--json", pictures / "new.png"),
+        (*scoring, "--images", a, "--reference", b, "--weights", pictures / "000000.png", "--json",
+         pictures / "000000.png"),
+    ):  # fmt: skip
+        with pytest.raises(SystemExit):
+            command(*words, monkeypatch=monkeypatch)
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert len(told.err.splitlines()) == 1
+        assert any(part in told.err for part in ("would replace", "lies among the files")), told.err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    for _ in range(2):  # results are not pictures: they may lie among them, and be replaced
+        words = ("--images", pictures, "--reference", b, "--json", pictures / "score.json")
+        command(*scoring, *words, monkeypatch=monkeypatch)
+
+
+def test_a_folder_is_no_target_and_the_name_proposed_is_the_commands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words, name in (
+        (("reference", tmp_path, "--extractor", "corners", "--out", tmp_path), "reference.npz"),
+        (("score", "--images", "a", "--reference", "b", "--json", tmp_path), "score.json"),
+    ):
+        with pytest.raises(SystemExit):
+            command(*words, monkeypatch=monkeypatch)
+        assert str(tmp_path / name) in capsys.readouterr().err

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -18,6 +18,26 @@ def check_writable(folder: Path) -> None:
         raise InputError(f"cannot write {folder}: {existing} is a file: give another folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise InputError(f"cannot write {folder}: no permission to write in {existing}: give another folder")
+
+
+def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise InputError if the file could not be written, or would replace what is read; nothing is made yet.
+
+    Args:
+        file: the target.
+        example: how such a file may be called.
+        inputs: files and folders that are read; None and what is no path, such as a model's name, do not matter. In a
+            folder, where anything may be read, the target needs the suffix of the example, which pictures do not have.
+    """
+    check_writable(file.parent)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: give the name of a file, such as {file / example}")
+    for path in (Path(given).expanduser() for given in inputs if given is not None):
+        if path.exists() and file.exists() and path.samefile(file):
+            raise InputError(f"{file} would replace {path}, which is read: give another name, such as {example}")
+        inside = path.is_dir() and file.resolve().is_relative_to(path.resolve())
+        if inside and file.suffix.lower() != Path(example).suffix:
+            raise InputError(f"{file} lies among the files of {path}, which are read: give another place, or {example}")
 
 
 @contextmanager

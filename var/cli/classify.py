@@ -21,12 +21,11 @@ def classify(
 ) -> None:
     """Classify by nearest neighbours and by logistic regression; the files are what `var features` wrote."""
     from var.features.classify import check_comparable, linear, nearest_neighbours
-    from var.features.extract import check_target
     from var.features.table import read_features
-    from var.files import written_beside
+    from var.files import check_target, written_beside
 
     if json_file is not None:
-        check_target(json_file)
+        check_target(json_file, "accuracy.json", [train, validation])
     known, asked = read_features(train), read_features(validation)
     check_comparable(known, asked)
     neighbours = nearest_neighbours(known, asked, k)

@@ -57,10 +57,11 @@ def features(
 ) -> None:
     """Write the features of all images of FOLDER. Run it again to go on where it stopped."""
     blocks = None if layers is None else blocks_of(layers)
-    from var.features.extract import check_target, open_source, write_features
+    from var.features.extract import EXAMPLE, open_source, write_features
     from var.features.pictures import folder_pictures, split_pictures
+    from var.files import check_target
 
-    check_target(out)
+    check_target(out, EXAMPLE)
     pictures = folder_pictures(Path(source)) if split is None else split_pictures(source, split)
     found = open_source(model, None if sizes is None else read_sizes(sizes), device, dtype)
     tell = partial(typer.echo, err=True)

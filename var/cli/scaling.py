@@ -24,7 +24,6 @@ PAPER = {
     ("compute", "loss_all"): (1.5e-5, -0.16),
 }
 X = {"parameters": "N", "all_parameters": "N all", "compute": "C"}
-WIDE = 200  # columns: a terminal may break lines, but nothing is cut off
 
 
 def scaling(
@@ -105,54 +104,47 @@ def results(runs: Sequence["Run"], findings: Sequence["Finding"], resamples: int
 
 
 def tell(runs: Sequence["Run"], findings: Sequence["Finding"]) -> None:
-    """Print runs, laws, predictions and back-tests."""
-    from rich.console import Console
+    """Print runs, laws, predictions and back-tests, and a legend."""
+    from var.evaluation.scaling import AHEAD, LEVEL, ends_of_runs, shared_images
 
-    from var.evaluation.scaling import LEVEL, ends_of_runs, shared_images
-
-    console = Console(width=WIDE)
-    images = shared_images([run.curve for run in runs])
-    console.print(_table("runs", RUNS, [_run_row(run, images) for run in runs]))
-    laws = [_law_row(finding) for finding in findings]
-    console.print(_table(f"\nL = (beta X)^alpha, {LEVEL:.0%} intervals", LAWS, laws))
-    for title, columns, rows in (
-        (f"\npredictions, {LEVEL:.0%} intervals of a measurement", AHEAD, map(_ahead_row, findings)),
-        ("\nthe run with the largest X, predicted from the others", TESTS, map(_test_row, findings)),
-    ):
-        console.print(_table(title, columns, [row for row in rows if row]))
+    curves = [run.curve for run in runs]
+    images = shared_images(curves)
+    _tell_table("runs", [RUN_COLUMNS, *(_run_row(run, images) for run in runs)])
+    _tell_table(f"L = (beta X)^alpha, {LEVEL:.0%} intervals", [LAW_COLUMNS, *map(_law_row, findings)])
+    ahead = ["X", "L", *(cell for times in AHEAD for cell in (f"{times:g} x the largest", "(t)"))]
+    _tell_table(f"predictions, {LEVEL:.0%} intervals of a measurement", [ahead, *map(_ahead_row, findings)])
+    _tell_table("the run with the largest X, predicted from the others", [TEST_COLUMNS, *map(_test_row, findings)])
     frontier = [finding for finding in findings if finding.axis == "compute" and finding.quantity.startswith("loss")]
-    ends = ends_of_runs([run.curve for run in runs], [point for finding in frontier for point in finding.points])
-    for note in (
-        f"N: parameters of the blocks (attention, MLP, AdaLN) in billions, N all: with embeddings and head; both after "
-        f"{images:,} images. C: PFLOP of training, on the frontier of all runs.",
-        f"of the points on the frontiers of the losses {ends:.0%} are ends of their runs: there longer runs may be "
-        "better, and the frontier is that of runs of this length.",
-        "[bootstrap]: percentiles over resampled points, too narrow for fewer than ten or so. (t): Student's t of the "
-        "residuals. all but one: alpha when each run in turn is left out.",
-        "the paper: alpha and beta there, of another tokenizer and data set: signs and order compare, values do not.",
-    ):
-        typer.echo(note)
+    ends = ends_of_runs(curves, [point for finding in frontier for point in finding.points])
+    legend = [
+        ("N", f"parameters of the blocks (attention, MLP, AdaLN) in billions; L after {images:,} images"),
+        ("N all", "the same with embeddings and head"),
+        ("C", "PFLOP of training; L on the frontier of all runs"),
+        ("", f"{ends:.0%} of the points for losses are ends of their runs: longer runs may be better there"),
+        ("[bootstrap]", "percentiles over resampled points; too narrow for fewer than ten or so"),
+        ("(t)", "Student's t of the residuals"),
+        ("all but one", "alpha when each run in turn is left out"),
+        ("the paper", "alpha, beta there, of another tokenizer and data set: signs and order compare, values do not"),
+    ]
+    _tell_table("legend", legend)
 
 
-RUNS = ("run", "depth", "width", "N (blocks)", "N all", "GFLOP/image", "PFLOP", "loss, last", "loss, all")
-LAWS = (
+RUN_COLUMNS = ("run", "depth", "width", "N (blocks)", "N all", "GFLOP/image", "PFLOP", "loss, last", "loss, all")
+LAW_COLUMNS = (
     *("X", "L", "points", "alpha", "[bootstrap]", "(t)", "all but one"),
     *("log10 beta", "(t)", "Pearson", "R^2", "floor", "the paper"),
 )
-AHEAD = ("X", "L", "2 x the largest", "", "10 x the largest", "")
-TESTS = ("X", "L", "run", "points", "predicted", "(t)", "measured", "inside")
+TEST_COLUMNS = ("X", "L", "run", "points", "predicted", "(t)", "measured", "inside")
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=None, pad_edge=False, title=title, title_justify="left")
-    for column in columns:
-        table.add_column(Text(column), no_wrap=True)
+def _tell_table(title: str, rows: Sequence[Sequence[str]]) -> None:
+    """Print rows, without those that are empty, in columns; nothing is cut off."""
+    rows = [row for row in rows if row]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    typer.echo(title)
     for row in rows:
-        table.add_row(*map(Text, row))
-    return table
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    typer.echo()
 
 
 def _run_row(run: "Run", images: int) -> list[str]:

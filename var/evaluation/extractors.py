@@ -111,7 +111,7 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
         raise InputError(f"extractor {name!r} is unknown: choose one of {', '.join(registry)}")
     kind = _KINDS.get(name, _Kind(_unknown_weights, _Layers(_default_layer(registry[name]))))
     file = kind.find(name, weights)
-    with _told(name):
+    with _told(name, kind.remedy(name)):
         network = registry[name](
             name,
             list(kind.layers.asked),
@@ -133,6 +133,11 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
         _network=network,
         _layers=kind.layers,
     )
+
+
+def is_classifier(name: str) -> bool:
+    """Whether the logits of an extractor of this name are ImageNet-1k's classes; nothing is loaded or fetched."""
+    return name in _KINDS and _KINDS[name].class_logits
 
 
 def register_extractors() -> dict[str, Any]:
@@ -203,6 +208,7 @@ class _Kind(NamedTuple):
     packages: tuple[str, ...] = ("torch-fidelity",)
     class_logits: bool = False
     downloaded: Callable[[str], Path | None] = lambda name: None  # where the network put what it fetched by itself
+    remedy: Callable[[str], str] = lambda name: "check its weights"
 
     def library(self) -> str:
         return ", ".join(f"{package} {metadata.version(package)}" for package in self.packages)
@@ -244,10 +250,23 @@ def _find_dinov2(name: str, weights: Path | None) -> None:
         raise InputError(f"{name} takes no weights file: torch.hub fetches it, with its code, from facebookresearch")
 
 
-def _dinov2_weights(name: str) -> Path | None:
+def _dinov2_file(name: str) -> Path:
     _, _, size, patch = name.split("-")
-    file = _cache() / f"dinov2_vit{size}{patch}_pretrain.pth"
+    return _cache() / f"dinov2_vit{size}{patch}_pretrain.pth"
+
+
+def _dinov2_weights(name: str) -> Path | None:
+    file = _dinov2_file(name)
     return file if file.is_file() else None
+
+
+def _dinov2_remedy(name: str) -> str:
+    file, code = _dinov2_file(name), "facebookresearch/dinov2"
+    return (
+        f"without a connection, fetch https://github.com/{code}/archive/main.zip elsewhere and unpack it as "
+        f"{_cache().parent / code.replace('/', '_')}_main, and fetch https://dl.fbaipublicfiles.com/dinov2/"
+        f"{file.stem.removesuffix('_pretrain')}/{file.name} and put it at {file}"
+    )
 
 
 def _unknown_weights(name: str, weights: Path | None) -> Path | None:
@@ -290,14 +309,14 @@ def _fetched(url: str, extractor: str, name: str | None = None) -> Path:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _told(name: str, remedy: str) -> Iterator[None]:
     """Inside, what networks raise on weights that are not theirs or cannot be fetched becomes one line."""
     try:
         yield
     except InputError:
         raise
     except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise InputError(f"extractor {name} could not be loaded ({one_line(error)}): check its weights") from error
+        raise InputError(f"extractor {name} could not be loaded ({one_line(error)}): {remedy}") from error
 
 
 _LITE_RESIZE = "bicubic with antialiasing, to a square, in float32, clamped to 0..255"
@@ -308,7 +327,9 @@ _KINDS: dict[str, _Kind] = {
     ),
     "vgg16": _Kind(partial(_find_url, url=_vgg_url), _Layers("fc2_relu"), TF1_BILINEAR),
     **dict.fromkeys(CLIP, _Kind(_find_clip, _Layers("clip"), TF1_BILINEAR)),
-    **dict.fromkeys(DINOV2, _Kind(_find_dinov2, _Layers("dinov2"), TF1_BILINEAR, downloaded=_dinov2_weights)),
+    **dict.fromkeys(
+        DINOV2, _Kind(_find_dinov2, _Layers("dinov2"), TF1_BILINEAR, downloaded=_dinov2_weights, remedy=_dinov2_remedy)
+    ),
     **{
         name: _Kind(
             _find_lite,

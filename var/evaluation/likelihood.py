@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
-from var.evaluation.measured import Measured, measured
+from var.evaluation.measured import Measured, check_any, check_float32, measured
 from var.pipeline import VARPipeline
 from var.token_losses import TokenLosses, picture_means, token_losses
 
@@ -108,8 +108,7 @@ def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -
             finite; a tokenizer in another type.
     """
     model, vqvae = pipe.model, pipe.vqvae
-    if vqvae.dtype != torch.float32:
-        raise InputError(f"the tokenizer is in {vqvae.dtype}, which makes other tokens: load it in float32")
+    check_float32(vqvae)
     known, device = frozenset(pipe.known_labels()), model.position.device
     columns: tuple[list[Values], list[Values]] = ([], [])
     for images, labels in batches:
@@ -120,8 +119,7 @@ def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -
         nothing = torch.full_like(told, model.config.num_classes)
         for column, asked in zip(columns, (told, nothing), strict=True):
             column.append(_of_pictures(token_losses(model(asked, inputs), tokens), model.scales))
-    if not columns[0]:
-        raise InputError("there are no pictures to measure on: give some")
+    check_any(columns[0])
     given, null = ({name: torch.cat([part[name] for part in column]) for name in column[0]} for column in columns)
     gain = measured(null["loss"] - given["loss"], "the loss").times(model.scales.total)
     return LabelledLikelihood(len(given["loss"]), _summed(given, model.scales), _summed(null, model.scales), gain)

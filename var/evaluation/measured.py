@@ -1,12 +1,14 @@
-"""A mean over pictures with its standard error: what every measure of single pictures is told as."""
+"""What measures of single pictures share: a mean with its standard error, and what is refused."""
 
 import math
+from collections.abc import Sized
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
 
 
 class Measured(NamedTuple):
@@ -40,3 +42,15 @@ def measured(values: Tensor, what: str) -> Measured:
         raise InputError(f"{what} is not finite for {wrong} of {len(values)} pictures: the model's weights are damaged")
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
     return Measured(values.mean().item(), error)
+
+
+def check_float32(vqvae: VQVAE) -> None:
+    """Raise InputError for a tokenizer in another type."""
+    if vqvae.dtype != torch.float32:
+        raise InputError(f"the tokenizer is in {vqvae.dtype}, which makes other tokens: load it in float32")
+
+
+def check_any(batches: Sized) -> None:
+    """Raise InputError if no batch was measured."""
+    if not len(batches):
+        raise InputError("there are no pictures to measure on: give some")

@@ -1,25 +1,30 @@
 """The numbers, as pure functions of features: nothing here knows of pictures or networks. All in float64.
 
-N pictures, D numbers of a feature, K classes. Where torch-fidelity's function on features is right, it is what is
-called; docs/evaluation.md tells where it is not, and where it differs from the evaluator of ADM (arXiv 2105.05233).
+N pictures, M of the reference, D numbers of a feature, K classes. Where torch-fidelity's function on features is right,
+it is what is called; docs/evaluation.md tells where it is not, and where it differs from the evaluator of ADM (arXiv
+2105.05233).
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.torchvision_compat import import_torchvision
 
+TOO_FEW = "a covariance needs at least 2 pictures"
 NEIGHBOURS = 3  # whose distance is the radius of a ball, in precision and recall
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 
 _NOT_ROUNDING = 1e-5  # of the largest eigenvalue: covariances that were stored in float32 are off by less
+_ROUNDING = 1e-12  # of two features' squared norms: their squared distance as a product is off by less
 _ROWS = 1000  # of distances in memory at a time, and of features in a part of their moments
 
 Array = NDArray[np.float64]
@@ -81,7 +86,7 @@ class Moments:
             InputError: fewer than two features.
         """
         if self.count < 2:
-            raise InputError(f"{self.count} pictures have no covariance: give at least 2")
+            raise InputError(f"{TOO_FEW}, and there are {self.count}")
         return Statistics(self._mean.copy(), self._scatter / (self.count - 1), self.count)
 
 
@@ -118,15 +123,24 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 def _factor(covariance: Array) -> Array:
     """F (D, rank) with F F^T the covariance. Eigenvalues within rounding of zero are zero."""
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
+    _check_eigenvalues(values, covariance, "what is given as a covariance")
+    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    return vectors[:, kept] * np.sqrt(values[kept])
+
+
+def check_covariance(covariance: Array, name: str) -> None:
+    """Raise InputError if a (D, D) matrix is none; `name` is what to call it."""
+    _check_eigenvalues(np.linalg.eigvalsh((covariance + covariance.T) / 2), covariance, name)
+
+
+def _check_eigenvalues(values: NDArray[np.floating[Any]], covariance: Array, name: str) -> None:
     largest = max(values[-1], 0.0)
     asymmetry = np.abs(covariance - covariance.T).max()
     if max(-values[0], asymmetry) > _NOT_ROUNDING * largest:
         raise InputError(
-            f"what is given as a covariance is none (smallest eigenvalue {values[0]:.3g}, largest {values[-1]:.3g}, "
+            f"{name} is no covariance (smallest eigenvalue {values[0]:.3g}, largest {values[-1]:.3g}, "
             f"asymmetry {asymmetry:.3g}): give statistics that features have"
         )
-    kept = values > len(values) * np.finfo(np.float64).eps * largest
-    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def inception_score(logits: Tensor, split_size: int = 5000) -> Mean:
@@ -171,18 +185,32 @@ def precision_recall(samples: Tensor, reference: Tensor) -> PrecisionRecall:
 
     Around every picture of a set lies a ball that reaches to its third nearest neighbour in that set (itself not
     counted). Precision is the fraction of samples within any ball of the reference, recall that of the reference within
-    any ball of the samples.
+    any ball of the samples. A picture that occurs more than three times has a ball of radius 0, which holds its copies.
 
     Raises:
         InputError: features of other dimensions, not finite, or fewer than NEIGHBOURS + 1 in a set.
     """
     samples, reference = _centred(samples, reference, NEIGHBOURS + 1)
-    found = _fidelity("metric_prc").prc_features_to_metric(
-        samples, reference, prc_neighborhood=NEIGHBOURS, prc_batch_size=_ROWS, save_cpu_ram=True, verbose=False
-    )
-    # Its fractions are means in float32: back to whole numbers of pictures.
-    counts = {"precision": len(samples), "recall": len(reference)}
-    return PrecisionRecall(**{name: round(found[name] * count) / count for name, count in counts.items()})
+    return PrecisionRecall(precision=_within(samples, reference), recall=_within(reference, samples))
+
+
+def _within(points: Tensor, centres: Tensor) -> float:
+    """The fraction of (N, D) points in a ball around any of (M, D) centres.
+
+    Distances are rows of a product of matrices, which is fast, and whose rounding makes those of equal points differ
+    from zero: what is outside by no more than that is inside.
+    """
+    nearest = [near.topk(NEIGHBOURS + 1, largest=False).values for near in _squared_distances(centres, centres)]
+    radii = torch.cat(nearest)[:, -1]  # squared; the first neighbour is the centre itself
+    inside = sum((near <= radii).any(1).sum().item() for near in _squared_distances(points, centres, 1 - _ROUNDING))
+    return inside / len(points)
+
+
+def _squared_distances(points: Tensor, centres: Tensor, share: float = 1) -> Iterator[Tensor]:
+    """(N, D) and (M, D) float64 -> (_ROWS, M) at a time, |x|^2 + |y|^2 - 2 x.y; of the squared norms only a share."""
+    norms = share * centres.square().sum(1)
+    for rows in points.split(_ROWS):
+        yield torch.addmm(norms, rows, centres.T, alpha=-2).add_(share * rows.square().sum(1, keepdim=True))
 
 
 def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 2020) -> Mean:
@@ -216,8 +244,8 @@ def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
     return (logits.topk(k).indices == labels[:, None]).any(1).double().mean().item()
 
 
-def finite(values: Tensor | NDArray[Any]) -> Array:
-    """The values in float64.
+def finite(values: Tensor | NDArray[Any], name: str = "features or statistics") -> Array:
+    """The values in float64; `name` is what to call them.
 
     Raises:
         InputError: some are not finite.
@@ -225,7 +253,7 @@ def finite(values: Tensor | NDArray[Any]) -> Array:
     array = np.asarray(values.numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
     if not np.isfinite(array).all():
         wrong = np.count_nonzero(~np.isfinite(array))
-        raise InputError(f"{wrong} of {array.size} numbers are not finite: check pictures, weights and statistics")
+        raise InputError(f"{name}: {wrong} of {array.size} numbers are not finite: what made them is damaged")
     return array
 
 

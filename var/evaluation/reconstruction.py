@@ -15,12 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.errors import InputError
 from tokenizer.losses import psnr
 from tokenizer.vqvae import VQVAE
 from var.checkpoint import CONFIG, load_tokenizer
 from var.evaluation.extractors import Extractor
-from var.evaluation.measured import Measured, measured
+from var.evaluation.measured import Measured, check_any, check_float32, measured
 from var.evaluation.metrics import Moments, frechet_distance
 from var.images import to_pil, to_tensor
 from var.pipeline import TOKENIZER, find_folder
@@ -113,7 +112,8 @@ def reconstruction(
         InputError: no pictures, or of another size than the tokenizer's; fewer than two for the Frechet distance;
             measures that are not finite; a tokenizer in another type.
     """
-    device = _device(vqvae)
+    check_float32(vqvae)
+    device = vqvae.quant_conv.weight.device
     parts: list[dict[str, Tensor]] = []
     counts = torch.zeros(len(vqvae.scales), vqvae.config.vocab_size, dtype=torch.int64)
     features = None if extractor is None else _FeaturePair(extractor)
@@ -126,8 +126,7 @@ def reconstruction(
             parts[-1]["perceptual"] = perceptual(shown.pixels.to(device), original.pixels.to(device)).cpu()
         if features is not None:
             features.add(shown.integers, original.integers)
-    if not parts:
-        raise InputError("there are no pictures to measure on: give some")
+    check_any(parts)
     means = {name: measured(torch.cat([part[name] for part in parts]), name) for name in parts[0]}
     return Reconstruction(
         pictures=sum(len(part["psnr"]) for part in parts),
@@ -148,10 +147,10 @@ def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[Measured, ...]:
     Raises:
         InputError: as `reconstruction`.
     """
-    device = _device(vqvae)
+    check_float32(vqvae)
+    device = vqvae.quant_conv.weight.device
     parts = [list(_psnr_of_scales(vqvae, images, device)) for images, _ in batches]
-    if not parts:
-        raise InputError("there are no pictures to measure on: give some")
+    check_any(parts)
     return tuple(measured(torch.cat(column), "psnr") for column in zip(*parts, strict=True))
 
 
@@ -205,9 +204,3 @@ def _differences(shown: Tensor, images: Tensor) -> dict[str, Tensor]:
     shown, images = shown.double(), images.double()
     l1 = (shown - images).abs().mean(dim=(1, 2, 3)) / 2
     return {"psnr": psnr(shown, images), "ssim": ssim(shown, images), "l1": l1}
-
-
-def _device(vqvae: VQVAE) -> torch.device:
-    if vqvae.dtype != torch.float32:
-        raise InputError(f"the tokenizer is in {vqvae.dtype}, which makes other tokens: load it in float32")
-    return vqvae.quant_conv.weight.device

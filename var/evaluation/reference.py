@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var.evaluation.extractors import INCEPTION, Extractor
 from var.evaluation.image_sets import ImageSet, npz_images, open_image_set
-from var.evaluation.metrics import Moments, Statistics, finite, statistics
+from var.evaluation.metrics import TOO_FEW, Moments, Statistics, check_covariance, finite, statistics
 from var.evaluation.npz import IMAGES, LABELS, Npz, open_npz, write_images
 from var.files import written_beside
 
@@ -67,7 +67,7 @@ def extract(batches: Iterable[Tensor], extractor: Extractor, progress: Callable[
     done = 0
     for batch in batches:
         found = extractor(batch)
-        finite(found.pool)
+        finite(found.pool, f"the features that {extractor.name} gives ({extractor.weights})")
         pools.append(found.pool)
         if found.logits is not None:
             logits.append(found.logits)
@@ -90,8 +90,8 @@ def open_reference(path: Path, extractor: Extractor) -> Reference:
     another extractor are refused if there are no pictures beside them; else the pictures take their place.
 
     Raises:
-        InputError: no such file or folder; neither pictures nor statistics in it; statistics of another extractor, or
-            that are none.
+        InputError: no such file or folder; neither pictures nor statistics in it; statistics of another extractor or
+            dimension, not finite, or with a covariance that is none.
     """
     if path.is_dir():
         return Reference(path, "folder", open_image_set(path))
@@ -116,10 +116,16 @@ def open_reference(path: Path, extractor: Extractor) -> Reference:
         path,
         "statistics" if images is None else "reference batch",
         images,
-        pool=_statistics(npz, "mu", "sigma"),
-        spatial=_statistics(npz, "mu_s", "sigma_s") if "mu_s" in npz.names else None,
+        pool=_statistics(npz, "mu", "sigma", extractor, extractor.dimension),
+        spatial=_spatial_statistics(npz, extractor) if "mu_s" in npz.names else None,
         warnings=(differs,) if other else (),
     )
+
+
+def check_enough(images: ImageSet) -> None:
+    """Raise InputError unless there are pictures enough for a covariance."""
+    if images.count < 2:
+        raise InputError(f"{images.path} holds {images.count} picture: {TOO_FEW}")
 
 
 def write_statistics(
@@ -134,6 +140,7 @@ def write_statistics(
     Raises:
         InputError: as `score` raises it, and a place that cannot be written.
     """
+    check_enough(images)
     seen = extract(images.batches(batch_size), extractor, lambda done: progress(done, images.count))
     arrays = _arrays(statistics(seen.pool), seen.spatial, extractor)
     with written_beside(out) as beside, beside.open("wb") as file:
@@ -221,11 +228,21 @@ def _maker(npz: Npz) -> dict[str, str]:
     raise InputError(f"{npz.path} does not tell which extractor made its statistics: make it again")
 
 
-def _statistics(npz: Npz, mean: str, covariance: str) -> Statistics:
+def _statistics(npz: Npz, mean: str, covariance: str, extractor: Extractor, dimension: int) -> Statistics:
+    """By the names of their arrays: checked here, where the file is known, before anything is computed."""
     count = int(npz.array(COUNT).sum()) if COUNT in npz.names else None
-    found = Statistics(finite(npz.array(mean)), finite(npz.array(covariance)), count)
-    shape = found.mean.shape
-    if found.mean.ndim != 1 or found.covariance.shape != shape * 2:
-        shapes = f"{shape} and {found.covariance.shape}"
-        raise InputError(f"{npz.path}: {mean} and {covariance} have shapes {shapes}, (D,) and (D, D) are needed")
+    arrays = [finite(npz.array(name), f"{name} in {npz.path}") for name in (mean, covariance)]
+    found = Statistics(arrays[0], arrays[1], count)
+    if (found.mean.shape, found.covariance.shape) != ((dimension,), (dimension, dimension)):
+        raise InputError(
+            f"{npz.path}: {mean} and {covariance} have shapes {found.mean.shape} and {found.covariance.shape}, those "
+            f"of {extractor.name} are ({dimension},) and ({dimension}, {dimension}): give statistics of its features"
+        )
+    check_covariance(found.covariance, f"{covariance} in {npz.path}")
     return found
+
+
+def _spatial_statistics(npz: Npz, extractor: Extractor) -> Statistics | None:
+    """None where the extractor has no spatial features, whose number one black picture tells."""
+    places = extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).spatial
+    return None if places is None else _statistics(npz, "mu_s", "sigma_s", extractor, places.shape[1])

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
-from var.evaluation.extractors import open_extractor
+from var.evaluation.extractors import is_classifier, open_extractor
 
 IMAGENET_CLASSES = 1000
+REJECT_BY = "efficientnet-lite1"  # unless told otherwise; lite0 is kept for scores
 
 Judge = Callable[[Tensor, list[int]], list[float]]  # (B, 3, H, W) uint8 and B labels -> B scores, the more the better
 
@@ -29,11 +30,9 @@ class ClassProbability:
     """
 
     def __init__(self, name: str, device: str = "auto") -> None:
+        if not is_classifier(name):  # asked before its weights are fetched
+            raise InputError(f"{name} is no classifier of ImageNet's classes: reject by {REJECT_BY}, for example")
         self.extractor = open_extractor(name, device=device)
-        if not self.extractor.class_logits:
-            raise InputError(
-                f"{name} is no classifier of ImageNet's classes: reject by another, or a later one of them"
-            )
         self.description = f"{self.extractor.name} ({self.extractor.version})"
 
     def __call__(self, images: Tensor, labels: list[int]) -> list[float]:

@@ -19,6 +19,7 @@ FEWEST = 3  # points of a fit: two lie on a line whatever they are
 A_DECADE = 4  # points of the frontier at most, in a factor of ten of compute
 AHEAD = (2.0, 10.0)  # what is predicted, in multiples of the largest X
 FEWEST_WITH_FLOOR = 6  # points, or the corrected criterion of Akaike is not defined
+FLAT = 1e-6  # a floor below that is none
 FLOORS = (0.0, 0.5, 0.9)  # where the search for a floor begins, as shares of the lowest value
 
 Axis = Literal["parameters", "all_parameters", "compute"]
@@ -292,9 +293,6 @@ def with_floor(
     floor = float(np.exp(v.min()) * best.x[0])
     alpha, constant = float(best.x[2]), float(best.x[1])
     return WithFloor(floor, alpha, _beta(alpha, constant), floors, alphas), ""
-
-
-FLAT = 1e-6  # a floor below that is none
 
 
 def _start(line: PowerLaw, u: Floats, v: Floats, share: float) -> Floats:

@@ -106,7 +106,8 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
     Raises:
         InputError: fewer than three; files that are missing or cannot be read; a run without validation, or with one
-            that is not finite; two of one size; runs that differ in more than size and length, with the key.
+            that is not finite and positive; two of one size; runs that differ in more than size and length, with the
+            key.
     """
     if len(folders) < FEWEST:
         raise InputError(f"{len(folders)} runs given: a scaling law needs at least {FEWEST} of different sizes")
@@ -178,12 +179,18 @@ def _quantities(path: Path, step: int, line: Mapping[str, Any], side: int) -> di
             given = "is missing" if name not in line else "is not a finite number"
             raise InputError(f"{path}: {name} of the validation at step {step} {given}: leave this run out")
         numbers[name] = float(value)
-    return {
+    quantities: dict[Quantity, float] = {
         "loss_last": numbers[f"loss/{last}"],
         "loss_all": numbers["loss"],
         "error_last": 1 - numbers[f"accuracy/{last}"],
         "error_all": 1 - numbers["accuracy"],
     }
+    for quantity, value in quantities.items():
+        if value <= 0:
+            raise InputError(
+                f"{path}: {quantity}={value:g} of the validation at step {step} has no logarithm: leave this run out"
+            )
+    return quantities
 
 
 def _digest(*files: Path) -> str:

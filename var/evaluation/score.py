@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tokenizer.errors import InputError
+from var.evaluation.doubts import doubts_of_count, doubts_of_features
 from var.evaluation.extractors import INCEPTION, Extractor
 from var.evaluation.image_sets import ImageSet
 from var.evaluation.metrics import (
@@ -29,11 +30,11 @@ from var.evaluation.metrics import (
     statistics,
 )
 from var.evaluation.provenance import PACKAGE, version, versions
-from var.evaluation.reference import Extracted, Progress, Reference, extract
+from var.evaluation.reference import Extracted, Progress, Reference, check_enough, extract
 
-PUBLISHED = 10_000  # pictures below which nobody's numbers are comparable with published ones, of 50,000
+COMPARABLE = 10_000  # pictures below which nobody's numbers are comparable with published ones
 ADM_SPLIT = 5000  # of the Inception Score
-FIDELITY_SPLITS = 10
+FIDELITY_SPLITS, FIDELITY_FEWEST = 10, 500  # parts of torch-fidelity's, and pictures below which they show nothing
 
 
 class Number(NamedTuple):
@@ -90,9 +91,11 @@ def score(
         progress: is told how many pictures were looked at, of both sets, and how many there are.
 
     Raises:
-        InputError: a picture that cannot be read, fewer than two pictures, features or statistics that are not finite
-            or of other dimensions, labels that are no classes.
+        InputError: a picture that cannot be read, fewer than two pictures, features that are not finite.
     """
+    for each in (images, reference.images):
+        if each is not None:
+            check_enough(each)
     total = images.count + (reference.images.count if reference.images else 0)
     seen = extract(images.batches(batch_size), extractor, lambda done: progress(done, total))
     theirs = None
@@ -171,17 +174,20 @@ def _inception_scores(seen: Extracted, extractor: Extractor) -> dict[str, Number
     if seen.logits is None:
         return {}
     count, outputs = len(seen.logits), seen.logits.shape[1]
-    title = "Inception Score" if extractor.name == INCEPTION else "Inception Score by it"
+    title = "Inception Score" if extractor.name == INCEPTION else f"Inception Score by {extractor.name}"
     ours = inception_score(seen.logits, ADM_SPLIT)
     how = f"as ADM: parts of {ADM_SPLIT} in the order given, {outputs} logits"
-    numbers = {
-        "inception_score": Number(title, ours.mean, _library(), count, None, how),
-        "inception_score_std": Number(f"{title}, std", ours.std, _library(), count, None, f"over the parts {how}"),
-    }
-    with suppress(InputError):  # too few pictures, or probabilities for which it gives no number
-        other = shuffled_inception_score(seen.logits, FIDELITY_SPLITS)
-        how = f"as torch-fidelity: {FIDELITY_SPLITS} parts, shuffled, {outputs} logits"
-        numbers["inception_score_shuffled"] = Number(f"{title} (2)", other.mean, _fidelity(), count, None, how)
+    numbers = {"inception_score": Number(title, ours.mean, _library(), count, None, how)}
+    if count > ADM_SPLIT:  # one part has no deviation
+        how = f"over the parts {how}"
+        numbers["inception_score_std"] = Number(f"{title}, std", ours.std, _library(), count, None, how)
+    if count >= FIDELITY_FEWEST:
+        with suppress(InputError):  # probabilities for which it gives no number
+            other = shuffled_inception_score(seen.logits, FIDELITY_SPLITS)
+            how = f"as torch-fidelity: {FIDELITY_SPLITS} parts, shuffled, {outputs} logits"
+            numbers["inception_score_shuffled"] = Number(
+                f"{title}, shuffled", other.mean, _fidelity(), count, None, how
+            )
     return numbers
 
 
@@ -194,7 +200,7 @@ def _neighbours(seen: Extracted, theirs: Extracted, extractor: Extractor) -> dic
         found = precision_recall(seen.pool, theirs.pool)
         how = f"k = {NEIGHBOURS} nearest neighbours in {extractor.dimension} features"
         for name, value in found._asdict().items():
-            numbers[name] = Number(name, value, _fidelity(), count, against, how)
+            numbers[name] = Number(name, value, _library(), count, against, how)
     distance, size = kernel_distance(seen.pool, theirs.pool), kid_subset_size(count, others)
     title = "KID" if extractor.name == INCEPTION else "kernel distance"
     varies = size < max(count, others)  # else every subset is all pictures, and the deviation says nothing
@@ -212,26 +218,23 @@ def _accuracies(seen: Extracted, images: ImageSet, extractor: Extractor) -> dict
         return {}
     classes = seen.logits.shape[1]
     if images.labels.min() < 0 or images.labels.max() >= classes:
-        raise InputError(
-            f"{images.path} has labels {images.labels.min()}..{images.labels.max()}: they must be ImageNet-1k's "
-            f"0..{classes - 1}; rename pictures or subfolders that are not named by a class"
-        )
+        return {}
     present, places = np.unique(images.labels, return_inverse=True)
     among = seen.logits[:, torch.from_numpy(present)]
     asked = (
-        ("accuracy", f"among {classes} classes", seen.logits, images.labels),
-        ("accuracy_among_present", f"among the {len(present)} classes present", among, places),
+        ("accuracy", f"of {classes}", f"among {classes} classes", seen.logits, images.labels),
+        ("accuracy_among_present", "of those present", f"among the {len(present)} classes present", among, places),
     )
     return {
         f"{name}_top{k}": Number(
-            f"accuracy, top-{k}",
+            f"top-{k} accuracy {few}",
             accuracy(logits, torch.from_numpy(labels), k),
             _library(),
             len(labels),
             None,
             f"labels {how}",
         )
-        for name, how, logits, labels in asked
+        for name, few, how, logits, labels in asked
         for k in (1, 5)
         if logits.shape[1] >= k
     }
@@ -240,27 +243,34 @@ def _accuracies(seen: Extracted, images: ImageSet, extractor: Extractor) -> dict
 def _warnings(
     images: ImageSet, reference: Reference, extractor: Extractor, numbers: Mapping[str, Number]
 ) -> Iterator[str]:
-    sets = {"images": images.count}
+    yield from doubts_of_count("images", images.count, extractor, COMPARABLE)
     if reference.pool is not None:
-        sets["reference's statistics"] = reference.pool.count or PUBLISHED
+        yield from doubts_of_count("reference's statistics", reference.pool.count or COMPARABLE, extractor, COMPARABLE)
     elif reference.images is not None:
-        sets["reference"] = reference.images.count
-    for name, count in sets.items():
-        if count < extractor.dimension + 1:
-            yield (
-                f"{name}: {count} pictures are fewer than {extractor.dimension + 1}, one more than the features have "
-                f"numbers: their covariance is singular and the Frechet distance too large"
-            )
-        if count < PUBLISHED:
-            yield (
-                f"{name}: with fewer than {PUBLISHED:,} pictures ({count}) no Frechet distance or Inception Score is "
-                f"comparable with published ones, which are of 50,000"
-            )
-    if extractor.name != INCEPTION:
-        yield f"features are those of {extractor.name}, not Inception's: comparable only with numbers made so"
+        yield from doubts_of_count("reference", reference.images.count, extractor, COMPARABLE)
+    yield from doubts_of_features(extractor)
+    yield from _left_out(images, reference, extractor, numbers)
+    yield from _doubts_of_pictures(images, reference)
+    if "inception_score" in numbers:
+        yield from _doubts_of_parts(images)
+
+
+def _left_out(
+    images: ImageSet, reference: Reference, extractor: Extractor, numbers: Mapping[str, Number]
+) -> Iterator[str]:
+    """Numbers that could have been expected."""
     if reference.images is not None and "precision" not in numbers:
         fewest = min(images.count, reference.images.count)
         yield f"precision and recall left out: {fewest} pictures have no {NEIGHBOURS} neighbours, {NEIGHBOURS + 1} do"
+    if extractor.class_logits and images.labels is not None and "accuracy_top1" not in numbers:
+        yield (
+            f"accuracy left out: {images.path} has labels {images.labels.min()}..{images.labels.max()}, which are not "
+            f"ImageNet-1k's 0..999: rename pictures or subfolders that are not named by a class"
+        )
+
+
+def _doubts_of_pictures(images: ImageSet, reference: Reference) -> Iterator[str]:
+    """Lossy formats and differing sizes."""
     for name, each in (("images", images), ("reference", reference.images)):
         if each is None:
             continue
@@ -270,14 +280,18 @@ def _warnings(
             yield f"{name}: pictures of {len(each.sizes)} sizes, such as {_sizes(each)}"
     if reference.images is not None and set(images.sizes) != set(reference.images.sizes):
         yield f"the sizes differ: images {_sizes(images)}, reference {_sizes(reference.images)}"
-    if "inception_score" in numbers and images.labels is not None:
+
+
+def _doubts_of_parts(images: ImageSet) -> Iterator[str]:
+    """Of ADM's Inception Score, which depends on the order of the pictures."""
+    if images.labels is not None:
         first, present = len(np.unique(images.labels[:ADM_SPLIT])), len(np.unique(images.labels))
         if first < present / 2:
             yield (
                 f"the pictures come class by class: the first {ADM_SPLIT} show {first} of {present} classes, to which "
                 f"ADM's Inception Score is bounded there; the shuffled one is not"
             )
-    if "inception_score" in numbers and images.count % ADM_SPLIT:
+    if images.count % ADM_SPLIT:
         last = images.count % ADM_SPLIT
         yield f"the Inception Score's last part has {last} pictures, not {ADM_SPLIT}: small parts lower it"
 

@@ -31,11 +31,12 @@ from var.aim import EncoderConfig
 from var.device import choose_device, choose_dtype
 from var.features.pictures import Picture, Pictures
 from var.features.table import Pool, Settings, as_table, read_settings, schema_of, table_writer
-from var.files import check_writable, written_beside
+from var.files import check_target, written_beside
 from var.hidden import FeatureSource, load_features
 
 log = logging.getLogger(__name__)
 
+EXAMPLE = "features.parquet"  # a name for the file
 MANIFEST = "manifest.json"
 PART_IMAGES, PART_BYTES = 256, 2**26  # of a part, at most; so much is lost when a process is killed
 THREADS = 8  # that read images, at most; Pillow lets them run side by side
@@ -109,7 +110,7 @@ def write_features(
     """
     if batch < 1:
         raise InputError(f"batch={batch} must be at least 1")
-    check_target(out)
+    check_target(out, EXAMPLE)
     settings = _settings(source, pictures, model, layers, pool)
     folder = out.with_name(f"{out.name}.parts")
     computed = 0
@@ -135,13 +136,6 @@ def write_features(
             raise
     _remove(folder)
     return _summary(out, settings, computed)
-
-
-def check_target(out: Path) -> None:
-    """Raise InputError if the file could not be written; nothing is made yet."""
-    check_writable(out.parent)
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: give the name of a file, such as {out / 'features.parquet'}")
 
 
 class _Part(NamedTuple):

@@ -9,6 +9,8 @@ import importlib
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
@@ -18,7 +20,6 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -483,25 +484,38 @@ def _under(state: State, prefix: str, network: nn.Module) -> State:
 
 def _download(url: str) -> State:
     try:
-        return torch.hub.load_state_dict_from_url(
-            url, map_location="cpu", progress=False, check_hash=True, weights_only=True
-        )
+        with redirect_stdout(StringIO()):  # torch announces the download even without progress
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
     except (OSError, RuntimeError, UnpicklingError, EOFError) as error:  # no connection, no space, another file
         raise InputError(
-            f"{url} could not be downloaded ({one_line(error)}): fetch it elsewhere and give its path as the weights"
+            f"{url} could not be downloaded ({one_line(error)}): fetch it elsewhere and give its path as the weights "
+            f"(of `var evaluate tokenizer` --lpips-weights)"
         ) from error
 
 
 def read_weights(path: Path) -> State:
-    """The tensors of a .safetensors file, or of a torch file (old or new format) that holds nothing else."""
+    """The tensors of a .safetensors file, or of a torch file (old or new format) that holds nothing else.
+
+    Raises:
+        InputError: no such file, a damaged one, or one that holds anything else, of which nothing is run.
+    """
     if not path.is_file():
         raise InputError(f"weights file {path} does not exist: give the path of a file, or none for the usual weights")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is damaged or holds something else than weights ({one_line(error)})") from error
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of foreign formats, which are refused
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({one_line(error)}): give a file of weights that can") from error
+    except Exception as error:  # torch's unpickler raises nearly anything on foreign bytes, and advises to run them
+        raise InputError(
+            f"{path} is damaged or holds something else than tensors (nothing in it was run): give the weights as "
+            f"their authors published them, or as .safetensors"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a state dict of tensors: give the file as its authors published it")
     return state

@@ -11,8 +11,6 @@ from tokenizer.errors import InputError
 from var.cli.edit import AUTO, Device, Dtype
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
 
-REJECT_BY = "efficientnet-lite1"
-
 
 def generate(
     out: Annotated[Path, typer.Option(help="Folder: images/LABEL_INDEX.png, settings.json, samples.npz.")],
@@ -56,7 +54,9 @@ def generate(
     from accelerate.utils import gather_object
 
     from var.device import choose_device
-    from var.evaluation.samples import NPZ, PICTURES, Workers, draw_samples, sample_settings, write_samples_npz
+    from var.evaluation.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
+    from var.evaluation.sample_set import NPZ, PICTURES, has_samples_npz, sample_settings, write_samples_npz
+    from var.evaluation.samples import Workers, draw_samples
     from var.files import check_writable
     from var.pipeline import VARPipeline
     from var.training.parallel import leave
@@ -65,50 +65,48 @@ def generate(
     if reject is None and reject_by is not None:
         raise InputError(f"--reject-by {reject_by} rejects nothing without --reject, the part that is kept")
     state = PartialState(cpu=choose_device(device).type == "cpu", timeout=LONGEST_WAIT)
-    world, speaks = state.num_processes, state.is_main_process
-    target = device if world == 1 else str(state.device)
-    pipe = VARPipeline.from_pretrained(model, device=target, dtype=dtype)
-    judge = None
-    if reject is not None:
-        from var.evaluation.rejection import ClassProbability, check_labels_are_imagenets
-
-        check_labels_are_imagenets(pipe.model.config.num_classes)
-        judge = ClassProbability(reject_by or REJECT_BY, target)
-    settings = sample_settings(
-        pipe,
-        model,
-        classes or None,
-        num_per_class,
-        cfg,
-        top_k,
-        top_p,
-        seed,
-        batch,
-        reject,
-        None if judge is None else judge.description,
-    )
+    speaks = state.is_main_process
+    workers = Workers(state.process_index, state.num_processes, lambda number: gather_object([number]))
+    with workers.in_step():
+        target = device if workers.world == 1 else str(state.device)
+        pipe = VARPipeline.from_pretrained(model, device=target, dtype=dtype)
+        judge = None
+        if reject is not None:
+            check_labels_are_imagenets(pipe.model.config.num_classes)
+            judge = ClassProbability(reject_by or REJECT_BY, target)
+        settings = sample_settings(
+            pipe,
+            model,
+            classes or None,
+            num_per_class,
+            cfg,
+            top_k,
+            top_p,
+            seed,
+            batch,
+            reject,
+            None if judge is None else judge.description,
+        )
     cores = os.cpu_count() or 1
-    if speaks and pipe.model.position.device.type == "cpu" and world < cores:
+    if speaks and pipe.model.position.device.type == "cpu" and workers.world < cores:
         typer.echo(
             f"on a CPU a process draws in one thread, so that the set is the same on any number of them: "
             f"torchrun --nproc_per_node {cores} -m var evaluate generate ... uses all cores",
             err=True,
         )
-    workers = Workers(state.process_index, world, lambda number: sum(gather_object([number])))
     began = time.perf_counter()
     with stopping(speaks), progress_bar("drawn", "pictures", speaks) as progress:
         drawn = draw_samples(pipe, settings, out, judge, workers, progress)
     rate = drawn / (time.perf_counter() - began)
+    with workers.in_step():
+        if speaks and npz and not (drawn == 0 and has_samples_npz(out, settings)):
+            typer.echo(f"writing {out / NPZ}", err=True)
+            write_samples_npz(out, settings)
     if speaks:
         count = len(settings.labels) * settings.num_per_class
         now = f"{drawn} drawn now, {rate:.1f} pictures/s" if drawn else "all of them there already"
-        chosen = f", the best of {settings.candidates} each by {reject_by or REJECT_BY}" if judge is not None else ""
-        written = ""
-        if npz:
-            if drawn or not (out / NPZ).exists():
-                typer.echo(f"writing {out / NPZ}", err=True)
-                write_samples_npz(out, settings)
-            written = f"; {out / NPZ} too"
+        chosen = "" if judge is None else f", the best of {settings.candidates} each by {judge.extractor.name}"
+        written = f"; {out / NPZ} too" if npz else ""
         typer.echo(
             f"generate: {out / PICTURES} holds {count} pictures of {len(settings.labels)} classes{chosen}{written}; "
             f"{now}"

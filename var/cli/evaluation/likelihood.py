@@ -15,11 +15,11 @@ from var.cli.evaluation.pictures import (
     data_told,
     finish,
     heading,
+    labels_of,
     millions,
     spread,
     told,
 )
-from var.cli.evaluation.reference import labels_of
 
 if TYPE_CHECKING:
     from var.evaluation.likelihood import LabelledLikelihood, Likelihood, TokenLikelihood
@@ -48,12 +48,12 @@ def likelihood(
     from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source, restricted
     from var.evaluation.likelihood import likelihood as measure
     from var.evaluation.provenance import device_name, fingerprint, versions
-    from var.features.extract import check_target
+    from var.files import check_target
     from var.pipeline import VARPipeline
 
-    if json_file is not None:
-        check_target(json_file)
     source = read_source(data, overrides or [])
+    if json_file is not None:
+        check_target(json_file, "likelihood.json", [data, source.source, model])
     number_type = choose_dtype(dtype, choose_device(device))
     pipe = VARPipeline.from_pretrained(model, device=device, dtype="float32")  # so that the tokens are training's
     pipe.model.cast(number_type)

@@ -1,4 +1,4 @@
-"""What the commands share that measure a model on a split's pictures: options, progress, and how results are told."""
+"""What the commands share that measure on pictures: options, progress, and how results are told."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tokenizer.errors import InputError
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -29,8 +30,19 @@ Overrides = Annotated[
 ]
 WhichSplit = Annotated[Literal["train", "validation"], typer.Option(help="Never augmented, cropped at the centre.")]
 Num = Annotated[int | None, typer.Option(help="At most so many pictures, spread over the split. Default: all.")]
+Weights = Annotated[
+    Path | None, typer.Option(help="The extractor's weights; otherwise cached, downloaded or a package's.")
+]
 Batch = Annotated[int, typer.Option(help="Pictures at once.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the results there.", metavar="FILE")]
+
+
+def labels_of(classes: str) -> list[int]:
+    """`1,145` -> numbers."""
+    try:
+        return [int(label) for label in classes.split(",")]
+    except ValueError as error:
+        raise InputError(f"--classes {classes!r} must be labels such as 1,145") from error
 
 
 def told(

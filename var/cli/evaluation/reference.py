@@ -7,7 +7,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli.edit import AUTO, Device
-from var.cli.evaluation.score import Batch, Weights
+from var.cli.evaluation.pictures import Batch, Weights, labels_of
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -37,11 +37,14 @@ def reference(
         if extractor is None:
             raise InputError("give --extractor for the statistics of finished pictures, or --split for pictures")
     elif size is None or size < 1:
-        raise InputError(f"--size is {size}: give the side of the pictures in pixels, such as --size 256")
+        given = "--split needs --size" if size is None else f"--size {size} is too small"
+        raise InputError(f"{given}: give the side of the pictures in pixels, such as --size 256")
+    if weights is not None and extractor is None:
+        raise InputError(f"--weights {weights} needs --extractor, whose weights they are")
     from var.evaluation.extractors import open_extractor
-    from var.features.extract import check_target
+    from var.files import check_target
 
-    check_target(out)
+    check_target(out, "reference.npz", [source, weights])
     network = None if extractor is None else open_extractor(extractor, weights, device)
     if split is not None and size is not None:
         count = from_split(source, split, size, labels, num, network, batch, out)
@@ -84,11 +87,3 @@ def from_finished(source: Path, network: "Extractor", batch: int, out: Path) -> 
 def statistics_of(network: "Extractor | None") -> str:
     """What the file has besides pictures, in words."""
     return "" if network is None else f" and statistics of {network.name}"
-
-
-def labels_of(classes: str) -> list[int]:
-    """`1,145` -> numbers."""
-    try:
-        return [int(label) for label in classes.split(",")]
-    except ValueError as error:
-        raise InputError(f"--classes {classes!r} must be labels such as 1,145") from error

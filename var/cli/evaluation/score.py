@@ -6,15 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from var.cli.edit import AUTO, Device
+from var.cli.evaluation.pictures import Batch, Json, Weights
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
     from var.evaluation.score import Report
-
-Weights = Annotated[
-    Path | None, typer.Option(help="The extractor's weights; otherwise cached, downloaded or a package's.")
-]
-Batch = Annotated[int, typer.Option(help="Pictures at once.")]
 
 
 def score(
@@ -33,9 +29,7 @@ def score(
     weights: Weights = None,
     batch: Batch = 32,
     device: Device = AUTO,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the results there.", metavar="FILE")
-    ] = None,
+    json_file: Json = None,
 ) -> None:
     """Print FID, sFID, Inception Score, precision, recall, KID and class accuracy, and how each was made."""
     import json
@@ -44,11 +38,10 @@ def score(
     from var.evaluation.image_sets import open_image_set
     from var.evaluation.reference import open_reference
     from var.evaluation.score import score as measure
-    from var.features.extract import check_target
-    from var.files import written_beside
+    from var.files import check_target, written_beside
 
     if json_file is not None:
-        check_target(json_file)
+        check_target(json_file, "score.json", [images, reference, weights])
     found = open_image_set(images)
     network = open_extractor(extractor, weights, device)
     against = open_reference(reference, network)
@@ -72,8 +65,9 @@ def table(report: "Report") -> str:
         f"           pictures resized to {extractor['side']} px: {extractor['resize']}; {extractor['dtype']}",
         "",
     ]
+    width = max(len(number.title) for number in report.numbers.values())
     for number in report.numbers.values():
         against = "" if number.reference is None else f" against {number.reference}"
         how = f"{number.library}; {number.pictures} pictures{against}; {number.definition}"
-        lines.append(f"{number.title:<26} {number.value:12.6g}   {how}")
+        lines.append(f"{number.title:<{width}} {number.value:12.6g}   {how}")
     return "\n".join(lines)

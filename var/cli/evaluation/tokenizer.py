@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from tokenizer.errors import InputError
 from var.cli.edit import AUTO, Device
 from var.cli.evaluation.pictures import (
     Batch,
@@ -12,16 +13,16 @@ from var.cli.evaluation.pictures import (
     Json,
     Num,
     Overrides,
+    Weights,
     WhichSplit,
     data_told,
     finish,
     heading,
+    labels_of,
     millions,
     spread,
     told,
 )
-from var.cli.evaluation.reference import labels_of
-from var.cli.evaluation.score import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     from var.evaluation.extractors import Extractor
     from var.evaluation.measured import Measured
     from var.evaluation.reconstruction import Reconstruction, Usage
-
-PUBLISHED = 50_000  # pictures that published rFIDs are of
 
 
 def tokenizer(
@@ -66,17 +65,21 @@ def tokenizer(
 ) -> None:
     """Print rFID, PSNR, SSIM, LPIPS and L1 of reconstructions, and how much of the codebook each scale uses."""
     labels = None if classes is None else labels_of(classes)
+    if weights is not None and not fid:
+        raise InputError(f"--weights {weights} are the extractor's, which --no-fid does not use: leave one out")
+    if lpips_weights is not None and lpips is None:
+        raise InputError(f"--lpips-weights {lpips_weights} needs --lpips, such as --lpips lpips-vgg")
     from var.device import choose_device
     from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source
     from var.evaluation.extractors import open_extractor
     from var.evaluation.provenance import device_name, fingerprint, versions
     from var.evaluation.reconstruction import open_tokenizer, psnr_of_scales, reconstruction
-    from var.features.extract import check_target
+    from var.files import check_target
     from var.training.backbones import load_perceptual
 
-    if json_file is not None:
-        check_target(json_file)
     source = read_source(data, overrides or [])
+    if json_file is not None:
+        check_target(json_file, "tokenizer.json", [data, source.source, model, weights, lpips_weights])
     target = choose_device(device)
     vqvae = open_tokenizer(model).to(target)
     dataset = open_pictures(source, split, vqvae.config.image_side, labels)
@@ -189,14 +192,6 @@ def doubts(found: "Reconstruction", extractor: "Extractor | None") -> list[str]:
     """What makes the rFID doubtful, a line each."""
     if extractor is None:
         return []
-    lines = []
-    if found.pictures <= extractor.dimension:
-        lines.append(
-            f"{found.pictures} pictures are fewer than {extractor.dimension + 1}, one more than the features have "
-            "numbers: their covariance is singular"
-        )
-    if found.pictures < PUBLISHED:
-        lines.append(f"published rFIDs are of {PUBLISHED:,} pictures; of {found.pictures} it is another number")
-    if extractor.name != "inception-v3-compat":
-        lines.append(f"features are those of {extractor.name}, not Inception's: comparable only with numbers made so")
-    return lines
+    from var.evaluation.doubts import doubts_of_count, doubts_of_features
+
+    return [*doubts_of_count("rFID", found.pictures, extractor), *doubts_of_features(extractor)]
