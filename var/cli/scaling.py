@@ -109,7 +109,10 @@ def tell(runs: Sequence["Run"], findings: Sequence["Finding"]) -> None:
 
     curves = [run.curve for run in runs]
     images = shared_images(curves)
-    _tell_table("runs", [RUN_COLUMNS, *(_run_row(run, images) for run in runs)])
+    _tell_table(
+        f"runs: PFLOP of the whole run, losses after {images:,} images",
+        [RUN_COLUMNS, *(_run_row(run, images) for run in runs)],
+    )
     _tell_table(f"L = (beta X)^alpha, {LEVEL:.0%} intervals", [LAW_COLUMNS, *map(_law_row, findings)])
     ahead = ["X", "L", *(cell for times in AHEAD for cell in (f"{times:g} x the largest", "(t)"))]
     _tell_table(f"predictions, {LEVEL:.0%} intervals of a measurement", [ahead, *map(_ahead_row, findings)])
