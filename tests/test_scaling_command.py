@@ -72,7 +72,8 @@ def test_tables_json_and_figures(var_scaling: Run, runs: list[Path], tmp_path: P
     assert found(results, "compute", "loss_all")["fit"]["law"]["alpha"] < 0
 
     assert [line for line in out.splitlines() if line != line.rstrip()] == []
-    assert out.index("predicted from the others") < out.index("\nlegend\n") < out.index("after 800 images")
+    assert out.index("predicted from the others") < out.index("\nlegend\n") < out.index("; L after 800 images")
+    assert out.startswith("runs: PFLOP of the whole run, losses after 800 images\n")
     assert "2 x the largest" in out
     rows = [line.split() for line in out.splitlines()]
     (row,) = (row for row in rows if row[:4] == ["N", "loss", "last", "5"] and row[4] == "-0.23")
