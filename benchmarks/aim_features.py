@@ -32,7 +32,7 @@ def aim_features(
     sizes = EncoderConfig(**encoder_sizes(model))  # type: ignore[arg-type]  # it checks their types
     layers = choose_layers("last", sizes.depth, None)
     with place:
-        network = AIM(AIMConfig(**sizes.to_dict(), probe_layers=layers)).eval().cast(number)  # type: ignore[arg-type]
+        network = AIM(AIMConfig(**sizes.to_dict(), probe_layers=layers)).eval().cast(number)  # type: ignore[arg-type]  # as above
         images = torch.randn(batch, 3, sizes.image_size, sizes.image_size)
 
     @torch.inference_mode()

@@ -124,8 +124,8 @@ def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
         raise InputError(f"preset={preset!r} is unknown: take one of {', '.join(AIM_SIZES)}, or give the sizes")
     if {"width", "depth", "heads"} <= changes.keys():
         raise InputError(
-            f"preset={preset} says nothing where width, depth and heads are given too: leave these out (a command line "
-            f"replaces all sizes by {preset} in place of the group, not by its preset)"
+            f"preset={preset} says nothing where width, depth and heads are given too: leave the preset or these out "
+            f"(in place of all sizes of a recipe: model={preset})"
         )
     return AIM_SIZES[preset].to_dict() | changes
 
