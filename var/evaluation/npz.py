@@ -7,6 +7,7 @@ import math
 import struct
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -115,7 +116,7 @@ class Npz:
             return StoredImages(self.path, header.image_shape, _start(self.path, entry), offset, entry.CRC)
 
 
-class Images:
+class Images(ABC):
     """Pictures in a file: `shape` (N, H, W, 3), and `rows(start, stop)`, uint8 (stop - start, H, W, 3).
 
     Whoever reads all rows from the first to the last in turn has the file's checksum compared.
@@ -139,8 +140,9 @@ class Images:
         with _reading(self.path):
             return self._read(start, stop)
 
+    @abstractmethod
     def _read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        raise NotImplementedError
+        """The rows, which are there."""
 
 
 class StoredImages(Images):
