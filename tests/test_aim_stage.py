@@ -205,7 +205,7 @@ def test_sizes_by_name(tmp_path: Path) -> None:
     path = write_recipe(tmp_path / "named.yaml", base)
     for overrides, parts in (
         (["model=aim-9"], ("model.preset='aim-9' is unknown", "aim-tiny, aim-small, aim-base, aim-600M")),
-        (["model.preset=aim-tiny"], ("model.preset=aim-tiny says nothing", "leave these out")),
+        (["model.preset=aim-tiny"], ("model.preset=aim-tiny says nothing", "leave the preset or these out")),
         (["model=aim-tiny", "model.image_size=15"], ("model.image_size=15 must be a multiple of patch_size=14",)),
         (["model=aim-tiny", "model.dept=15"], ("model.dept=15 is not a known key", "did you mean model.depth")),
     ):
