@@ -22,6 +22,7 @@ from var.training.backbones import (
     BACKBONES,
     PERCEPTUAL,
     Backbone,
+    Enlarged,
     load_backbone,
     load_perceptual,
     outline_backbone,
@@ -272,6 +273,15 @@ def test_a_backbones_name_is_a_distance_through_it(lite: Backbone) -> None:
     torch.testing.assert_close(found, feature_distance(lite(reconstruction), lite(images)))
     assert perceptual(images, images).abs().max() < 1e-6
     reaches_the_reconstruction_alone(perceptual, reconstruction, images)
+
+
+def test_an_enlarged_distance_looks_at_images_resized_to_its_side() -> None:
+    perceptual = load_perceptual("efficientnet-lite1")
+    images, reconstruction = pictures(2, 16), pictures(2, 16, seed=1).requires_grad_()
+    enlarged = Enlarged(perceptual, 48)
+    resized = [F.interpolate(each, size=(48, 48), mode="bicubic", antialias=True) for each in (reconstruction, images)]
+    torch.testing.assert_close(enlarged(reconstruction, images), perceptual(*resized))
+    reaches_the_reconstruction_alone(enlarged, reconstruction, images)
 
 
 # Outlines

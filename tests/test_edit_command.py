@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 from scipy import ndimage
 from tiny import NAMES, ended, run, tiny_pipeline
 
-from var import pipeline, windows
+from var import windows
 from var.cli import app
 from var.cli import edit as command
 from var.edit import redraw
@@ -22,6 +22,7 @@ from var.edit import upscale as library_upscale
 from var.generate import generate
 from var.holes import overlay
 from var.pipeline import VARPipeline
+from var.sampling import SamplingParams
 
 Run = Callable[..., tuple[int, str, str]]
 VERBS = list(command.EDIT.commands)
@@ -489,13 +490,17 @@ def test_help_tells_the_librarys_defaults() -> None:
     def told(alias: Any) -> str:
         return get_args(alias)[1].help.rpartition("Default: ")[2].rstrip(".")
 
+    def told_of_models(alias: Any) -> str:
+        return told(alias).removeprefix("the model's, else ")
+
+    params = SamplingParams()
     drawn, redrawn = inspect.signature(generate).parameters, inspect.signature(redraw).parameters
     enlarged = inspect.signature(library_upscale).parameters
     words = {True: "on", False: "off"}
     assert told(command.Seed) == str(drawn["seed"].default)
-    assert told(command.TopK) == str(drawn["top_k"].default)
-    assert told(command.TopP) == str(drawn["top_p"].default)
-    assert told(command.Cfg) == f"{pipeline.CFG:g}"
+    assert told_of_models(command.TopK) == str(params.top_k)
+    assert told_of_models(command.TopP) == str(params.top_p)
+    assert told_of_models(command.Cfg) == f"{params.cfg:g}"
     assert told(command.Dilate) == str(redrawn["dilate"].default)
     for alias, name in ((command.Hide, "hide"), (command.Composite, "composite"), (command.Match, "match")):
         assert told(alias) == words[redrawn[name].default]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import CLASSES, SIDES, VOCAB, refused, small_var, small_vqvae
+from helpers import CLASSES, SIDES, VOCAB, normal, refused, small_var, small_vqvae
 from PIL import Image
 from tiny import NAMES, tiny_pipeline
 
@@ -19,8 +19,9 @@ from tokenizer.scales import SCALES_256, SCALES_512
 from var.edit import redraw, upscale
 from var.generate import generate
 from var.images import to_pil, to_rgb
-from var.pipeline import CFG, Edited, PipelineOutput, VARPipeline, find_folder
+from var.pipeline import Edited, PipelineOutput, VARPipeline, find_folder
 from var.presets import SHIPPED
+from var.sampling import SamplingParams
 from var.windows import around, sliding, whole
 
 
@@ -86,6 +87,39 @@ def test_options_reach_the_sampler(pipe: VARPipeline) -> None:
     out = pipe(3, num=2, **options)  # type: ignore[arg-type]
     assert torch.equal(out.tokens, expected.tokens)
     assert pixels(out.images) == pixels(to_pil(expected.images))
+
+
+def test_what_is_not_asked_for_is_the_models_own_default(pipe: VARPipeline, tmp_path: Path) -> None:
+    params = SamplingParams(cfg=2.5, top_k=9, top_p=0.5, smooth=True)
+    VARPipeline(pipe.model, pipe.vqvae, pipe.classes, params).save_pretrained(tmp_path / "model")
+    stored = json.loads((tmp_path / "model" / "transformer" / "config.json").read_text())["sampling"]
+    assert stored == {"cfg": 2.5, "top_k": 9, "top_p": 0.5, "smooth": True}
+    loaded = VARPipeline.from_pretrained(tmp_path / "model", dtype="float32")
+    assert loaded.sampling == params
+    assert same_pictures(loaded(3, num=2), pipe(3, num=2, **params.to_dict()))
+    asked = params.to_dict() | {"cfg": 0.0, "smooth": False}
+    assert same_pictures(loaded(3, num=2, cfg=0.0, smooth=False), pipe(3, num=2, **asked))
+    assert same_pictures(pipe(3), pipe(3, **SamplingParams().to_dict()))
+    image, box = to_pil(normal(1, 3, 8, 8).clamp(-1, 1))[0], (2, 2, 6, 6)
+    edits = [each.inpaint(image, box, **more).images for each, more in ((loaded, {}), (pipe, params.to_dict()))]
+    assert pixels(edits[0]) == pixels(edits[1])
+
+
+@pytest.mark.parametrize(
+    ("entry", "part"),
+    [
+        ({"cfg": -1}, "cfg=-1"),
+        ({"top_k": "5"}, "top_k='5'"),
+        ({"temperature": 1.0}, "must map cfg, top_k, top_p, smooth"),
+        ([1], "must map"),
+    ],
+)
+def test_sampling_of_a_folder_that_cannot_work(pipe: VARPipeline, tmp_path: Path, entry: object, part: str) -> None:
+    pipe.save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sampling": entry}))
+    with refused(part):
+        VARPipeline.from_pretrained(tmp_path / "model")
 
 
 def test_the_picture_after_every_scale(pipe: VARPipeline) -> None:
@@ -297,7 +331,7 @@ def test_a_hole_all_over_is_what_the_model_draws(pipe: VARPipeline, options: dic
     image, everywhere = noise(8, 8), (0, 0, 8, 8)
     assert pixels(pipe.inpaint(image, everywhere, 3, num=3, **options).images) == pixels(pipe(3, 3, **options).images)
     assert pixels(pipe.edit(image, everywhere, "3", num=3, **options).images) == pixels(pipe(3, 3, **options).images)
-    plain = generate(pipe.model, pipe.vqvae, [CLASSES] * 2, **({"cfg": CFG} | options))
+    plain = generate(pipe.model, pipe.vqvae, [CLASSES] * 2, **(SamplingParams().to_dict() | options))
     assert pixels(pipe.inpaint(image, everywhere, num=2, **options).images) == pixels(to_pil(plain.images))
 
 

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +20,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny import ROOT, TIMEOUT, environment, image_folder, metrics, run, stop_at, tokenizer_recipe, var_recipe
 from torch import Tensor
 
-from var.checkpoint import load_tokenizer
+from var.checkpoint import WEIGHTS, load_tokenizer
 from var.pipeline import VARPipeline
 from var.training.config import TokenizerRecipe, VARRecipe
 from var.training.data import validation_loader
 from var.training.draws import Draws
 from var.training.loop import Run, build_accelerator, build_stage, train
 from var.training.report import Report
-from var.training.state import checkpoints
+from var.training.state import checkpoints, save_checkpoint
 
 LATENT_TOKENS = 1 + 4 + 16
 
@@ -240,6 +241,67 @@ def test_training_from_the_token_cache_is_training_from_images(
     train(cached)
     assert metrics(plain.output) == metrics(cached.output)
     assert_same_weights(plain.output / "model", cached.output / "model")
+
+
+# --- starting from weights
+
+
+def test_init_from_a_model_begins_with_its_weights(
+    images: Path, tokenizer_run: TokenizerRecipe, var_run: VARRecipe, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_run.output / "model"
+    begun = [
+        tokenizer_recipe(tmp_path / "tokenizer", images, steps=1, init=str(tokenizer)),
+        var_recipe(tmp_path / "var", images, tokenizer, steps=1, init=str(var_run.output / "model")),
+    ]
+    for recipe, folder in zip(begun, (tokenizer, var_run.output / "model" / "transformer"), strict=True):
+        run = Run(recipe, build_accelerator(recipe))
+        ours, theirs = run.stage.turns[0].model.state_dict(), safetensors.torch.load_file(folder / WEIGHTS)
+        assert all(torch.equal(ours[name], value.to(ours[name].dtype)) for name, value in theirs.items())
+
+
+def test_init_tells_what_is_new_and_what_is_dropped(
+    images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"steps": 1, "init": str(tokenizer_run.output / "model"), "model": {"decoder_width": 16}}
+    recipe = tokenizer_recipe(tmp_path / "wide", images, **changes)
+    with caplog.at_level("INFO"):
+        run = Run(recipe, build_accelerator(recipe))
+    assert "tensors not in it, random: decoder." in caplog.text
+    assert "tensors of it not used: decoder." in caplog.text
+    ours, theirs = run.stage.turns[0].model.state_dict(), load_tokenizer(tokenizer_run.output / "model").state_dict()
+    assert torch.equal(ours["quantizer.codebook.weight"], theirs["quantizer.codebook.weight"])
+
+
+def test_init_is_for_the_start_alone(images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
+    """A run that goes on needs the folder no more."""
+    folder = shutil.copytree(tokenizer_run.output / "model", tmp_path / "begin")
+    train(tokenizer_recipe(tmp_path / "r", images, steps=1, init=str(folder)))
+    shutil.rmtree(folder)
+    train(tokenizer_recipe(tmp_path / "r", images, steps=2, init=str(folder)))
+
+
+def test_init_from_what_does_not_fit_is_refused(
+    images: Path, tokenizer_run: TokenizerRecipe, var_run: VARRecipe, tmp_path: Path
+) -> None:
+    tokenizer, var = tokenizer_run.output / "model", var_run.output / "model" / "transformer"
+    for given, part in ((tmp_path / "none", "does not exist"), (var, "'VAR', a 'VQVAE' is needed")):
+        with refused(part):
+            train(tokenizer_recipe(tmp_path / "r", images, steps=1, init=str(given)))
+    with refused("'VQVAE', a 'VAR' is needed"):
+        train(var_recipe(tmp_path / "v", images, tokenizer, steps=1, init=str(tokenizer)))
+    assert not checkpoints(tmp_path / "r" / "checkpoints")
+
+
+def test_a_checkpoint_from_before_a_size_was_there_is_read(images: Path, tmp_path: Path) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=1)
+    train(recipe)
+    (path,) = checkpoints(recipe.output / "checkpoints")
+    state = torch.load(path, weights_only=True)
+    del state["recipe"]["model"]["decoder_width"]
+    save_checkpoint(path.parent, 1, state, keep=2)
+    train(tokenizer_recipe(tmp_path / "r", images, steps=2))
+    assert checkpoints(path.parent)[-1].name == "step-00000002.pt"
 
 
 # --- resuming

@@ -134,6 +134,8 @@ def test_num_scales_out_of_range_is_refused(num_scales: int) -> None:
         ({"multipliers": ()}, ("multipliers=[]",)),
         ({"multipliers": (1, 0)}, ("multipliers=[1, 0]", "positive")),
         ({"base_width": 48}, ("base_width 48 x 1", "norm_groups=32")),
+        ({"decoder_width": 48}, ("decoder_width 48 x 1", "norm_groups=32")),
+        ({"decoder_width": -32}, ("decoder_width=-32", "0 takes base_width")),
         ({"dropout": 1.0}, ("dropout=1.0", "[0, 1)")),
         ({"beta": -0.1}, ("beta=-0.1",)),
     ],
@@ -141,6 +143,17 @@ def test_num_scales_out_of_range_is_refused(num_scales: int) -> None:
 def test_sizes_that_cannot_work_are_refused(change: dict[str, object], parts: tuple[str, ...]) -> None:
     with refused(*parts):
         TokenizerConfig(**change)
+
+
+def test_a_wider_decoder_leaves_the_encoder_as_it_is() -> None:
+    plain, wide = small_vqvae(), small_vqvae(decoder_width=16)
+    shapes = [{name: value.shape for name, value in vqvae.state_dict().items()} for vqvae in (plain, wide)]
+    assert shapes[0].keys() == shapes[1].keys()
+    changed = {name for name, shape in shapes[0].items() if shapes[1][name] != shape}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert wide.decoder.conv_out.weight.shape[1] == 16
+    assert wide.decode(wide.encode(normal(2, 3, 8, 8).clamp(-1, 1))).shape == (2, 3, 8, 8)
 
 
 def test_configuration_survives_its_dictionary() -> None:

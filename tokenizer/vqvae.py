@@ -31,6 +31,7 @@ class TokenizerConfig:
         beta: weight of the commitment term.
         cosine: nearest codeword by angle.
         dropout: inside residual blocks.
+        decoder_width: base_width of the decoder; 0 for the encoder's.
 
     Raises:
         InputError: a value that cannot work, with the value and the remedy.
@@ -47,6 +48,7 @@ class TokenizerConfig:
     beta: float = 0.25
     cosine: bool = False
     dropout: float = 0.0
+    decoder_width: int = 0
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -57,12 +59,15 @@ class TokenizerConfig:
                 raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.multipliers or min(self.multipliers) < 1:
             raise InputError(f"multipliers={list(self.multipliers)} must be positive numbers, one a level")
-        for multiplier in self.multipliers:
-            if (self.base_width * multiplier) % self.norm_groups:
-                raise InputError(
-                    f"a level of {self.base_width * multiplier} channels (base_width {self.base_width} x {multiplier}) "
-                    f"does not divide into norm_groups={self.norm_groups}: change one of them"
-                )
+        if self.decoder_width < 0:
+            raise InputError(f"decoder_width={self.decoder_width} must not be negative; 0 takes base_width")
+        for name, width in (("base_width", self.base_width), ("decoder_width", self.decoder_width)):
+            for multiplier in self.multipliers:
+                if (width * multiplier) % self.norm_groups:
+                    raise InputError(
+                        f"a level of {width * multiplier} channels ({name} {width} x {multiplier}) "
+                        f"does not divide into norm_groups={self.norm_groups}: change one of them"
+                    )
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be in [0, 1)")
         if self.beta < 0:
@@ -98,21 +103,14 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.scales = Scales(config.scales)
-        sizes = (
-            config.base_width,
-            config.multipliers,
-            config.blocks,
-            config.latent_dim,
-            config.norm_groups,
-            config.dropout,
-        )
-        self.encoder = Encoder(*sizes)
+        sizes = (config.multipliers, config.blocks, config.latent_dim, config.norm_groups, config.dropout)
+        self.encoder = Encoder(config.base_width, *sizes)
         self.quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 3, padding=1)
         self.quantizer = Quantizer(
             self.scales, config.vocab_size, config.latent_dim, config.num_phi, config.beta, config.cosine
         )
         self.post_quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 3, padding=1)
-        self.decoder = Decoder(*sizes)
+        self.decoder = Decoder(config.decoder_width or config.base_width, *sizes)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights of the network in dtype, those of the quantiser in float32."""

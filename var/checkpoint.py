@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
@@ -17,6 +17,7 @@ from var.files import replacing
 from var.model import VAR, VARConfig
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PIPELINE_PARTS = {"VQVAE": "tokenizer", "VAR": "transformer"}  # folders of a pipeline's models
 
 
 def save_model(
@@ -116,6 +117,46 @@ def load_encoder(folder: Path) -> Encoder:
     return _load(folder, Encoder, EncoderConfig)
 
 
+class Started(NamedTuple):
+    """What `load_weights` found in a folder for a model, as names of tensors."""
+
+    loaded: list[str]
+    new: list[str]  # the model's that the folder has not, or in another shape: they keep the values that they had
+    dropped: list[str]  # the folder's that the model has not, or in another shape
+
+
+def load_weights(folder: Path, model: nn.Module) -> Started:
+    """Give a model the weights of an exported one, in place, where names and shapes are the same.
+
+    Args:
+        folder: of a model of the same kind, or of a pipeline that has one.
+        model: a VQVAE or VAR, of sizes that may differ.
+
+    Raises:
+        InputError: missing or damaged files; a folder of another kind of model, or one of which no tensor fits.
+    """
+    kind = type(model).__name__
+    part = folder / PIPELINE_PARTS.get(kind, "")
+    folder = part if part.is_dir() else folder
+    if (given := read_config(folder).get("model")) != kind:
+        raise InputError(f"init={str(folder)!r} holds a {given!r}, a {kind!r} is needed here")
+    state, ours = _read_weights(folder), model.state_dict()
+    loaded = [name for name, value in ours.items() if name in state and state[name].shape == value.shape]
+    if not loaded:
+        raise InputError(f"init={str(folder)!r} has no tensor that fits this model: give one of similar sizes")
+    with torch.no_grad():
+        for name in loaded:
+            ours[name].copy_(state[name])
+    return Started(loaded, sorted(ours.keys() - set(loaded)), sorted(state.keys() - set(loaded)))
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged ({error}): copy or download it again") from error
+
+
 def _load(folder: Path, kind: type, config_type: type) -> Any:
     entries = read_config(folder)
     if entries.get("model") != kind.__name__:
@@ -125,10 +166,7 @@ def _load(folder: Path, kind: type, config_type: type) -> Any:
             model: nn.Module = kind(config_type(**entries["config"]))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from error
-    try:
-        state = safetensors.torch.load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} is damaged ({error}): copy or download it again") from error
+    state = _read_weights(folder)
     expected = model.state_dict()
     wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]
     if wrong:

@@ -25,11 +25,10 @@ from var.images import loaded, resize_and_crop, to_pil, to_rgb, to_tensor
 from var.model import VAR
 from var.presets import RELEASED, SHIPPED, check_name
 from var.released import cache_folder, load_released
+from var.sampling import SamplingParams
 from var.windows import Window, around, extended, outwards
 
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a saved pipeline
-
-CFG = 4.0  # guidance that makes good pictures; measures of the distribution take less
 
 
 @dataclass(frozen=True)
@@ -73,15 +72,23 @@ class VARPipeline:
         model: the transformer.
         vqvae: the tokenizer that it was trained on.
         classes: label -> name of the classes that it was trained on; None: all of num_classes.
+        sampling: what suits the model, taken wherever nothing else is asked for; None: nothing is known to.
 
     Raises:
         InputError: the two do not fit each other.
     """
 
-    def __init__(self, model: VAR, vqvae: VQVAE, classes: Mapping[int, str] | None = None) -> None:
+    def __init__(
+        self,
+        model: VAR,
+        vqvae: VQVAE,
+        classes: Mapping[int, str] | None = None,
+        sampling: SamplingParams | None = None,
+    ) -> None:
         check_fit(model, vqvae)
         self.model = model.eval()
         self.vqvae = vqvae.eval()
+        self.sampling = sampling
         self.classes = None if classes is None else dict(classes)
         unknown = [label for label in self.classes or () if not 0 <= label < model.config.num_classes]
         if unknown or self.classes == {}:
@@ -136,7 +143,8 @@ class VARPipeline:
             classes = None if names is None else {int(label): str(name) for label, name in names.items()}
         except (AttributeError, ValueError) as error:
             raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({error})") from error
-        return cls(load_var(folder / TRANSFORMER), load_tokenizer(folder / TOKENIZER), classes)
+        sampling = read_sampling(entries.get("sampling"), folder / TRANSFORMER)
+        return cls(load_var(folder / TRANSFORMER), load_tokenizer(folder / TOKENIZER), classes, sampling)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `tokenizer/` and `transformer/`, each of config.json and model.safetensors; dtype None: as they are.
@@ -144,9 +152,13 @@ class VARPipeline:
         Raises:
             InputError: the folder cannot be written.
         """
-        names = None if self.classes is None else {str(label): name for label, name in sorted(self.classes.items())}
+        extra: dict[str, object] = {}
+        if self.classes is not None:
+            extra["classes"] = {str(label): name for label, name in sorted(self.classes.items())}
+        if self.sampling is not None:
+            extra["sampling"] = self.sampling.to_dict()
         with replacing(Path(folder), (TOKENIZER, TRANSFORMER)) as new:
-            save_model(new / TRANSFORMER, self.model, {} if names is None else {"classes": names}, dtype)
+            save_model(new / TRANSFORMER, self.model, extra, dtype)
             save_model(new / TOKENIZER, self.vqvae, dtype=dtype)
 
     def label(self, given: int | str) -> int:
@@ -182,15 +194,17 @@ class VARPipeline:
         self,
         labels: int | str | Sequence[int | str],
         num: int = 1,
-        cfg: float = CFG,
-        top_k: int = 900,
-        top_p: float = 0.96,
+        cfg: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
         seed: int = 0,
-        smooth: bool = False,
+        smooth: bool | None = None,
         per_scale: bool = False,
         batch_size: int = 16,
     ) -> PipelineOutput:
         """Draw `num` pictures of each class.
+
+        What is None is the model's own default (`sampling` in its config.json), else that of `SamplingParams`.
 
         Args:
             labels: indices or names of classes.
@@ -211,7 +225,8 @@ class VARPipeline:
         images: list[Image.Image] = []
         growth: list[list[Image.Image]] = []
         tokens: list[Tensor] = []
-        options = SamplingOptions(cfg=cfg, top_k=top_k, top_p=top_p, seed=seed, smooth=smooth)
+        options = self._sampling(cfg=cfg, top_k=top_k, top_p=top_p, smooth=smooth)
+        options["seed"] = seed
         for drawn in in_batches(self.model, self.vqvae, rows, batch_size, **options):
             images += to_pil(drawn.images)
             tokens.append(drawn.tokens.cpu())
@@ -313,9 +328,14 @@ class VARPipeline:
         num: int,
         **options: Unpack[RedrawOptions],
     ) -> Edited:
-        options.setdefault("cfg", CFG)
-        images = redraw(self.model, self.vqvae, picture, hole, windows, self._rows(label, num), **options)
+        asked: RedrawOptions = {**self._sampling(), **options}
+        images = redraw(self.model, self.vqvae, picture, hole, windows, self._rows(label, num), **asked)
         return Edited(images, picture, hole)
+
+    def _sampling(self, **given: float | bool | None) -> SamplingOptions:
+        """The options given, and for those that are None the model's."""
+        params = (self.sampling or SamplingParams()).updated(**given)
+        return SamplingOptions(cfg=params.cfg, top_k=params.top_k, top_p=params.top_p, smooth=params.smooth)
 
     def upscale(
         self,
@@ -344,8 +364,8 @@ class VARPipeline:
             InputError: a picture that is not smaller; and as `inpaint`.
         """
         picture = to_rgb(loaded(image))
-        options.setdefault("cfg", CFG)
-        images = upscale(self.model, self.vqvae, picture, self._rows(label, num), num_scales, consistent, **options)
+        asked: DrawOptions = {**self._sampling(), **options}
+        images = upscale(self.model, self.vqvae, picture, self._rows(label, num), num_scales, consistent, **asked)
         return Edited(images, picture, np.ones(picture.size[::-1], dtype=bool))
 
     def _rows(self, label: int | str | None, num: int) -> list[int]:
@@ -359,6 +379,23 @@ class VARPipeline:
         side = self.vqvae.config.image_side
         square = to_tensor(resize_and_crop(to_rgb(loaded(image)), side, side))[None].to(self.model.position.device)
         return to_pil(self.vqvae.decode(self.vqvae.encode(square)))[0]
+
+
+def read_sampling(entry: object, folder: Path) -> SamplingParams | None:
+    """The entry `sampling` of a transformer's config.json; None: it has none.
+
+    Raises:
+        InputError: unknown options, or values out of range.
+    """
+    if entry is None:
+        return None
+    known = SamplingParams().to_dict()
+    if not isinstance(entry, dict) or not entry.keys() <= known.keys():
+        raise InputError(f"{folder}: sampling={entry!r} must map {', '.join(known)} to values")
+    for name, value in entry.items():
+        if type(value) is not type(known[name]) and not (name in ("cfg", "top_p") and type(value) is int):
+            raise InputError(f"{folder}: sampling has {name}={value!r}, which must be like {known[name]}")
+    return SamplingParams(**entry)
 
 
 def find_folder(name: str | Path) -> Path:

@@ -86,17 +86,21 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Fixes the results. Defaul
 Cfg = Annotated[
     float | None,
     typer.Option(
-        help="Classifier-free guidance, where there is a class; 0 switches it off. Default: 4.", rich_help_panel=DRAWING
+        help="Classifier-free guidance, where there is a class; 0 switches it off. Default: the model's, else 4.",
+        rich_help_panel=DRAWING,
     ),
 ]
 TopK = Annotated[
     int | None,
-    typer.Option(help="Keep that many of the best tokens; 0 keeps all. Default: 900.", rich_help_panel=DRAWING),
+    typer.Option(
+        help="Keep that many of the best tokens; 0 keeps all. Default: the model's, else 900.", rich_help_panel=DRAWING
+    ),
 ]
 TopP = Annotated[
     float | None,
     typer.Option(
-        help="Keep the best tokens up to that probability; 0 keeps all. Default: 0.96.", rich_help_panel=DRAWING
+        help="Keep the best tokens up to that probability; 0 keeps all. Default: the model's, else 0.96.",
+        rich_help_panel=DRAWING,
     ),
 ]
 Smooth = Annotated[

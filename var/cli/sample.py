@@ -35,11 +35,18 @@ def sample(
     ] = None,
     num: Annotated[int, typer.Option(help="Pictures of each class.", max=1000)] = 4,
     seed: Annotated[int, typer.Option(help="With class and index it fixes a picture.")] = 0,
-    cfg: Annotated[float, typer.Option(help="Classifier-free guidance; 0 switches it off.")] = 4.0,
-    top_k: Annotated[
-        int | None, typer.Option(help="Keep that many of the best tokens; 0 keeps all. Default: 900.")
+    cfg: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance; 0 switches it off. Default: the model's, else 4."),
     ] = None,
-    top_p: Annotated[float, typer.Option(help="Keep the best tokens up to that probability; 0 keeps all.")] = 0.96,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Keep that many of the best tokens; 0 keeps all. Default: the model's, else 900."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Keep the best tokens up to that probability; 0 keeps all. Default: the model's, else 0.96."),
+    ] = None,
     smooth: Annotated[bool, typer.Option("--smooth", help="Smoother pictures; not for metrics.")] = False,
     model: Annotated[str, typer.Option(help="var-mini, var-d16 ... var-d36, or a model folder.")] = "var-mini",
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("samples"),
@@ -62,8 +69,8 @@ def sample(
         raise InputError(f"--top-k {top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
-    kept = 900 if top_k is None else top_k
-    drawn = pipe(labels, num, cfg=cfg, top_k=kept, top_p=top_p, seed=seed, smooth=smooth, per_scale=scales)
+    mixed = True if smooth else None  # None: the model's default
+    drawn = pipe(labels, num, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed, smooth=mixed, per_scale=scales)
     seconds = time.perf_counter() - loaded
     for path in save(drawn, out, columns=min(num, COLUMNS)):
         typer.echo(path)

@@ -26,7 +26,7 @@ from var.evaluation.rejection import best
 from var.files import check_writable, written_beside
 from var.images import open_picture
 from var.pipeline import VARPipeline
-from var.sampling import check_sampling
+from var.sampling import FOR_METRICS
 
 SETTINGS, PICTURES, SCORES, NPZ = "settings.json", "images", "scores", "samples.npz"
 
@@ -113,9 +113,9 @@ def sample_settings(
     model: str,
     classes: Sequence[int | str] | None = None,
     num_per_class: int = 50,
-    cfg: float = 1.5,
-    top_k: int = 900,
-    top_p: float = 0.96,
+    cfg: float | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
     seed: int = 0,
     batch: int = 32,
     reject: float | None = None,
@@ -128,7 +128,7 @@ def sample_settings(
         model: what it is called.
         classes: indices or names; None: all that the model knows.
         num_per_class: pictures of each.
-        cfg, top_k, top_p, seed: as `var.generate.generate` takes them.
+        cfg, top_k, top_p, seed: as `var.generate.generate` takes them; None: the model's, else the paper's for FID.
         batch: pictures drawn at once; another number gives the same pictures but for rounding.
         reject: the part of the drawn pictures that is kept, in (0, 1]; None: no judge, all are.
         judge: a description of what judges; given with reject alone.
@@ -139,7 +139,7 @@ def sample_settings(
     labels = pipe.known_labels() if classes is None else sorted({pipe.label(given) for given in classes})
     if not labels or labels[-1] >= MOST:
         raise InputError(f"classes {labels[-1:] or 'of none'} given: at least one, and labels below {MOST:,}, needed")
-    check_sampling(cfg, top_k, top_p)
+    params = (pipe.sampling or FOR_METRICS).updated(cfg=cfg, top_k=top_k, top_p=top_p)
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
     if reject is not None and not 0 < reject <= 1:
@@ -163,9 +163,9 @@ def sample_settings(
         candidates=candidates,
         judge=judge,
         seed=seed,
-        cfg=float(cfg),
-        top_k=top_k,
-        top_p=float(top_p),
+        cfg=float(params.cfg),
+        top_k=params.top_k,
+        top_p=float(params.top_p),
         batch=batch,
     )
 

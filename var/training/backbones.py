@@ -104,6 +104,21 @@ class FeatureDistance(nn.Module):
         return feature_distance(self.backbone(reconstruction), theirs)
 
 
+class Enlarged(nn.Module):
+    """A perceptual distance of images that are resized (bicubic) before its network looks at them."""
+
+    def __init__(self, distance: nn.Module, side: int) -> None:
+        super().__init__()
+        self.distance = distance
+        self.side = side
+
+    def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        """Two (B, 3, H, W) in [-1, 1] -> (B,), with gradients to the reconstruction alone."""
+        size = (self.side, self.side)
+        pair = (F.interpolate(each, size=size, mode="bicubic", antialias=True) for each in (reconstruction, images))
+        return self.distance(*pair)
+
+
 class LPIPS(Frozen):
     """The lpips library's distance, with its learned weights."""
 

@@ -12,6 +12,7 @@ from var.aim import EncoderConfig
 from var.hidden import BASELINES
 from var.model import VARConfig
 from var.pretraining import HeadConfig
+from var.sampling import SamplingParams
 from var.training.backbones import BACKBONES, PERCEPTUAL
 
 Count = Annotated[int, Field(ge=1)]
@@ -170,9 +171,16 @@ class NetworkConfig(Section):
 
 
 class PerceptualConfig(NetworkConfig):
-    """A distance of features (LPIPS, arXiv 1801.03924) and its weight in the loss."""
+    """A distance of features (LPIPS, arXiv 1801.03924) and its weight in the loss.
+
+    Attributes:
+        weight: of the distance.
+        image_size: side in pixels at which the network looks: both images are enlarged to it (bicubic); None: as they
+            are. A network that was trained on large images sees little in small ones.
+    """
 
     weight: Positive = 1.0
+    image_size: Count | None = None
 
 
 class AdversarialConfig(Section):
@@ -306,9 +314,11 @@ class Recipe(Section):
         max_skipped: steps in a row that may be skipped for a loss or gradient that is not finite.
         compile: run the network through torch.compile.
         wandb: project at Weights & Biases to which the run's numbers go too; None: only to its folder.
+        init: folder of an exported model to begin with, its weights only, in place of random ones.
     """
 
     output: Path
+    init: Path | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     data: DataConfig
     batch_size: Count
@@ -375,6 +385,18 @@ class TokenizerRecipe(Recipe):
         return self
 
 
+class SelfCorrectionConfig(Section):
+    """Wrong tokens in training (Infinity, arXiv 2412.04431, section 3.4).
+
+    Attributes:
+        share: of a sample's tokens that are replaced, drawn uniformly from 0 to this.
+        neighbors: each by one of so many codewords nearest to it.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    neighbors: Count = 100
+
+
 class VARRecipe(Recipe):
     """Stage 2.
 
@@ -386,6 +408,8 @@ class VARRecipe(Recipe):
             None encodes the images in every step.
         token_views: augmented views of every image in the token cache; epoch e sees view e mod token_views.
         gradient_checkpointing: compute each block again in the backward pass, to save memory.
+        self_correction: show the model wrong tokens in training; None: only right ones.
+        sampling: what the model is sampled with unless asked otherwise, for its config.json; None: no preference.
     """
 
     stage: Literal["var"]
@@ -395,6 +419,8 @@ class VARRecipe(Recipe):
     tokens: Path | None = None
     token_views: Count = 1
     gradient_checkpointing: bool = False
+    self_correction: SelfCorrectionConfig | None = None
+    sampling: SamplingParams | None = None
 
     @model_validator(mode="after")
     def _classes_fit(self) -> Self:

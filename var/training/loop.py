@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
+from var.checkpoint import load_weights
 from var.device import choose_device, choose_dtype
 from var.files import check_writable
 from var.hidden import load_features
@@ -41,7 +42,7 @@ from var.training.stages.aim import AIMStage
 from var.training.stages.probe import ProbeStage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.training.stages.var import VARStage, check_labels, open_split, open_tokenizer
-from var.training.state import load_newest, save_checkpoint
+from var.training.state import checkpoints, load_newest, save_checkpoint
 from var.training.tokens import MANIFEST, Processes, write_tokens
 
 log = logging.getLogger(__name__)
@@ -129,6 +130,8 @@ class Run:
         stage.prepare(accelerator.device)
         for turn in stage.turns:
             turn.model.to(accelerator.device)
+        if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
+            start_from(recipe.init, stage.turns[0].model)
         first, sharded = stage.turns[0], accelerator.num_processes > 1 and sharding_asked_for()
         self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
         if self.ema and sharded and first.units:
@@ -206,7 +209,7 @@ class Run:
             return
         remedy = "give another output, or move them away"
         try:
-            ours, theirs = fixed_settings(self.recipe), dict(state["recipe"])
+            ours, theirs = fixed_settings(self.recipe), settings_today(state["recipe"], self.recipe)
             if changed := [name for name in ours if ours[name] != theirs.get(name)]:
                 name = changed[0]
                 raise InputError(
@@ -350,6 +353,27 @@ def _train(recipe: AnyRecipe, accelerator: Accelerator) -> Path:
         if run.step < steps:
             log.warning("stopped after step %d of %d: the same command goes on from there", run.step, steps)
         return run.export("model")
+
+
+def start_from(folder: Path, model: nn.Module) -> None:
+    """Begin a run with exported weights, and tell what they did not hold.
+
+    Raises:
+        InputError: see `load_weights`.
+    """
+    started = load_weights(folder, model)
+    log.info("init: %d tensors from %s", len(started.loaded), folder)
+    for names, fate in ((started.new, "not in it, random"), (started.dropped, "of it not used")):
+        if names:
+            log.warning("init: %d tensors %s: %s", len(names), fate, ", ".join(names[:8]) + ", ..." * (len(names) > 8))
+
+
+def settings_today(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A checkpoint's `fixed_settings`, where a size that came later has the value that it stands for."""
+    if theirs.get("stage") != getattr(recipe, "stage", None) or "model" not in theirs:
+        return theirs
+    then = type(recipe).model_validate(recipe.model_dump() | {"model": theirs["model"]})
+    return theirs | {"model": fixed_settings(then)["model"]}
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:

@@ -315,7 +315,8 @@ def _settings(recipe: VARRecipe, vqvae: VQVAE) -> dict[str, Any]:
 
 def _fingerprint(vqvae: VQVAE) -> str:
     """A checksum of what encodes; the decoder may change under a cache."""
-    hashing = hashlib.sha256(json.dumps(vqvae.config.to_dict(), sort_keys=True).encode())
+    config = {name: value for name, value in vqvae.config.to_dict().items() if name != "decoder_width"}
+    hashing = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     for part in (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer):
         for parameter in part.parameters():
             hashing.update(parameter.detach().cpu().numpy().tobytes())

@@ -24,9 +24,18 @@ def generate(
         ),
     ] = None,
     num_per_class: Annotated[int, typer.Option(help="Pictures of each class.")] = 50,
-    cfg: Annotated[float, typer.Option(help="Classifier-free guidance; 0 switches it off.")] = 1.5,
-    top_k: Annotated[int, typer.Option(help="Keep that many of the best tokens; 0 keeps all.")] = 900,
-    top_p: Annotated[float, typer.Option(help="Keep the best tokens up to that probability; 0 keeps all.")] = 0.96,
+    cfg: Annotated[
+        float | None,
+        typer.Option(help="Classifier-free guidance; 0 switches it off. Default: the model's, else 1.5."),
+    ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(help="Keep that many of the best tokens; 0 keeps all. Default: the model's, else 900."),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(help="Keep the best tokens up to that probability; 0 keeps all. Default: the model's, else 0.96."),
+    ] = None,
     seed: Annotated[int, typer.Option(help="With class and index it fixes a picture.")] = 0,
     batch: Annotated[int, typer.Option(help="Pictures drawn at once by a process.")] = 32,
     reject: Annotated[

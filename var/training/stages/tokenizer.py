@@ -26,7 +26,7 @@ from tokenizer.losses import (
 from tokenizer.vqvae import VQVAE, VQVAEOutput
 from var.checkpoint import save_model
 from var.images import grid, to_pil
-from var.training.backbones import Backbone, load_backbone, load_perceptual, ssim
+from var.training.backbones import Backbone, Enlarged, load_backbone, load_perceptual, ssim
 from var.training.codebook import CodebookHealth, count_tokens, vectors_seen
 from var.training.config import AdversarialConfig, TokenizerRecipe
 from var.training.data import Batch, SampleDataset
@@ -65,9 +65,12 @@ def frozen_networks(
         InputError: see `load_backbone`.
     """
     loss, metric = recipe.loss, recipe.metric
+    distance = perceptual(loss.perceptual.network, loss.perceptual.weights) if loss.perceptual else None
+    if distance is not None and loss.perceptual is not None and loss.perceptual.image_size is not None:
+        distance = Enlarged(distance, loss.perceptual.image_size)
     sees = loss.adversarial if loss.adversarial and loss.adversarial.discriminator == "features" else None
     return Networks(
-        perceptual(loss.perceptual.network, loss.perceptual.weights) if loss.perceptual else None,
+        distance,
         backbone(sees.network, sees.weights) if sees else None,
         perceptual(metric.network, metric.weights) if metric else None,
     )

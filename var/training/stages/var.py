@@ -16,10 +16,12 @@ from var.generate import generate
 from var.images import grid, to_pil
 from var.model import VAR
 from var.pipeline import VARPipeline
+from var.sampling import SamplingParams
 from var.token_losses import TokenLosses, picture_means, token_losses
 from var.training.config import VARRecipe
 from var.training.data import Batch, SampleDataset, open_dataset
 from var.training.draws import Draws
+from var.training.self_correction import nearest_codewords, perturb
 from var.training.sources import Split
 from var.training.stages import Losses, Turn
 from var.training.tokens import open_tokens
@@ -86,6 +88,7 @@ class VARStage:
         self.steps = recipe.total_steps(len(self.train_data))
         self.num_classes = recipe.model.num_classes or self.train_data.num_classes
         self.present = self._labels()
+        self.neighbors = self._neighbors()
         self.config = recipe.model.config(self.vqvae.config, self.num_classes)
         # A block's AdaLN computes before all blocks, apart from the rest of its block.
         units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
@@ -99,8 +102,14 @@ class VARStage:
         labels = self.train_data.labels
         return list(range(self.num_classes)) if labels is None else sorted(set(labels.tolist()))
 
+    def _neighbors(self) -> Tensor | None:
+        """(V, N): by what self-correction replaces a token."""
+        config = self.recipe.self_correction
+        return None if config is None else nearest_codewords(self.vqvae.quantizer, config.neighbors)
+
     def prepare(self, device: torch.device) -> None:
         self.vqvae.to(device)
+        self.neighbors = None if self.neighbors is None else self.neighbors.to(device)
 
     def build(self) -> VAR:
         return VAR(self.config)
@@ -121,11 +130,21 @@ class VARStage:
         dropped = draws.uniform("label drop") < self.recipe.label_drop
         labels = batch.labels.masked_fill(dropped, self.num_classes)
         path_noise = draws.uniform("stochastic depth", 2 * self.config.depth)
-        inputs = self.vqvae.quantizer.teacher_forcing_input(tokens)
+        inputs, targets = self._pyramid(tokens, draws)
         logits = model(labels, inputs, path_noise, checkpoint=self.recipe.gradient_checkpointing)
-        each = token_losses(logits, tokens)
+        each = token_losses(logits, targets)
         means = picture_means(TokenLosses(each.loss.detach(), each.accuracy), self.vqvae.scales)
         return Losses(each.loss.mean(), {name: values.mean() for name, values in means.items()})
+
+    def _pyramid(self, tokens: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+        """What the transformer reads, (B, L - 1, C), and what it has to predict, (B, L)."""
+        quantizer, config = self.vqvae.quantizer, self.recipe.self_correction
+        if config is None or self.neighbors is None:
+            return quantizer.teacher_forcing_input(tokens), tokens
+        share = config.share * draws.uniform("self-correction: share")
+        noise = draws.uniform("self-correction: tokens", tokens.shape[1], 2)
+        with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
+            return perturb(quantizer, tokens, self.neighbors, share, noise)
 
     def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
         return {}
@@ -139,11 +158,12 @@ class VARStage:
     def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row a class: pictures that the model draws, with the same random streams every time."""
         labels = [label for label in spread(self.present, PICTURED_CLASSES) for _ in range(PICTURED_PER_CLASS)]
-        return grid(to_pil(generate(_var(model), self.vqvae, labels, cfg=2.0).images), columns=PICTURED_PER_CLASS)
+        params = self.recipe.sampling or SamplingParams(cfg=2.0)
+        return grid(to_pil(generate(_var(model), self.vqvae, labels, **params.to_dict()).images), PICTURED_PER_CLASS)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         names = {label: self.train_data.class_names.get(label, str(label)) for label in self.present}
-        VARPipeline(_var(model), self.vqvae, names).save_pretrained(folder)
+        VARPipeline(_var(model), self.vqvae, names, self.recipe.sampling).save_pretrained(folder)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -1,0 +1,64 @@
+"""Self-correction: train the transformer on pyramids with wrong tokens (Infinity, arXiv 2412.04431, section 3.4).
+
+In sampling, each scale is drawn on top of the mistakes of the coarser ones; in training it sees none. Here a share of
+the tokens is replaced by others that are near them, and the targets of the finer scales become what then is left to be
+described. B batch, L tokens of all scales, V codebook size, C latent channels, H side of the last scale.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+from tokenizer.quantizer import Quantizer, resize_down
+
+
+class Perturbed(NamedTuple):
+    """A batch of pyramids with wrong tokens."""
+
+    teacher_forcing_input: Tensor  # (B, L - 1, C) float32, of the wrong tokens
+    targets: Tensor  # (B, L) int64, the tokens that are right after the wrong ones
+
+
+def nearest_codewords(quantizer: Quantizer, count: int) -> Tensor:
+    """The nearest other codewords of each, (V, count) int64, the nearest first; fewer where V is smaller."""
+    codebook = quantizer.codebook.weight.detach()
+    codebook = F.normalize(codebook, dim=-1) if quantizer.cosine else codebook
+    distances = torch.cdist(codebook, codebook)
+    distances.fill_diagonal_(torch.inf)
+    return distances.topk(min(count, len(codebook) - 1), largest=False).indices
+
+
+def perturb(quantizer: Quantizer, tokens: Tensor, neighbors: Tensor, share: Tensor, noise: Tensor) -> Perturbed:
+    """Replace tokens by neighbors, and quantize again what the finer scales then have to describe.
+
+    A target is the codeword nearest to the vector that the right token stands for, plus what the coarser scales now
+    lack there: where nothing was replaced before, it is the token itself.
+
+    Args:
+        tokens: (B, L) int64.
+        neighbors: (V, N) int64, see `nearest_codewords`.
+        share: (B,) in [0, 1], the probability that a token of the sample is replaced.
+        noise: (B, L, 2) uniform in [0, 1): which tokens are replaced, and by which neighbors.
+    """
+    scales, codebook = quantizer.scales, quantizer.codebook
+    replaced = noise[..., 0] < share[:, None]
+    ranks = (noise[..., 1] * neighbors.shape[1]).long()
+    targets, inputs = [], []
+    right = wrong = torch.zeros((), device=tokens.device)  # f_hat of the coarser scales, (B, C, H, H) each
+    for k, (given, swapped, rank) in enumerate(
+        zip(scales.split(tokens), scales.split(replaced), scales.split(ranks), strict=True)
+    ):
+        codes = codebook(given)  # (B, side * side, C)
+        target = given
+        if k > 0:
+            inputs.append(quantizer.next_input(wrong, k))
+            lacking = resize_down(right - wrong, scales.sides[k])
+            target = quantizer.nearest(rearrange(codes, "b (h w) c -> b c h w", h=scales.sides[k]) + lacking)
+        targets.append(target)
+        shown = torch.where(swapped, neighbors[target, rank], target)
+        right = right + quantizer.contribution(codes, k)
+        wrong = wrong + quantizer.contribution(codebook(shown), k)
+    return Perturbed(torch.cat(inputs, dim=1), scales.join(targets))
