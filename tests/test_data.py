@@ -562,6 +562,18 @@ def test_random_crop_reaches_every_place_and_flip_both_sides(tmp_path: Path) -> 
     assert ends == {(0, 15), (1, 16), (2, 17), (15, 0), (16, 1), (17, 2)}
 
 
+def test_padding_moves_images_over_white_ground(tmp_path: Path) -> None:
+    ramp = np.broadcast_to(np.arange(16, dtype=np.uint8) * 10, (16, 16))
+    write_parquet(tmp_path / "train.parquet", [encoded(Image.fromarray(ramp))], [0])
+    dataset = opened(tmp_path, resize=1.0, pad=0.125)  # two pixels on every side, at the image's own scale
+    ground = [26, 26]  # white, in tenths of the ramp's steps
+    row = [*ground, *range(16), *ground]
+    seen = {
+        tuple(((sample(dataset, 0, epoch).content[0, 8] + 1) * 12.75).round().int().tolist()) for epoch in range(80)
+    }
+    assert seen == {tuple(row[first : first + 16]) for first in range(5)}
+
+
 def test_augmentation_follows_from_seed_epoch_and_index_alone(parquet: Path) -> None:
     dataset = opened(parquet, flip=True)
     first = sample(dataset, 3, epoch=5).content

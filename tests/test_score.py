@@ -81,9 +81,9 @@ def folder(path: Path, pictures: NDArray[np.uint8], labels: list[int] | None = N
     return path
 
 
-def scored(images: Path, against: Path, extractor: Extractor | None = None) -> Report:
+def scored(images: Path, against: Path, extractor: Extractor | None = None, **options: Any) -> Report:
     extractor = extractor or corners()
-    return score(open_image_set(images), open_reference(against, extractor), extractor, batch_size=4)
+    return score(open_image_set(images), open_reference(against, extractor), extractor, batch_size=4, **options)
 
 
 def pool_of(pictures: NDArray[np.uint8]) -> Tensor:
@@ -162,6 +162,21 @@ def test_accuracy_is_that_of_labels(tmp_path: Path) -> None:
     assert value(report, "accuracy_among_present_top1") == 3 / 4  # 30 is nearer to 22 than to 50
     assert "accuracy_among_present_top5" not in report.numbers  # of four classes
     assert "4 classes present" in report.numbers["accuracy_among_present_top1"].definition
+
+
+def test_accuracy_among_given_labels(tmp_path: Path) -> None:
+    """Over all pictures, and class by class; labels that do not go with the pictures are refused."""
+    pictures = pixels(4, 0)
+    pictures[:, 0, 0, 0] = [10, 20, 30, 200]  # what the classifier sees
+    labels = [10, 22, 50, 207]
+    images, others = folder(tmp_path / "a", pictures, labels), npz(tmp_path / "b.npz", 20, 2)
+    report = scored(images, others, among=[19, 207, 10, 22, 50, 10])
+    assert value(report, "accuracy_among_5") == 2 / 4  # 20 is nearer to 19 than to 22, and 30 than to 50
+    assert {label: value(report, f"accuracy_among_5_{label}") for label in labels} == {10: 1, 22: 0, 50: 0, 207: 1}
+    assert report.numbers["accuracy_among_5_10"].pictures == 1
+    for among, part in (([7], "have label 10, which is not among"), ([*labels, 1000], "label 1000 must be in 0..999")):
+        with refused(part):
+            scored(images, others, among=among)
 
 
 def test_labels_that_are_no_classes_leave_the_accuracy_out(tmp_path: Path) -> None:

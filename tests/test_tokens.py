@@ -126,6 +126,16 @@ def test_two_bytes_a_token_where_they_are_enough(
     assert {part.dtype for view in tokens.tokens for part in view} == {np.dtype(dtype)}
 
 
+def test_a_cache_from_before_a_setting_was_there_is_read(recipe: VARRecipe, vqvae: VQVAE) -> None:
+    write_tokens(recipe, vqvae)
+    assert recipe.tokens is not None
+    path = recipe.tokens / "manifest.json"
+    manifest = json.loads(path.read_text())
+    del manifest["settings"]["data.pad"]
+    path.write_text(json.dumps(manifest))
+    assert write_tokens(recipe, vqvae).encoded == 0
+
+
 def test_views_differ_and_take_turns(recipe: VARRecipe, vqvae: VQVAE) -> None:
     tokens = written(recipe, vqvae)
     rows = [[tokens[epoch, index] for index in range(len(tokens))] for epoch in range(2 * VIEWS)]

@@ -4,7 +4,7 @@ N pictures, D numbers of a feature, K classes.
 """
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -31,6 +31,7 @@ from var.evaluation.metrics import (
 )
 from var.evaluation.provenance import PACKAGE, version, versions
 from var.evaluation.reference import Extracted, Progress, Reference, check_enough, extract
+from var.evaluation.rejection import IMAGENET_CLASSES
 
 COMPARABLE = 10_000  # pictures below which nobody's numbers are comparable with published ones
 ADM_SPLIT = 5000  # of the Inception Score
@@ -77,6 +78,7 @@ def score(
     extractor: Extractor,
     batch_size: int = 32,
     progress: Progress = lambda done, total: None,
+    among: Sequence[int] | None = None,
 ) -> Report:
     """Frechet distance (FID), that of spatial features (sFID), Inception Score, precision, recall, KID, class accuracy.
 
@@ -89,10 +91,14 @@ def score(
         extractor: from `open_extractor`.
         batch_size: pictures at once.
         progress: is told how many pictures were looked at, of both sets, and how many there are.
+        among: labels among which the classifier chooses for a further accuracy, told class by class too.
 
     Raises:
-        InputError: a picture that cannot be read, fewer than two pictures, features that are not finite.
+        InputError: a picture that cannot be read, fewer than two pictures, features that are not finite; `among` with
+            an extractor that is no classifier, of labels that it has not, or without one that the pictures have.
     """
+    if among is not None:
+        check_among(among, images, extractor)
     for each in (images, reference.images):
         if each is not None:
             check_enough(each)
@@ -107,6 +113,7 @@ def score(
         **_inception_scores(seen, extractor),
         **(_neighbours(seen, theirs, extractor) if theirs else {}),
         **_accuracies(seen, images, extractor),
+        **(_accuracies_among(seen, images, among) if among is not None else {}),
     }
     return Report(
         numbers=numbers,
@@ -237,6 +244,38 @@ def _accuracies(seen: Extracted, images: ImageSet, extractor: Extractor) -> dict
         for name, few, how, logits, labels in asked
         for k in (1, 5)
         if logits.shape[1] >= k
+    }
+
+
+def check_among(among: Sequence[int], images: ImageSet, extractor: Extractor) -> None:
+    """Raise InputError unless the extractor can choose among these labels, and all of the pictures' are there."""
+    if not extractor.class_logits:
+        raise InputError(f"{extractor.name} is no classifier of ImageNet's classes: leave the choice among labels out")
+    if images.labels is None:
+        raise InputError(f"{images.path} has no labels: an accuracy among labels cannot be told")
+    if wrong := sorted(label for label in among if not 0 <= label < IMAGENET_CLASSES):
+        raise InputError(f"label {wrong[0]} must be in 0..{IMAGENET_CLASSES - 1}, ImageNet's classes")
+    if missing := sorted(set(images.labels.tolist()) - set(among)):
+        raise InputError(f"the pictures have label {missing[0]}, which is not among the labels to choose from: add it")
+
+
+def _accuracies_among(seen: Extracted, images: ImageSet, among: Sequence[int]) -> dict[str, Number]:
+    """The same where the classifier chooses among given labels, over all pictures and class by class."""
+    if seen.logits is None or images.labels is None:
+        return {}
+    choices = np.unique(np.asarray(among, np.int64))
+    right = torch.from_numpy(choices)[seen.logits[:, choices].argmax(dim=1)].numpy() == images.labels
+    rows = {"": np.ones(len(right), bool)} | {f"_{label}": images.labels == label for label in np.unique(images.labels)}
+    return {
+        f"accuracy_among_{len(choices)}{name}": Number(
+            f"accuracy among {len(choices)}" + (f", class {name[1:]}" if name else ""),
+            float(right[row].mean()),
+            _library(),
+            int(row.sum()),
+            None,
+            f"the best of {len(choices)} given labels",
+        )
+        for name, row in rows.items()
     }
 
 

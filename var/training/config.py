@@ -60,6 +60,8 @@ class DataConfig(Section):
             less of that area, and in images beyond 3:4 or 4:3 an aspect between that range and theirs. Images of
             validation are always cropped at the centre.
         crop_area: least and largest area of a resized crop over the image's.
+        pad: white added on every side of the training images before the crop, over their short side; with `resize: 1`
+            a random crop then moves them by up to that much. For drawings on white ground.
         flip: mirror half of the training images.
         jitter: colours of the training images; None: as they are.
         workers: processes that read images, beside each training process; 0 reads in the training process.
@@ -78,6 +80,7 @@ class DataConfig(Section):
     resize: Annotated[float, Field(ge=1)] = 1.125
     crop: Literal["random", "center", "resized"] = "random"
     crop_area: tuple[Positive, Fraction] = (0.4, 1.0)
+    pad: Annotated[float, Field(ge=0, le=1)] = 0.0
     flip: bool = False
     jitter: JitterConfig | None = None
     workers: Annotated[int, Field(ge=0)] = 2

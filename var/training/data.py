@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -181,12 +181,15 @@ class ImageDataset(Dataset[Sample | Unreadable]):
             return resize_and_crop(image, self.short_side, self.side)
         rng = np.random.default_rng((_AUGMENTATION, self.seed, epoch, index))
         x, y, mirror = rng.random(3)
+        margin = round(self.config.pad * min(image.size))
+        short_side = round(self.short_side * (1 + 2 * margin / min(image.size)))
+        image = ImageOps.expand(image, margin, "white") if margin else image
         if self.config.crop == "resized":
             low, high = self.config.crop_area
             image = crop_and_resize(image, self.side, rng.uniform(low, high), math.exp(rng.uniform(*ASPECTS)), (x, y))
         else:
             at = (x, y) if self.config.crop == "random" else (0.5, 0.5)
-            image = resize_and_crop(image, self.short_side, self.side, at)
+            image = resize_and_crop(image, short_side, self.side, at)
         if self.config.flip and mirror < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image if self.config.jitter is None else jittered(image, self.config.jitter, rng)

@@ -24,7 +24,7 @@ from torch import Tensor
 from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE
 from var.files import check_writable
-from var.training.config import VARRecipe
+from var.training.config import DataConfig, VARRecipe
 from var.training.data import (
     Batch,
     ImageDataset,
@@ -58,6 +58,7 @@ DATA_SETTINGS = (
     "resize",
     "crop",
     "crop_area",
+    "pad",
     "flip",
     "jitter",
     "validation_fraction",
@@ -361,7 +362,9 @@ def _read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
     except (OSError, ValidationError) as error:
         raise InputError(f"{folder / MANIFEST} cannot be read ({one_line(error)}): {remedy}") from error
-    theirs = manifest.settings
+    # A setting that came after the cache was written had its default then.
+    defaults = {f"data.{name}": DataConfig.model_fields[name].default for name in DATA_SETTINGS}
+    theirs = defaults | manifest.settings
     if different := [name for name in settings if settings[name] != theirs.get(name)]:
         name = different[0]
         was = "by another tokenizer" if name == "tokenizer" else f"with {name}={theirs.get(name)}, not {settings[name]}"

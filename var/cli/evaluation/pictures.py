@@ -37,12 +37,12 @@ Batch = Annotated[int, typer.Option(help="Pictures at once.")]
 Json = Annotated[Path | None, typer.Option("--json", help="Also write the results there.", metavar="FILE")]
 
 
-def labels_of(classes: str) -> list[int]:
+def labels_of(classes: str, option: str = "--classes") -> list[int]:
     """`1,145` -> numbers."""
     try:
         return [int(label) for label in classes.split(",")]
     except ValueError as error:
-        raise InputError(f"--classes {classes!r} must be labels such as 1,145") from error
+        raise InputError(f"{option} {classes!r} must be labels such as 1,145") from error
 
 
 def told(

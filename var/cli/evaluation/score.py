@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from tokenizer.errors import InputError, one_line
 from var.cli.edit import AUTO, Device
-from var.cli.evaluation.pictures import Batch, Json, Weights
+from var.cli.evaluation.pictures import Batch, Json, Weights, labels_of
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -27,6 +28,14 @@ def score(
         typer.Option(help="inception-v3-compat (FID), efficientnet-lite0 (offline), vgg16, clip-vit-b-32, ..."),
     ] = "inception-v3-compat",
     weights: Weights = None,
+    among: Annotated[
+        str | None,
+        typer.Option(
+            help="Also tell how often the classifier sees the right class when it chooses among these labels, such as "
+            "1,145,207, or the keys of a JSON file.",
+            metavar="LABELS|FILE",
+        ),
+    ] = None,
     batch: Batch = 32,
     device: Device = AUTO,
     json_file: Json = None,
@@ -42,17 +51,30 @@ def score(
 
     if json_file is not None:
         check_target(json_file, "score.json", [images, reference, weights])
+    choices = None if among is None else labels_among(among)
     found = open_image_set(images)
     network = open_extractor(extractor, weights, device)
     against = open_reference(reference, network)
     with progress_bar("looked at", "pictures", speaks=True) as progress:
-        report = measure(found, against, network, batch, progress)
+        report = measure(found, against, network, batch, progress, choices)
     typer.echo(table(report))
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if json_file is not None:
         with written_beside(json_file) as beside:
             beside.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+
+
+def labels_among(text: str) -> list[int]:
+    """`1,145`, or a JSON file whose keys are labels -> the labels."""
+    import json
+
+    if not text.endswith(".json"):
+        return labels_of(text, "--among")
+    try:
+        return [int(label) for label in json.loads(Path(text).read_text(encoding="utf-8"))]
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"--among {text} must hold an object whose keys are labels: {one_line(error)}") from error
 
 
 def table(report: "Report") -> str:
