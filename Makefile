@@ -8,7 +8,7 @@ pip_install := $(venv_python) -m pip install --disable-pip-version-check -c cons
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sample test lint install develop clean
+.PHONY: help sample test lint figures install develop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -23,6 +23,10 @@ lint: .venv/.installed-dev ## Check format, lint and types
 	$(venv_python) -m ruff format --check .
 	$(venv_python) -m ruff check .
 	$(venv_python) -m mypy
+
+figures: .venv/.installed-dev ## Draw the figures of the README again
+	$(venv_python) sample.py --scales --out build/figures
+	cp build/figures/grid.png build/figures/growth.gif docs/
 
 install: .venv/.installed ## Install what sampling needs into .venv
 
