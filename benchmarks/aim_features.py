@@ -12,10 +12,10 @@ import torch
 import typer
 from products import SIDE, counted, product_speed, seconds
 
-from var.aim import AIM, AIMConfig, EncoderConfig
 from var.cli.run import run
-from var.device import choose_device, choose_dtype
-from var.presets import AIM_SIZES, choose_layers, encoder_sizes
+from var.hub.presets import AIM_SIZES, choose_layers, encoder_sizes
+from var.models.aim import AIM, AIMConfig, EncoderConfig
+from var.utils.device import choose_device, choose_dtype
 
 
 def aim_features(

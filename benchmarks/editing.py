@@ -28,12 +28,12 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var import VARPipeline
 from var.cli.run import run
-from var.edit import projected, shown
-from var.holes import Hole, continued
-from var.images import to_pil, to_tensor
-from var.training.backbones import load_perceptual
-from var.training.config import DataConfig
-from var.training.data import Unreadable, open_dataset
+from var.data.config import DataConfig
+from var.data.dataset import Unreadable, open_dataset
+from var.editing.edit import projected, shown
+from var.editing.image_masks import Hole, continued
+from var.networks.backbones import load_perceptual
+from var.utils.images import to_pil, to_tensor
 
 PERCEPTUAL_SIDE = 128
 TELEA_RADIUS = 3

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from tokenizer.scales import SCALES_256
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.cli.run import run
-from var.device import choose_device, choose_dtype
-from var.masks import Spans, fastest
-from var.model import VAR, VARConfig
+from var.models.masks import Spans, fastest
+from var.models.var import VAR, VARConfig
+from var.utils.device import choose_device, choose_dtype
 
 CLIP, LABEL_DROP = 2.0, 0.1
 

@@ -7,4 +7,4 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--kills", type=int, default=20, help="how often tests/test_kill.py kills its run")
+    parser.addoption("--kills", type=int, default=20, help="how often tests/training/test_kill.py kills its run")

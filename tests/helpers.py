@@ -17,7 +17,7 @@ from tokenizer.errors import InputError
 from tokenizer.quantizer import Quantizer
 from tokenizer.scales import Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.model import VAR, VARConfig
+from var.models.var import VAR, VARConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"

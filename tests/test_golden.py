@@ -21,11 +21,11 @@ from helpers import (
 )
 
 from tokenizer.vqvae import VQVAE
-from var.convert import load_official, load_official_tokenizer, to_official
-from var.generate import Generated, Known, generate
-from var.holes import keep_at_scales
-from var.model import VAR
-from var.sampling import filter_logits, guidance_at, guide
+from var.editing.image_masks import keep_at_scales
+from var.hub.convert import load_official, load_official_tokenizer, to_official
+from var.models.var import VAR
+from var.sampling.generate import Generated, Known, generate
+from var.sampling.logits import filter_logits, guidance_at, guide
 
 TOLERANCE = 1e-4
 FILTERS = ((0, 0.0), (7, 0.0), (0, 0.9), (5, 0.5), (20, 0.8))

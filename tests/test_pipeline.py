@@ -16,13 +16,13 @@ from tiny import NAMES, tiny_pipeline
 
 import var
 from tokenizer.scales import SCALES_256, SCALES_512
-from var.edit import redraw, upscale
-from var.generate import generate
-from var.images import to_pil, to_rgb
+from var.editing.edit import redraw, upscale
+from var.editing.windows import around, sliding, whole
+from var.hub.presets import SHIPPED
 from var.pipeline import Edited, PipelineOutput, VARPipeline, find_folder
-from var.presets import SHIPPED
-from var.sampling import SamplingParams
-from var.windows import around, sliding, whole
+from var.sampling.generate import generate
+from var.sampling.logits import SamplingParams
+from var.utils.images import to_pil, to_rgb
 
 
 @pytest.fixture

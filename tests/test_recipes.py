@@ -11,10 +11,10 @@ from accelerate.utils import DistributedType
 
 from tokenizer.scales import SCALES_512
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.aim import Encoder
-from var.model import VAR
-from var.presets import AIM_RELEASED
-from var.training.backbones import BACKBONES, PERCEPTUAL
+from var.hub.presets import AIM_RELEASED
+from var.models.aim import Encoder
+from var.models.var import VAR
+from var.networks.backbones import BACKBONES, PERCEPTUAL
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, TokenizerRecipe, VARRecipe
 from var.training.recipe import load_recipe
 from var.training.stages.probe import candidates
@@ -172,11 +172,11 @@ def test_the_papers_probe_reads_six_blocks() -> None:
     released = AIM_RELEASED[loaded.model]
     assert released.best in candidates("best", released.config.depth, loaded.probed)
     assert loaded.optimizer.clip is None
-    assert round(loaded.data.resize * 224) == 256  # as var.aim.val_transforms
+    assert round(loaded.data.resize * 224) == 256  # as var.models.aim.val_transforms
 
 
 def test_the_shipped_model_is_of_its_recipes() -> None:
-    shipped = CONFIGS.parent / "var" / "models" / "var-mini"
+    shipped = CONFIGS.parent / "var" / "pretrained" / "var-mini"
     first, second = tokenizer_recipe("mini_tokenizer"), var_recipe("mini_var")
     known = yaml.safe_load((shipped / "tokenizer" / "config.json").read_text())["config"]
     assert TokenizerConfig(**known) == first.model

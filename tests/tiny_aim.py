@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from helpers import randomise
 
-from var.aim import AIM, AIMConfig
+from var.models.aim import AIM, AIMConfig
 
 SIZES = {"image_size": 8, "patch_size": 4, "width": 16, "depth": 3, "heads": 2}
 

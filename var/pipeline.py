@@ -14,19 +14,19 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.checkpoint import load_tokenizer, load_var, read_config, save_model
-from var.classes import find_label, imagenet_names, listing
-from var.device import choose_device, choose_dtype
-from var.edit import DrawOptions, RedrawOptions, redraw, upscale
-from var.files import replacing
-from var.generate import SamplingOptions, check_fit, in_batches, occurrences
-from var.holes import Hole, Mask, read_hole
-from var.images import loaded, resize_and_crop, to_pil, to_rgb, to_tensor
-from var.model import VAR
-from var.presets import RELEASED, SHIPPED, check_name
-from var.released import cache_folder, load_released
-from var.sampling import SamplingParams
-from var.windows import Window, around, extended, outwards
+from var.editing.edit import DrawOptions, RedrawOptions, redraw, upscale
+from var.editing.image_masks import Hole, Mask, read_hole
+from var.editing.windows import Window, around, extended, outwards
+from var.hub.checkpoint import load_tokenizer, load_var, read_config, save_model
+from var.hub.download import load_released
+from var.hub.presets import RELEASED, SHIPPED, check_name
+from var.models.var import VAR
+from var.sampling.generate import SamplingOptions, check_fit, in_batches, occurrences
+from var.sampling.logits import SamplingParams
+from var.utils.classes import find_label, imagenet_names, listing
+from var.utils.device import choose_device, choose_dtype
+from var.utils.files import cache_folder, replacing
+from var.utils.images import loaded, resize_and_crop, to_pil, to_rgb, to_tensor
 
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a saved pipeline
 
@@ -263,8 +263,8 @@ class VARPipeline:
             context: side of the square that the model sees over the hole's longer side; None: as large as it can be.
                 A small one gives a small hole in a large picture more of the model's pixels, and less to go by; 1
                 shows nothing but the hole.
-            options: as `var.edit.redraw` takes them: dilate, hide, composite, match, feather; cfg, top_k, top_p, seed,
-                smooth, batch_size.
+            options: as `var.editing.edit.redraw` takes them: dilate, hide, composite, match, feather; cfg, top_k,
+                top_p, seed, smooth, batch_size.
 
         Raises:
             InputError: an image that cannot be read, a mask of another size, an unknown class, an option out of range.
@@ -348,8 +348,8 @@ class VARPipeline:
     ) -> Edited:
         """Draw a small picture in the model's size: super-resolution.
 
-        The picture is enlarged and encoded, its coarse tokens are kept, the fine ones drawn; `var.edit.upscale` tells
-        why. The longer side becomes the model's.
+        The picture is enlarged and encoded, its coarse tokens are kept, the fine ones drawn; `var.editing.edit.upscale`
+        tells why. The longer side becomes the model's.
 
         Args:
             image: smaller than the model's pictures, of any mode.

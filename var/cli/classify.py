@@ -22,7 +22,7 @@ def classify(
     """Classify by nearest neighbours and by logistic regression; the files are what `var features` wrote."""
     from var.features.classify import check_comparable, linear, nearest_neighbours
     from var.features.table import read_features
-    from var.files import check_target, written_beside
+    from var.utils.files import check_target, written_beside
 
     if json_file is not None:
         check_target(json_file, "accuracy.json", [train, validation])

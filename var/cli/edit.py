@@ -210,7 +210,7 @@ def outpaint(
     hole = given(method=method, dilate=dilate, feather=feather, composite=composite, match=match)
     job = Job("outpaint", image, model, out, device, dtype, drawing | hole)
     picture = job.read()
-    from var.windows import extended, outwards
+    from var.editing.windows import extended, outwards
 
     # Room that cannot be had, or not by that method, is refused before the model is loaded.
     outwards(picture.size, extended(picture, left, right, top, bottom)[1], job.options.get("method", "auto"))
@@ -296,9 +296,9 @@ class Job:
 
     def read(self) -> "Image.Image":
         """The picture, RGB and upright; before that, what can be refused without a look at it is."""
-        from var.files import check_writable
-        from var.images import open_picture, to_rgb
-        from var.sampling import check_sampling
+        from var.sampling.logits import check_sampling
+        from var.utils.files import check_writable
+        from var.utils.images import open_picture, to_rgb
 
         check_writable(self.out)
         check_sampling(*(self.options.get(name, 0) for name in ("cfg", "top_k", "top_p")))
@@ -306,8 +306,8 @@ class Job:
 
     def finish(self, draw: "Callable[[VARPipeline], Edited]") -> None:
         """Load the model, draw, save and tell what was saved."""
-        from var.images import save_picture
         from var.pipeline import VARPipeline
+        from var.utils.images import save_picture
 
         pipe = VARPipeline.from_pretrained(self.model, device=self.device, dtype=self.dtype)
         loaded = time.perf_counter()
@@ -324,8 +324,8 @@ class Job:
 
     def pictures(self, edited: "Edited") -> "dict[str, Image.Image]":
         """What is saved, by name: the results, the hole and the sheet."""
-        from var.holes import overlay
-        from var.images import grid
+        from var.editing.image_masks import overlay
+        from var.utils.images import grid
 
         tiles = [tile(image) for image in edited.images]
         results = {str(i): image for i, image in enumerate(edited.images)}
@@ -341,9 +341,9 @@ def fill(job: Job, mask: Path | None, boxes: list[str] | None) -> None:
         raise InputError("give the hole either by --mask FILE or by --box x0,y0,x1,y1")
     corners = [corners_of(box) for box in boxes or ()]
     picture = job.read()
-    from var.holes import box_hole, mask_hole
-    from var.images import open_picture
-    from var.windows import around
+    from var.editing.image_masks import box_hole, mask_hole
+    from var.editing.windows import around
+    from var.utils.images import open_picture
 
     hole = box_hole(corners, picture.size) if mask is None else mask_hole(open_picture(mask), picture.size)
     if not hole.any():
@@ -372,7 +372,7 @@ def enlarged(edited: "Edited") -> "list[Image.Image]":
 
 def tile(image: "Image.Image") -> "Image.Image":
     """A picture as the sheet shows it: large enough to be seen and small enough to go with others."""
-    from var.images import enlarge
+    from var.utils.images import enlarge
 
     seen = enlarge(image, GRID_TILE) if max(image.size) < GRID_TILE else image.copy()
     seen.thumbnail((LARGEST_TILE, LARGEST_TILE))

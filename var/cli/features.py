@@ -13,7 +13,7 @@ from var.cli.edit import AUTO, Device, Dtype
 from var.cli.progress import progress_bar, stopping
 
 if TYPE_CHECKING:
-    from var.aim import EncoderConfig
+    from var.models.aim import EncoderConfig
 
 
 def features(
@@ -59,7 +59,7 @@ def features(
     blocks = None if layers is None else blocks_of(layers)
     from var.features.extract import EXAMPLE, open_source, write_features
     from var.features.pictures import folder_pictures, split_pictures
-    from var.files import check_target
+    from var.utils.files import check_target
 
     check_target(out, EXAMPLE)
     pictures = folder_pictures(Path(source)) if split is None else split_pictures(source, split)
@@ -89,8 +89,8 @@ def blocks_of(layers: str) -> str | list[int]:
 
 def read_sizes(given: str) -> "EncoderConfig":
     """`aim-tiny`, `image_size=48,patch_size=8`, or a name and then single sizes -> sizes of an encoder."""
-    from var.aim import EncoderConfig
-    from var.presets import encoder_sizes
+    from var.hub.presets import encoder_sizes
+    from var.models.aim import EncoderConfig
 
     values: dict[str, str | float] = {}
     for i, part in enumerate(given.split(",")):

@@ -58,9 +58,9 @@ def sample(
 ) -> None:
     """Draw pictures scale by scale, coarse to fine, and save them as PNG with a grid of all."""
     began = time.perf_counter()
-    from var.classes import spread
-    from var.files import check_writable
     from var.pipeline import VARPipeline
+    from var.utils.classes import spread
+    from var.utils.files import check_writable
 
     check_writable(out)
     pipe = VARPipeline.from_pretrained(model, device=device, dtype=dtype)
@@ -79,7 +79,7 @@ def sample(
 
 def save(drawn: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
     """Write CLASS_INDEX.png for each picture, grid.png, and what was kept of the scales; all paths, the grid last."""
-    from var.images import enlarge, grid, save_picture
+    from var.utils.images import enlarge, grid, save_picture
 
     paths = []
     for i, (label, index, image) in enumerate(zip(drawn.labels, drawn.indices, drawn.images, strict=True)):
@@ -100,6 +100,6 @@ def save(drawn: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
 
 def growing(images: "list[Image.Image]", columns: int) -> "Image.Image":
     """One frame of the GIF: all pictures after one scale."""
-    from var.images import enlarge, grid
+    from var.utils.images import enlarge, grid
 
     return grid([enlarge(image, GRID_TILE) for image in images], columns)

@@ -11,8 +11,8 @@ import typer
 from tokenizer.errors import InputError
 
 if TYPE_CHECKING:
-    from var.evaluation.scaling import Finding, Interval
-    from var.evaluation.scaling_runs import Run
+    from var.evaluation.scaling.laws import Finding, Interval
+    from var.evaluation.scaling.runs import Run
 
 # beta and alpha of the paper (arXiv 2404.02905, section 5.1); X in billions of parameters, or in PFLOP.
 PAPER = {
@@ -38,10 +38,10 @@ def scaling(
 
     if find_spec("matplotlib") is None:
         raise InputError("figures need the package matplotlib: pip install 'var-next-scale[evaluation]'")
-    from var.evaluation.scaling import analyse
-    from var.evaluation.scaling_figures import draw_compute, draw_parameters
-    from var.evaluation.scaling_runs import read_runs
-    from var.files import check_writable, written_beside
+    from var.evaluation.scaling.figures import draw_compute, draw_parameters
+    from var.evaluation.scaling.laws import analyse
+    from var.evaluation.scaling.runs import read_runs
+    from var.utils.files import check_writable, written_beside
 
     check_writable(out)
     read = read_runs(runs)
@@ -63,8 +63,8 @@ def results(runs: Sequence["Run"], findings: Sequence["Finding"], resamples: int
     """What is written: where the numbers come from, every run's curves, and the findings."""
     from importlib.metadata import version
 
-    from var.evaluation.scaling import A_DECADE, LEVEL, shared_images
-    from var.evaluation.scaling_runs import forward_flops, training_flops
+    from var.evaluation.scaling.laws import A_DECADE, LEVEL, shared_images
+    from var.evaluation.scaling.runs import forward_flops, training_flops
 
     return {
         "versions": {name: version(name) for name in ("var-next-scale", "numpy", "scipy", "torch")},
@@ -105,7 +105,7 @@ def results(runs: Sequence["Run"], findings: Sequence["Finding"], resamples: int
 
 def tell(runs: Sequence["Run"], findings: Sequence["Finding"]) -> None:
     """Print runs, laws, predictions and back-tests, and a legend."""
-    from var.evaluation.scaling import AHEAD, LEVEL, ends_of_runs, shared_images
+    from var.evaluation.scaling.laws import AHEAD, LEVEL, ends_of_runs, shared_images
 
     curves = [run.curve for run in runs]
     images = shared_images(curves)
@@ -151,7 +151,7 @@ def _tell_table(title: str, rows: Sequence[Sequence[str]]) -> None:
 
 
 def _run_row(run: "Run", images: int) -> list[str]:
-    from var.evaluation.scaling_runs import training_flops
+    from var.evaluation.scaling.runs import training_flops
 
     curve, at = run.curve, list(run.curve.images).index(images)
     return [

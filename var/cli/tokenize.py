@@ -35,10 +35,10 @@ def tokenize(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from var.device import choose_device
-    from var.training.parallel import leave
+    from var.data.tokens import Processes, write_tokens
+    from var.training.distributed import leave
     from var.training.stages.var import open_tokenizer
-    from var.training.tokens import Processes, write_tokens
+    from var.utils.device import choose_device
 
     state = PartialState(cpu=choose_device().type == "cpu", timeout=LONGEST_WAIT)
     vqvae = open_tokenizer(checked.tokenizer).to(state.device)

@@ -43,8 +43,8 @@ def tell(recipe: "AnyRecipe") -> None:
     """Print what a run would take, once if there are several processes."""
     from rich.console import Console
 
-    from var.training.estimate import estimate
-    from var.training.estimate_table import show
+    from var.training.estimate.estimate import estimate
+    from var.training.estimate.table import show
 
     found = estimate(recipe)
     if int(os.environ.get("RANK", "0")) == 0:

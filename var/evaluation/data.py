@@ -8,10 +8,10 @@ import numpy as np
 from torch import Tensor
 
 from tokenizer.errors import InputError
-from var.training.config import DataConfig
-from var.training.data import ImageDataset, SampleDataset, loader, open_dataset, validation_batches
+from var.data.config import DataConfig
+from var.data.dataset import ImageDataset, SampleDataset, loader, open_dataset, validation_batches
+from var.data.sources import Split
 from var.training.recipe import load_recipe
-from var.training.sources import Split
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
-from var.evaluation.measured import Measured, check_any, check_float32, measured
+from var.evaluation.metrics.stats import Measured, check_any, check_float32, measured
+from var.models.token_losses import TokenLosses, picture_means, token_losses
 from var.pipeline import VARPipeline
-from var.token_losses import TokenLosses, picture_means, token_losses
 
 BITS = 1 / math.log(2)  # of a nat
 

@@ -17,14 +17,14 @@ from torch import Tensor
 
 from tokenizer.losses import psnr
 from tokenizer.vqvae import VQVAE
-from var.checkpoint import CONFIG, load_tokenizer
-from var.evaluation.extractors import Extractor
-from var.evaluation.measured import Measured, check_any, check_float32, measured
-from var.evaluation.metrics import Moments, frechet_distance
-from var.images import to_pil, to_tensor
+from var.evaluation.metrics.extractors import Extractor
+from var.evaluation.metrics.metrics import Moments, frechet_distance
+from var.evaluation.metrics.stats import Measured, check_any, check_float32, measured
+from var.hub.checkpoint import CONFIG, load_tokenizer
+from var.networks.backbones import ssim
 from var.pipeline import TOKENIZER, find_folder
-from var.training.backbones import ssim
 from var.training.codebook import count_tokens, describe
+from var.utils.images import to_pil, to_tensor
 
 Batches = Iterable[tuple[Tensor, list[int]]]  # (B, 3, S, S) in [-1, 1] and labels, which play no part here
 Distance = Callable[[Tensor, Tensor], Tensor]  # reconstructions and images -> (B,)

@@ -27,12 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.aim import EncoderConfig
-from var.device import choose_device, choose_dtype
 from var.features.pictures import Picture, Pictures
+from var.features.sources import FeatureSource, load_features
 from var.features.table import Pool, Settings, as_table, read_settings, schema_of, table_writer
-from var.files import check_target, written_beside
-from var.hidden import FeatureSource, load_features
+from var.models.aim import EncoderConfig
+from var.utils.device import choose_device, choose_dtype
+from var.utils.files import check_target, written_beside
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class FeatureSummary(NamedTuple):
 def open_source(
     name: str | Path, sizes: EncoderConfig | None = None, device: str = "auto", dtype: str = "auto"
 ) -> FeatureSource:
-    """What gives features, in evaluation mode: as `var.hidden.load_features`, on a device and in a type.
+    """What gives features, in evaluation mode: as `var.features.sources.load_features`, on a device and in a type.
 
     Args:
         name: a folder or a name; `untrained` has the same weights in every call, drawn from seed 0.

@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.classes import class_labels
-from var.images import FORMATS, centre_square, open_picture
+from var.utils.classes import class_labels
+from var.utils.images import FORMATS, centre_square, open_picture
 
 if TYPE_CHECKING:
-    from var.training.sources import Encoded, Source, Split
+    from var.data.sources import Encoded, Source, Split
 
 
 class Picture(NamedTuple):
-    """An image as `var.images.centre_square` gives it."""
+    """An image as `var.utils.images.centre_square` gives it."""
 
     path: str
     label: int | None
@@ -97,16 +97,16 @@ def split_pictures(source: str, split: "Split") -> Pictures:
 
     Args:
         source: a folder with train/ and val/ or with train*.parquet and validation*.parquet, a hub dataset, or the
-            index of shards. See `var.training.sources.list_images`.
+            index of shards. See `var.data.sources.list_images`.
         split: train or validation.
 
     Raises:
         InputError: as list_images raises it; the packages for training are not installed.
     """
     try:
-        from var.training.config import DataConfig
-        from var.training.data import ImageDataset, Unreadable
-        from var.training.sources import list_images
+        from var.data.config import DataConfig
+        from var.data.dataset import ImageDataset, Unreadable
+        from var.data.sources import list_images
     except ImportError as error:
         raise InputError("splits are read as training reads them: pip install 'var-next-scale[train]'") from error
 

@@ -2,100 +2,19 @@
 
 import math
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
-from var.aim import EncoderConfig
-from var.hidden import BASELINES
-from var.model import VARConfig
-from var.pretraining import HeadConfig
-from var.sampling import SamplingParams
-from var.training.backbones import BACKBONES, PERCEPTUAL
-
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Rate = Annotated[float, Field(ge=0, lt=1)]  # a probability at which something is dropped: at 1 nothing would be left
-
-
-class Section(BaseModel):
-    """What every part of a recipe shares: no key passes unread, and nothing changes after the checks."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class JitterConfig(Section):
-    """Changes of colour, the factors drawn from 1 - x to 1 + x and applied in a random order.
-
-    Attributes:
-        probability: that an image is changed.
-        brightness, contrast, saturation: x of each.
-        hue: turned by up to this share of the circle, either way.
-    """
-
-    probability: Fraction = 0.8
-    brightness: Fraction = 0.4
-    contrast: Fraction = 0.4
-    saturation: Fraction = 0.2
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-
-
-class DataConfig(Section):
-    """Where the images come from and how they become squares.
-
-    Attributes:
-        source: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or without class folders; a folder with
-            train*.parquet and validation*.parquet in the Hugging Face image schema; a hub dataset such as
-            zh-plus/tiny-imagenet; or the index of WebDataset shards, a path or URL ending in .json.
-        image_column: column of the images, for Parquet and hub datasets.
-        label_column: column of the integer labels, for Parquet and hub datasets; None: unconditional training.
-        classes: keep only images of these labels; the labels keep their numbers. None keeps all.
-        resize: the short side becomes resize * side (Lanczos) before the crop (VAR's training: 1.125).
-        crop: of the training images: a square at random or in the centre, or `resized`, a part of random area and
-            aspect (3:4 to 4:3), resized to the square; what would reach over an edge is cut off there, which leaves
-            less of that area, and in images beyond 3:4 or 4:3 an aspect between that range and theirs. Images of
-            validation are always cropped at the centre.
-        crop_area: least and largest area of a resized crop over the image's.
-        pad: white added on every side of the training images before the crop, over their short side; with `resize: 1`
-            a random crop then moves them by up to that much. For drawings on white ground.
-        flip: mirror half of the training images.
-        jitter: colours of the training images; None: as they are.
-        workers: processes that read images, beside each training process; 0 reads in the training process.
-        max_unreadable: fraction of the samples seen in a run; more unreadable ones stop it.
-        validation_images: use so many images of the validation split, spread over it; None for all.
-        validation_fraction: where there is no validation split, hold out this fraction of the training images.
-        shuffle_shards: streamed shards that are mixed with each other.
-        cache: folder for streamed shards; None: a folder below the user's cache.
-        cache_gigabytes: bound on that folder.
-    """
-
-    source: Annotated[str, Field(min_length=1)]
-    image_column: str = "image"
-    label_column: str | None = "label"
-    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    resize: Annotated[float, Field(ge=1)] = 1.125
-    crop: Literal["random", "center", "resized"] = "random"
-    crop_area: tuple[Positive, Fraction] = (0.4, 1.0)
-    pad: Annotated[float, Field(ge=0, le=1)] = 0.0
-    flip: bool = False
-    jitter: JitterConfig | None = None
-    workers: Annotated[int, Field(ge=0)] = 2
-    max_unreadable: Fraction = 0.01
-    validation_images: Count | None = None
-    validation_fraction: Rate = 0
-    shuffle_shards: Count = 8
-    cache: Path | None = None
-    cache_gigabytes: Positive = 50
-
-    @model_validator(mode="after")
-    def _areas_in_order(self) -> Self:
-        if self.crop_area[0] > self.crop_area[1]:
-            raise InputError(f"crop_area={list(self.crop_area)} is the wrong way round: give the least area first")
-        return self
+from var.data.config import Count, DataConfig, Fraction, NotNegative, Positive, Rate, Section
+from var.features.sources import BASELINES
+from var.models.aim import EncoderConfig
+from var.models.pretraining import HeadConfig
+from var.models.var import VARConfig
+from var.networks.backbones import BACKBONES, PERCEPTUAL
+from var.sampling.logits import SamplingParams
 
 
 class OptimizerConfig(Section):

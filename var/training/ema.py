@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from var.training.parallel import local
+from var.training.distributed import local
 
 
 class EMA:

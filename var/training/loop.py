@@ -15,17 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.checkpoint import load_weights
-from var.device import choose_device, choose_dtype
-from var.files import check_writable
-from var.hidden import load_features
-from var.sampling import seed_of
+from var.data.dataset import Batch, StepSampler, loader, open_dataset, validation_loader
+from var.data.sources import SPLIT_NAMES
+from var.data.tokens import MANIFEST, Processes, write_tokens
+from var.features.sources import load_features
+from var.hub.checkpoint import load_weights
+from var.sampling.logits import seed_of
+from var.training.checkpointing import checkpoints, load_newest, save_checkpoint
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, Recipe, TokenizerRecipe, VARRecipe
-from var.training.data import Batch, StepSampler, loader, open_dataset, validation_loader
-from var.training.draws import Draws
-from var.training.ema import EMA
-from var.training.guard import Guard, full_disk_told, interruptible
-from var.training.parallel import (
+from var.training.distributed import (
     gathered,
     leave,
     load_model_state,
@@ -34,16 +32,18 @@ from var.training.parallel import (
     sharding_asked_for,
     sharding_left_to_us,
 )
-from var.training.player import Player
-from var.training.report import Report, check_wandb
-from var.training.sources import SPLIT_NAMES
+from var.training.ema import EMA
+from var.training.health import Guard, full_disk_told, interruptible
+from var.training.logger import Report, check_wandb
+from var.training.phase_runner import Player
+from var.training.rng import Draws
 from var.training.stages import Stage
 from var.training.stages.aim import AIMStage
 from var.training.stages.probe import ProbeStage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.training.stages.var import VARStage, check_labels, open_split, open_tokenizer
-from var.training.state import checkpoints, load_newest, save_checkpoint
-from var.training.tokens import MANIFEST, Processes, write_tokens
+from var.utils.device import choose_device, choose_dtype
+from var.utils.files import check_writable
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from tokenizer.errors import InputError
-from var.presets import encoder_sizes
+from var.hub.presets import encoder_sizes
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, TokenizerRecipe, VARRecipe
 
 STAGES: dict[str, type[AnyRecipe]] = {

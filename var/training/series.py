@@ -1,4 +1,4 @@
-"""A series of transformers of several sizes from one recipe, for scaling laws (var/evaluation/scaling.py)."""
+"""A series of transformers of several sizes from one recipe, for scaling laws (var/evaluation/scaling/laws.py)."""
 
 import shlex
 import signal
@@ -12,7 +12,7 @@ from types import FrameType
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
 from var.training.config import VARRecipe
-from var.training.report import RECIPE, write_recipe
+from var.training.logger import RECIPE, write_recipe
 
 
 def series(recipe: VARRecipe, depths: Sequence[int]) -> list[VARRecipe]:

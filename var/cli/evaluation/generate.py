@@ -62,13 +62,13 @@ def generate(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from var.device import choose_device
-    from var.evaluation.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
-    from var.evaluation.sample_set import NPZ, PICTURES, has_samples_npz, sample_settings, write_samples_npz
-    from var.evaluation.samples import Workers, draw_samples
-    from var.files import check_writable
+    from var.evaluation.samples.generate import Workers, draw_samples
+    from var.evaluation.samples.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
+    from var.evaluation.samples.sample_set import NPZ, PICTURES, has_samples_npz, sample_settings, write_samples_npz
     from var.pipeline import VARPipeline
-    from var.training.parallel import leave
+    from var.training.distributed import leave
+    from var.utils.device import choose_device
+    from var.utils.files import check_writable
 
     check_writable(out)
     if reject is None and reject_by is not None:

@@ -22,10 +22,10 @@ from var.cli.evaluation.pictures import (
 )
 
 if TYPE_CHECKING:
+    from var.data.dataset import ImageDataset
     from var.evaluation.likelihood import LabelledLikelihood, Likelihood, TokenLikelihood
-    from var.evaluation.measured import Measured
+    from var.evaluation.metrics.stats import Measured
     from var.pipeline import VARPipeline
-    from var.training.data import ImageDataset
 
 
 def likelihood(
@@ -44,12 +44,12 @@ def likelihood(
 ) -> None:
     """Print loss and error of the tokens of pictures, given the coarser scales: all, each scale, the last one."""
     labels = None if classes is None else labels_of(classes)
-    from var.device import choose_device, choose_dtype
     from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source, restricted
     from var.evaluation.likelihood import likelihood as measure
-    from var.evaluation.provenance import device_name, fingerprint, versions
-    from var.files import check_target
     from var.pipeline import VARPipeline
+    from var.utils.device import choose_device, choose_dtype
+    from var.utils.files import check_target
+    from var.utils.provenance import device_name, fingerprint, versions
 
     source = read_source(data, overrides or [])
     if json_file is not None:

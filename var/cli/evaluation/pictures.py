@@ -13,8 +13,8 @@ from var.cli.progress import progress_bar
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from var.evaluation.measured import Measured
-    from var.training.data import ImageDataset
+    from var.data.dataset import ImageDataset
+    from var.evaluation.metrics.stats import Measured
 
 Data = Annotated[
     str,
@@ -103,7 +103,7 @@ def spread(value: "Measured", form: str, factor: float = 1) -> str:
 
 def finish(lines: Iterable[str], warnings: Iterable[str], results: Mapping[str, Any], json_file: Path | None) -> None:
     """Print a table and warnings, and write the results."""
-    from var.files import written_beside
+    from var.utils.files import written_beside
 
     typer.echo("\n".join(lines))
     for warning in warnings:

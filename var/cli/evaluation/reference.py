@@ -11,7 +11,7 @@ from var.cli.evaluation.pictures import Batch, Weights, labels_of
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from var.evaluation.extractors import Extractor
+    from var.evaluation.metrics.extractors import Extractor
 
 
 def reference(
@@ -41,8 +41,8 @@ def reference(
         raise InputError(f"{given}: give the side of the pictures in pixels, such as --size 256")
     if weights is not None and extractor is None:
         raise InputError(f"--weights {weights} needs --extractor, whose weights they are")
-    from var.evaluation.extractors import open_extractor
-    from var.files import check_target
+    from var.evaluation.metrics.extractors import open_extractor
+    from var.utils.files import check_target
 
     check_target(out, "reference.npz", [source, weights])
     network = None if extractor is None else open_extractor(extractor, weights, device)
@@ -66,7 +66,7 @@ def from_split(
 ) -> int:
     """Write pictures of a split; return how many."""
     from var.evaluation.data import asked_for, open_pictures, picture_batches
-    from var.evaluation.reference import write_reference
+    from var.evaluation.metrics.reference import write_reference
 
     dataset = open_pictures(source, split, size, labels)
     total = asked_for(dataset, num)
@@ -77,8 +77,8 @@ def from_split(
 
 def from_finished(source: Path, network: "Extractor", batch: int, out: Path) -> int:
     """Write the statistics of a folder's or file's pictures; return of how many."""
-    from var.evaluation.image_sets import open_image_set
-    from var.evaluation.reference import write_statistics
+    from var.evaluation.metrics.reference import write_statistics
+    from var.evaluation.samples.image_sets import open_image_set
 
     with progress_bar("looked at", "pictures", speaks=True) as progress:
         return write_statistics(open_image_set(source), network, out, batch, progress)

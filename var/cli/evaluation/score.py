@@ -11,7 +11,7 @@ from var.cli.evaluation.pictures import Batch, Json, Weights, labels_of
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
-    from var.evaluation.score import Report
+    from var.evaluation.metrics.score import Report
 
 
 def score(
@@ -43,11 +43,11 @@ def score(
     """Print FID, sFID, Inception Score, precision, recall, KID and class accuracy, and how each was made."""
     import json
 
-    from var.evaluation.extractors import open_extractor
-    from var.evaluation.image_sets import open_image_set
-    from var.evaluation.reference import open_reference
-    from var.evaluation.score import score as measure
-    from var.files import check_target, written_beside
+    from var.evaluation.metrics.extractors import open_extractor
+    from var.evaluation.metrics.reference import open_reference
+    from var.evaluation.metrics.score import score as measure
+    from var.evaluation.samples.image_sets import open_image_set
+    from var.utils.files import check_target, written_beside
 
     if json_file is not None:
         check_target(json_file, "score.json", [images, reference, weights])

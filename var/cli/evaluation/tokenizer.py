@@ -27,8 +27,8 @@ from var.cli.evaluation.pictures import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from var.evaluation.extractors import Extractor
-    from var.evaluation.measured import Measured
+    from var.evaluation.metrics.extractors import Extractor
+    from var.evaluation.metrics.stats import Measured
     from var.evaluation.reconstruction import Reconstruction, Usage
 
 
@@ -69,13 +69,13 @@ def tokenizer(
         raise InputError(f"--weights {weights} are the extractor's, which --no-fid does not use: leave one out")
     if lpips_weights is not None and lpips is None:
         raise InputError(f"--lpips-weights {lpips_weights} needs --lpips, such as --lpips lpips-vgg")
-    from var.device import choose_device
     from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source
-    from var.evaluation.extractors import open_extractor
-    from var.evaluation.provenance import device_name, fingerprint, versions
+    from var.evaluation.metrics.extractors import open_extractor
     from var.evaluation.reconstruction import open_tokenizer, psnr_of_scales, reconstruction
-    from var.files import check_target
-    from var.training.backbones import load_perceptual
+    from var.networks.backbones import load_perceptual
+    from var.utils.device import choose_device
+    from var.utils.files import check_target
+    from var.utils.provenance import device_name, fingerprint, versions
 
     source = read_source(data, overrides or [])
     if json_file is not None:
@@ -192,6 +192,6 @@ def doubts(found: "Reconstruction", extractor: "Extractor | None") -> list[str]:
     """What makes the rFID doubtful, a line each."""
     if extractor is None:
         return []
-    from var.evaluation.doubts import doubts_of_count, doubts_of_features
+    from var.evaluation.metrics.warnings import doubts_of_count, doubts_of_features
 
     return [*doubts_of_count("rFID", found.pictures, extractor), *doubts_of_features(extractor)]

@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from var.data.dataset import Batch, SampleDataset
 from var.training.config import OptimizerConfig
-from var.training.data import Batch, SampleDataset
-from var.training.draws import Draws
+from var.training.rng import Draws
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.checkpoint import save_model
-from var.images import grid, standardised, to_pil, unstandardised
-from var.pretraining import (
+from var.data.dataset import Batch, SampleDataset
+from var.hub.checkpoint import save_model
+from var.models.pretraining import (
     Pretraining,
     patch_statistics,
     patches,
@@ -26,9 +26,9 @@ from var.pretraining import (
     unpatched,
 )
 from var.training.config import AIMRecipe
-from var.training.data import Batch, SampleDataset
-from var.training.draws import Draws
+from var.training.rng import Draws
 from var.training.stages import Losses, Turn
+from var.utils.images import grid, standardised, to_pil, unstandardised
 
 PICTURED = 8  # images on the sheet
 

@@ -16,15 +16,15 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.aim import AIM, AIMConfig, AttentiveProbe, Probe, ProbeConfig, check_layers
-from var.checkpoint import CONFIG, WEIGHTS, save_model
-from var.files import replacing
-from var.hidden import EncoderFeatures, FeatureSource
-from var.images import grid, to_pil
+from var.data.dataset import Batch, SampleDataset, validation_loader
+from var.features.sources import EncoderFeatures, FeatureSource
+from var.hub.checkpoint import CONFIG, WEIGHTS, save_model
+from var.models.aim import AIM, AIMConfig, AttentiveProbe, Probe, ProbeConfig, check_layers
 from var.training.config import ProbeRecipe
-from var.training.data import Batch, SampleDataset, validation_loader
-from var.training.draws import Draws
+from var.training.rng import Draws
 from var.training.stages import Losses, Turn
+from var.utils.files import replacing
+from var.utils.images import grid, to_pil
 
 SCORES = "probes.json"  # in the exported folder: what each candidate reached
 RIGHT, WRONG = (-0.6, 0.6, -0.6), (0.8, -0.8, -0.8)  # frames on the sheet, in [-1, 1]
@@ -67,7 +67,7 @@ class Probes(nn.Module):
 
     def __init__(self, names: Sequence[str], probe: AttentiveProbe) -> None:
         super().__init__()
-        self.probes: Mapping[str, AttentiveProbe] = nn.ModuleDict(  # type: ignore[assignment]  # as in var.aim
+        self.probes: Mapping[str, AttentiveProbe] = nn.ModuleDict(  # type: ignore[assignment]  # as in var.models.aim
             {name: deepcopy(probe) for name in names}
         )
 

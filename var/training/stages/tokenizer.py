@@ -24,14 +24,14 @@ from tokenizer.losses import (
     ramp,
 )
 from tokenizer.vqvae import VQVAE, VQVAEOutput
-from var.checkpoint import save_model
-from var.images import grid, to_pil
-from var.training.backbones import Backbone, Enlarged, load_backbone, load_perceptual, ssim
+from var.data.dataset import Batch, SampleDataset
+from var.hub.checkpoint import save_model
+from var.networks.backbones import Backbone, Enlarged, load_backbone, load_perceptual, ssim
 from var.training.codebook import CodebookHealth, count_tokens, vectors_seen
 from var.training.config import AdversarialConfig, TokenizerRecipe
-from var.training.data import Batch, SampleDataset
-from var.training.draws import Draws
+from var.training.rng import Draws
 from var.training.stages import Losses, Turn
+from var.utils.images import grid, to_pil
 
 PICTURED = 8  # images on the sheet
 

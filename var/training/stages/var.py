@@ -10,21 +10,21 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.checkpoint import load_tokenizer
-from var.classes import spread
-from var.generate import generate
-from var.images import grid, to_pil
-from var.model import VAR
+from var.data.dataset import Batch, SampleDataset, open_dataset
+from var.data.sources import Split
+from var.data.tokens import open_tokens
+from var.hub.checkpoint import load_tokenizer
+from var.models.token_losses import TokenLosses, picture_means, token_losses
+from var.models.var import VAR
 from var.pipeline import VARPipeline
-from var.sampling import SamplingParams
-from var.token_losses import TokenLosses, picture_means, token_losses
+from var.sampling.generate import generate
+from var.sampling.logits import SamplingParams
 from var.training.config import VARRecipe
-from var.training.data import Batch, SampleDataset, open_dataset
-from var.training.draws import Draws
+from var.training.rng import Draws
 from var.training.self_correction import nearest_codewords, perturb
-from var.training.sources import Split
 from var.training.stages import Losses, Turn
-from var.training.tokens import open_tokens
+from var.utils.classes import spread
+from var.utils.images import grid, to_pil
 
 PICTURED_CLASSES, PICTURED_PER_CLASS = 8, 4
 

@@ -1,0 +1,537 @@
+"""`var edit VERB IMAGE`: the files that it writes, and that every mistake is one line and exit code 2."""
+
+import inspect
+import struct
+import sys
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from PIL import Image, ImageChops
+from scipy import ndimage
+from tiny import NAMES, ended, run, tiny_pipeline
+
+from var.cli import app
+from var.cli import edit as command
+from var.editing import windows
+from var.editing.edit import redraw
+from var.editing.edit import upscale as library_upscale
+from var.editing.image_masks import overlay
+from var.pipeline import VARPipeline
+from var.sampling.generate import generate
+from var.sampling.logits import SamplingParams
+
+Run = Callable[..., tuple[int, str, str]]
+VERBS = list(command.EDIT.commands)
+WIDTH, HEIGHT = 24, 16  # of the picture; the model's is 8x8, with 4x4 tokens
+BOX = (8, 4, 14, 10)
+HALF_A_TOKEN = HEIGHT / 4 / 2  # of a window as large as the picture's shorter side, in pixels
+
+
+def noise(width: int, height: int, bands: int = 3, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(256, size=(height, width, bands), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def png_that_claims(width: int, height: int) -> bytes:
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline(NAMES).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pipe() -> VARPipeline:
+    return tiny_pipeline(NAMES)
+
+
+@pytest.fixture
+def edit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in a folder with pictures and masks, on the tiny model: exit code, output, error output."""
+    monkeypatch.chdir(tmp_path)
+    noise(WIDTH, HEIGHT).save("p.png")
+    noise(6, 5).save("small.png")
+    mask = Image.new("L", (WIDTH, HEIGHT))
+    mask.paste(255, BOX)
+    mask.save("mask.png")
+    Image.new("L", (WIDTH, HEIGHT)).save("empty.png")
+    Image.new("L", (HEIGHT, WIDTH), 255).save("turned.png")
+    Path("text.png").write_text("a mask")
+    Path("cut.png").write_bytes(Path("p.png").read_bytes()[:300])
+    Path("bomb.png").write_bytes(png_that_claims(30000, 30000))
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        given = [str(argument) for argument in arguments]
+        usual = [] if "--model" in given else ["--model", str(model), "--dtype", "float32"]
+        monkeypatch.setattr(sys, "argv", ["var", "edit", *given, *(usual if given[1:] else [])])
+        return ended(app.main, capsys)
+
+    return call
+
+
+def box(corners: tuple[int, ...] = BOX) -> str:
+    return ",".join(map(str, corners))
+
+
+def read(path: str | Path) -> Image.Image:
+    with Image.open(path) as image:
+        image.load()
+    return image
+
+
+def saved(result: tuple[int, str, str], stem: str) -> list[Image.Image]:
+    """The numbered pictures that a successful call says it has written."""
+    code, out, err = result
+    assert (code, err) == (0, "")
+    *paths, _ = out.splitlines()
+    names = [path for path in paths if path.startswith(stem) and path.removeprefix(stem)[:-4].isdigit()]
+    assert names == [f"{stem}{i}.png" for i in range(len(names))]
+    return [read(name) for name in names]
+
+
+def same(images: list[Image.Image], others: list[Image.Image]) -> bool:
+    assert [image.mode for image in images] == ["RGB"] * len(others)
+    return [(i.size, i.tobytes()) for i in images] == [(i.size, i.tobytes()) for i in others]
+
+
+def refusal(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    assert len(line) < 300
+    for part in parts:
+        assert part in line
+
+
+# --- pictures
+
+
+def test_files_and_what_is_printed(edit: Run, pipe: VARPipeline) -> None:
+    code, out, err = edit("inpaint", "p.png", "--box", box(), "--num", 2, "--out", "deep/folder")
+    assert (code, err) == (0, "")
+    names = [f"p_inpaint_{name}.png" for name in ("0", "1", "mask", "sheet")]
+    *paths, summary = out.splitlines()
+    assert paths == [f"deep/folder/{name}" for name in names]
+    assert "2 pictures in" in summary
+    assert "model loaded in" in summary
+    assert sorted(path.name for path in Path("deep/folder").iterdir()) == sorted(names)
+    drawn = pipe.inpaint(read("p.png"), BOX, num=2)
+    assert same([read(path) for path in paths[:2]], drawn.images)
+    assert not same(drawn.images[:1], drawn.images[1:])
+    assert same([read(paths[2])], [overlay(read("p.png"), drawn.hole)])
+
+
+def test_by_default_four_results_in_the_folder_edits(edit: Run, pipe: VARPipeline) -> None:
+    images = saved(edit("inpaint", "p.png", "--mask", "mask.png"), "edits/p_inpaint_")
+    assert same(images, pipe.inpaint(read("p.png"), BOX, num=4).images)
+
+
+def test_several_boxes(edit: Run, pipe: VARPipeline) -> None:
+    boxes = [BOX, (0, 12, 5, 16)]
+    given = [word for corners in boxes for word in ("--box", box(corners))]
+    (image,) = saved(edit("inpaint", "p.png", *given, "--num", 1), "edits/p_inpaint_")
+    assert same([image], pipe.inpaint(read("p.png"), boxes).images)
+    assert not same([image], pipe.inpaint(read("p.png"), BOX).images)
+
+
+@pytest.mark.parametrize("feather", [None, 0, 1.5, 4])
+def test_outside_hole_and_feather_the_picture_stays_bit_for_bit(edit: Run, feather: float | None) -> None:
+    options = () if feather is None else ("--feather", feather)
+    changed = np.zeros((HEIGHT, WIDTH), dtype=bool)
+    for image in saved(edit("inpaint", "p.png", "--mask", "mask.png", *options), "edits/p_inpaint_"):
+        changed |= np.asarray(ImageChops.difference(image, read("p.png"))).any(axis=-1)
+    distance = ndimage.distance_transform_edt(np.asarray(read("mask.png")) == 0)
+    reach = HALF_A_TOKEN if feather is None else feather
+    assert not changed[distance >= reach + 1].any()
+    for ring in (distance == 0, (distance > 0) & (distance <= reach)):
+        assert not ring.any() or changed[ring].mean() > 0.5
+
+
+CHANGES: list[tuple[tuple[object, ...], dict[str, Any]]] = [
+    (("--seed", 1), {"seed": 1}),
+    (("--class", 3), {"label": 3}),
+    (("--class", "red fox"), {"label": 0}),
+    (("--class", 3, "--cfg", 0), {"label": 3, "cfg": 0.0}),
+    (("--top-k", 1), {"top_k": 1}),
+    (("--top-p", 0.01), {"top_p": 0.01}),
+    (("--smooth",), {"smooth": True}),
+    (("--dilate", 0), {"dilate": 0}),
+    (("--feather", 0), {"feather": 0.0}),
+    (("--no-hide",), {"hide": False}),
+    (("--no-composite",), {"composite": False}),
+    (("--no-match",), {"match": False}),
+    (("--context", 1.5), {"context": 1.5}),
+]
+
+
+@pytest.mark.parametrize(("options", "changes"), CHANGES, ids=lambda value: " ".join(map(str, value)))
+def test_options_are_the_librarys(
+    edit: Run, pipe: VARPipeline, options: tuple[object, ...], changes: dict[str, Any]
+) -> None:
+    images = saved(edit("inpaint", "p.png", "--box", box(), *options), "edits/p_inpaint_")
+    picture = read("p.png")
+    assert same(images, pipe.inpaint(picture, BOX, num=4, **changes).images)
+    assert not same(images, pipe.inpaint(picture, BOX, num=4).images)
+
+
+def test_switched_on_is_the_default(edit: Run, pipe: VARPipeline) -> None:
+    on = ("--hide", "--composite", "--match", "--seed", 0, "--top-k", 900, "--top-p", 0.96, "--dilate", 1)
+    images = saved(edit("inpaint", "p.png", "--box", box(), *on), "edits/p_inpaint_")
+    assert same(images, pipe.inpaint(read("p.png"), BOX, num=4).images)
+
+
+def rgba(path: Path) -> None:
+    noise(WIDTH, HEIGHT, bands=4).save(path)
+
+
+def palette(path: Path) -> None:
+    image = noise(WIDTH, HEIGHT).quantize(16)
+    image.save(path, transparency=3)
+
+
+def turned_jpeg(path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: shown upright after a quarter turn
+    noise(HEIGHT, WIDTH).save(path, exif=exif)
+
+
+@pytest.mark.parametrize(("make", "name"), [(rgba, "q.png"), (palette, "q.png"), (turned_jpeg, "q.jpg")])
+def test_pictures_of_other_modes(edit: Run, pipe: VARPipeline, make: Callable[[Path], None], name: str) -> None:
+    make(Path(name))
+    image = read(name)
+    assert image.mode != "RGB" or image.size == (HEIGHT, WIDTH)
+    images = saved(edit("inpaint", name, "--mask", "mask.png", "--num", 2), "edits/q_inpaint_")
+    drawn = pipe.inpaint(image, BOX, num=2)
+    assert same(images, drawn.images)
+    assert images[0].size == (WIDTH, HEIGHT)
+    assert not np.asarray(ImageChops.difference(images[0], drawn.picture))[12:].any()
+    assert "exif" not in read("edits/q_inpaint_0.png").info  # nothing that would turn it once more
+
+
+@pytest.mark.parametrize("method", [None, "auto", "shrink", "slide"])
+def test_outpaint(edit: Run, pipe: VARPipeline, method: str | None) -> None:
+    options = () if method is None else ("--method", method)
+    room = {"left": 2, "right": 10, "top": 3, "bottom": 1}
+    given = [word for side, pixels in room.items() for word in (f"--{side}", pixels)]
+    images = saved(edit("outpaint", "p.png", *given, "--num", 2, "--class", 3, *options), "edits/p_outpaint_")
+    drawn = pipe.outpaint(read("p.png"), **room, label=3, num=2, method=method or "auto")
+    assert same(images, drawn.images)
+    assert images[0].size == (WIDTH + 12, HEIGHT + 4)
+    assert same([read("edits/p_outpaint_mask.png")], [overlay(drawn.picture, drawn.hole)])
+    assert Path("edits/p_outpaint_sheet.png").is_file()
+
+
+def test_methods_of_outpainting_differ(edit: Run) -> None:
+    shrink, slide, auto = (
+        saved(edit("outpaint", "p.png", "--right", 30, "--method", method), "edits/p_outpaint_")
+        for method in ("shrink", "slide", "auto")
+    )
+    assert not same(shrink, slide)
+    assert same(slide, auto)
+
+
+@pytest.mark.parametrize("method", ["shrink", "slide"])
+def test_outpaint_keeps_the_picture_bit_for_bit(edit: Run, method: str) -> None:
+    """Also along the edges that are not extended."""
+    (image,) = saved(
+        edit("outpaint", "p.png", "--right", 8, "--num", 1, "--feather", 2, "--method", method), "edits/p_outpaint_"
+    )
+    changed = np.asarray(ImageChops.difference(image.crop((0, 0, WIDTH, HEIGHT)), read("p.png"))).any(axis=-1)
+    assert not changed[:, : WIDTH - 2].any()
+
+
+def test_class(edit: Run, pipe: VARPipeline) -> None:
+    images = saved(
+        edit("class", "p.png", "--class", "tabby cat", "--mask", "mask.png", "--context", 2), "edits/p_class_"
+    )
+    assert same(images, pipe.edit(read("p.png"), BOX, 1, num=4, context=2.0).images)
+    assert not same(images, pipe.edit(read("p.png"), BOX, 0, num=4, context=2.0).images)
+    assert sorted(path.name for path in Path("edits").iterdir()) == [
+        f"p_class_{name}.png" for name in ("0", "1", "2", "3", "mask", "sheet")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ((), {}),
+        (("--class", 3, "--seed", 2), {"label": 3, "seed": 2}),
+        (("--scales", 1), {"num_scales": 1}),
+        (("--no-consistent",), {"consistent": False}),
+    ],
+)
+def test_upscale(edit: Run, pipe: VARPipeline, options: tuple[object, ...], changes: dict[str, Any]) -> None:
+    images = saved(edit("upscale", "small.png", *options), "edits/small_upscale_")
+    assert same(images, pipe.upscale(read("small.png"), num=4, **changes).images)
+    assert not changes or not same(images, pipe.upscale(read("small.png"), num=4).images)
+    assert images[0].size == (8, 7)
+    assert sorted(path.name for path in Path("edits").iterdir()) == [
+        f"small_upscale_{name}.png" for name in ("0", "1", "2", "3", "sheet")
+    ]
+
+
+# --- the sheet
+
+
+def tiles(sheet: Image.Image, size: tuple[int, int], columns: int) -> list[Image.Image]:
+    """The tiles of a sheet of one row."""
+    assert sheet.size == (columns * (size[0] + 2) - 2, size[1])
+    return [sheet.crop((x, 0, x + size[0], size[1])) for x in range(0, sheet.width, size[0] + 2)]
+
+
+def test_the_sheet_shows_input_hole_and_results(edit: Run) -> None:
+    images = saved(edit("inpaint", "p.png", "--mask", "mask.png", "--num", 2), "edits/p_inpaint_")
+    size = (WIDTH * 8, HEIGHT * 8)  # enlarged to be seen
+    shown = tiles(read("edits/p_inpaint_sheet.png"), size, columns=4)
+    expected = [read("p.png"), read("edits/p_inpaint_mask.png"), *images]
+    assert same(shown, [image.resize(size, Image.Resampling.BICUBIC) for image in expected])
+
+
+def test_the_sheet_of_upscale_shows_the_input_as_it_is_and_enlarged(edit: Run) -> None:
+    images = saved(edit("upscale", "small.png", "--num", 1), "edits/small_upscale_")
+    size = (8 * 19, 7 * 19)
+    shown = tiles(read("edits/small_upscale_sheet.png"), size, columns=3)
+    small = read("small.png")
+    bicubic = small.resize((8, 7), Image.Resampling.BICUBIC)
+    assert same(shown[:1], [small.resize(size, Image.Resampling.NEAREST)])
+    assert same(shown[1:], [image.resize(size, Image.Resampling.BICUBIC) for image in (bicubic, *images)])
+
+
+@pytest.mark.parametrize(
+    ("size", "tile"), [((1300, 650), (512, 256)), ((200, 150), (200, 150)), ((1000, 1), (512, 1)), ((2, 90), (11, 512))]
+)
+def test_tiles_of_pictures_of_any_size(edit: Run, size: tuple[int, int], tile: tuple[int, int]) -> None:
+    noise(*size).save("q.png")
+    (image,) = saved(edit("inpaint", "q.png", "--box", "0,0,1,1", "--num", 1), "edits/q_inpaint_")
+    assert image.size == size
+    assert len(tiles(read("edits/q_inpaint_sheet.png"), tile, columns=3)) == 3
+
+
+def test_many_results_take_several_rows(edit: Run) -> None:
+    saved(edit("inpaint", "p.png", "--mask", "mask.png", "--num", 9), "edits/p_inpaint_")
+    assert read("edits/p_inpaint_sheet.png").size == (8 * (WIDTH * 8 + 2) - 2, 2 * (HEIGHT * 8 + 2) - 2)
+
+
+# --- names
+
+
+@pytest.mark.parametrize(
+    ("name", "stem"),
+    [
+        ("a b.png", "a b"),
+        (".png", "png"),
+        ("sub/a.b.png", "a.b"),
+        ("ö%s{}.png", "ö%s{}"),
+        ("x" * 250 + ".png", "x" * 50),
+    ],
+)
+def test_names_of_pictures(edit: Run, name: str, stem: str) -> None:
+    Path("sub").mkdir()
+    noise(WIDTH, HEIGHT).save(name, format="PNG")
+    assert len(saved(edit("inpaint", name, "--box", box()), f"edits/{stem}_inpaint_")) == 4
+    assert sorted(path.name for path in Path("edits").iterdir()) == [
+        f"{stem}_inpaint_{part}.png" for part in ("0", "1", "2", "3", "mask", "sheet")
+    ]
+
+
+# --- mistakes
+
+
+HOLE = ("--box", box())
+NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told before a model is looked for
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("inpaint", "p.png"), ("either by --mask FILE or by --box",)),
+        (("inpaint", "p.png", "--mask", "mask.png", *HOLE), ("either by --mask FILE or by --box",)),
+        (("class", "p.png", "--class", 3), ("either by --mask FILE or by --box",)),
+        (("inpaint", "p.png", "--box", "1,2,3"), ("--box '1,2,3'", "four whole numbers")),
+        (("inpaint", "p.png", "--box", "a,b,c,d"), ("--box 'a,b,c,d'", "four whole numbers")),
+        (("inpaint", "p.png", "--box", "1,2,3.5,4"), ("--box '1,2,3.5,4'", "four whole numbers")),
+        (("inpaint", "p.png", *HOLE, "--box", ""), ("--box ''", "four whole numbers")),
+        (("inpaint", "p.png", "--box", "0,0,25,4"), ("box 0,0,25,4", "24x16 px")),
+        (("inpaint", "p.png", "--box=-1,0,2,4"), ("box -1,0,2,4", "24x16 px")),
+        (("inpaint", "p.png", "--box", f"0,0,{10**30},4"), (f"box 0,0,{10**30},4", "24x16 px")),
+        (("inpaint", "p.png", "--box", "4,4,4,8"), ("box 4,4,4,8", "left < right")),
+        (("inpaint", "p.png", *HOLE, "--box", "8,8,4,4"), ("box 8,8,4,4", "left < right")),
+        (("inpaint", "p.png", "--mask", "turned.png"), ("16x24 px", "24x16 px", "the picture's size")),
+        (("inpaint", "p.png", "--mask", "empty.png"), ("mask empty.png is empty", "white marks what is filled")),
+        (("class", "p.png", "--class", 3, "--mask", "empty.png"), ("mask empty.png is empty",)),
+        (("inpaint", "p.png", "--mask", "none.png"), ("cannot read none.png", "No such file")),
+        (("inpaint", "p.png", "--mask", "."), ("cannot read .", "directory")),
+        (("inpaint", "p.png", "--mask", "text.png"), ("text.png is not an image",)),
+        (("inpaint", "p.png", "--mask", "cut.png"), ("cannot read cut.png",)),
+        (("inpaint", "p.png", "--mask", "bomb.png"), ("bomb.png", "900000000 pixels")),
+        (("inpaint", "none.png", *HOLE), ("cannot read none.png", "No such file")),
+        (("inpaint", "text.png", *HOLE), ("text.png is not an image",)),
+        (("inpaint", "cut.png", *HOLE), ("cannot read cut.png",)),
+        (("inpaint", "bomb.png", *HOLE), ("bomb.png", "900000000 pixels")),
+        (("outpaint", "bomb.png", "--left", 3), ("bomb.png", "900000000 pixels")),
+        (("upscale", "text.png"), ("text.png is not an image",)),
+        (("outpaint", "p.png"), ("no extension given",)),
+        (("outpaint", "p.png", "--left", 0), ("no extension given",)),
+        (("outpaint", "p.png", "--left", 3, "--top=-1"), ("top=-1", "0 or more")),
+        (("outpaint", "p.png", "--right", 10**6), ("24x16 px", "1000024x16 px", "too large")),
+        (("outpaint", "p.png", "--right", 10**30), ("too large",)),
+        (("outpaint", "p.png", "--left", 3, "--method", "stretch"), ("--method", "stretch", "auto", "shrink", "slide")),
+        (("outpaint", "p.png", "--left", 3, "--no-hide"), ("No such option", "--no-hide")),
+        (("inpaint", "p.png", *HOLE, "--num", 0), ("--num", "equal to 1 ")),
+        (("inpaint", "p.png", *HOLE, "--num", 101), ("--num", "equal to 100 ")),
+        (("upscale", "small.png", "--num", "x"), ("--num", "integer")),
+        (("inpaint", "p.png", *HOLE, "--seed", -1), ("--seed", "equal to 0 ")),
+        (("inpaint", "p.png", *HOLE, "--cfg", "nan"), ("cfg=nan",)),
+        (("outpaint", "p.png", "--left", 3, "--cfg", -1), ("cfg=-1.0",)),
+        (("upscale", "small.png", "--top-k", -3), ("top_k=-3", "0 (keeps all tokens)")),
+        (("inpaint", "p.png", *HOLE, "--top-p", 2), ("top_p=2.0", "[0, 1]")),
+        (("inpaint", "p.png", *HOLE, "--dilate", -1), ("--dilate", "equal to 0 ")),
+        (("outpaint", "p.png", "--left", 3, "--feather", -1), ("--feather", "equal to 0 ")),
+        (("inpaint", "p.png", *HOLE, "--feather", "nan"), ("--feather", "equal to 0 ")),
+        (("inpaint", "p.png", *HOLE, "--context", 0.5), ("context=0.5", "1 (the hole alone)")),
+        (("inpaint", "p.png", *HOLE, "--context", "nan"), ("context=nan",)),
+        (("upscale", "small.png", "--scales", 0), ("--scales", "equal to 1 ")),
+        (("inpaint", "p.png", *HOLE, "--nmu", 3), ("No such option", "--nmu")),
+        (("upscale", "small.png", "--mask", "mask.png"), ("No such option", "--mask")),
+        (("class", "p.png", *HOLE), ("Missing option", "--class")),
+        (("inpaint", *HOLE), ("Missing argument", "image")),
+        (("inpiant", "p.png"), ("No such command 'inpiant'",)),
+        ((), ("Missing command",)),
+        (("inpaint", "p.png", *HOLE, "--out", "p.png"), ("cannot write p.png", "another folder")),
+        (("inpaint", "none.png", "--mask", "none.png", "--out", "p.png/deep"), ("cannot write p.png/deep",)),
+        (("inpaint", "p.png", *HOLE), ("'no/such/folder'", "give a model folder")),
+        (("inpaint", "p.png", *HOLE, "--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
+        (("inpaint", "p.png", *HOLE, "--dtype", "half"), ("dtype 'half'",)),
+    ],
+)
+def test_mistakes_that_no_model_is_needed_to_see(
+    edit: Run, arguments: tuple[object, ...], parts: tuple[str, ...]
+) -> None:
+    before = sorted(Path.cwd().iterdir())
+    refusal(edit(*arguments, *(NOWHERE if arguments else ())), *parts)
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (("inpaint", "p.png", *HOLE, "--class", 5), ("class 5 must be in 0..4",)),
+        (("class", "p.png", *HOLE, "--class", -1), ("class -1",)),
+        (("class", "p.png", *HOLE, "--class", 2), ("class 2 is not one that this model was trained on", "0 red fox")),
+        (("class", "p.png", *HOLE, "--class", "red foks"), ("'red foks'", "did you mean 'red fox'")),
+        (("upscale", "small.png", "--class", "zebra"), ("'zebra'", "this model knows 0 red fox")),
+        (("outpaint", "p.png", "--left", 3, "--class", ""), ("class ''",)),
+        (("upscale", "p.png"), ("24x16 px", "smaller than the model's, 8x8 px")),
+        (("upscale", "small.png", "--scales", 4), ("num_scales=4", "1..3")),
+    ],
+)
+def test_mistakes_that_the_model_tells(edit: Run, arguments: tuple[object, ...], parts: tuple[str, ...]) -> None:
+    before = sorted(Path.cwd().iterdir())
+    refusal(edit(*arguments), *parts)
+    assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_what_cannot_be_written_leaves_nothing_half_done(edit: Run) -> None:
+    Path("edits/p_inpaint_1.png").mkdir(parents=True)
+    refusal(edit("inpaint", "p.png", *HOLE), "cannot write edits/p_inpaint_1.png")
+    assert sorted(path.name for path in Path("edits").iterdir()) == ["p_inpaint_0.png", "p_inpaint_1.png"]
+    read("edits/p_inpaint_0.png")
+
+
+# --- help
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_each_verb(edit: Run, verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    code, out, err = edit(verb, "--help")
+    assert (code, err) == (0, "")
+    assert f"var edit {verb} [OPTIONS]" in out
+    holed, masked = verb != "upscale", verb in ("inpaint", "class")
+    for option in ("--class", "--num", "--seed", "--cfg", "--top-k", "--top-p", "--smooth", "--model", "--out"):
+        assert f"{option} " in out
+    for option in ("--dilate", "--feather", "--no-composite", "--no-match"):
+        assert (f"{option} " in out) == holed
+    for option in ("--mask", "--box", "--context", "--no-hide"):
+        assert (f"{option} " in out) == masked
+
+
+def test_help_of_outpaint_names_and_tells_both_methods(edit: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    _, out, _ = edit("outpaint", "--help")
+    for part in ("auto|shrink|slide", "shrink-and-place", "slides outwards", "large extensions"):
+        assert part in out
+
+
+def test_help_of_the_group_lists_the_verbs(edit: Run) -> None:
+    code, out, err = edit("--help")
+    assert (code, err) == (0, "")
+    assert "var edit [OPTIONS] COMMAND" in out
+    for verb in VERBS:
+        assert f" {verb} " in out
+
+
+def test_help_tells_the_librarys_defaults() -> None:
+    """They are not written twice in the code, but they are in the help."""
+
+    def told(alias: Any) -> str:
+        return get_args(alias)[1].help.rpartition("Default: ")[2].rstrip(".")
+
+    def told_of_models(alias: Any) -> str:
+        return told(alias).removeprefix("the model's, else ")
+
+    params = SamplingParams()
+    drawn, redrawn = inspect.signature(generate).parameters, inspect.signature(redraw).parameters
+    enlarged = inspect.signature(library_upscale).parameters
+    words = {True: "on", False: "off"}
+    assert told(command.Seed) == str(drawn["seed"].default)
+    assert told_of_models(command.TopK) == str(params.top_k)
+    assert told_of_models(command.TopP) == str(params.top_p)
+    assert told_of_models(command.Cfg) == f"{params.cfg:g}"
+    assert told(command.Dilate) == str(redrawn["dilate"].default)
+    for alias, name in ((command.Hide, "hide"), (command.Composite, "composite"), (command.Match, "match")):
+        assert told(alias) == words[redrawn[name].default]
+    assert told(command.Consistent) == words[enlarged["consistent"].default]
+    assert redrawn["feather"].default is enlarged["num_scales"].default is None  # told in words
+    methods = get_args(get_args(get_args(command.Method)[0])[0])
+    assert methods == windows.METHODS
+    assert inspect.signature(VARPipeline.outpaint).parameters["method"].default == "auto"
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    """Nor do slips in the command line."""
+    code = (
+        "import sys, var.cli.app as app; sys.argv = ['var', 'edit', *sys.argv[1:]]\n"
+        "try: app.main()\n"
+        "finally: print(sorted({'torch', 'numpy', 'PIL', 'scipy'} & sys.modules.keys()))"
+    )
+    for arguments in (*([verb, "--help"] for verb in VERBS), ["inpaint", "p.png", "--box", "1,2"]):
+        done = run("-c", code, *arguments)
+        assert done.stdout.splitlines()[-1] == "[]"
+
+
+# --- a process of its own
+
+
+def test_the_module(edit: Run, model: Path, pipe: VARPipeline) -> None:
+    shared = ("-m", "var", "edit", "inpaint", "p.png", "--model", model, "--dtype", "float32", "--num", 1)
+    done = run(*shared, "--mask", "mask.png", cwd=Path.cwd())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:-1] == [f"edits/p_inpaint_{name}.png" for name in ("0", "mask", "sheet")]
+    assert same([read("edits/p_inpaint_0.png")], pipe.inpaint(read("p.png"), BOX).images)
+    failed = run(*shared, "--mask", "empty.png", cwd=Path.cwd())
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert len(failed.stderr.splitlines()) == 1

@@ -1,0 +1,244 @@
+"""`python sample.py`: the files that it writes, and that every mistake is one line and exit code 2."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tiny import NAMES, ROOT, ended, run, tiny_pipeline
+
+from var.cli import sample as command
+from var.hub.presets import SHIPPED
+from var.pipeline import VARPipeline
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved pipeline with random weights."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline(NAMES).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sample(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command in this process, on the tiny model unless told otherwise: exit code, output, error output."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.chdir(tmp_path)
+        given = [str(argument) for argument in arguments]
+        chosen = [] if "--model" in given else ["--model", str(model)]
+        typed = [] if "--dtype" in given else ["--dtype", "float32"]
+        monkeypatch.setattr(sys, "argv", ["sample.py", *chosen, *typed, *given])
+        return ended(command.main, capsys)
+
+    return call
+
+
+def refusal(result: tuple[int, str, str], *parts: str) -> None:
+    code, out, err = result
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
+
+
+# --- pictures
+
+
+def test_files_and_what_is_printed(sample: Run, tmp_path: Path) -> None:
+    code, out, err = sample("--class", 3, "--class", "red fox", "--num", 2, "--out", "pictures")
+    assert (code, err) == (0, "")
+    names = ["3_0.png", "3_1.png", "0_0.png", "0_1.png", "grid.png"]
+    *paths, summary = out.splitlines()
+    assert paths == [f"pictures/{name}" for name in names]
+    assert "4 pictures in" in summary
+    assert "model loaded in" in summary
+    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
+    drawn = tiny_pipeline(NAMES)([3, 0], num=2)
+    for name, image in zip(names, drawn.images, strict=False):
+        with Image.open(tmp_path / "pictures" / name) as saved:
+            assert (saved.mode, saved.tobytes()) == ("RGB", image.tobytes())
+    with Image.open(tmp_path / "pictures" / "grid.png") as grid:
+        assert grid.size == (2 * 130 - 2, 2 * 130 - 2)  # two columns, enlarged to be seen
+
+
+def test_the_default_is_a_mix_of_the_known_classes(sample: Run, tmp_path: Path) -> None:
+    code, out, _ = sample("--num", 1)
+    assert code == 0
+    assert [Path(line).name for line in out.splitlines()[:-1]] == [
+        "0_0.png",
+        "1_0.png",
+        "3_0.png",
+        "4_0.png",
+        "grid.png",
+    ]
+    assert (tmp_path / "samples" / "grid.png").is_file()
+
+
+def test_the_picture_after_every_scale_and_the_gif(sample: Run, tmp_path: Path) -> None:
+    code, out, _ = sample("--class", 1, "--num", 2, "--scales", "--out", "o")
+    assert code == 0
+    names = [name for i in range(2) for name in (f"1_{i}", *(f"1_{i}_scale{k}" for k in range(3)))]
+    assert [Path(line).name for line in out.splitlines()[:-1]] == [
+        *(f"{name}.png" for name in names),
+        "growth.gif",
+        "grid.png",
+    ]
+    with Image.open(tmp_path / "o" / "1_1.png") as last, Image.open(tmp_path / "o" / "1_1_scale2.png") as scale:
+        assert last.tobytes() == scale.tobytes()
+    with Image.open(tmp_path / "o" / "1_1_scale0.png") as first:
+        assert first.tobytes() != scale.tobytes()
+    with Image.open(tmp_path / "o" / "growth.gif") as gif:
+        frames = getattr(gif, "n_frames", 1)
+        durations = []
+        for frame in range(frames):
+            gif.seek(frame)
+            durations.append(gif.info["duration"])
+        assert gif.info["loop"] == 0
+        assert gif.size == (2 * 130 - 2, 128)
+    assert frames == 3
+    assert durations == [350, 350, 4 * 350]  # the whole picture stands longest
+
+
+def test_options_change_the_pictures(sample: Run, tmp_path: Path) -> None:
+    def pixels(*options: object) -> bytes:
+        code, _, err = sample("--class", 1, "--num", 1, *options)
+        assert code == 0, err
+        with Image.open(tmp_path / "samples" / "1_0.png") as image:
+            return image.tobytes()
+
+    usual = pixels()
+    assert pixels("--seed", 0, "--cfg", 4, "--top-k", 32, "--top-p", 0.96) == usual
+    for options in (("--seed", 1), ("--cfg", 0), ("--top-k", 1), ("--top-p", 0.01), ("--smooth",)):
+        assert pixels(*options) != usual
+
+
+# --- mistakes
+
+
+def test_an_unknown_class(sample: Run) -> None:
+    refusal(sample("--class", "zebra"), "'zebra'", "red fox")
+    refusal(sample("--class", "red foks"), "did you mean 'red fox'")
+    refusal(sample("--class", 2), "class 2 is not one that this model was trained on", "0 red fox, 1 tabby_cat")
+    refusal(sample("--class", 5), "class 5 must be in 0..4")
+    refusal(sample("--class", -1), "class -1")
+    refusal(sample("--class=--5"), "'--5'")
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--cfg", -1), ("cfg=-1.0", "or more")),
+        (("--cfg", "nan"), ("cfg=nan",)),
+        (("--top-k", -3), ("--top-k -3", "0..32", "0 keeps all")),
+        (("--top-k", 33), ("--top-k 33", "0..32")),
+        (("--top-p", 2), ("top_p=2.0", "[0, 1]")),
+        (("--top-p", -0.1), ("top_p=-0.1",)),
+        (("--num", 0), ("num=0", "at least 1")),
+        (("--num", 10**9), ("--num", "1000")),
+        (("--seed", -1), ("seed=-1",)),
+        (("--num", "abc"), ("--num", "integer", "--help lists the options")),
+        (("--nmu", 3), ("--nmu", "--num")),
+        (("207",), ("207", "--help lists the options")),
+        (("--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
+        (("--device", "cuda:77"), ("device 'cuda:77'",)),
+        (("--dtype", "half"), ("dtype 'half'", "auto, float32 or bfloat16")),
+        (("--model", "var-d99"), ("'var-d99'", "var-mini, var-d16")),
+        (("--model", "no/such/folder"), ("'no/such/folder'", "give a model folder")),
+    ],
+)
+def test_options_that_cannot_work(
+    sample: Run, tmp_path: Path, options: tuple[object, ...], parts: tuple[str, ...]
+) -> None:
+    refusal(sample(*options), *parts)
+    assert not (tmp_path / "samples").exists()
+
+
+def test_a_damaged_model(sample: Run, tmp_path: Path) -> None:
+    tiny_pipeline(NAMES).save_pretrained(tmp_path / "m")
+    weights = tmp_path / "m" / "tokenizer" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refusal(sample("--model", tmp_path / "m"), str(weights), "damaged", "again")
+
+
+def test_a_foreign_folder(sample: Run, tmp_path: Path, model: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "cat.jpg").write_bytes(b"no model")
+    refusal(sample("--model", tmp_path / "photos"), str(tmp_path / "photos"), "tokenizer", "transformer")
+    refusal(sample("--model", model / "transformer"), str(model / "transformer"), "no folder tokenizer")
+
+
+def test_a_file_in_the_way_of_the_pictures(sample: Run, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    refusal(sample("--out", "file"), "cannot write file", "give another folder")
+    refusal(sample("--out", "file/deeper"), "cannot write file/deeper")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+# --- processes of their own
+
+
+def test_the_script(model: Path, tmp_path: Path) -> None:
+    done = run(ROOT / "sample.py", "--model", model, "--class", "tabby cat", "--num", 1, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[:2] == ["samples/1_0.png", "samples/grid.png"]
+    failed = run(ROOT / "sample.py", "--model", model, "--class", "zebra", cwd=tmp_path)
+    assert (failed.returncode, failed.stdout) == (2, "")
+    assert len(failed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("script", ["sample", "train"])
+def test_help_does_not_wait_for_torch(script: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['{script}.py', '--help']\n"
+        f"from var.cli.{script} import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code\n"
+        "heavy = {'torch', 'numpy', 'PIL', 'torchvision', 'accelerate', 'pydantic'} & sys.modules.keys()\n"
+        "print('heavy:', heavy or 'nothing')"
+    )
+    done = run("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("heavy: nothing\n")
+    assert ("--class" if script == "sample" else "recipe") in done.stdout.lower()
+
+
+# --- the shipped model; needs var/pretrained/var-mini
+
+
+def test_the_shipped_model_draws_a_golden_retriever(tmp_path: Path) -> None:
+    """Without network and without a model named, within the promised memory."""
+    code = (
+        "import resource, runpy, sys\n"
+        "try: runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+        "finally: print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+    )
+    done = run("-c", code, ROOT / "sample.py", "--class", 207, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stderr.split()[-1]) < 1.5e6  # KB
+    names = [f"207_{i}.png" for i in range(4)]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [*names, "grid.png"]
+    pictures = set()
+    for name in names:
+        with Image.open(tmp_path / "samples" / name) as image:
+            assert image.size in ((32, 32), (64, 64))
+            assert image.convert("L").getextrema()[1] - image.convert("L").getextrema()[0] > 60  # not one grey
+            pictures.add(image.tobytes())
+    assert len(pictures) == 4
+
+
+def test_the_shipped_model_refuses_classes_it_never_saw() -> None:
+    pipe = VARPipeline.from_pretrained("var-mini", dtype="float32")
+    assert pipe.label("golden retriever") == 207
+    assert len(pipe.known_classes()) >= 8
+    unseen = next(label for label in range(1000) if label not in pipe.known_classes())
+    with pytest.raises(ValueError, match="207 golden retriever"):
+        pipe(unseen)
+    assert SHIPPED["var-mini"].is_dir()
+    assert not torch.equal(pipe(207).tokens, pipe(207, seed=1).tokens)

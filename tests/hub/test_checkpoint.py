@@ -1,0 +1,295 @@
+"""Model folders: written whole or not at all, read strictly."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from helpers import refused, small_var, small_vqvae
+from tiny_aim import SIZES, small_aim
+from torch import nn
+
+from var.hub import checkpoint
+from var.hub.checkpoint import (
+    CONFIG,
+    WEIGHTS,
+    load_aim,
+    load_encoder,
+    load_tokenizer,
+    load_var,
+    read_config,
+    save_model,
+)
+from var.models.aim import Encoder, EncoderConfig, sine_cosine
+from var.utils.files import replacing
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    ours, theirs = a.state_dict(), b.state_dict()
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Path:
+    save_model(tmp_path / "tokenizer", small_vqvae())
+    return tmp_path / "tokenizer"
+
+
+@pytest.fixture
+def var_folder(tmp_path: Path) -> Path:
+    save_model(tmp_path / "var", small_var())
+    return tmp_path / "var"
+
+
+@pytest.mark.parametrize("variant", [{}, {"cosine": True, "num_phi": 3, "multipliers": (1, 1, 2)}], ids=str)
+def test_tokenizer_round_trip(tmp_path: Path, variant: dict[str, Any]) -> None:
+    vqvae = small_vqvae(**variant)
+    vqvae.quantizer.usage.fill_(0.5)
+    save_model(tmp_path / "model", vqvae)
+    loaded = load_tokenizer(tmp_path / "model")
+    assert loaded.config == vqvae.config
+    assert equal(loaded, vqvae)
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("variant", [{}, {"shared_adaln": True, "drop_path": 0.25}, {"qk_norm": False}], ids=str)
+def test_var_round_trip(tmp_path: Path, variant: dict[str, Any]) -> None:
+    model = small_var(**variant)
+    save_model(tmp_path / "model", model)
+    loaded = load_var(tmp_path / "model")
+    assert loaded.config == model.config
+    assert equal(loaded, model)
+    assert not loaded.training
+    labels, features = torch.tensor([0, 1]), torch.ones(2, 20, 8)
+    assert torch.equal(loaded(labels, features), model(labels, features))
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+
+
+def test_stored_in_bfloat16_read_as_float32(tmp_path: Path) -> None:
+    model = small_var()
+    save_model(tmp_path / "full", model)
+    save_model(tmp_path / "half", model, dtype=torch.bfloat16)
+    full, half = ((tmp_path / name / WEIGHTS).stat().st_size for name in ("full", "half"))
+    assert half < 0.6 * full
+    for name, value in load_var(tmp_path / "half").state_dict().items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, model.state_dict()[name].bfloat16().float())
+    assert next(model.parameters()).dtype == torch.float32  # the model itself is as it was
+
+
+def test_extra_entries_are_kept_beside_the_configuration(tmp_path: Path) -> None:
+    save_model(tmp_path / "model", small_var(), extra={"classes": {"207": "golden retriever"}})
+    entries = read_config(tmp_path / "model")
+    assert entries["classes"] == {"207": "golden retriever"}
+    assert entries["model"] == "VAR"
+
+
+def test_saving_replaces_an_older_model_whole(var_folder: Path) -> None:
+    save_model(var_folder, small_var(seed=1, depth=3))
+    assert equal(load_var(var_folder), small_var(seed=1, depth=3))
+    assert [path.name for path in var_folder.parent.iterdir()] == ["var"]
+
+
+def test_missing_parents_are_made(tmp_path: Path) -> None:
+    save_model(tmp_path / "a" / "b" / "model", small_var())
+    assert equal(load_var(tmp_path / "a" / "b" / "model"), small_var())
+
+
+def break_off(*_: object, **__: object) -> None:
+    raise RuntimeError("the disk is full")
+
+
+def test_a_failure_while_writing_leaves_the_old_model_and_no_litter(
+    var_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", break_off)
+    with pytest.raises(RuntimeError, match="full"):
+        save_model(var_folder, small_var(seed=1))
+    monkeypatch.undo()
+    assert equal(load_var(var_folder), small_var())
+    assert [path.name for path in var_folder.parent.iterdir()] == ["var"]
+
+
+def test_a_failure_while_writing_a_first_model_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpoint.safetensors.torch, "save_file", break_off)
+    with pytest.raises(RuntimeError, match="full"):
+        save_model(tmp_path / "model", small_var())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_in_the_last_step_brings_the_old_model_back(
+    var_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if self.name.endswith(".new"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with refused("cannot write", "Input/output"), replacing(var_folder, (CONFIG, WEIGHTS)) as new:
+        (new / CONFIG).write_text("{}")
+    monkeypatch.undo()
+    assert equal(load_var(var_folder), small_var())
+    assert [path.name for path in var_folder.parent.iterdir()] == ["var"]
+
+
+def test_a_folder_with_other_files_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with refused(str(tmp_path), "thesis.txt", "new folder"):
+        save_model(tmp_path, small_var())
+    assert (tmp_path / "thesis.txt").read_text() == "years of work"
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with refused(str(tmp_path / "file" / "model"), "cannot write"):
+        save_model(tmp_path / "file" / "model", small_var())
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with refused(str(tmp_path / "none"), "does not exist", CONFIG, WEIGHTS):
+        load_var(tmp_path / "none")
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_missing_file_is_named(var_folder: Path, name: str) -> None:
+    (var_folder / name).unlink()
+    with refused(str(var_folder), f"has no {name}"):
+        load_var(var_folder)
+
+
+def test_another_kind_of_model_is_refused(var_folder: Path, tokenizer_folder: Path) -> None:
+    with refused("'VAR'", "'VQVAE' is needed"):
+        load_tokenizer(var_folder)
+    with refused("'VQVAE'", "'VAR' is needed"):
+        load_var(tokenizer_folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("", "cannot be read"),
+        ("{not json", "cannot be read"),
+        ("[1, 2]", "needs the entries model and config"),
+        ('{"model_type": "llama", "hidden_size": 4096}', "needs the entries model and config"),
+        ('{"model": "VAR", "config": [1]}', "needs the entries model and config"),
+        ('{"model": "llama", "config": {}}', "'llama'"),
+        ('{"model": "VAR", "config": {"layers": 3}}', "layers"),
+        ('{"model": "VAR", "config": {"depth": 0}}', "depth=0"),
+        ('{"model": "VAR", "config": {"depth": "two"}}', CONFIG),
+        ('{"model": "VAR", "config": {"scales": 7}}', CONFIG),
+        ('{"model": "VAR", "config": {"depth": 2.5}}', CONFIG),
+    ],
+)
+def test_foreign_configurations_are_refused(var_folder: Path, content: str, part: str) -> None:
+    (var_folder / CONFIG).write_text(content)
+    with refused(part):
+        load_var(var_folder)
+
+
+def test_a_configuration_that_is_not_text_is_refused(var_folder: Path) -> None:
+    (var_folder / CONFIG).write_bytes(b"\xff\xfe\x00\x80")
+    with refused(str(var_folder / CONFIG), "cannot be read"):
+        load_var(var_folder)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 200, -1])
+def test_truncated_weights_are_refused(var_folder: Path, cut: int) -> None:
+    path = var_folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:cut])
+    with refused(str(path), "damaged", "again"):
+        load_var(var_folder)
+
+
+def test_weights_that_are_something_else_are_refused(var_folder: Path) -> None:
+    (var_folder / WEIGHTS).write_text("<html>404 not found</html>")
+    with refused(str(var_folder / WEIGHTS), "damaged"):
+        load_var(var_folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("head.bias"),
+        lambda state: state.update(surplus=torch.zeros(1)),
+        lambda state: state.update({"head.bias": torch.zeros(7)}),
+    ],
+    ids=["missing", "too many", "other shape"],
+)
+def test_weights_that_do_not_fit_the_configuration_are_refused(
+    var_folder: Path, change: Callable[[dict[str, torch.Tensor]], object]
+) -> None:
+    state = safetensors.torch.load_file(var_folder / WEIGHTS)
+    change(state)
+    safetensors.torch.save_file(state, var_folder / WEIGHTS)
+    with refused("1 tensors differ", "surplus" if "surplus" in state else "head.bias"):
+        load_var(var_folder)
+
+
+def test_weights_of_another_size_are_refused(var_folder: Path) -> None:
+    entries = json.loads((var_folder / CONFIG).read_text())
+    entries["config"]["depth"] = 3
+    (var_folder / CONFIG).write_text(json.dumps(entries))
+    with refused("does not fit", "blocks.2."):
+        load_var(var_folder)
+
+
+# --- AIM
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=str)
+def test_aim_round_trip(tmp_path: Path, dtype: torch.dtype | None) -> None:
+    model = small_aim()
+    save_model(tmp_path / "model", model, dtype=dtype)
+    loaded = load_aim(tmp_path / "model")
+    assert read_config(tmp_path / "model")["model"] == "AIM"
+    assert loaded.config == model.config
+    assert not loaded.training
+    assert torch.equal(loaded.encoder.position, model.encoder.position)  # not stored, and not left without values
+    for name, value in model.state_dict().items():
+        stored = value if dtype is None or not value.is_floating_point() else value.to(dtype).to(value.dtype)
+        assert loaded.state_dict()[name].dtype == value.dtype, name
+        assert torch.equal(loaded.state_dict()[name], stored), name
+
+
+def test_encoder_round_trip(tmp_path: Path) -> None:
+    encoder = Encoder(EncoderConfig(**SIZES))
+    save_model(tmp_path / "model", encoder)
+    loaded = load_encoder(tmp_path / "model")
+    assert read_config(tmp_path / "model")["model"] == "Encoder"
+    assert loaded.config == encoder.config
+    assert equal(loaded, encoder)
+    assert torch.equal(loaded.position, sine_cosine(2, 16))
+    assert not loaded.training
+
+
+def test_the_encoder_of_an_aim_can_be_loaded_and_saved_alone(tmp_path: Path) -> None:
+    model = small_aim()
+    save_model(tmp_path / "aim", model)
+    encoder = load_encoder(tmp_path / "aim")
+    save_model(tmp_path / "encoder", encoder)
+    again = load_encoder(tmp_path / "encoder")
+    assert equal(encoder, model.encoder)
+    assert equal(again, model.encoder)
+    assert again.config == EncoderConfig(**SIZES)
+
+
+def test_what_is_no_aim_or_encoder_is_refused(tmp_path: Path, var_folder: Path) -> None:
+    save_model(tmp_path / "encoder", Encoder(EncoderConfig(**SIZES)))
+    with refused(str(tmp_path / "encoder"), "no probe", "stage probe"):
+        load_aim(tmp_path / "encoder")
+    with refused("'VAR'", "'AIM' is needed"):
+        load_aim(var_folder)
+    with refused("'VAR'", "'Encoder' is needed"):
+        load_encoder(var_folder)
+    save_model(tmp_path / "aim", small_aim())
+    with refused("'AIM'", "'VAR' is needed"):
+        load_var(tmp_path / "aim")
+    for load in (load_aim, load_encoder):
+        with refused("does not exist"):
+            load(tmp_path / "none")

@@ -1,0 +1,92 @@
+"""The floors of the house: no module imports from a floor above its own, and none imports in a circle."""
+
+import ast
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the ground. Rooms on one floor do not import one another.
+FLOORS = (
+    ("tokenizer",),
+    ("var.utils",),
+    ("var.models",),
+    ("var.sampling", "var.networks", "var.data"),
+    ("var.editing", "var.hub"),
+    ("var.pipeline",),
+    ("var.features",),
+    ("var.training",),
+    ("var.evaluation",),
+    ("var.cli",),
+    ("var", "var.__main__", "var.convert", "var.generate"),  # what users import or start; nothing inside does
+)
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+
+# Imports that go up, each with what it takes to be rid of it.
+EXCEPTIONS = {
+    # AIM.from_pretrained finds, downloads and converts weights: it belongs on the pipeline's floor.
+    ("var.models.aim", "var.hub.download"),
+}
+
+
+@cache
+def modules() -> dict[str, Path]:
+    paths = [path for package in ("tokenizer", "var") for path in (ROOT / package).rglob("*.py")]
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in paths]
+    return dict(zip(names, paths, strict=True))
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """What every module imports of ours, at its top, inside functions and for type checking alike."""
+    return {name: imported(path) for name, path in modules().items()}
+
+
+def imported(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno} imports relatively"
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            found.update(name if name in modules() else str(node.module) for name in whole)
+    return {name for name in found if name.split(".")[0] in ("tokenizer", "var")}
+
+
+def room(module: str) -> str:
+    """The longest of FLOORS' names that the module is or lies in; `var` is only itself."""
+    parts = module.split(".")
+    names = [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
+    return next(name for name in names if name in FLOOR and (name != "var" or module == "var"))
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_every_import_exists_and_none_goes_up(module: str) -> None:
+    here = room(module)
+    for other in sorted(imports()[module]):
+        assert other in modules(), f"{module} imports {other}, which does not exist"
+        there = room(other)
+        if (module, other) not in EXCEPTIONS:
+            assert there == here or FLOOR[there] < FLOOR[here], f"{module} imports {other}, of {there}"
+
+
+def test_every_exception_is_still_needed() -> None:
+    assert {(module, other) for module, other in EXCEPTIONS if other in imports()[module]} == EXCEPTIONS
+
+
+def test_nothing_imports_in_circles() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, above: tuple[str, ...]) -> None:
+        assert module not in above, " -> ".join((*above[above.index(module) :], module))
+        if module not in done:
+            for other in imports()[module]:
+                if (module, other) not in EXCEPTIONS:
+                    visit(other, (*above, module))
+            done.add(module)
+
+    for module in modules():
+        visit(module, ())

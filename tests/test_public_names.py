@@ -1,0 +1,22 @@
+"""Names that users import from outside the rooms lead to the code inside them."""
+
+import var
+import var.convert
+import var.generate
+import var.sampling
+from var.hub import convert
+from var.models.aim import AIM
+from var.pipeline import VARPipeline
+from var.sampling import generate, logits
+
+
+def test_pipeline_and_aim_are_in_the_package_itself() -> None:
+    assert var.VARPipeline is VARPipeline
+    assert var.AIM is AIM
+
+
+def test_modules_at_the_top_hand_on_what_the_rooms_define() -> None:
+    for name in var.convert.__all__:
+        assert getattr(var.convert, name) is getattr(convert, name)
+    assert var.generate.generate is generate.generate
+    assert var.sampling.filter_logits is logits.filter_logits

@@ -1,0 +1,365 @@
+"""Models that two processes share: replicated or sharded, always back to plain names and whole tensors (about 10 s)."""
+
+import copy
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from helpers import normal, random_tokens, randomise, small_quantizer, small_var
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from var.models.var import VAR
+from var.training.config import OptimizerConfig
+from var.training.distributed import (
+    gathered,
+    load_model_state,
+    load_optimizer_state,
+    local,
+    model_state,
+    optimizer_state,
+    put,
+    shard,
+    sharding_asked_for,
+    unsynchronised,
+    whole,
+)
+from var.training.ema import EMA
+from var.training.optimizer import build_optimizer
+
+WORLD, PARTS, BATCH = 2, 2, 8
+UNITS = ("blocks.0.adaln", "blocks.0", "blocks.1.adaln", "blocks.1")  # the AdaLNs have their turn before all blocks
+State = dict[str, Any]
+
+
+def small(seed: int = 0) -> VAR:
+    """Five rows in the table of labels: they do not divide among two processes."""
+    return small_var(seed, num_classes=4)
+
+
+def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
+    return build_optimizer(model, OptimizerConfig(lr=1e-3, weight_decay=0.1), ("position",))
+
+
+def loss_of(model: nn.Module, places: range) -> Tensor:
+    """Mean over these samples of a batch that is always the same."""
+    tokens = random_tokens(BATCH, 21)[list(places)]
+    labels = torch.arange(BATCH)[list(places)] % 5
+    with torch.no_grad():
+        inputs = small_quantizer().teacher_forcing_input(tokens)
+    return F.cross_entropy(model(labels, inputs).flatten(0, 1), tokens.flatten())
+
+
+def backward(plain: nn.Module, wrapped: nn.Module, rank: int, world: int, parts: int) -> None:
+    """This process's micro-batches; the gradients end up those of the whole batch's mean."""
+    for part in range(parts):
+        with unsynchronised(plain, wrapped) if part < parts - 1 else nullcontext():
+            (loss_of(wrapped, range(part * world + rank, BATCH, world * parts)) / parts).backward()
+
+
+def train(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0, world: int = 1, steps: int = 3) -> None:
+    for _ in range(steps):
+        backward(model, model, rank, world, PARTS)
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def gradients(model: nn.Module) -> State:
+    return {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def trained_plain() -> tuple[VAR, torch.optim.Optimizer]:
+    """On one process."""
+    model = small()
+    optimizer = optimizer_of(model)
+    train(model, optimizer)
+    return model, optimizer
+
+
+def kept(state: State) -> State:
+    """A copy: on the CPU the tensors are those of the model itself."""
+    return copy.deepcopy(state)
+
+
+# --- what each of two processes does; the first one writes down what the tests below look at
+
+
+def of_sharding() -> State:
+    model = small()
+    shard(model, UNITS)
+    parameters = dict(model.named_parameters())
+    result: State = {
+        "units": [isinstance(model.get_submodule(unit), FSDPModule) for unit in UNITS],
+        "all are sharded": all(isinstance(p, DTensor) for p in parameters.values()),
+        "numbers held here": sum(local(p).numel() for p in parameters.values()),
+        "state": kept(model_state(model)),
+    }
+    load_model_state(model, kept(model_state(small(seed=5))))
+    result["moved state"] = kept(model_state(model))
+    result["still sharded"] = all(isinstance(p, DTensor) for p in model.parameters())
+    back = gathered(model, small)
+    result["gathered is plain"] = not isinstance(back, FSDPModule) and not back.training
+    result["gathered state"] = kept(model_state(back))
+    put(parameters["class_embedding.weight"], torch.arange(5 * 32.0).view(5, 32))
+    result["put"] = whole(parameters["class_embedding.weight"]).clone()
+    return result
+
+
+def of_training(rank: int) -> State:
+    """From the state of one process, sharded, and what comes of it."""
+    one, one_optimizer = trained_plain()
+    model = small(seed=5)
+    shard(model, UNITS)
+    optimizer = optimizer_of(model)
+    load_model_state(model, model_state(one))
+    load_optimizer_state(model, optimizer, kept(optimizer_state(one, one_optimizer)))
+    result = {
+        "loaded model": kept(model_state(model)),
+        "loaded optimizer": kept(optimizer_state(model, optimizer)),
+        "sharded moments": all(
+            isinstance(optimizer.state[p][key], DTensor)
+            for p in model.parameters()
+            for key in ("exp_avg", "exp_avg_sq")
+        ),
+    }
+    train(model, optimizer, rank, WORLD)
+    return result | {
+        "trained model": kept(model_state(model)),
+        "trained optimizer": kept(optimizer_state(model, optimizer)),
+    }
+
+
+def of_accumulation(rank: int) -> State:
+    result: State = {}
+    replicated = small()
+    wrapped = DistributedDataParallel(replicated)
+    backward(replicated, wrapped, rank, WORLD, PARTS)
+    result["replicated"] = gradients(replicated)
+    sharded = small()
+    shard(sharded, UNITS)
+    for parts in (1, PARTS, 4):
+        backward(sharded, sharded, rank, WORLD, parts)
+        result[f"sharded in {parts}"] = gradients(sharded)
+        sharded.zero_grad()
+
+    alone = small()  # inside, nothing comes from the other process
+    with unsynchronised(alone, wrapped := DistributedDataParallel(alone)):
+        loss_of(wrapped, range(rank, BATCH, WORLD)).backward()
+    result["of the first process"] = gradients(alone)
+    loss_of(wrapped, range(rank, BATCH, WORLD)).backward()
+    result["afterwards"] = gradients(alone)
+    return result
+
+
+def of_average() -> State:
+    model = small()
+    ema = EMA(model, 0.9)
+    shard(model, UNITS)
+    shard(ema.model, UNITS)
+    for step in range(4):
+        load_model_state(model, model_state(small(seed=step)))
+        ema.update(model, step)
+    return {"average": kept(model_state(ema.model)), "left alone": kept(model_state(model))}
+
+
+def process(rank: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=WORLD)
+    try:
+        results = {
+            "sharding": of_sharding(),
+            "training": of_training(rank),
+            "accumulation": of_accumulation(rank),
+            "average": of_average(),
+        }
+        if rank == 0:
+            torch.save(results, folder / "results.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
+    folder = tmp_path_factory.mktemp("two")
+    torch.multiprocessing.spawn(process, args=(folder,), nprocs=WORLD)
+    results: dict[str, State] = torch.load(folder / "results.pt", weights_only=True)
+    return results
+
+
+def assert_equal(ours: State, theirs: State) -> None:
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        if isinstance(value, dict):
+            assert_equal(value, theirs[name])
+        else:
+            assert value.dtype == theirs[name].dtype, name
+            assert torch.equal(value, theirs[name]), name
+
+
+assert_close: Callable[[State, State], None] = partial(torch.testing.assert_close, rtol=1e-4, atol=1e-6)
+
+
+# --- two processes
+
+
+def test_a_sharded_model_has_the_plain_state(two: dict[str, State]) -> None:
+    found, plain = two["sharding"], small()
+    assert found["units"] == [True] * len(UNITS)
+    assert found["all are sharded"]
+    total = sum(p.numel() for p in plain.parameters())
+    assert total / WORLD <= found["numbers held here"] < 0.6 * total
+    assert_equal(found["state"], model_state(plain))
+
+
+def test_plain_weights_move_into_a_sharded_model_and_back(two: dict[str, State]) -> None:
+    found = two["sharding"]
+    assert_equal(found["moved state"], model_state(small(seed=5)))
+    assert found["still sharded"]
+    assert found["gathered is plain"]
+    assert_equal(found["gathered state"], model_state(small(seed=5)))
+    assert torch.equal(found["put"], torch.arange(5 * 32.0).view(5, 32))
+
+
+def test_training_moves_from_one_process_to_shards_exactly(two: dict[str, State]) -> None:
+    one, optimizer = trained_plain()
+    assert_equal(two["training"]["loaded model"], model_state(one))
+    assert_equal(two["training"]["loaded optimizer"], optimizer_state(one, optimizer))
+    assert two["training"]["sharded moments"]
+
+
+def test_sharded_training_is_that_of_one_process_and_moves_back(two: dict[str, State]) -> None:
+    one, optimizer = trained_plain()
+    train(one, optimizer)
+    found = two["training"]
+    assert_close(found["trained model"], model_state(one))
+    assert_close(found["trained optimizer"], optimizer_state(one, optimizer))
+
+    back = small(seed=5)
+    back_optimizer = optimizer_of(back)
+    load_model_state(back, found["trained model"])
+    load_optimizer_state(back, back_optimizer, kept(found["trained optimizer"]))
+    assert_equal(model_state(back), found["trained model"])
+    assert_equal(optimizer_state(back, back_optimizer), found["trained optimizer"])
+    for model, its_optimizer in ((one, optimizer), (back, back_optimizer)):
+        train(model, its_optimizer)
+    assert_close(model_state(back), model_state(one))
+
+
+@pytest.mark.parametrize("how", ["replicated", "sharded in 1", "sharded in 2", "sharded in 4"])
+def test_accumulated_gradients_are_those_of_the_whole_batch(two: dict[str, State], how: str) -> None:
+    model = small()
+    loss_of(model, range(BATCH)).backward()
+    assert_close(two["accumulation"][how], gradients(model))
+
+
+def test_unsynchronised_gradients_are_those_of_one_process(two: dict[str, State]) -> None:
+    model = small()
+    loss_of(model, range(0, BATCH, WORLD)).backward()
+    assert_close(two["accumulation"]["of the first process"], gradients(model))
+    # The next backward pass outside averages over the processes all that was added up: twice the whole batch's mean.
+    model.zero_grad()
+    (2 * loss_of(model, range(BATCH))).backward()
+    assert_close(two["accumulation"]["afterwards"], gradients(model))
+
+
+def test_the_average_of_a_sharded_model_is_that_of_the_plain_one(two: dict[str, State]) -> None:
+    ema = EMA(small(), 0.9)
+    for step in range(4):
+        ema.update(small(seed=step), step)
+    assert_equal(two["average"]["average"], model_state(ema.model))
+    assert_equal(two["average"]["left alone"], model_state(small(seed=3)))
+
+
+# --- one process
+
+
+def test_state_of_one_process_goes_round() -> None:
+    model, other = small(), small(seed=1)
+    load_model_state(other, model_state(model))
+    assert_equal(model_state(other), model.state_dict())
+
+
+def test_optimiser_state_of_one_process_goes_round_and_goes_on_bit_for_bit() -> None:
+    one, optimizer = trained_plain()
+    state = kept(optimizer_state(one, optimizer))
+    assert state.keys() == dict(one.named_parameters()).keys()
+    assert all(values.keys() == {"step", "exp_avg", "exp_avg_sq"} for values in state.values())
+    assert all(values["step"] == 3 for values in state.values())
+    other = small(seed=1)
+    other_optimizer = optimizer_of(other)
+    load_model_state(other, model_state(one))
+    load_optimizer_state(other, other_optimizer, state)
+    for model, its_optimizer in ((one, optimizer), (other, other_optimizer)):
+        train(model, its_optimizer)
+    assert_equal(model_state(other), model_state(one))
+    assert_equal(optimizer_state(other, other_optimizer), optimizer_state(one, optimizer))
+
+
+def test_loading_keeps_no_hold_of_what_was_loaded() -> None:
+    """It may be a file in memory, whose place on the disk would not be free before the run ends."""
+    one, optimizer = trained_plain()
+    states = kept({"model": model_state(one), "optimizer": optimizer_state(one, optimizer)})
+    other = small(seed=1)
+    other_optimizer = optimizer_of(other)
+    load_model_state(other, states["model"])
+    load_optimizer_state(other, other_optimizer, states["optimizer"])
+    given = {t.data_ptr() for t in states["model"].values()}
+    given |= {t.data_ptr() for values in states["optimizer"].values() for t in values.values()}
+    held = {t.data_ptr() for t in other.state_dict().values()}
+    held |= {t.data_ptr() for values in other_optimizer.state.values() for t in values.values()}
+    assert not given & held
+
+
+def test_an_optimiser_that_never_stepped_has_no_state() -> None:
+    model = small()
+    assert optimizer_state(model, optimizer_of(model)) == {}
+
+
+def test_states_of_other_models_are_refused() -> None:
+    model = small()
+    state = kept(model_state(model))
+    with pytest.raises(KeyError, match="1 tensors differ, the first is position"):
+        load_model_state(model, {name: value for name, value in state.items() if name != "position"})
+    with pytest.raises(KeyError, match="the first is extra"):
+        load_model_state(model, {**state, "extra": torch.zeros(1)})
+    with pytest.raises(ValueError, match=r"position has shape \(1, 3, 32\), not \(1, 21, 32\)"):
+        load_model_state(model, {**state, "position": torch.zeros(1, 3, 32)})
+    with pytest.raises(KeyError, match="other"):
+        load_optimizer_state(model, optimizer_of(model), {"other": {}})
+    assert_equal(model_state(model), state)
+
+
+def test_a_plain_model_needs_no_gathering_and_no_synchronisation() -> None:
+    model = nn.Linear(3, 2)
+    assert gathered(model, lambda: pytest.fail("nothing is to be built")) is model
+    with unsynchronised(model, model):
+        model(normal(4, 3)).sum().backward()
+    assert model.weight.grad is not None
+    assert local(model.weight) is model.weight
+    assert not whole(model.weight).requires_grad
+
+
+def test_put_writes_parameters_and_buffers() -> None:
+    norm = nn.BatchNorm1d(3)
+    randomise(norm, seed=0)
+    put(norm.weight, torch.arange(3.0))
+    put(norm.num_batches_tracked, torch.tensor(7))
+    assert norm.weight.tolist() == [0, 1, 2]
+    assert norm.weight.requires_grad
+    assert norm.num_batches_tracked == 7
+
+
+@pytest.mark.parametrize(("value", "asked"), [("true", True), ("1", True), ("false", False), (None, False)])
+def test_sharding_is_asked_for_by_the_launcher(value: str | None, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
+    if value is not None:
+        monkeypatch.setenv("ACCELERATE_USE_FSDP", value)
+    assert sharding_asked_for() is asked

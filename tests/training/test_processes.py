@@ -1,0 +1,133 @@
+"""Several processes and micro-batches train like one: about 10 s for each pair of processes of their own."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import largest_difference
+from test_training import images, tokenizer_run, weights  # noqa: F401  # fixtures
+from tiny import ROOT, metrics, run, tokenizer_recipe, var_recipe
+
+from var.training.checkpointing import checkpoints
+from var.training.config import Recipe, TokenizerRecipe, VARRecipe
+from var.training.loop import train
+
+# All that is random in training, all that is kept between steps, and both turns of the adversarial stage.
+GAN: dict[str, Any] = {
+    "batch_size": 8,
+    "steps": 6,
+    "data": {"flip": True, "validation_images": 5},
+    "ema": 0.5,
+    "quantizer_dropout": 0.5,
+    "restart_dead_codes": 2,
+    "usage_window": 2,
+    "validate_every": 3,
+    "loss": {
+        "adversarial": {"width": 8, "layers": 1, "start": 0.3, "ramp": 0.3, "r1": 0.01, "r1_every": 2, "augment": 0.5}
+    },
+}
+PATHS: dict[str, Any] = {
+    "batch_size": 8,
+    "steps": 6,
+    "data": {"flip": True, "validation_images": 5},
+    "ema": 0.5,
+    "label_drop": 0.4,
+    "model": {"drop_path": 0.4},
+    "validate_every": 3,
+}
+
+
+def recipe_of(stage: str, path: Path, source: Path, tokenizer: TokenizerRecipe, **more: Any) -> Recipe:
+    if stage == "tokenizer":
+        return tokenizer_recipe(path, source, **{**GAN, **more})
+    return var_recipe(path, source, tokenizer.output / "model", **{**PATHS, **more})
+
+
+def torchrun(recipe: Recipe, **environment: str) -> None:
+    path = recipe.output.with_suffix(".yaml")
+    script = (ROOT / "train.py", path)
+    done = run(
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *script, cwd=path.parent, **environment
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("model: ") == 2
+
+
+def assert_alike(one: Recipe, other: Recipe, steps: int = 6) -> None:
+    """The same numbers at every step and the same weights, to float tolerance."""
+    for split in ("train", "validation"):
+        ours, theirs = metrics(one.output, split), metrics(other.output, split)
+        assert [line["step"] for line in ours] == [line["step"] for line in theirs]
+        for a, b in zip(ours, theirs, strict=True):
+            assert a.pop("split") == b.pop("split")
+            assert a == pytest.approx(b, rel=2e-3, abs=2e-4)
+    assert len(metrics(one.output, "train")) == steps
+    ours, theirs = weights(one.output / "model"), weights(other.output / "model")
+    assert ours.keys() == theirs.keys()
+    assert max(largest_difference(ours[name], theirs[name]) for name in ours) < 2e-3
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "var"])
+def test_accumulated_gradients_are_those_of_the_large_batch(
+    stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    """Three micro-batches of 3, 3 and 2 images, in both turns of the adversarial stage."""
+    whole = recipe_of(stage, tmp_path / "whole", images, tokenizer_run)
+    parts = recipe_of(stage, tmp_path / "parts", images, tokenizer_run, accumulate=3)
+    train(whole)  # type: ignore[arg-type]
+    train(parts)  # type: ignore[arg-type]
+    assert_alike(whole, parts)
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "var"])
+def test_two_processes_train_like_one(
+    stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    one = recipe_of(stage, tmp_path / "one", images, tokenizer_run)
+    two = recipe_of(stage, tmp_path / "two", images, tokenizer_run, accumulate=2)
+    train(one)  # type: ignore[arg-type]
+    torchrun(two)
+    assert_alike(one, two)
+
+
+def test_sharded_parameters_and_a_run_that_moves(
+    images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    """A run of six steps equals one that goes on sharded (FSDP2), then replicated (DDP), then on one process again."""
+    whole = recipe_of("var", tmp_path / "whole", images, tokenizer_run, validate_every=10)
+    assert isinstance(whole, VARRecipe)
+    train(whole)
+    moved = recipe_of("var", tmp_path / "moved", images, tokenizer_run, validate_every=10, checkpoint_every=1, keep=9)
+    assert isinstance(moved, VARRecipe)
+
+    def stop_after(step: int) -> None:
+        """Leave the run as it was after that step, as if it had been killed there."""
+        for path in checkpoints(moved.output / "checkpoints"):
+            if int(path.stem.removeprefix("step-")) > step:
+                path.unlink()
+
+    train(moved)
+    stop_after(1)
+    torchrun(moved, ACCELERATE_USE_FSDP="true")
+    assert_alike(whole, moved)
+    stop_after(3)
+    torchrun(moved)
+    assert_alike(whole, moved)
+    stop_after(5)
+    train(moved)
+    assert_alike(whole, moved)
+    plain = torch.load(checkpoints(whole.output / "checkpoints")[-1], weights_only=True)
+    carried = torch.load(checkpoints(moved.output / "checkpoints")[2], weights_only=True)  # written by shards
+    for part in ("model", "optimizer"):
+        assert carried["turns"]["model"][part].keys() == plain["turns"]["model"][part].keys()
+    assert carried["ema"].keys() == plain["ema"].keys()
+    assert json.loads((moved.output / "model" / "transformer" / "config.json").read_text())
+
+
+def test_a_batch_that_does_not_divide(images: Path, tmp_path: Path) -> None:  # noqa: F811
+    from helpers import refused
+
+    with refused("batch_size=4", "accumulate=5", "at least 5"):
+        train(tokenizer_recipe(tmp_path / "r", images, batch_size=4, accumulate=5))

@@ -1,0 +1,71 @@
+"""Where the networks run, and in which type."""
+
+import pytest
+import torch
+from helpers import refused
+
+from var.utils.device import choose_device, choose_dtype, has_fast_bfloat16
+
+CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
+
+
+def pretend(monkeypatch: pytest.MonkeyPatch, cuda: bool = False, mps: bool = False) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.mps, "is_available", lambda: mps)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(True, True, "cuda"), (True, False, "cuda"), (False, True, "mps"), (False, False, "cpu")],
+)
+def test_auto_takes_the_fastest_there_is(cuda: bool, mps: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch, cuda, mps)
+    assert choose_device() == choose_device("auto") == torch.device(expected)
+
+
+def test_a_device_by_name() -> None:
+    assert choose_device("cpu") == CPU
+
+
+@pytest.mark.parametrize(
+    "name", ["", "gpu", "CPU", "cuda:99", "cuda:-1", "cpu:x", "meta", "xla", "hpu", "opencl", "xpu"]
+)
+def test_devices_that_cannot_be_used(name: str) -> None:
+    with refused(f"device {name!r}", "take auto, cpu, cuda, cuda:N or mps"):
+        choose_device(name)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "fast"),
+    [
+        ({}, False),
+        ({"avx2": True, "avx512_f": True}, False),
+        ({"avx512_bf16": False, "amx_bf16": False}, False),
+        ({"avx512_bf16": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"bf16": True}, True),  # ARM
+    ],
+)
+def test_bfloat16_on_the_cpu(capabilities: dict[str, bool], fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "any", **capabilities})
+    assert has_fast_bfloat16(CPU) == fast
+    assert choose_dtype("auto", CPU) == (torch.bfloat16 if fast else torch.float32)
+
+
+def test_bfloat16_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    for native in (True, False):
+        # Older GPUs run it only emulated, which is slower than float32.
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation=True, n=native: including_emulation or n
+        )
+        assert has_fast_bfloat16(CUDA) == native
+    assert not has_fast_bfloat16(MPS)
+
+
+def test_a_type_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert choose_dtype("bfloat16", CPU) == torch.bfloat16  # slow, but asked for
+    assert choose_dtype("float32", CUDA) == torch.float32
+    for name in ("float16", "bf16", "", "Float32"):
+        with refused(f"dtype {name!r} is unknown", "auto, float32 or bfloat16"):
+            choose_dtype(name, CPU)

@@ -1,0 +1,1 @@
+"""Images and tokens for training and evaluation: sources, datasets, the token cache."""

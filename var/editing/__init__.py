@@ -1,0 +1,1 @@
+"""Inpainting, outpainting and super-resolution: image masks, windows and the edits."""

@@ -1,0 +1,1 @@
+"""Metrics on sets of images: extractors, references, scores."""

@@ -1,0 +1,1 @@
+"""Sets of generated images: generation, rejection, files."""

@@ -1,0 +1,179 @@
+"""Drawing a set of pictures: the same on one process and on many, and after a kill.
+
+What a picture shows follows from seed, label and index. Its last bits follow from what it is computed together with
+too, so the list of pictures is cut into batches that are the same on any number of processes, and on a CPU each process
+computes in one thread.
+
+B batch, H height, W width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from var.evaluation.samples.rejection import Judge
+from var.evaluation.samples.sample_set import (
+    PICTURES,
+    SCORES,
+    Batch,
+    Records,
+    Settings,
+    begin_set,
+    check_same_set,
+    is_done,
+    kept_samples,
+    remove_beaten,
+)
+from var.pipeline import VARPipeline
+from var.sampling.generate import generate
+from var.utils.images import save_picture, to_pil
+
+THREADS = 8  # that write pictures while the next ones are drawn; Pillow lets them run side by side
+
+
+class Workers(NamedTuple):
+    """The processes that share the work: which one this is, of how many, and how they tell each other a number each.
+
+    `gather` returns the numbers of all, by rank, when the last has called it.
+    """
+
+    rank: int = 0
+    world: int = 1
+    gather: Callable[[int], list[int]] = lambda number: [number]
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Go on from the end of the block when all processes have come to it, or on none of them.
+
+        Raises:
+            InputError: what the block raised, on the first process where it did.
+            SystemExit: on all others then: of them nothing more is to be told.
+        """
+        refusal: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            refusal = error
+        refused = [rank for rank, failed in enumerate(self.gather(refusal is not None)) if failed]
+        if refusal is not None and self.rank == refused[0]:
+            raise refusal
+        if refused:
+            raise SystemExit(2)
+
+
+ALONE = Workers()
+
+
+def draw_samples(
+    pipe: VARPipeline,
+    settings: Settings,
+    folder: Path,
+    judge: Judge | None = None,
+    workers: Workers = ALONE,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Complete the set in a folder: draw all batches that are not there, and keep the best if there is a judge.
+
+    Killed at any time, on any number of processes, the same call goes on from the batches that were done, and the set
+    becomes the same, bit for bit, on the same kind of machine. In memory are two batches.
+
+    With a judge, a picture goes as soon as num_per_class better ones of its class are known, so that the folder never
+    holds many more than are kept.
+
+    Args:
+        pipe: the model, the same on all processes.
+        settings: as `sample_settings` made them of this model.
+        folder: seen by all processes.
+        judge: scores candidates; given if settings.judge is.
+        workers: the processes that share the batches; all of them call this.
+        progress: is told how many pictures are drawn by now, of how many that were missing: of all processes, as far
+            as this one's share tells.
+
+    Returns:
+        How many pictures were drawn just now, by all processes.
+
+    Raises:
+        InputError: a folder that holds other settings or other files, or cannot be written.
+    """
+    if (judge is None) != (settings.judge is None):
+        raise InputError(f"settings with judge={settings.judge} need {'no judge' if judge else 'one'}")
+    with workers.in_step():
+        if workers.rank == 0:
+            begin_set(folder, settings)
+    with workers.in_step():
+        check_same_set(folder, settings)
+    records, side = Records(folder / SCORES, settings), pipe.vqvae.config.image_side
+    ours = settings.batches[workers.rank :: workers.world]
+    todo = [batch for batch in ours if not is_done(batch, folder, records, side)]
+    share = sum(len(batch.samples) for batch in todo)
+    total = sum(workers.gather(share))  # and from here on the folder changes
+    done = 0
+    for batch in _drawn(pipe, settings, folder, judge, todo):
+        if judge is not None:
+            remove_beaten(folder, records, set(batch.labels))
+        done += len(batch.samples)
+        progress(done * total // share, total)
+    workers.gather(done)  # what the others draw is there too now
+    with workers.in_step():
+        if workers.rank == 0:  # what is there now is the set, or someone else has been at it
+            if judge is not None:
+                remove_beaten(folder, records, settings.labels)
+            kept_samples(folder, settings)
+    return total
+
+
+def _drawn(
+    pipe: VARPipeline, settings: Settings, folder: Path, judge: Judge | None, todo: Sequence[Batch]
+) -> Iterator[Batch]:
+    """Draw batches, each of which is told of when it is on the disk; that happens while the next one is drawn."""
+    records = Records(folder / SCORES, settings)
+
+    def finish(batch: Batch, scores: Sequence[float] | None, writing: Sequence[Future[None]]) -> Batch:
+        for future in writing:
+            future.result()
+        if scores is not None:
+            records.write(batch, scores)
+        return batch
+
+    waiting: tuple[Batch, Sequence[float] | None, list[Future[None]]] | None = None
+    with ThreadPoolExecutor(THREADS) as pool:
+        for batch in todo:
+            with _one_thread(pipe.model.position.device):
+                images = to_pil(_draw(pipe, settings, batch))
+                scores = None if judge is None else judge(_stacked(images), batch.labels)
+            if waiting is not None:
+                yield finish(*waiting)
+            files = [folder / PICTURES / sample.file for sample in batch.samples]
+            waiting = batch, scores, list(map(pool.submit, [save_picture] * len(files), files, images))
+        if waiting is not None:
+            yield finish(*waiting)
+
+
+def _draw(pipe: VARPipeline, settings: Settings, batch: Batch) -> Tensor:
+    indices = [sample.index for sample in batch.samples]
+    options = {name: getattr(settings, name) for name in ("cfg", "top_k", "top_p", "seed")}
+    return generate(pipe.model, pipe.vqvae, batch.labels, indices=indices, **options).images
+
+
+def _stacked(images: Sequence[Image.Image]) -> Tensor:
+    """B pictures -> (B, 3, H, W) uint8."""
+    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
+
+
+@contextmanager
+def _one_thread(device: torch.device) -> Iterator[None]:
+    """Inside, a CPU computes in one thread: sums that are split among several round according to their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if device.type == "cpu" else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,190 @@
+"""Finished pictures to be measured: those of a folder, or of an .npz as ADM's evaluator takes it. Never all in memory.
+
+B batch.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from tokenizer.errors import InputError, one_line
+from var.evaluation.samples.npz import LABELS, Images, Npz, open_npz
+from var.sampling.generate import occurrences
+from var.utils.images import FORMATS, open_picture, to_rgb
+
+LOSSY = ("JPEG", "JPEG2000", "WEBP")  # formats that mostly change what they keep
+THREADS = 8  # that read pictures; Pillow lets them run side by side
+
+_LABEL_INDEX = re.compile(r"(\d+)_\d+")  # as `var evaluate generate` names pictures
+_SUFFIXES = frozenset(suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Pictures in a fixed order, found but not read.
+
+    Attributes:
+        path: the folder or file.
+        kind: folder or npz.
+        count: of them.
+        labels: (count,) int64, or None unless all pictures have one.
+        sizes: how many pictures there are of each (height, width).
+        lossy: how many are of a LOSSY format.
+    """
+
+    path: Path
+    kind: str
+    count: int
+    labels: NDArray[np.int64] | None
+    sizes: Mapping[tuple[int, int], int]
+    lossy: int
+    _read: Callable[[int, int], list[Tensor]] = field(repr=False)  # pictures start to stop, (3, H, W) each
+
+    def batches(self, batch_size: int) -> Iterator[Tensor]:
+        """(B, 3, H, W) uint8 in RGB, all pictures in their order; B is smaller where the size changes, and at the end.
+
+        Raises:
+            InputError: a batch size below 1, a picture that cannot be read.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch={batch_size} must be at least 1")
+        for start in range(0, self.count, batch_size):
+            read = self._read(start, min(start + batch_size, self.count))
+            for _, same in groupby(read, key=lambda picture: picture.shape):
+                yield torch.stack(list(same))
+
+
+def open_image_set(path: Path) -> ImageSet:
+    """The pictures of a folder, at any depth, or those of an .npz (`arr_0`; labels, if any, `arr_1`).
+
+    In a folder a picture's label is the number that its subfolder is named by, or that its own name begins with, as in
+    000207_000003.png. Labelled pictures come in rounds, one of every class in each, as the Inception Score is taken of
+    consecutive parts, which are to show all classes; others sorted by path. Of every file of a folder the header is
+    read here, the rest in `batches`. Pictures of any mode become RGB, upright, what is transparent white. Hidden files
+    and folders are passed over.
+
+    Raises:
+        InputError: no such folder or file, no pictures in it, one whose header cannot be read.
+    """
+    if path.is_dir():
+        return _folder(path)
+    return npz_images(open_npz(path))
+
+
+def npz_images(npz: Npz) -> ImageSet:
+    """The pictures of an .npz that has any.
+
+    Raises:
+        InputError: it has none, or labels that are not a whole number a picture.
+    """
+    images = npz.images()
+    count, height, width, _ = images.shape
+    labels = npz.array(LABELS) if LABELS in npz.names else None
+    if labels is not None and (labels.shape != (count,) or labels.dtype.kind not in "iu"):
+        raise InputError(f"{npz.path}: {LABELS} is {labels.dtype} {labels.shape}: {count} whole numbers are needed")
+    return ImageSet(
+        path=npz.path,
+        kind="npz",
+        count=count,
+        labels=None if labels is None else labels.astype(np.int64),
+        sizes={(height, width): count},
+        lossy=0,
+        _read=partial(_read_rows, images),
+    )
+
+
+class _Header(NamedTuple):
+    """What a file tells before its pixels are read."""
+
+    size: tuple[int, int]  # height and width, upright
+    format: str | None
+
+
+def _folder(folder: Path) -> ImageSet:
+    names = sorted(
+        file.relative_to(folder)
+        for file in folder.rglob("*")
+        if file.suffix.lower() in _SUFFIXES and file.is_file() and not _hidden(file.relative_to(folder))
+    )
+    if not names:
+        raise InputError(f"{folder} holds no pictures: known are {', '.join(sorted(_SUFFIXES))}")
+    labels = _labels(names)
+    if labels is not None:
+        rounds = sorted(zip(occurrences(labels), labels, names, strict=True))
+        labels, names = [label for _, label, _ in rounds], [name for _, _, name in rounds]
+    files = [folder / name for name in names]
+    with ThreadPoolExecutor(THREADS) as threads:
+        headers = list(threads.map(_header, files))
+    return ImageSet(
+        path=folder,
+        kind="folder",
+        count=len(files),
+        labels=None if labels is None else np.array(labels, np.int64),
+        sizes=Counter(header.size for header in headers),
+        lossy=sum(header.format in LOSSY for header in headers),
+        _read=partial(_read_files, files),
+    )
+
+
+def _hidden(name: Path) -> bool:
+    return any(part.startswith(".") for part in name.parts)
+
+
+def _labels(names: Sequence[Path]) -> list[int] | None:
+    """Those of all pictures, or None if one has none."""
+    known = [label for name in names if (label := _label(name)) is not None]
+    return known if len(known) == len(names) else None
+
+
+def _label(name: Path) -> int | None:
+    """That of a picture, by its path below the folder."""
+    if name.parent.name.isdecimal():
+        return int(name.parent.name)
+    found = _LABEL_INDEX.fullmatch(name.stem)
+    return int(found[1]) if found else None
+
+
+def _header(file: Path) -> _Header:
+    try:
+        with Image.open(file, formats=FORMATS) as image:
+            # That of a PNG may stand behind its pixels, all of which would be decoded for it.
+            turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+            size = image.size if turned else image.size[::-1]
+            return _Header(size, image.format)
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise InputError(f"cannot read {file}: {one_line(error)}: replace or remove it") from error
+
+
+def _read_files(files: Sequence[Path], start: int, stop: int) -> list[Tensor]:
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(_read_file, files[start:stop]))
+
+
+def _read_file(file: Path) -> Tensor:
+    try:
+        return _as_tensor(np.array(to_rgb(open_picture(file))))
+    except InputError:
+        raise
+    except Exception as error:  # damaged metadata makes Pillow raise nearly anything
+        raise InputError(f"cannot read {file}: {one_line(error)}: replace or remove it") from error
+
+
+def _read_rows(images: Images, start: int, stop: int) -> list[Tensor]:
+    return [_as_tensor(picture) for picture in images.rows(start, stop)]
+
+
+def _as_tensor(picture: NDArray[np.uint8]) -> Tensor:
+    """(H, W, 3) -> (3, H, W)."""
+    return torch.from_numpy(picture).permute(2, 0, 1)

@@ -1,0 +1,1 @@
+"""Scaling laws: runs, fits and figures."""

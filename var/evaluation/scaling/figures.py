@@ -1,0 +1,123 @@
+"""Figures of scaling laws in log-log, as in the paper's section 5.1: against parameters, and against compute."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+
+from var.evaluation.scaling.laws import QUANTITIES, Axis, Curve, Finding, Quantity
+from var.utils.files import written_beside
+
+NAMES: dict[Quantity, str] = {
+    "loss_last": "loss, last scale",
+    "loss_all": "loss, all scales",
+    "error_last": "token error, last scale",
+    "error_all": "token error, all scales",
+}
+LAW = "#c0392b"  # beside the sizes, which run from dark to light
+
+
+def draw_parameters(findings: Sequence[Finding], curves: Sequence[Curve], file: Path) -> None:
+    """Losses and errors against parameters, with their laws and what these say of a size twice the largest.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    figure, panels = _panels("parameters of the blocks")
+    colours = _colours(curves)
+    for panel, finding in zip(panels, _along(findings, "parameters"), strict=True):
+        _draw_law(panel, finding, unit=1e9)
+        for point in finding.points:
+            panel.plot(point.x * 1e9, point.y, "o", color=colours[point.run], markeredgecolor="black", zorder=3)
+        _finish(panel, finding)
+    _save(figure, file)
+
+
+def draw_compute(findings: Sequence[Finding], curves: Sequence[Curve], file: Path) -> None:
+    """The training curves against compute, coloured by size, with the frontier's points and its law.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    figure, panels = _panels("training compute, PFLOP")
+    colours = _colours(curves)
+    for panel, finding in zip(panels, _along(findings, "compute"), strict=True):
+        for curve in curves:
+            label = f"{curve.name} ({_amount(curve.parameters * 1e9)})"
+            values = curve.values[finding.quantity]
+            panel.plot(curve.compute, values, ".-", color=colours[curve.name], linewidth=1, markersize=3, label=label)
+        _draw_law(panel, finding, unit=1)
+        for point in finding.points:
+            panel.plot(point.x, point.y, "o", color=LAW, markerfacecolor="white", zorder=3)
+        _finish(panel, finding)
+    panels[0].legend(fontsize=7, title="run (parameters)", title_fontsize=7, frameon=False)
+    _save(figure, file)
+
+
+def _panels(x: str) -> tuple[Figure, list[Any]]:
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    panels = list(figure.subplots(2, 2).flat)
+    for panel, quantity in zip(panels, QUANTITIES, strict=True):
+        panel.set(xscale="log", yscale="log", xlabel=x, ylabel=NAMES[quantity])
+    return figure, panels
+
+
+def _along(findings: Sequence[Finding], axis: Axis) -> list[Finding]:
+    by_quantity = {finding.quantity: finding for finding in findings if finding.axis == axis}
+    return [by_quantity[quantity] for quantity in QUANTITIES]
+
+
+def _draw_law(panel: Any, finding: Finding, unit: float) -> None:
+    """The law through the points, dashed where it goes beyond them, with the interval of a new measurement there."""
+    if finding.fit is None:
+        return
+    law, ahead = finding.fit.law, finding.fit.predictions[0]
+    first, last = finding.points[0].x, finding.points[-1].x
+    for ends, style in (((first, last), "-"), ((last, ahead.x), "--")):
+        x = np.geomspace(*ends, 50)
+        panel.plot(x * unit, [law.at(place) for place in x], style, color=LAW, linewidth=1.2)
+    if ahead.interval is not None:
+        spread = [[ahead.y - ahead.interval.low], [ahead.interval.high - ahead.y]]
+        panel.errorbar([ahead.x * unit], [ahead.y], yerr=spread, color=LAW, capsize=3, linewidth=1)
+
+
+def _finish(panel: Any, finding: Finding) -> None:
+    if finding.fit is None:
+        panel.set_title(f"{len(finding.points)} points: no fit", fontsize=9)
+    else:
+        letter = {"parameters": "N", "all_parameters": "N", "compute": "C"}[finding.axis]
+        beta, alpha = finding.fit.law.beta, finding.fit.law.alpha
+        panel.set_title(
+            f"L = ({beta:.2g} {letter})^({alpha:.3g}), Pearson {finding.fit.pearson:.4f}", fontsize=9, color=LAW
+        )
+    low, high = panel.get_ylim()
+    # Less than a factor of two holds no power of ten and few of its multiples: plain round numbers then.
+    panel.yaxis.set_major_locator(MaxNLocator(6) if high / low < 2 else LogLocator(subs=(1, 2, 3, 5, 7)))
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
+    panel.grid(which="major", color="0.9")
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _colours(curves: Sequence[Curve]) -> dict[str, Any]:
+    """From small, dark, to large, light."""
+    scale = colormaps["viridis"]
+    return {curve.name: scale(0.9 * i / max(len(curves) - 1, 1)) for i, curve in enumerate(curves)}
+
+
+def _amount(number: float) -> str:
+    """1234567 -> 1.23M."""
+    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{prefix}"
+    return f"{number:.3g}"
+
+
+def _save(figure: Figure, file: Path) -> None:
+    with written_beside(file) as beside:
+        figure.savefig(beside, format="png", dpi=130)

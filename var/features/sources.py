@@ -1,0 +1,299 @@
+"""Features of images from models as they are, which attentive probes are trained on: AIM's, VAR's, and bare pixels.
+
+B batch, N patches (of a VAR the tokens of all scales), D width.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.hub.checkpoint import load_encoder, load_probe, read_config
+from var.hub.presets import AIM_RELEASED, AIM_SIZES, RELEASED, SHIPPED, best_layers, choose_layers
+from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
+from var.models.masks import fastest
+from var.models.pretraining import patches
+from var.models.var import VAR
+from var.pipeline import TRANSFORMER, VARPipeline
+from var.utils.device import choose_device, choose_dtype
+from var.utils.images import check_images, standardised
+
+UNTRAINED, PIXELS = "untrained", "pixels"
+BASELINES = (UNTRAINED, PIXELS)  # in place of a model's name: what its features are compared with
+
+
+@dataclass
+class FeatureSource(ABC):
+    """What gives features, always without gradients.
+
+    Attributes:
+        networks: what it computes with, in evaluation mode, each under its part.
+        image_size: side of the images in pixels.
+        patches: N.
+        depth: blocks, each of which has an output.
+        width: D.
+        heads: of the attention, and so of a probe.
+        best: the blocks that a probe was found to read best; None: none are known.
+    """
+
+    networks: Mapping[str, Encoder | VAR | VQVAE]
+    image_size: int
+    patches: int
+    depth: int
+    width: int
+    heads: int
+    best: tuple[int, ...] | None = None
+
+    @torch.no_grad()
+    def features(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        """Outputs of some blocks.
+
+        Args:
+            images: (B, 3, S, S) in [-1, 1], on the networks' device.
+            layers: blocks, counted from 0, in any order.
+
+        Returns:
+            (B, N, D) for each layer asked for.
+
+        Raises:
+            InputError: images of another size or no floating-point numbers, layers that are no list of blocks.
+        """
+        check_images(images, self.image_size)
+        check_layers(layers, self.depth)
+        return self._outputs(images, layers)
+
+    @abstractmethod
+    def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]: ...
+
+    def choose(self, layers: str | Sequence[int] | None) -> tuple[int, ...]:
+        """Blocks as `var.hub.presets.choose_layers` takes them; None: the best ones, or the last where none are
+        known."""
+        if layers is None:
+            layers = "last" if self.best is None else "best"
+        return choose_layers(layers, self.depth, self.best)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
+        """Move the networks, and have the one that gives the features compute in dtype: a tokenizer stays as it is."""
+        for network in self.networks.values():
+            network.to(device)
+            if isinstance(network, VAR):
+                network.cast(dtype)
+            elif isinstance(network, Encoder):
+                network.to(dtype)
+        return self
+
+    @property
+    def place(self) -> tuple[torch.device, torch.dtype]:
+        """Where it computes and in which type: those of the first weight."""
+        weights = (weight for network in self.networks.values() for weight in network.parameters())
+        weight = next(weights, torch.empty(0))
+        return weight.device, weight.dtype
+
+
+class EncoderFeatures(FeatureSource):
+    """Every patch sees every other, and outputs are taken before the last norm, as AIM's probe reads them."""
+
+    def __init__(self, encoder: Encoder, best: tuple[int, ...] | None = None) -> None:
+        sizes = encoder.config
+        best = best_layers(sizes) if best is None else best
+        parts = {"encoder": encoder}
+        super().__init__(parts, sizes.image_size, sizes.patches, sizes.depth, sizes.width, sizes.heads, best)
+        self.encoder = encoder
+
+    def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        return self.encoder.extract_features(standardised(images), layers)
+
+
+class VARFeatures(FeatureSource):
+    """Hidden states of VAR's transformer, which reads the image's own tokens under the null class, as in training.
+
+    A token of scale k sees the image up to scale k - 1 and its own place: what the model makes of it to predict it.
+    """
+
+    def __init__(self, model: VAR, vqvae: VQVAE) -> None:
+        sizes, side, tokens = model.config, vqvae.config.image_side, model.scales.total
+        super().__init__(
+            {"transformer": model, "tokenizer": vqvae}, side, tokens, sizes.depth, sizes.width, sizes.heads
+        )
+        self.model, self.vqvae = model, vqvae
+
+    def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        with torch.autocast(images.device.type, enabled=False):  # the tokens that the transformer was trained on
+            tokens = self.vqvae.encode(images)
+        null = tokens.new_full((len(tokens),), self.model.config.num_classes)
+        return hidden_states(self.model, null, self.vqvae.quantizer.teacher_forcing_input(tokens), layers)
+
+
+class PixelFeatures(FeatureSource):
+    """The pixels of each patch, standardised: one layer, which knows nothing and has no positions.
+
+    Args:
+        sizes: image_size, patch_size and heads are read.
+    """
+
+    def __init__(self, sizes: EncoderConfig) -> None:
+        super().__init__({}, sizes.image_size, sizes.patches, 1, 3 * sizes.patch_size**2, sizes.heads)
+        self.patch_size = sizes.patch_size
+
+    def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
+        return [patches(standardised(images), self.patch_size)]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A probe that was trained on features that are no AIM's, with what gives them."""
+
+    source: FeatureSource
+    probe: Probe
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> AIMOutput:
+        """(B, 3, S, S) in [-1, 1], as `var.utils.images.centre_square` makes them, on any device -> logits and
+        features.
+
+        Features are the mean over the layers that the probe reads, (B, N, D) float32.
+
+        Raises:
+            InputError: images of another size or no floating-point numbers.
+        """
+        check_images(images, self.source.image_size)
+        outputs = self.source.features(images.to(self.source.place[0], torch.float32), self.probe.config.layers)
+        features = torch.stack(outputs).float().mean(dim=0)
+        return AIMOutput(self.probe(features), features)
+
+
+def load_classifier(
+    folder: str | Path, model: str | None = None, device: str = "auto", dtype: str = "auto"
+) -> Classifier:
+    """A probe alone, as the stage `probe` exports one on a VAR's hidden states or on pixels, and what it reads.
+
+    Args:
+        folder: of the probe.
+        model: what gave the features, where it is no longer where the folder says; as load_features takes it.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: of the features: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+
+    Raises:
+        InputError: missing, damaged or foreign files, a model whose features are not what the probe reads, an
+            impossible device or dtype.
+    """
+    target = choose_device(device)
+    number_type = choose_dtype(dtype, target)
+    probe = load_probe(Path(folder).expanduser())
+    source = _read_by(Path(folder).expanduser(), probe.config, model).to(target, number_type)
+    return Classifier(source, probe.requires_grad_(False).to(source.place[0]))
+
+
+def hidden_states(model: VAR, labels: Tensor, teacher_forcing_input: Tensor, layers: Sequence[int]) -> list[Tensor]:
+    """Outputs of some blocks of a VAR under teacher forcing; blocks after the last one asked for are not run.
+
+    Args:
+        labels: (B,) int64, num_classes for the null class.
+        teacher_forcing_input: (B, L - 1, C), as VAR.forward takes it.
+        layers: blocks, counted from 0, in any order.
+
+    Returns:
+        (B, L, D) for each layer asked for.
+
+    Raises:
+        InputError: a block that there is not.
+    """
+    check_layers(layers, model.config.depth)
+    condition = model.condition(labels)
+    x = model.embed(condition, teacher_forcing_input)
+    mask = fastest(model.scales, model.mask)
+    outputs = []
+    for block, modulation in zip(model.blocks[: max(layers) + 1], condition.blocks, strict=False):
+        x = block(x, modulation, mask)
+        outputs.append(x)
+    return [outputs[layer] for layer in layers]
+
+
+def load_features(model: str, sizes: EncoderConfig | None = None) -> FeatureSource:
+    """The model of a name, on the CPU, in float32 and evaluation mode.
+
+    Args:
+        model: the folder of an encoder, with or without its probe; a released AIM's name; the folder or the name of
+            a VAR pipeline; the folder of a probe alone, for what it reads; `untrained`, an encoder with initial
+            weights, drawn from torch's global random stream; `pixels`.
+        sizes: needed for `untrained`, and for `pixels` (which ignores width, depth and mlp_ratio); those that the
+            encoder is expected to have otherwise; None: any.
+
+    Raises:
+        InputError: an unknown name, sizes that are missing or not the model's, weights that are missing, damaged or of
+            something else.
+    """
+    if model in BASELINES:
+        return baseline(model, sizes)
+    source = _trained(model)
+    if sizes is not None:
+        check_sizes(model, source, sizes)
+    return source
+
+
+def baseline(name: str, sizes: EncoderConfig | None) -> FeatureSource:
+    """`untrained` or `pixels`: see load_features."""
+    if sizes is None:
+        raise InputError(f"model={name} needs sizes: give those of an encoder, such as aim-tiny")
+    return PixelFeatures(sizes) if name == PIXELS else EncoderFeatures(Encoder(sizes).eval().requires_grad_(False))
+
+
+def check_sizes(model: str, source: FeatureSource, sizes: EncoderConfig) -> None:
+    """Raise InputError unless the source is an encoder of these sizes."""
+    if not isinstance(source, EncoderFeatures):
+        raise InputError(f"sizes are an encoder's, and model={model!r} is a VAR: set sizes=null")
+    theirs, ours = source.encoder.config.to_dict(), sizes.to_dict()
+    if changed := [name for name in ours if ours[name] != theirs[name]]:
+        name = changed[0]
+        raise InputError(
+            f"model={model!r} has {name}={theirs[name]}, not sizes.{name}={ours[name]}: correct it, or set sizes=null"
+        )
+
+
+def _trained(model: str) -> FeatureSource:
+    folder = Path(model).expanduser()
+    if model in RELEASED or model in SHIPPED or (folder / TRANSFORMER).is_dir():
+        pipe = VARPipeline.from_pretrained(model, device="cpu", dtype="float32")
+        return VARFeatures(pipe.model.requires_grad_(False), pipe.vqvae.requires_grad_(False))
+    if model in AIM_SIZES and not folder.is_dir():
+        return _with_probe(model)
+    if not folder.is_dir():
+        known = ", ".join([*AIM_RELEASED, *SHIPPED, *RELEASED, *BASELINES])
+        raise InputError(
+            f"model={model!r} is neither a folder nor a known name: give a model folder, or one of {known}"
+        )
+    kind = read_config(folder).get("model")
+    if kind == AIM.__name__:
+        return _with_probe(folder)
+    if kind == Probe.__name__:
+        return _read_by(folder, load_probe(folder).config)
+    return EncoderFeatures(load_encoder(folder).requires_grad_(False))
+
+
+def _with_probe(name: str | Path) -> FeatureSource:
+    aim = AIM.from_pretrained(name, device="cpu", dtype="float32")
+    return EncoderFeatures(aim.encoder.requires_grad_(False), aim.config.probe_layers)
+
+
+def _read_by(folder: Path, probe: ProbeConfig, model: str | None = None) -> FeatureSource:
+    """What gives the features that the probe in a folder reads: as the folder says, or the model given."""
+    told: Any = read_config(folder).get("features_of")
+    try:
+        name = str(told["model"]) if model is None else model
+        sizes = None if told is None or told["sizes"] is None else EncoderConfig(**told["sizes"])
+    except (TypeError, LookupError) as error:
+        raise InputError(f"{folder} does not tell what its probe reads: give the model") from error
+    source = load_features(name, sizes)
+    if source.width != probe.width or max(probe.layers) >= source.depth:
+        raise InputError(
+            f"the probe in {folder} reads layers {list(probe.layers)} of width {probe.width}, model={name!r} has "
+            f"{source.depth} of width {source.width}: give the model that it was trained on"
+        )
+    source.best = probe.layers
+    return source

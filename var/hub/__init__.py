@@ -1,0 +1,1 @@
+"""Presets, model folders, and released weights: download and conversion."""

@@ -1,0 +1,179 @@
+"""Models on disk: a folder with config.json (what to build) and model.safetensors (its weights)."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
+from var.models.var import VAR, VARConfig
+from var.utils.files import replacing
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+PIPELINE_PARTS = {"VQVAE": "tokenizer", "VAR": "transformer"}  # folders of a pipeline's models
+
+
+def save_model(
+    folder: Path,
+    model: VQVAE | VAR | Encoder | AIM | Probe,
+    extra: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a model's folder, whole or not at all.
+
+    Args:
+        folder: created, or replaced.
+        extra: more entries for config.json, such as the names of the classes.
+        dtype: type of the stored floating-point numbers; None keeps the model's.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
+    state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+    if dtype is not None:
+        state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    with replacing(folder, (CONFIG, WEIGHTS)) as new:
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        safetensors.torch.save_file(state, new / WEIGHTS)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The entries of a model folder's config.json.
+
+    Raises:
+        InputError: no such folder, no such file, not JSON, not a model's configuration.
+    """
+    if not folder.is_dir():
+        raise InputError(f"model folder {folder} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
+    for name in (CONFIG, WEIGHTS):
+        if not (folder / name).is_file():
+            raise InputError(f"{folder} has no {name}: a model folder holds {CONFIG} and {WEIGHTS}")
+    try:
+        config = json.loads((folder / CONFIG).read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{folder / CONFIG} cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
+        raise InputError(f"{folder / CONFIG} is not a model's configuration: it needs the entries model and config")
+    return config
+
+
+def load_tokenizer(folder: Path) -> VQVAE:
+    """The tokenizer in a folder, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files.
+    """
+    return _load(folder, VQVAE, TokenizerConfig)
+
+
+def load_var(folder: Path) -> VAR:
+    """The transformer in a folder, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files.
+    """
+    return _load(folder, VAR, VARConfig)
+
+
+def load_probe(folder: Path) -> Probe:
+    """The probe in a folder without its encoder, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files.
+    """
+    return _load(folder, Probe, ProbeConfig)
+
+
+def load_aim(folder: Path) -> AIM:
+    """The encoder with its probe in a folder, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files; an encoder that has no probe yet, or a probe alone.
+    """
+    kind = read_config(folder).get("model")
+    if kind == Encoder.__name__:
+        raise InputError(f"{folder} holds an encoder that has no probe: train one on it (a recipe of stage probe)")
+    if kind == Probe.__name__:
+        raise InputError(f"{folder} holds a probe on other features: load it with var.features.sources.load_classifier")
+    return _load(folder, AIM, AIMConfig)
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """The encoder in a folder, which may have a probe beside it, in float32 and evaluation mode.
+
+    Raises:
+        InputError: missing, damaged or foreign files.
+    """
+    if read_config(folder).get("model") == AIM.__name__:
+        return load_aim(folder).encoder
+    return _load(folder, Encoder, EncoderConfig)
+
+
+class Started(NamedTuple):
+    """What `load_weights` found in a folder for a model, as names of tensors."""
+
+    loaded: list[str]
+    new: list[str]  # the model's that the folder has not, or in another shape: they keep the values that they had
+    dropped: list[str]  # the folder's that the model has not, or in another shape
+
+
+def load_weights(folder: Path, model: nn.Module) -> Started:
+    """Give a model the weights of an exported one, in place, where names and shapes are the same.
+
+    Args:
+        folder: of a model of the same kind, or of a pipeline that has one.
+        model: a VQVAE or VAR, of sizes that may differ.
+
+    Raises:
+        InputError: missing or damaged files; a folder of another kind of model, or one of which no tensor fits.
+    """
+    kind = type(model).__name__
+    part = folder / PIPELINE_PARTS.get(kind, "")
+    folder = part if part.is_dir() else folder
+    if (given := read_config(folder).get("model")) != kind:
+        raise InputError(f"init={str(folder)!r} holds a {given!r}, a {kind!r} is needed here")
+    state, ours = _read_weights(folder), model.state_dict()
+    loaded = [name for name, value in ours.items() if name in state and state[name].shape == value.shape]
+    if not loaded:
+        raise InputError(f"init={str(folder)!r} has no tensor that fits this model: give one of similar sizes")
+    with torch.no_grad():
+        for name in loaded:
+            ours[name].copy_(state[name])
+    return Started(loaded, sorted(ours.keys() - set(loaded)), sorted(state.keys() - set(loaded)))
+
+
+def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    try:
+        return safetensors.torch.load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS} is damaged ({error}): copy or download it again") from error
+
+
+def _load(folder: Path, kind: type, config_type: type) -> Any:
+    entries = read_config(folder)
+    if entries.get("model") != kind.__name__:
+        raise InputError(f"{folder} holds a {entries.get('model')!r}, a {kind.__name__!r} is needed here")
+    try:
+        with torch.device("meta"):
+            model: nn.Module = kind(config_type(**entries["config"]))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from error
+    state = _read_weights(folder)
+    expected = model.state_dict()
+    wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]
+    if wrong:
+        raise InputError(
+            f"{folder / WEIGHTS} does not fit {CONFIG}: {len(wrong)} tensors differ, the first is {wrong[0]}"
+        )
+    # Numbers that are counts in the model are read as they are, all others as float32, whatever they were stored as.
+    state = {key: value.to(expected[key].dtype) for key, value in state.items()}
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval()

@@ -1,0 +1,175 @@
+"""The models that have a name: the one shipped here, the released ones, and sizes of AIM to train."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizer.errors import InputError
+from tokenizer.scales import SCALES_512
+from var.models.aim import EncoderConfig, check_layers
+from var.models.var import VARConfig
+
+SHIPPED = {"var-mini": Path(__file__).parents[1] / "pretrained" / "var-mini"}
+
+RELEASED_REPOSITORY = "FoundationVision/var"  # on the Hugging Face hub
+RELEASED_TOKENIZER = "vae_ch160v4096z32.pth"  # one tokenizer for all of them
+
+
+@dataclass(frozen=True)
+class Released:
+    """A transformer of the paper: its sizes and its file in the repository."""
+
+    config: VARConfig
+    file: str
+
+
+RELEASED = {
+    "var-d16": Released(VARConfig(depth=16), "var_d16.pth"),  # 310 M parameters, 256 px
+    "var-d20": Released(VARConfig(depth=20), "var_d20.pth"),  # 600 M
+    "var-d24": Released(VARConfig(depth=24), "var_d24.pth"),  # 1.0 B
+    "var-d30": Released(VARConfig(depth=30), "var_d30.pth"),  # 2.0 B
+    "var-d36": Released(
+        VARConfig(depth=36, scales=SCALES_512.sides, shared_adaln=True), "var_d36.pth"
+    ),  # 2.3 B, 512 px
+}
+
+
+def check_name(name: str) -> None:
+    """Raise InputError unless the name is one of a shipped or released model."""
+    if name not in SHIPPED and name not in RELEASED:
+        known = ", ".join([*SHIPPED, *RELEASED])
+        raise InputError(f"model {name!r} is neither a folder nor a known name: give a model folder, or one of {known}")
+
+
+AIM_REPOSITORY = "apple/AIM"  # backbones, and two heads for each
+PROBED = 6  # blocks, the mean of whose outputs a released head reads
+
+
+@dataclass(frozen=True)
+class ReleasedAIM:
+    """An encoder of the AIM paper: its sizes and its files.
+
+    Attributes:
+        config: sizes.
+        best: the blocks whose features classify ImageNet best, as the paper found.
+        files: what the names of its files in AIM_REPOSITORY begin with.
+        repository: of one file with both the backbone and a head.
+    """
+
+    config: EncoderConfig
+    best: tuple[int, ...]
+    files: str
+    repository: str
+
+    @property
+    def backbone(self) -> str:
+        """The encoder's file."""
+        return f"{self.files}_backbone.pth"
+
+    @property
+    def heads(self) -> dict[str, str]:
+        """The files of the two heads, by the name of what they read."""
+        return {layers: f"{self.files}_head_{layers}_layers.pth" for layers in ("last", "best")}
+
+
+AIM_RELEASED = {
+    "aim-600M": ReleasedAIM(
+        EncoderConfig(width=1536, depth=24, heads=12),
+        tuple(range(14, 20)),
+        "aim_600m_2bimgs_attnprobe",
+        "apple/aim-600M",
+    ),
+    "aim-1B": ReleasedAIM(
+        EncoderConfig(width=2048, depth=24, heads=16),
+        tuple(range(12, 18)),
+        "aim_1b_5bimgs_attnprobe",
+        "apple/aim-1B",
+    ),
+    "aim-3B": ReleasedAIM(
+        EncoderConfig(width=3072, depth=24, heads=24),
+        tuple(range(12, 18)),
+        "aim_3b_5bimgs_attnprobe",
+        "apple/aim-3B",
+    ),
+    "aim-7B": ReleasedAIM(
+        EncoderConfig(width=4096, depth=32, heads=32),
+        tuple(range(14, 20)),
+        "aim_7b_5bimgs_attnprobe",
+        "apple/aim-7B",
+    ),
+}
+
+AIM_SIZES = {  # the first three are for small machines, and have no released weights
+    "aim-tiny": EncoderConfig(width=192, depth=6, heads=3),  # 2.8 M parameters
+    "aim-small": EncoderConfig(width=384, depth=12, heads=6),  # 21 M
+    "aim-base": EncoderConfig(width=768, depth=12, heads=12),  # 85 M
+    **{name: released.config for name, released in AIM_RELEASED.items()},
+}
+
+
+def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
+    """The sizes of an encoder by the name of a preset, as EncoderConfig takes them.
+
+    Args:
+        given: one of AIM_SIZES; or sizes, of which `preset` names those that the others stand in place of.
+
+    Raises:
+        InputError: an unknown name, a preset of which nothing would be left.
+    """
+    changes: dict[str, object] = {"preset": given} if isinstance(given, str) else dict(given)
+    if "preset" not in changes:
+        return changes
+    preset = changes.pop("preset")
+    if not isinstance(preset, str) or preset not in AIM_SIZES:
+        raise InputError(f"preset={preset!r} is unknown: take one of {', '.join(AIM_SIZES)}, or give the sizes")
+    if {"width", "depth", "heads"} <= changes.keys():
+        raise InputError(
+            f"preset={preset} says nothing where width, depth and heads are given too: leave the preset or these out "
+            f"(in place of all sizes of a recipe: model={preset})"
+        )
+    return AIM_SIZES[preset].to_dict() | changes
+
+
+def choose_layers(layers: str | Sequence[int], depth: int, best: tuple[int, ...] | None) -> tuple[int, ...]:
+    """The blocks that a probe reads, or that features are taken of, counted from 0, in ascending order.
+
+    Args:
+        layers: "best" for those that are known as such: what the probe at hand reads (that in a model's folder, or a
+            released one), else what the paper found best of an encoder of these sizes. "last" for as many last blocks;
+            where no best ones are known for the last six, or all if there are fewer. Or the blocks themselves.
+        depth: blocks of the model.
+        best: the ones known as best; None: none.
+
+    Raises:
+        InputError: another word, a block that there is not, "best" where none are known.
+    """
+    if layers == "last":
+        return tuple(range(max(depth - (PROBED if best is None else len(best)), 0), depth))
+    if layers == "best":
+        if best is None:
+            raise InputError(
+                f"the best layers are known of {', '.join(AIM_RELEASED)} and of folders with a probe, not of these "
+                f"{depth} blocks: take last, or a list of blocks"
+            )
+        return best
+    if not isinstance(layers, list | tuple | range) or not all(type(layer) is int for layer in layers):
+        raise InputError(f"probe_layers={layers!r} is unknown: take last, best, or a list of blocks")
+    check_layers(layers, depth)
+    return tuple(sorted(layers))
+
+
+def best_layers(config: EncoderConfig) -> tuple[int, ...] | None:
+    """The blocks that the paper found best of an encoder of these sizes; None: of others."""
+    sizes = (config.width, config.depth)
+    return next((r.best for r in AIM_RELEASED.values() if (r.config.width, r.config.depth) == sizes), None)
+
+
+def check_aim_name(name: str) -> None:
+    """Raise InputError unless the name is one of a released AIM."""
+    if name in AIM_RELEASED:
+        return
+    if name in AIM_SIZES:
+        raise InputError(f"{name} has no released weights: train it (a recipe of stage aim) and give the model folder")
+    raise InputError(
+        f"model {name!r} is neither a folder nor a known name: give a model folder, or one of {', '.join(AIM_RELEASED)}"
+    )

@@ -1,0 +1,1 @@
+"""The networks: VAR, AIM and what they are made of."""

@@ -1,0 +1,365 @@
+"""AIM: an image encoder that is pre-trained to predict the next patch from those before it (arXiv 2401.08541).
+
+B batch, N patches, P side of a patch in pixels, D width, H heads.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError, check_types
+from var.models.transformer import NORM_EPS, Block, BlockConfig, attend
+from var.utils.device import choose_device, choose_dtype
+from var.utils.images import centre_square, check_images, standardised
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of the encoder; defaults are AIM-600M.
+
+    Attributes:
+        image_size: side of the images in pixels, a multiple of patch_size.
+        patch_size: P.
+        width: D, a multiple of 4 and of heads.
+        depth: number of blocks.
+        heads: H.
+        mlp_ratio: hidden width of the MLP over D.
+
+    Raises:
+        InputError: a value that cannot work, with the value and the remedy.
+    """
+
+    image_size: int = 224
+    patch_size: int = 14
+    width: int = 1536
+    depth: int = 24
+    heads: int = 12
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("image_size", "patch_size", "width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.image_size % self.patch_size:
+            raise InputError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
+        if self.width % self.heads or self.width % 4:
+            raise InputError(f"width={self.width} must be a multiple of heads={self.heads} and of 4")
+        if self.mlp_ratio <= 0:
+            raise InputError(f"mlp_ratio={self.mlp_ratio} must be positive")
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def patches(self) -> int:
+        """N."""
+        return self.side**2
+
+    @property
+    def block(self) -> BlockConfig:
+        """What its blocks are made of."""
+        return BlockConfig(
+            self.width, self.heads, self.mlp_ratio, norm="affine", qk_norm=False, bias=False, gelu="none"
+        )
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AIMConfig(EncoderConfig):
+    """An encoder with its probe.
+
+    Attributes:
+        probe_layers: blocks, counted from 0, the mean of whose outputs the probe reads.
+        num_classes: of the probe.
+    """
+
+    probe_layers: tuple[int, ...] = (18, 19, 20, 21, 22, 23)
+    num_classes: int = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "probe_layers", tuple(self.probe_layers))
+        check_layers(self.probe_layers, self.depth)
+        if self.num_classes < 1:
+            raise InputError(f"num_classes={self.num_classes} must be at least 1")
+
+    @property
+    def encoder(self) -> EncoderConfig:
+        """Without the probe."""
+        return EncoderConfig(**{field.name: getattr(self, field.name) for field in fields(EncoderConfig)})
+
+
+def check_layers(layers: Sequence[int], depth: int) -> None:
+    """Raise InputError unless the layers are a list of blocks of a model of that depth, each named once."""
+    if not isinstance(layers, list | tuple | range) or not all(type(layer) is int for layer in layers):
+        raise InputError(f"layers={layers!r} must be a list of blocks, such as [0, 1], in 0..{depth - 1}")
+    if not layers or len(set(layers)) < len(layers) or not all(0 <= layer < depth for layer in layers):
+        raise InputError(f"layers {list(layers)} must be different blocks in 0..{depth - 1}, at least one")
+
+
+def sine_cosine(side: int, width: int) -> Tensor:
+    """Positions of side x side patches, row by row: (N, D) float32 on the CPU.
+
+    The first half of the channels comes from the column, the second from the row. Each half holds the sines of the
+    coordinate at D / 4 frequencies from 1 down to nearly 1 / 10000, then the cosines.
+    """
+    frequencies = 1 / 10000 ** (torch.arange(width // 4, dtype=torch.float64, device="cpu") / (width // 4))
+    angles = torch.arange(side, dtype=torch.float64, device="cpu")[:, None] * frequencies
+    waves = torch.cat([angles.sin(), angles.cos()], dim=1).float()  # (side, D / 2)
+    columns, rows = waves.repeat(side, 1), waves.repeat_interleave(side, dim=0)
+    return torch.cat([columns, rows], dim=1)
+
+
+class Encoder(nn.Module):
+    """Images -> features of their patches: a pre-norm ViT without class token and biases."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patchify = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
+        self.patch_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not name its type
+            Block(config.block) for _ in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)  # after the last block; the probe reads before it
+        self.position: Tensor
+        self.register_buffer("position", sine_cosine(config.side, config.width), persistent=False)
+        initialise(self)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S), normalised, on any device -> patches with their positions (B, N, D), row by row.
+
+        Raises:
+            InputError: the images are no floating-point numbers, not RGB or not of the model's size.
+        """
+        check_images(images, self.config.image_size)
+        weight = self.patchify.weight
+        patches = rearrange(self.patchify(images.to(weight.device, weight.dtype)), "b d h w -> b (h w) d")
+        return self.patch_norm(patches) + self.position.to(patches.dtype)
+
+    def extract_features(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
+        """Outputs of some blocks, every patch seeing every other; blocks after the last one asked for are not run.
+
+        Args:
+            images: (B, 3, S, S), as `val_transforms` makes them, on any device.
+            layers: blocks, counted from 0, in any order; None: all.
+
+        Returns:
+            (B, N, D) for each layer asked for.
+
+        Raises:
+            InputError: images of another size or no floating-point numbers, layers that are no list of blocks.
+        """
+        wanted = range(self.config.depth) if layers is None else layers
+        check_layers(wanted, self.config.depth)
+        x = self.embed(images)
+        outputs = {}
+        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
+            x = block(x)
+            if i in wanted:
+                outputs[i] = x
+        return [outputs[i] for i in wanted]
+
+    def forward(self, images: Tensor, mask: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+        """What the pixel head reads: (B, 3, S, S) -> (B, N, D), behind the last norm.
+
+        Args:
+            images: normalised.
+            mask: as `prefix_causal` makes it; None: every patch sees every other.
+            order: (N,) int64, the patches in the order of the sequence; None: row by row.
+        """
+        x = self.embed(images)
+        x = x if order is None else x[:, order]
+        for block in self.blocks:
+            x = block(x, mask=mask)
+        return self.norm(x)
+
+
+class AttentiveProbe(nn.Module):
+    """One learned query attends over the patches, and a linear classifier reads what it gathers."""
+
+    def __init__(self, width: int, heads: int, num_classes: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.BatchNorm1d(width, affine=False, eps=1e-6)
+        self.query = nn.Parameter(torch.empty(1, 1, width))
+        self.key = nn.Linear(width, width, bias=False)
+        self.value = nn.Linear(width, width, bias=False)
+        self.classify = nn.Linear(width, num_classes, bias=False)
+        for weight in (self.query, self.key.weight, self.value.weight, self.classify.weight):
+            nn.init.trunc_normal_(weight, std=0.02)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, N, D) -> logits (B, classes)."""
+        x = self.norm(features.transpose(1, 2)).transpose(1, 2)
+        k, v = (rearrange(part(x), "b n (h d) -> b n h d", h=self.heads) for part in (self.key, self.value))
+        q = rearrange(self.query, "1 1 (h d) -> 1 1 h d", h=self.heads).expand(len(x), -1, -1, -1).to(k.dtype)
+        gathered = attend(q, k, v, None, 1 / math.sqrt(k.shape[-1]))  # (B, 1, D)
+        return self.classify(gathered[:, 0])
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """An attentive probe that is kept apart from what gives its features.
+
+    Attributes:
+        width: D of the features.
+        heads: of its attention.
+        num_classes: that it tells apart.
+        layers: blocks, counted from 0, the mean of whose outputs it reads.
+
+    Raises:
+        InputError: a value that cannot work.
+    """
+
+    width: int
+    heads: int
+    num_classes: int
+    layers: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        object.__setattr__(self, "layers", tuple(self.layers))
+        for name in ("width", "heads", "num_classes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        if not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers):
+            raise InputError(f"layers={list(self.layers)} must be different blocks, counted from 0, at least one")
+        if self.width % self.heads:
+            raise InputError(f"heads={self.heads} must divide the width of the features, {self.width}")
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class Probe(AttentiveProbe):
+    """See ProbeConfig."""
+
+    def __init__(self, config: ProbeConfig) -> None:
+        super().__init__(config.width, config.heads, config.num_classes)
+        self.config = config
+
+
+class AIMOutput(NamedTuple):
+    """What the model says of images."""
+
+    logits: Tensor  # (B, classes)
+    features: Tensor  # (B, N, D), the mean over the probe layers
+
+
+class AIM(nn.Module):
+    """The frozen encoder with an attentive probe."""
+
+    def __init__(self, config: AIMConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.encoder)
+        self.probe = AttentiveProbe(config.width, config.heads, config.num_classes)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        probe_layers: str | Sequence[int] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        backbone_file: str | Path | None = None,
+        head_file: str | Path | None = None,
+    ) -> "AIM":
+        """Load an encoder with its probe, in evaluation mode.
+
+        Args:
+            name: a released model (`aim-600M`, `aim-1B`, `aim-3B`, `aim-7B`: downloaded from the Hugging Face hub and
+                converted once), or a folder that `var.hub.checkpoint.save_model` or training wrote.
+            probe_layers: what the probe reads, as `var.hub.presets.choose_layers` says: "best", "last", or a list of
+                blocks counted from 0. Of a released model it chooses one of the two heads; the probe in a folder, and
+                that of `head_file`, must read them. None: whatever that probe reads, else "best".
+            device: auto, cpu, cuda, cuda:N or mps.
+            dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+            backbone_file: released encoder file on this machine, or one with encoder and head, for released names.
+            head_file: released head file on this machine, for released names.
+
+        Raises:
+            InputError: unknown name, missing, damaged or foreign files, no connection, layers that the probe does not
+                read, an impossible device or dtype.
+        """
+        if not isinstance(name, str | os.PathLike):
+            raise InputError(f"model {name!r} is neither a name nor a folder: give one such as 'aim-600M'")
+        from var.hub.download import (
+            load_aim_by_name,  # finds and converts weights for the classes here, so is above them
+        )
+
+        target = choose_device(device)
+        number_type = choose_dtype(dtype, target)
+        return load_aim_by_name(name, probe_layers, backbone_file, head_file).cast(number_type).to(target)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Hold the weights in dtype; the statistics of the probe's norm stay in float32."""
+        for parameter in self.parameters():
+            parameter.data = parameter.data.to(dtype)
+        return self
+
+    def forward(self, images: Tensor) -> AIMOutput:
+        """(B, 3, S, S), as `val_transforms` makes them, on any device -> logits and features.
+
+        Raises:
+            InputError: the images are no floating-point numbers, not RGB or not of the model's size.
+        """
+        features = torch.stack(self.extract_features(images, self.config.probe_layers)).mean(dim=0)
+        return AIMOutput(self.probe(features), features)
+
+    def extract_features(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
+        """See Encoder.extract_features."""
+        return self.encoder.extract_features(images, layers)
+
+
+def initialise(encoder: nn.Module) -> None:
+    """Draw the initial weights of linear maps: truncated normal, std 0.02, biases 0 (ViT's usual)."""
+    for module in encoder.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+
+@dataclass(frozen=True)
+class ValTransforms:
+    """See val_transforms."""
+
+    size: int
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An image of any size and mode -> (3, size, size) float32, standardised."""
+        return standardised(centre_square(image, self.size))
+
+
+def val_transforms(size: int = 224) -> ValTransforms:
+    """From a picture to what the encoder reads: `torch.stack([transform(picture) for picture in pictures])`.
+
+    The short side becomes 256 / 224 of the size, the centre square is kept, and pixels in [0, 1] lose ImageNet's mean
+    and are divided by its standard deviation, so that they lie between -2.12 and 2.64. Resizing is the project's
+    own, Lanczos; the paper does not say which it used.
+
+    Args:
+        size: side of the model's images in pixels.
+
+    Raises:
+        InputError: a size that is no whole number of at least 1; when called, an image that cannot be read.
+    """
+    if type(size) is not int or size < 1:
+        raise InputError(f"size={size!r} must be a whole number, at least 1")
+    return ValTransforms(size)

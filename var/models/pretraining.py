@@ -1,0 +1,195 @@
+"""How AIM learns: every patch after a prefix predicts the next one's pixels (arXiv 2401.08541, sections 3.1 and 3.2).
+
+B batch, N patches, P side of a patch in pixels, D width of the encoder, C numbers that describe a patch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError, check_types
+from var.models.aim import Encoder, EncoderConfig, initialise, sine_cosine
+from var.models.masks import prefix_causal
+from var.models.transformer import MLP, NORM_EPS, BlockConfig
+
+VARIANCE_EPS = 1e-6  # of a patch, when targets are normalised
+
+Order = Literal["raster", "spiral", "checkerboard", "random"]
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """The head on every patch's features, which is thrown away after pre-training.
+
+    Attributes:
+        depth: residual MLP blocks; 0 leaves one linear map.
+        width: of the blocks, a multiple of 4.
+        mlp_ratio: hidden width of a block's MLP over its width.
+
+    Raises:
+        InputError: a value that cannot work.
+    """
+
+    depth: int = 12
+    width: int = 2048
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.depth < 0:
+            raise InputError(f"depth={self.depth} must be 0 (one linear map) or more")
+        if self.width < 4 or self.width % 4:
+            raise InputError(f"width={self.width} must be a positive multiple of 4")
+        if self.mlp_ratio <= 0:
+            raise InputError(f"mlp_ratio={self.mlp_ratio} must be positive")
+
+
+class Head(nn.Module):
+    """Features and positions -> predictions, patch by patch: the transformer's blocks without their attention."""
+
+    def __init__(self, encoder: EncoderConfig, config: HeadConfig, outputs: int) -> None:
+        super().__init__()
+        width = config.width if config.depth else encoder.width
+        block = BlockConfig(width, heads=1, mlp_ratio=config.mlp_ratio, bias=False, gelu="none")
+        self.widen = nn.Linear(encoder.width, width) if config.depth else nn.Identity()
+        self.norms = nn.ModuleList(nn.LayerNorm(width, eps=NORM_EPS) for _ in range(config.depth))
+        self.mlps = nn.ModuleList(MLP(block) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(width, eps=NORM_EPS) if config.depth else nn.Identity()
+        self.predict = nn.Linear(width, outputs)
+        self.position: Tensor | None
+        position = sine_cosine(encoder.side, width) if config.depth else None
+        self.register_buffer("position", position, persistent=False)
+        initialise(self)
+
+    def forward(self, features: Tensor, places: Tensor) -> Tensor:
+        """(B, N - 1, D) and the place in the image of each (N - 1,) -> (B, N - 1, C)."""
+        x = self.widen(features)
+        if self.position is not None:
+            x = x + self.position[places].to(x.dtype)
+        for norm, mlp in zip(self.norms, self.mlps, strict=True):
+            x = x + mlp(norm(x))
+        return self.predict(self.norm(x))
+
+
+class Pretraining(nn.Module):
+    """An encoder with its head.
+
+    Args:
+        encoder: sizes of the encoder.
+        head: sizes of the head.
+        outputs: C, numbers that the head predicts for a patch.
+        order: (N,) int64, the places of the image as the sequence visits them.
+    """
+
+    def __init__(self, encoder: EncoderConfig, head: HeadConfig, outputs: int, order: Tensor) -> None:
+        super().__init__()
+        self.encoder = Encoder(encoder)
+        self.head = Head(encoder, head, outputs)
+        self.order: Tensor
+        self.register_buffer("order", order, persistent=False)
+
+    def forward(self, images: Tensor, prefix: Tensor) -> Tensor:
+        """Predictions of the second to the last patch of the sequence.
+
+        Args:
+            images: (B, 3, S, S), normalised.
+            prefix: (B,) int64 in 0..N - 1, patches that see one another; 0 is purely causal.
+
+        Returns:
+            (B, N - 1, C).
+
+        Raises:
+            InputError: images of another size; prefixes that are not one for each image, no whole numbers, or longer
+                than leaves a patch to predict.
+        """
+        check_prefix(prefix, len(images), len(self.order))
+        mask = prefix_causal(prefix.to(self.order.device), len(self.order))
+        features = self.encoder(images, mask, self.order)
+        return self.head(features[:, :-1], self.order[:-1])
+
+
+def check_prefix(prefix: object, batch: int, patches: int) -> None:
+    """Raise InputError unless the prefixes are (B,) int64 in 0..N - 1.
+
+    The values of a tensor on the CPU are looked at, if it has any (a dry run's have none); elsewhere that would make
+    every step wait for the device, which is told to fail on its own.
+    """
+    if not isinstance(prefix, Tensor) or prefix.dtype != torch.int64 or tuple(prefix.shape) != (batch,):
+        given = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else repr(prefix)
+        raise InputError(f"prefix is {given}: give one length an image, a tensor of int64 of shape ({batch},)")
+    outside = (prefix < 0) | (prefix >= patches)
+    rule = f"must be in 0..{patches - 1}: of {patches} patches one at least is predicted"
+    if prefix.is_cuda or torch.compiler.is_compiling():
+        torch._assert_async(~outside.any(), f"prefix {rule}")
+    elif type(prefix) is Tensor and prefix.device.type == "cpu" and outside.any():
+        raise InputError(f"prefix {int(prefix[outside][0])} {rule}")
+
+
+def prefix_lengths(lengths: Sequence[int], patches: int) -> Tensor:
+    """Numbers of patches as a tensor that `Pretraining` takes, (B,) int64.
+
+    Raises:
+        InputError: a length below 0, or one that leaves nothing to predict; no whole number.
+    """
+    prefix = torch.tensor(lengths) if lengths else torch.empty(0, dtype=torch.int64)
+    check_prefix(prefix, len(lengths), patches)
+    return prefix
+
+
+def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
+    """The places of side x side patches in the order that they are predicted in, (side * side,) int64.
+
+    Raster goes row by row, spiral outwards from the middle, checkerboard over all black fields and then all white ones;
+    random is drawn once, from the seed.
+
+    Raises:
+        InputError: another kind.
+    """
+    if kind not in get_args(Order):
+        raise InputError(f"order={kind!r} is unknown: take one of {', '.join(get_args(Order))}")
+    places = torch.arange(side * side)
+    rows, columns = places // side, places % side
+    if kind == "raster":
+        return places
+    if kind == "checkerboard":
+        return torch.cat([places[(rows + columns) % 2 == colour] for colour in (0, 1)])
+    if kind == "random":
+        return torch.randperm(side * side, generator=torch.Generator().manual_seed(seed))
+    return torch.tensor(_spiral(side)).flip(0)
+
+
+def _spiral(side: int) -> list[int]:
+    """Inwards along the edge, clockwise from the top left."""
+    rest = [list(range(row * side, (row + 1) * side)) for row in range(side)]
+    visited: list[int] = []
+    while rest:
+        visited += rest.pop(0)
+        rest = [list(column) for column in zip(*rest, strict=True)][
+            ::-1
+        ]  # turned left, so that the next edge is on top
+    return visited
+
+
+def patches(images: Tensor, patch_size: int) -> Tensor:
+    """(B, 3, S, S) -> the pixels of each patch, row by row: (B, N, P * P * 3)."""
+    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
+
+
+def unpatched(patches: Tensor, patch_size: int) -> Tensor:
+    """The inverse of `patches`."""
+    side = round(patches.shape[1] ** 0.5)
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)
+
+
+def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean of each patch (..., C), and the root of its (unbiased) variance, (..., 1) each."""
+    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + VARIANCE_EPS).sqrt()
+
+
+def predicted(prefix: Tensor, length: int) -> Tensor:
+    """Which of the second to the last patch count: those after the prefix; (B,) -> (B, N - 1) bool."""
+    return torch.arange(1, length, device=prefix.device) >= prefix[:, None]

@@ -1,0 +1,239 @@
+"""The transformer core that VAR and AIM share: pre-norm blocks, for training, cached generation and features.
+
+B batch, L query tokens, T key tokens (cached ones included), D width, H heads.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from var.models.masks import Mask, Spans
+
+NORM_EPS = 1e-6
+MAX_LOG_SCALE = math.log(100)  # bound on the learned log temperature of the attention
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What a block is made of.
+
+    Attributes:
+        width: D.
+        heads: H.
+        mlp_ratio: hidden width of the MLP over D.
+        norm: `adaln` and `shared adaln` take scale, shift and gate from a condition, by a Linear of the block's own or
+            by one of all blocks plus an offset; `affine` learns scale and shift and has no gate.
+        qk_norm: q and k on the unit sphere, with a learned temperature a head.
+        logit_scale: without qk_norm, factor on the dot products over sqrt(D / H).
+        bias: on q, v, the projection and the MLP; one on k would cancel in the softmax.
+        gelu: the tanh form, or the exact one ("none" to PyTorch).
+    """
+
+    width: int
+    heads: int
+    mlp_ratio: float = 4.0
+    norm: Literal["adaln", "shared adaln", "affine"] = "adaln"
+    qk_norm: bool = True
+    logit_scale: float = 1.0
+    bias: bool = True
+    gelu: Literal["tanh", "none"] = "tanh"
+
+
+class Modulation(NamedTuple):
+    """AdaLN of one block, each (B, 1, D): x += gate * f(LN(x) * (1 + scale) + shift)  (DiT, arXiv 2212.09748)."""
+
+    gate_attention: Tensor
+    gate_mlp: Tensor
+    scale_attention: Tensor
+    scale_mlp: Tensor
+    shift_attention: Tensor
+    shift_mlp: Tensor
+
+
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of the tokens drawn so far, allocated once for the whole picture by the loop that owns it."""
+
+    keys: Tensor  # (blocks, B, L, H, D / H)
+    values: Tensor
+
+    @classmethod
+    def allocate(cls, blocks: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> "KVCache":
+        """An empty cache with the device and dtype of `like`."""
+        shape = (blocks, batch, length, heads, head_dim)
+        return cls(like.new_empty(shape), like.new_empty(shape))
+
+    def layer(self, i: int) -> "LayerCache":
+        return LayerCache(self.keys[i], self.values[i])
+
+
+class LayerCache(NamedTuple):
+    """The part of a KVCache that belongs to one block."""
+
+    keys: Tensor  # (B, L, H, D / H)
+    values: Tensor
+
+    def extend(self, start: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write k and v (B, l, H, D / H) at position start; return all keys and values up to their end."""
+        stop = start + k.shape[1]
+        self.keys[:, start:stop] = k
+        self.values[:, start:stop] = v
+        return self.keys[:, :stop], self.values[:, :stop]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
+    """Softmax attention of queries (B, L, H, D / H) to keys and values (B, T, H, D / H) -> (B, L, D)."""
+    if isinstance(mask, Spans):
+        return attend_in_spans(q, k, v, mask, scale)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return rearrange(h, "b h l d -> b l (h d)")
+
+
+def attend_in_spans(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
+    """The same under a block-causal mask, one call a span, from the finest to the coarsest."""
+    queries = q.split([stop - start for start, stop in spans.bounds], dim=1)
+    parts = []
+    for query, (start, stop) in zip(reversed(queries), reversed(spans.bounds), strict=True):
+        k, v = k[:, :stop], v[:, :stop]  # cut off those of the finer span: the less for the backward pass to pad
+        parts.append(attend(query, k, v, spans.coarse if start == 0 else None, scale))
+    return torch.cat(parts[::-1], dim=1)
+
+
+def on_sphere(x: Tensor, radius: Tensor | float = 1.0) -> Tensor:
+    """Scale each vector (..., D / H) to the given length: factors in float32, the result rounded once to x's dtype."""
+    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+    return (x * (radius / length.clamp(min=1e-12))).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_bias = nn.Parameter(torch.zeros(width)) if config.bias else None
+        self.v_bias = nn.Parameter(torch.zeros(width)) if config.bias else None
+        self.log_scale = nn.Parameter(torch.full((self.heads,), math.log(4.0))) if config.qk_norm else None
+        self.softmax_scale = 1.0 if config.qk_norm else config.logit_scale / math.sqrt(width // config.heads)
+        self.proj = nn.Linear(width, width, bias=config.bias)
+
+    def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
+        """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see all before them too."""
+        bias = None
+        if self.q_bias is not None and self.v_bias is not None:
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+        qkv = rearrange(F.linear(x, self.qkv.weight, bias), "b l (three h d) -> b l three h d", three=3, h=self.heads)
+        q, k, v = qkv.unbind(dim=2)  # (B, L, H, D / H) each
+        if self.log_scale is not None:
+            temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
+            q, k = on_sphere(q, temperature), on_sphere(k)
+        if cache is not None:
+            k, v = cache.extend(start, k, v)
+        return self.proj(attend(q, k, v, mask, self.softmax_scale))
+
+
+class MLP(nn.Module):
+    """Linear, GELU, Linear."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        hidden = round(config.width * config.mlp_ratio)
+        self.gelu = config.gelu
+        self.up = nn.Linear(config.width, hidden, bias=config.bias)
+        self.down = nn.Linear(hidden, config.width, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.gelu(self.up(x), approximate=self.gelu))
+
+
+class AdaLN(nn.Module):
+    """SiLU, then Linear: a condition (B, D) -> `parts` vectors of width D each, (B, parts, 1, D)."""
+
+    def __init__(self, width: int, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+        self.linear = nn.Linear(width, parts * width)
+
+    def forward(self, condition: Tensor) -> Tensor:
+        return rearrange(self.linear(F.silu(condition)), "b (parts d) -> b parts 1 d", parts=self.parts)
+
+
+class AdaLNOffset(nn.Module):
+    """A block's own part of an AdaLN that all blocks share: a learned offset to its output (B, 6, 1, D)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.zeros(6, width))
+
+    def forward(self, shared: Tensor) -> Tensor:
+        return shared + self.offset[:, None]
+
+
+def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """LayerNorm without parameters of its own, then the affine map that the condition asks for."""
+    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+
+
+class Block(nn.Module):
+    """Attention and MLP, each a residual branch behind a norm."""
+
+    def __init__(self, config: BlockConfig) -> None:
+        super().__init__()
+        width = config.width
+        if config.norm == "affine":
+            self.norm_attention = nn.LayerNorm(width, eps=NORM_EPS)
+            self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
+        else:
+            self.adaln = AdaLN(width, 6) if config.norm == "adaln" else AdaLNOffset(width)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def modulation(self, condition: Tensor) -> Modulation:
+        """From the class embedding (B, D), or from the shared AdaLN's output (B, 6, 1, D)."""
+        return Modulation(*self.adaln(condition).unbind(dim=1))
+
+    def forward(
+        self,
+        x: Tensor,
+        m: Modulation | None = None,
+        mask: Mask = None,
+        cache: LayerCache | None = None,
+        start: int = 0,
+    ) -> Tensor:
+        """(B, L, D) -> (B, L, D); m is what the condition makes of a block with AdaLN, None for an affine one."""
+        if m is None:
+            x = x + self.attention(self.norm_attention(x), mask, cache, start)
+            return x + self.mlp(self.norm_mlp(x))
+        x = x + self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache, start) * m.gate_attention
+        return x + self.mlp(modulate(x, m.scale_mlp, m.shift_mlp)) * m.gate_mlp
+
+
+def stochastic_depth(blocks: Sequence[Modulation], rates: Sequence[float], noise: Tensor) -> list[Modulation]:
+    """Drop residual branches of whole samples by closing their gates (arXiv 1603.09382, a branch at a time).
+
+    Args:
+        blocks: the modulation of each block.
+        rates: the probability, a block, that a branch is dropped; below 1.
+        noise: (B, 2 * blocks) uniform in [0, 1): attention of block 0, MLP of block 0, attention of block 1, ...
+
+    Returns:
+        The same with a gate of 0 where noise < rate, and divided by 1 - rate where not, which keeps the mean.
+    """
+    rate = noise.new_tensor(rates).repeat_interleave(2)
+    kept = ((noise >= rate) / (1 - rate))[:, :, None, None]  # (B, 2 * blocks, 1, 1)
+    return [
+        m._replace(
+            gate_attention=m.gate_attention * kept[:, 2 * i].to(m.gate_attention.dtype),
+            gate_mlp=m.gate_mlp * kept[:, 2 * i + 1].to(m.gate_mlp.dtype),
+        )
+        for i, m in enumerate(blocks)
+    ]

@@ -1,0 +1,259 @@
+"""VAR: a transformer that predicts each whole token map from all coarser ones (arXiv 2404.02905, section 3).
+
+B batch, K scales, L tokens of all scales, C latent channels, D width, V codebook size.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal, NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recomputed
+
+from tokenizer.errors import InputError, check_types
+from tokenizer.scales import SCALES_256, Scales
+from var.models.masks import block_causal, fastest
+from var.models.transformer import (
+    AdaLN,
+    AdaLNOffset,
+    Block,
+    BlockConfig,
+    KVCache,
+    Modulation,
+    modulate,
+    stochastic_depth,
+)
+
+
+@dataclass(frozen=True)
+class VARConfig:
+    """Sizes of the transformer. width = 64 * depth and heads = depth unless given; defaults are VAR-d16.
+
+    Attributes:
+        depth: number of blocks.
+        width: D; 0 for 64 * depth.
+        heads: 0 for depth.
+        scales: sides of the token maps, the tokenizer's.
+        vocab_size: V, the tokenizer's.
+        latent_dim: C, the tokenizer's.
+        num_classes: labels are 0..num_classes - 1; num_classes itself is the null class.
+        mlp_ratio: hidden width of the MLP over D.
+        qk_norm: q and k on the unit sphere with a learned temperature a head.
+        shared_adaln: one AdaLN for all blocks plus an offset a block (512 px model).
+        drop_path: rate of stochastic depth at the last block, rising linearly from 0; None for 0.1 * depth / 24.
+
+    Raises:
+        InputError: a value that cannot work, with the value and the remedy.
+    """
+
+    depth: int = 16
+    width: int = 0
+    heads: int = 0
+    scales: tuple[int, ...] = SCALES_256.sides
+    vocab_size: int = 4096
+    latent_dim: int = 32
+    num_classes: int = 1000
+    mlp_ratio: float = 4.0
+    qk_norm: bool = True
+    shared_adaln: bool = False
+    drop_path: float | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        for name in ("depth", "vocab_size", "latent_dim", "num_classes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
+        object.__setattr__(self, "width", self.width or 64 * self.depth)
+        object.__setattr__(self, "heads", self.heads or self.depth)
+        if self.scales[0] != 1:
+            raise InputError(f"scales {list(self.scales)} must begin with 1: the class embedding stands for one token")
+        if self.width < 1 or self.heads < 1 or self.width % self.heads:
+            raise InputError(f"width={self.width} must be a positive multiple of heads={self.heads}")
+        if self.mlp_ratio <= 0:
+            raise InputError(f"mlp_ratio={self.mlp_ratio} must be positive")
+        if not 0 <= self.drop_rates[-1] < 1:
+            raise InputError(f"drop_path={self.drop_rates[-1]} must be in [0, 1)")
+
+    @property
+    def drop_rates(self) -> tuple[float, ...]:
+        """Rate of stochastic depth of each block."""
+        last = 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path
+        return tuple(last * i / max(self.depth - 1, 1) for i in range(self.depth))
+
+    @property
+    def block(self) -> BlockConfig:
+        """What its blocks are made of."""
+        norm: Literal["shared adaln", "adaln"] = "shared adaln" if self.shared_adaln else "adaln"
+        return BlockConfig(self.width, self.heads, self.mlp_ratio, norm, self.qk_norm, logit_scale=0.25)
+
+    def to_dict(self) -> dict[str, object]:
+        return asdict(self)
+
+
+class Condition(NamedTuple):
+    """All that depends on the labels alone: computed once a picture, used at every scale."""
+
+    start: Tensor  # (B, 1, D), the class embedding: the content of the first token
+    blocks: list[Modulation]
+    head_scale: Tensor  # (B, 1, D) float32
+    head_shift: Tensor
+
+
+class VAR(nn.Module):
+    """Labels and the coarser scales' features -> logits of the tokens."""
+
+    def __init__(self, config: VARConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.scales = Scales(config.scales)
+        width, depth = config.width, config.depth
+        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.start_position = nn.Parameter(torch.empty(1, 1, width))
+        self.position = nn.Parameter(torch.empty(1, self.scales.total, width))
+        self.level_embedding = nn.Embedding(len(self.scales), width)
+        self.feature_in = nn.Linear(config.latent_dim, width)
+        self.shared_adaln = AdaLN(width, 6) if config.shared_adaln else None
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not name its type
+            Block(config.block) for _ in range(depth)
+        )
+        self.head_adaln = AdaLN(width, 2)
+        self.head = nn.Linear(width, config.vocab_size)
+        self.mask: Tensor
+        self.levels: Tensor
+        self.register_buffer("mask", block_causal(self.scales), persistent=False)
+        self.register_buffer("levels", self.scales.levels(), persistent=False)
+        initialise(self)
+
+    def cast(self, dtype: torch.dtype) -> Self:
+        """Hold the weights in dtype, those of the head in float32: logits are always computed in float32."""
+        head = {*self.head_adaln.parameters(), *self.head.parameters()}
+        for parameter in self.parameters():  # never through dtype and back, which would round the head
+            parameter.data = parameter.data.to(torch.float32 if parameter in head else dtype)
+        return self
+
+    def condition(self, labels: Tensor) -> Condition:
+        """(B,) int64 labels, num_classes for the null class -> everything that depends on them alone."""
+        embedding = self.class_embedding(labels)
+        shared = embedding if self.shared_adaln is None else self.shared_adaln(embedding)
+        blocks = [block.modulation(shared) for block in self.blocks]
+        with torch.autocast(labels.device.type, enabled=False):
+            head_scale, head_shift = self.head_adaln(embedding.float()).unbind(dim=1)
+        return Condition(embedding[:, None], blocks, head_scale, head_shift)
+
+    def embed(self, condition: Condition, teacher_forcing_input: Tensor) -> Tensor:
+        """What the first block reads, (B, L, D): the start token, then the coarser f_hat (B, L - 1, C) of a scale."""
+        features = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))
+        x = torch.cat([condition.start + self.start_position, features.to(condition.start.dtype)], dim=1)
+        return x + (self.position + self.level_embedding(self.levels))
+
+    def _logits(self, x: Tensor, condition: Condition) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            return self.head(modulate(x.float(), condition.head_scale, condition.head_shift))
+
+    def forward(
+        self, labels: Tensor, teacher_forcing_input: Tensor, path_noise: Tensor | None = None, checkpoint: bool = False
+    ) -> Tensor:
+        """All scales at once, each seeing itself and the coarser ones (training; VAR paper, figure 4).
+
+        Args:
+            labels: (B,) int64, num_classes for the null class.
+            teacher_forcing_input: (B, L - 1, C), f_hat resized to every scale but the first.
+            path_noise: (B, 2 * depth) uniform in [0, 1), what stochastic depth draws; None drops nothing.
+            checkpoint: keep only each block's input for the backward pass, and compute the block again there.
+
+        Returns:
+            (B, L, V) float32 logits.
+
+        Raises:
+            InputError: the input is not of shape (B, L - 1, C), the noise not of shape (B, 2 * depth).
+        """
+        self._check_shapes(len(labels), teacher_forcing_input, path_noise)
+        condition = self.condition(labels)
+        blocks = condition.blocks
+        if path_noise is not None:
+            blocks = stochastic_depth(blocks, self.config.drop_rates, path_noise)
+        x = self.embed(condition, teacher_forcing_input)
+        mask = fastest(self.scales, self.mask)
+        for block, modulation in zip(self.blocks, blocks, strict=True):
+            if checkpoint:
+                x = recomputed(block, x, modulation, mask, use_reentrant=False, preserve_rng_state=False)
+            else:
+                x = block(x, modulation, mask)
+        return self._logits(x, condition)
+
+    def _check_shapes(self, batch: int, teacher_forcing_input: Tensor, path_noise: Tensor | None) -> None:
+        expected = (batch, self.scales.total - 1, self.config.latent_dim)
+        if teacher_forcing_input.shape != expected:
+            given = tuple(teacher_forcing_input.shape)
+            raise InputError(f"teacher forcing input of shape {given} given, {expected} needed for these labels")
+        branches = (batch, 2 * self.config.depth)
+        if path_noise is not None and path_noise.shape != branches:
+            raise InputError(f"path noise of shape {tuple(path_noise.shape)} given, {branches} needed for these labels")
+
+    def new_cache(self, batch: int) -> KVCache:
+        """Room for the keys and values of all L tokens of a batch."""
+        c = self.config
+        head_dim = c.width // c.heads
+        return KVCache.allocate(c.depth, batch, c.heads, self.scales.total, head_dim, like=self.position)
+
+    def step(self, k: int, features: Tensor | None, condition: Condition, cache: KVCache) -> Tensor:
+        """Logits of scale k, given that scales 0..k-1 have been through the same cache.
+
+        Args:
+            k: the scale.
+            features: (B, side * side, C), f_hat of the coarser scales resized to this one; None at scale 0.
+            condition: of the labels, for the same batch.
+            cache: read up to scale k - 1, written at scale k.
+
+        Returns:
+            (B, side * side, V) float32 logits.
+        """
+        start, stop = self.scales.offsets[k : k + 2]
+        if features is None:
+            x = condition.start + self.start_position
+        else:
+            x = self.feature_in(features.to(self.feature_in.weight.dtype))
+        x = x + self.position[:, start:stop] + self.level_embedding.weight[k]
+        for i, (block, modulation) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
+            x = block(x, modulation, cache=cache.layer(i), start=start)
+        return self._logits(x, condition)
+
+
+def gate_init(depth: int) -> float:
+    """Factor on the initial AdaLN gate rows: deeper models start closer to the identity."""
+    if depth > 30:
+        return 5e-6
+    if depth > 24:
+        return 1e-5
+    return 1e-4 if depth > 20 else 1e-3
+
+
+@torch.no_grad()
+def initialise(model: VAR) -> None:
+    """Draw the initial weights (recipe of the paper; small gates, so that every block starts near the identity)."""
+    depth, width = model.config.depth, model.config.width
+    std = math.sqrt(1 / (3 * width))
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.trunc_normal_(module.weight, std=std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    nn.init.trunc_normal_(model.start_position, std=std)
+    nn.init.trunc_normal_(model.position, std=std)
+
+    gates = torch.tensor([gate_init(depth)] * 2 + [0.5] * 4)  # rows: gate, gate, scale, scale, shift, shift
+    for block in model.blocks:
+        block.attention.proj.weight.div_(math.sqrt(2 * depth))
+        block.mlp.down.weight.div_(math.sqrt(2 * depth))
+        if isinstance(block.adaln, AdaLNOffset):
+            nn.init.trunc_normal_(block.adaln.offset, std=std)
+            block.adaln.offset.mul_(gates[:, None])
+        else:
+            block.adaln.linear.weight.mul_(gates.repeat_interleave(width)[:, None])
+    if model.shared_adaln is not None:
+        model.shared_adaln.linear.weight.mul_(gates.repeat_interleave(width)[:, None])
+    model.head_adaln.linear.weight.mul_(0.5)
+    model.head.weight.mul_(0.02)

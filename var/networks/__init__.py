@@ -1,0 +1,1 @@
+"""Frozen networks that others are trained or measured with."""

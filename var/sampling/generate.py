@@ -1,0 +1,216 @@
+"""The loop over scales: draw a token map, add it to f_hat, feed it back for the next scale (VAR paper, section 3.2).
+
+B batch, K scales, L tokens of all scales, C latent channels, V codebook size, H side of the last scale.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple, TypedDict, Unpack
+
+import torch
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.models.var import VAR
+from var.sampling.logits import RandomStreams, check_sampling, draw, filter_logits, guidance_at, guide, smooth_choice
+
+
+class Generated(NamedTuple):
+    """What the loop drew."""
+
+    tokens: Tensor  # (B, L) int64
+    images: Tensor  # (B, 3, H, W) float32 in [-1, 1]
+    f_hats: list[Tensor]  # K times (B, C, H, H): the sum after each scale; decode one to see the picture grow
+
+
+class Known(NamedTuple):
+    """Tokens that are given, not drawn: the rest is drawn so that it goes with them (VAR paper, section 4.4)."""
+
+    tokens: Tensor  # (B, L) int64; those that are not kept do not matter
+    keep: Tensor  # (B, L) bool
+
+
+class SamplingOptions(TypedDict, total=False):
+    """What can be asked of the draws: the arguments of these names of `generate`."""
+
+    cfg: float
+    top_k: int
+    top_p: float
+    seed: int
+    smooth: bool
+
+
+def occurrences(labels: list[int]) -> list[int]:
+    """The index of each entry among those equal to it: [7, 3, 7] -> [0, 0, 1]."""
+    seen: Counter[int] = Counter()
+    indices = []
+    for label in labels:
+        indices.append(seen[label])
+        seen[label] += 1
+    return indices
+
+
+def generate(
+    model: VAR,
+    vqvae: VQVAE,
+    labels: list[int] | Tensor,
+    cfg: float = 1.5,
+    top_k: int = 900,
+    top_p: float = 0.96,
+    seed: int = 0,
+    smooth: bool = False,
+    indices: list[int] | None = None,
+    known: Known | None = None,
+) -> Generated:
+    """Draw one picture a label, or what is not known of it.
+
+    The known tokens of a scale replace those drawn, so that every finer scale is drawn to fit them. What is drawn
+    elsewhere takes the same random numbers with and without them.
+
+    Args:
+        model: the transformer, in evaluation mode.
+        vqvae: the tokenizer that it was trained on.
+        labels: B class labels; model.config.num_classes is the null class.
+        cfg: guidance at the last scale, rising linearly from 0; 0 switches it off and halves the work. It does nothing
+            where all labels are the null class, and is off then too.
+        top_k: keep that many of the best tokens; 0 keeps all; more than the codebook has keeps all too.
+        top_p: of these keep the smallest set whose probability exceeds it; 0 keeps all.
+        seed: together with the label and the index it fixes a picture's random draws.
+        smooth: mix codewords by a Gumbel softmax; smoother pictures, not for metrics. The tokens returned are
+            those of largest weight; the pictures show the mixtures.
+        indices: B numbers that tell pictures of one class apart; None counts them up within each class.
+        known: tokens that are given; None draws all.
+
+    Raises:
+        InputError: an option out of range, an unknown label, a tokenizer that does not fit the transformer, known
+            tokens that do not fit.
+    """
+    labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
+    indices = occurrences(labels) if indices is None else indices
+    check_fit(model, vqvae)
+    check_labels(labels, indices, model.config.num_classes)
+    check_sampling(cfg, top_k, top_p)
+    if model.training or vqvae.training:
+        raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
+    streams = RandomStreams(seed, labels, indices)
+
+    scales, quantizer, device = model.scales, vqvae.quantizer, model.position.device
+    null = model.config.num_classes
+    guided = cfg > 0 and any(label != null for label in labels)
+    rows = labels + [null] * len(labels) if guided else labels
+    given = None if known is None else known_at_scales(known, vqvae, len(labels))
+    features: Tensor | None = None
+    f_hat = torch.zeros((), device=device)
+    tokens: list[Tensor] = []
+    f_hats: list[Tensor] = []
+    with torch.inference_mode():
+        condition = model.condition(torch.tensor(rows, device=device))
+        cache = model.new_cache(len(rows))
+        for k in range(len(scales)):
+            logits = model.step(k, features, condition, cache)
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = guide(conditional, unconditional, guidance_at(cfg, k, len(scales)))
+            logits = filter_logits(logits, top_k, top_p)
+            if smooth:
+                drawn, codes = choose_smoothly(logits, streams, quantizer.codebook.weight, k, len(scales))
+            else:
+                drawn, codes = choose(logits, streams, quantizer.codebook.weight)
+            if given is not None:
+                tokens_k, keep_k = given[k]
+                drawn = torch.where(keep_k, tokens_k, drawn)
+                codes = torch.where(keep_k[..., None], quantizer.codebook(tokens_k), codes)
+            f_hat = f_hat + quantizer.contribution(codes, k)
+            tokens.append(drawn)
+            f_hats.append(f_hat)
+            if k + 1 < len(scales):
+                features = quantizer.next_input(f_hat, k + 1)
+                features = features.repeat(2, 1, 1) if guided else features
+        pixels = vqvae.pixels(f_hat)
+    # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
+    return Generated(scales.join(tokens), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
+
+
+def in_batches(
+    model: VAR,
+    vqvae: VQVAE,
+    labels: list[int],
+    batch_size: int,
+    known: Known | None = None,
+    **options: Unpack[SamplingOptions],
+) -> Iterator[Generated]:
+    """The same pictures as `generate` draws of all labels at once, at most batch_size at a time.
+
+    Raises:
+        InputError: as `generate`, and for a batch_size below 1.
+    """
+    check_batch_size(batch_size)
+    indices = occurrences(labels)
+    for first in range(0, max(len(labels), 1), batch_size):
+        part = slice(first, first + batch_size)
+        given = None if known is None else Known(known.tokens[part], known.keep[part])
+        yield generate(model, vqvae, labels[part], **options, indices=indices[part], known=given)
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Raise InputError for a batch of nothing."""
+    if batch_size < 1:
+        raise InputError(f"batch_size={batch_size} must be at least 1")
+
+
+def known_at_scales(known: Known, vqvae: VQVAE, batch: int) -> list[tuple[Tensor, Tensor]]:
+    """Known tokens and where they are kept, (B, side * side) each, scale by scale.
+
+    Raises:
+        InputError: not of shape (B, L), not booleans, or kept tokens that are none of the codebook's.
+    """
+    tokens, keep = known
+    expected = (batch, vqvae.scales.total)
+    if tokens.shape != expected or keep.shape != expected or keep.dtype != torch.bool:
+        raise InputError(
+            f"known tokens of shape {tuple(tokens.shape)} and what is kept of them, {keep.dtype} of shape "
+            f"{tuple(keep.shape)}, given: {expected} needed, and booleans"
+        )
+    device = vqvae.quantizer.codebook.weight.device
+    tokens, keep = tokens.to(device), keep.to(device)
+    inside = (tokens >= 0) & (tokens < vqvae.config.vocab_size)
+    if not (inside | ~keep).all():
+        raise InputError(f"known tokens must be in 0..{vqvae.config.vocab_size - 1}, the codebook's indices")
+    tokens = tokens.where(inside, 0)
+    return list(zip(vqvae.scales.split(tokens), vqvae.scales.split(keep), strict=True))
+
+
+def choose(logits: Tensor, streams: RandomStreams, codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw tokens: logits (B, L, V) and codebook (V, C) -> tokens (B, L), their codewords (B, L, C)."""
+    tokens = draw(logits, streams.uniform(logits.shape[1]))
+    return tokens, codebook[tokens]
+
+
+def choose_smoothly(
+    logits: Tensor, streams: RandomStreams, codebook: Tensor, k: int, num_scales: int
+) -> tuple[Tensor, Tensor]:
+    """Mix codewords: the same shapes; the tokens are those of largest weight."""
+    weights = smooth_choice(logits, streams.uniform(*logits.shape[1:]), k, num_scales)
+    return weights.argmax(dim=-1), weights @ codebook
+
+
+def check_fit(model: VAR, vqvae: VQVAE) -> None:
+    """Raise InputError unless the transformer was built for this tokenizer."""
+    for name in ("scales", "vocab_size", "latent_dim"):
+        ours, theirs = getattr(model.config, name), getattr(vqvae.config, name)
+        if ours != theirs:
+            raise InputError(
+                f"the transformer has {name}={ours}, the tokenizer {name}={theirs}: load the one that it was trained on"
+            )
+
+
+def check_labels(labels: list[int], indices: list[int], num_classes: int) -> None:
+    """Raise InputError for an empty list, a label outside 0..num_classes (the null class), indices that do not fit."""
+    if not labels:
+        raise InputError("no labels given: pass at least one class")
+    for label in labels:
+        if not 0 <= label <= num_classes:
+            raise InputError(f"label {label} must be in 0..{num_classes - 1}, or {num_classes} for no class")
+    if len(indices) != len(labels) or min(indices) < 0:
+        raise InputError(f"indices={indices} must be {len(labels)} numbers from 0 on, one a label")

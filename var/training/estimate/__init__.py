@@ -1,0 +1,1 @@
+"""What a recipe takes in time and memory, for the dry run."""

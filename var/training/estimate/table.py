@@ -1,0 +1,96 @@
+"""An estimate as a person reads it."""
+
+import math
+from typing import Any
+
+import torch
+
+from var.training.estimate.estimate import SHARE_OF_PRODUCT, Estimate
+
+
+def show(found: Estimate) -> Any:
+    """The estimate as a table and notes, for a rich console."""
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        box=None, show_header=False, pad_edge=False, title="dry run: nothing was written", title_justify="left"
+    )
+    for group in (_of_networks(found), _of_a_step(found), _of_memory(found), _of_the_run(found)):
+        for name, value in group:
+            table.add_row(Text(name), Text(value))
+        table.add_row()
+    return Group(table, *(Text(f"note: {note}") for note in found.notes))
+
+
+Rows = list[tuple[str, str]]
+
+
+def _of_networks(found: Estimate) -> Rows:
+    return [
+        (network.name, f"{amount(network.parameters)} parameters, {'trained' if network.trained else 'frozen'}")
+        for network in found.networks
+    ]
+
+
+def _of_a_step(found: Estimate) -> Rows:
+    rows = [
+        ("a step", f"{found.images:,} images, {found.tokens:,} tokens"),
+        ("  among", f"{_several(found.processes.number, 'process', 'es')}, {_several(found.parts, 'part')} each"),
+    ]
+    for part in found.passes:
+        share = "" if math.isclose(part.share, 1) else f", in {part.share:.0%} of the steps"
+        rows.append((f"  {part.name}", f"{amount(part.flops)}FLOP in {_name(part.dtype)}{share}"))
+    return [*rows, ("  the mean step", f"{amount(found.flops)}FLOP, forward and backward")]
+
+
+def _of_memory(found: Estimate) -> Rows:
+    names = ("weights", "gradients", "AdamW", "average of weights", "frozen networks", "activations")
+    rows = [(f"  {name}", f"{amount(size)}B") for name, size in zip(names, found.memory, strict=True) if size]
+    spread = ", parameters sharded" if found.processes.sharded and found.processes.number > 1 else ""
+    whole = f"about {amount(found.memory.total)}B{spread}; passing buffers come on top"
+    return [("memory of a process", whole), *rows]
+
+
+def _of_the_run(found: Estimate) -> Rows:
+    epochs = "" if found.epochs is None else f" ({found.epochs:.4g} epochs of {found.length:,} images)"
+    rows = [("steps", "unknown" if found.steps is None else f"{found.steps:,}{epochs}")]
+    if found.encoding:
+        rows.append(("token cache, once", f"{amount(found.encoding)}FLOP"))
+    for dtype, speed in found.speeds.items():
+        speed_there = f"{amount(speed)}FLOP/s, a matrix product in {_name(dtype)} on {found.device}"
+        rows.append(("speed measured", speed_there))
+    if found.seconds_a_step is not None:
+        rows.append(("speed assumed", f"{SHARE_OF_PRODUCT:.0%} of that, on every process"))
+        rows.append(("time expected", f"{duration(found.seconds_a_step)} a step"))
+        if found.seconds is not None:
+            rows[-1] = ("time expected", f"{duration(found.seconds)}, {duration(found.seconds_a_step)} a step")
+    several = amount(found.checkpoint * found.checkpoints)
+    kept = f"{amount(found.checkpoint)}B, at most {found.checkpoints} kept: {several}B"
+    return [*rows, ("a checkpoint", kept)]
+
+
+def amount(number: float) -> str:
+    """Three digits and a prefix: 1234567 -> "1.23 M"."""
+    power = min(max(int(math.log10(number)) // 3, 0), len(_PREFIXES) - 1) if number else 0
+    return f"{number / 1000**power:.3g} {_PREFIXES[power]}"
+
+
+_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
+
+
+def duration(seconds: float) -> str:
+    """The two digits that matter, in the largest unit that holds it."""
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("s", 1)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.3g} {unit}"
+    return f"{seconds:.2g} s"
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _several(number: int, name: str, plural: str = "s") -> str:
+    return f"{number} {name}{plural if number > 1 else ''}"

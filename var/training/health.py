@@ -1,0 +1,138 @@
+"""What may go wrong in a run without ending it, counted and bounded: unreadable images, steps that are not finite."""
+
+import errno
+import json
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from var.data.dataset import Batch
+from var.training.config import Recipe
+
+FEW_SAMPLES = 1000  # before so many were seen, the share of unreadable images is taken of this number
+
+
+class Guard:
+    """Counts of one process, which a check at every step bounds; those of skipped steps are the same on all.
+
+    Attributes:
+        unreadable: images that could not be read, on this process.
+        seen: images that were wanted, on this process.
+        skipped_steps: steps with a turn that changed nothing, since its loss or gradient was not finite.
+        skipped_in_a_row: the last of them without a good one between.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.unreadable = self.seen = self.skipped_steps = self.skipped_in_a_row = 0
+
+    def any_process(self, flag: bool) -> bool:
+        """Whether the flag is set on any of the processes: what one of them receives as a signal, all must act upon."""
+        return self._sum(int(flag)) > 0
+
+    def _sum(self, count: int) -> int:
+        """Over all processes, each of which must call this."""
+        if self.accelerator.num_processes == 1:
+            return count
+        return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device)))
+
+    def check_readable(self, batches: Sequence[Batch]) -> None:
+        """Count what could not be read; raise InputError if it is more than the recipe allows, or had no substitute."""
+        found = [entry for batch in batches for entry in batch.unreadable]
+        wanted = len(range(self.accelerator.process_index, self.recipe.batch_size, self.accelerator.num_processes))
+        self.unreadable += len(found)
+        self.seen += wanted
+        if sum(len(batch.labels) for batch in batches) < wanted:
+            last = found[-1]
+            raise InputError(
+                f"neither {last.place} ({last.reason}) nor any of the images tried in its place could be read: repair "
+                "or remove them"
+            )
+        allowed = self.recipe.data.max_unreadable
+        if found and self.unreadable > allowed * max(self.seen, FEW_SAMPLES):
+            last = found[-1]
+            raise InputError(
+                f"{self.unreadable} images could not be read for {self.seen} wanted, more than "
+                f"data.max_unreadable={allowed:g} allows; the last was {last.place} ({last.reason}): repair or remove "
+                "them"
+            )
+
+    def stepped(self) -> None:
+        """A step was good."""
+        self.skipped_in_a_row = 0
+
+    def skipped(self, step: int, turn: str, logs: Mapping[str, Tensor], batches: Sequence[Batch]) -> None:
+        """Count a step whose turn changed nothing; after too many in a row, write down its batch, raise InputError."""
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        if self.skipped_in_a_row < self.recipe.max_skipped:
+            return
+        path = self.recipe.output / "not_finite" / f"step-{step:08d}-process-{self.accelerator.process_index}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        places = [place for batch in batches for place in batch.places]
+        labels = [label for batch in batches for label in batch.labels.tolist()]
+        numbers = {name: repr(float(value)) for name, value in logs.items()}  # JSON itself has no nan
+        record = {"step": step, "turn": turn, "numbers": numbers, "places": places, "labels": labels}
+        path.write_text(json.dumps(record, indent=2) + "\n")
+        raise InputError(
+            f"loss or gradient were not finite in {self.skipped_in_a_row} steps in a row, the last of them {step} "
+            f"(its batch is in {path}): lower optimizer.lr={self.recipe.optimizer.lr:g} or set optimizer.clip, "
+            f"then the same command goes on from the last checkpoint in {self.recipe.output}"
+        )
+
+    def counts(self) -> dict[str, int]:
+        """What there is to tell, of all processes, each of which must call this."""
+        counts = {"skipped_steps": self.skipped_steps, "unreadable_images": self._sum(self.unreadable)}
+        return {name: count for name, count in counts.items() if count}
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts of all processes together, each of which must call this."""
+        return {
+            "unreadable": self._sum(self.unreadable),
+            "seen": self._sum(self.seen),
+            "skipped_steps": self.skipped_steps,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on from what `state_dict` gave; the main process takes over what the others had seen."""
+        if self.accelerator.is_main_process:
+            self.unreadable, self.seen = state["unreadable"], state["seen"]
+        self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
+
+
+@contextmanager
+def full_disk_told(recipe: Recipe) -> Iterator[None]:
+    """Turn the error of a full disk, wherever it is met inside, into an InputError that says how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(
+            f"the disk of {recipe.output} is full ({error.strerror}): make room there, then the same command goes on "
+            "from the last checkpoint"
+        ) from error
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], bool]]:
+    """Inside, SIGTERM and Ctrl-C only set a flag, which the value tells: the step under way is finished first."""
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+
+    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: bool(received)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

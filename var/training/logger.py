@@ -1,0 +1,173 @@
+"""What a run shows: a live line, TensorBoard, a JSON-lines file of all numbers, pictures; Weights & Biases if asked."""
+
+import hashlib
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from omegaconf import OmegaConf
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+from tokenizer.errors import InputError
+from var.training.config import Recipe, TokenizerRecipe
+from var.training.throughput import Clock
+from var.utils.files import written_beside
+from var.utils.images import save_picture
+
+METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"
+
+
+class Report:
+    """Writes `output/recipe.yaml`, `output/metrics.jsonl`, `output/tensorboard/` and `output/pictures/`; only on the
+    main process.
+    """
+
+    def __init__(self, recipe: Recipe, steps: int, start: int, speaks: bool) -> None:
+        self.recipe = recipe
+        self.steps = steps
+        self.speaks = speaks
+        self.clock = Clock(start, recipe.batch_size)
+        self.console = Console(quiet=not speaks)
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not (speaks and self.console.is_terminal),
+        )
+        self.task = self.progress.add_task("training", total=steps, completed=start)
+        if speaks:
+            make_folder(recipe.output)
+            write_recipe(recipe, recipe.output / RECIPE)
+            self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
+            self.wandb = open_wandb(recipe) if recipe.wandb else None
+            self.metrics = recipe.output / METRICS
+            forget_after(self.metrics, start)
+
+    def __enter__(self) -> Self:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+        if self.speaks:
+            self.writer.close()
+            if self.wandb is not None:
+                self.wandb.finish(exit_code=0 if kind is None else 1)
+
+    def step(self, step: int, values: dict[str, float], counts: dict[str, int]) -> None:
+        """Tell of a training step: its means, and how often what should not happen has happened."""
+        values = values | {"images_per_second": self.clock.rate(step)} | counts
+        self._write(step, "train", values)
+        shown = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
+        shown += "".join(f"  {count} {name.replace('_', ' ')}" for name, count in counts.items())
+        self.progress.update(self.task, completed=step, description=shown)
+        if not self.console.is_terminal:
+            self.console.print(
+                f"step {step}/{self.steps}  {shown}  {self.clock.left(step, self.steps)} left", soft_wrap=True
+            )
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Tell of a validation."""
+        self._write(step, "validation", values)
+        shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("lpips/")}
+        numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
+        self.console.print(f"step {step}  validation  {numbers}", soft_wrap=True)  # each scale's are in the files
+
+    def picture(self, step: int, sheet: Image.Image) -> None:
+        """Keep a sheet as PNG and in TensorBoard."""
+        save_picture(self.recipe.output / "pictures" / f"step-{step:08d}.png", sheet)
+        self.writer.add_image("sheet", np.asarray(sheet), step, dataformats="HWC")
+
+    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        if not self.speaks:
+            return
+        for name, value in values.items():
+            self.writer.add_scalar(f"{split}/{name}", value, step)
+        if self.wandb is not None:
+            self.wandb.log({"step": step, **{f"{split}/{name}": value for name, value in values.items()}})
+        with self.metrics.open("a") as file:
+            # What is not finite is null: JSON has no word for it.
+            told = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            file.write(json.dumps({"step": step, "split": split, **told}) + "\n")
+
+
+def check_wandb(recipe: Recipe) -> None:
+    """Raise InputError if the recipe asks for Weights & Biases and its package is not installed."""
+    if recipe.wandb and importlib.util.find_spec("wandb") is None:
+        raise InputError(f"wandb={recipe.wandb!r} needs the package: pip install wandb, or set wandb=null")
+
+
+def open_wandb(recipe: Recipe) -> Any:
+    """The run at Weights & Biases, the same one whenever it is resumed."""
+    import wandb
+
+    output = recipe.output.absolute()
+    run = wandb.init(
+        project=recipe.wandb,
+        name=output.name,
+        id=hashlib.sha256(str(output).encode()).hexdigest()[:16],
+        resume="allow",
+        dir=str(output),
+        config=recipe.model_dump(mode="json"),
+    )
+    run.define_metric("*", step_metric="step")  # a resumed run tells some steps again, which its own counter refuses
+    return run
+
+
+def make_folder(folder: Path) -> None:
+    """Make the output folder, or raise InputError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"output={str(folder)!r} cannot be made ({error.strerror}): give another folder") from error
+
+
+def write_recipe(recipe: Recipe, file: Path) -> None:
+    """Write the whole recipe, defaults too, so that `load_recipe` gives the same one.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    # A kind of discriminator refuses the keys of the other kind: of those only what was given is written.
+    meant_for_one = {"network", "weights", "width", "layers"}
+    adversarial = recipe.loss.adversarial if isinstance(recipe, TokenizerRecipe) else None
+    unread = meant_for_one - adversarial.model_fields_set if adversarial else set()
+    values = recipe.model_dump(mode="json", exclude={"loss": {"adversarial": unread}})
+    with written_beside(file) as beside:
+        beside.write_text(OmegaConf.to_yaml(OmegaConf.create(_verbatim(values))), encoding="utf-8")
+
+
+def _verbatim(value: Any) -> Any:
+    """With "${" marked as text: it would begin an interpolation."""
+    if isinstance(value, dict):
+        return {key: _verbatim(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_verbatim(entry) for entry in value]
+    return value.replace("${", r"\${") if isinstance(value, str) else value
+
+
+def forget_after(metrics: Path, step: int) -> None:
+    """Drop the lines of steps that a resumed run will do again."""
+    if metrics.exists():
+        lines = [line for line in metrics.read_text().splitlines() if _step_of(line) <= step]
+        beside = metrics.with_suffix(".new")
+        beside.write_text("".join(f"{line}\n" for line in lines))
+        beside.replace(metrics)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):  # torn by the end of the run that wrote it
+        return math.inf

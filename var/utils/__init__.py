@@ -1,0 +1,1 @@
+"""Files, images, devices, class names: tools without a model."""

@@ -1,0 +1,66 @@
+"""Names of classes <-> labels."""
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+
+from tokenizer.errors import InputError
+
+
+@cache
+def imagenet_names() -> Mapping[int, str]:
+    """Names of the 1000 ImageNet classes, as torchvision lists them."""
+    from var.utils.torchvision_compat import import_torchvision
+
+    import_torchvision()
+    from torchvision.models import ResNet18_Weights
+
+    return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+
+
+def class_labels(names: Iterable[str]) -> dict[str, int]:
+    """Labels of class folders: places among the sorted names; where all names are numbers, these.
+
+    Raises:
+        InputError: numbers that are the same, such as 1 and 01.
+    """
+    ordered = sorted(names)
+    if not all(name.isdecimal() for name in ordered):
+        return {name: label for label, name in enumerate(ordered)}
+    labels = {name: int(name) for name in ordered}
+    if len(set(labels.values())) < len(labels):
+        raise InputError("class folders have the same number, such as 1 and 01: rename one of them")
+    return labels
+
+
+def find_label(name: str, classes: Mapping[int, str]) -> int:
+    """The label of a name among the classes, whatever its case, with blanks or underscores.
+
+    Raises:
+        InputError: no class of that name, or several; with the nearest ones.
+    """
+    wanted = _plain(name)
+    lowered = {label: _plain(known) for label, known in classes.items()}
+    found = [label for label, known in lowered.items() if known == wanted]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"class {name!r} is the name of {len(found)} classes: give the index, one of {found}")
+    near = difflib.get_close_matches(wanted, lowered.values(), n=3) or [n for n in lowered.values() if wanted in n][:3]
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"this model knows {listing(classes)}"
+    raise InputError(f"class {name!r} is unknown: {hint}")
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.lower().replace("_", " ").split())
+
+
+def spread(labels: Sequence[int], most: int) -> list[int]:
+    """At most `most` of the labels, at even distances."""
+    return list(labels[:: max(len(labels) // most, 1)][:most])
+
+
+def listing(classes: Mapping[int, str], most: int = 40) -> str:
+    """`1 goldfish, 207 golden retriever, ...`, cut after `most`."""
+    entries = [f"{label} {name}" if name != str(label) else name for label, name in sorted(classes.items())]
+    return ", ".join(entries[:most]) + (f", and {len(entries) - most} more" if len(entries) > most else "")

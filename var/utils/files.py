@@ -1,0 +1,108 @@
+"""Writing to disk without losing what is there: checked beforehand, written beside its place, renamed."""
+
+import os
+import shutil
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from tokenizer.errors import InputError, one_line
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: $VAR_CACHE, else var-next-scale in the user's cache folder."""
+    if folder := os.environ.get("VAR_CACHE"):
+        return Path(folder).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "var-next-scale"
+
+
+def check_writable(folder: Path) -> None:
+    """Raise InputError if the folder could not be made or written; nothing is made yet."""
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise InputError(f"cannot write {folder}: {existing} is a file: give another folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write {folder}: no permission to write in {existing}: give another folder")
+
+
+def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] = ()) -> None:
+    """Raise InputError if the file could not be written, or would replace what is read; nothing is made yet.
+
+    Args:
+        file: the target.
+        example: how such a file may be called.
+        inputs: files and folders that are read; None and what is no path, such as a model's name, do not matter. In a
+            folder, where anything may be read, the target needs the suffix of the example, which pictures do not have.
+    """
+    check_writable(file.parent)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder: give the name of a file, such as {file / example}")
+    for path in (Path(given).expanduser() for given in inputs if given is not None):
+        if path.exists() and file.exists() and path.samefile(file):
+            raise InputError(f"{file} would replace {path}, which is read: give another name, such as {example}")
+        inside = path.is_dir() and file.resolve().is_relative_to(path.resolve())
+        if inside and file.suffix.lower() != Path(example).suffix:
+            raise InputError(f"{file} lies among the files of {path}, which are read: give another place, or {example}")
+
+
+@contextmanager
+def replacing(folder: Path, entries: Collection[str]) -> Iterator[Path]:
+    """A new folder beside the target, put in its place when the block ends and removed if it raises.
+
+    Args:
+        folder: the target. It may exist, holding nothing but entries of these names: other files are not ours to lose.
+        entries: names of what the folder will hold.
+
+    Raises:
+        InputError: the folder cannot be written, or holds something else.
+    """
+    folder = folder.absolute()
+    check_replaceable(folder, entries)
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    try:
+        beside.mkdir(parents=True)
+        yield beside
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"cannot write {folder}: {error}: give a folder that can be written") from error
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_replaceable(folder: Path, entries: Collection[str]) -> None:
+    """Raise InputError if there is something at the target that is not ours to lose."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder")
+    foreign = sorted({path.name for path in folder.iterdir()} - set(entries)) if folder.is_dir() else []
+    if foreign:
+        raise InputError(f"{folder} holds other files, such as {foreign[0]}: give a new folder")
+
+
+@contextmanager
+def written_beside(file: Path) -> Iterator[Path]:
+    """A path beside the file, renamed to it when the block ends; whoever reads the file finds it whole.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    beside = file.with_name(f".{file.name}.new")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        yield beside
+        with beside.open("rb+") as written:
+            os.fsync(written.fileno())
+        beside.replace(file)
+    except OSError as error:
+        remedy = "make room there or give another place"
+        raise InputError(f"cannot write {file}: {error.strerror or one_line(error)}: {remedy}") from error
+    finally:
+        with suppress(OSError):  # it is there only if something failed, and then that is what to tell
+            beside.unlink()

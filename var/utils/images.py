@@ -1,0 +1,198 @@
+"""Between pictures of any kind, square RGB ones, and tensors."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from tokenizer.errors import InputError, one_line
+
+# Pillow tries all its forty formats one by one otherwise (a third of the time of a small WebP), Ghostscript among them.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+MAX_PIXELS = 2**26  # of a picture that is edited, 8192 x 8192
+
+# Of ImageNet's training images in [0, 1], as encoders of images have them.
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """(B, 3, H, W) in [-1, 1] -> B RGB pictures; values are rounded to the nearest of 256."""
+    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return [
+        Image.fromarray(np.ascontiguousarray(image)) for image in rearrange(pixels, "b c h w -> b h w c").cpu().numpy()
+    ]
+
+
+def open_picture(file: str | Path) -> Image.Image:
+    """Read a picture in the size and mode that it is stored in.
+
+    Raises:
+        InputError: no such file, not a picture in one of the known formats, damaged, more than MAX_PIXELS.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
+            image = Image.open(Path(file).expanduser(), formats=FORMATS)
+    except UnidentifiedImageError as error:
+        raise InputError(f"{file} is not an image in one of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
+        raise InputError(f"cannot read {file}: {one_line(error)}: give another image") from error
+    with image:
+        return loaded(image, str(file))
+
+
+def loaded(image: Image.Image, name: str = "the image") -> Image.Image:
+    """The image with its pixels read, which Pillow puts off until they are needed.
+
+    Raises:
+        InputError: not a PIL image, damaged, without pixels, or more than MAX_PIXELS.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{name} is of type {type(image).__name__}: give a PIL image, such as PIL.Image.open reads")
+    if not image.width * image.height:
+        raise InputError(f"{name} has {image.width}x{image.height} px: give a picture that has pixels")
+    if image.width * image.height > MAX_PIXELS:
+        size = f"{image.width}x{image.height} px"
+        raise InputError(f"{name} has {size}: at most {MAX_PIXELS:,} pixels are read; reduce it first")
+    try:
+        image.load()
+    except Exception as error:  # as above
+        raise InputError(f"cannot read {name}: {one_line(error)}: give another image") from error
+    return image
+
+
+def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
+    """Any image as Pillow opens it -> RGB, upright (EXIF), 16 bits scaled to 8, transparent parts over `background`."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    image = image.convert("RGB")
+    image.info.pop("icc_profile", None)  # it was one for other channels
+    return image
+
+
+def resize_and_crop(
+    image: Image.Image, short_side: int, side: int, at: tuple[float, float] = (0.5, 0.5)
+) -> Image.Image:
+    """Resize the short side (Lanczos), then crop a square: `at` (0, 0) is top left, (1, 1) bottom right.
+
+    Only the pixels of the crop are computed; they equal those of resizing the whole image first.
+    """
+    scale = min(image.size) / short_side
+    room = [round(length / scale) - side for length in image.size]
+    left, top = (min(int(where * (free + 1)), free) for where, free in zip(at, room, strict=True))
+    ratio = [length / (free + side) for length, free in zip(image.size, room, strict=True)]
+    right, bottom = (min((start + side) * r, n) for start, r, n in zip((left, top), ratio, image.size, strict=True))
+    box = (left * ratio[0], top * ratio[1], right, bottom)  # rounding must not carry it over the edge: hence the min
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
+
+
+def centre_square(image: Image.Image, side: int) -> Tensor:
+    """What models are shown of a picture of any size and mode: (3, side, side) float32 in [-1, 1].
+
+    The short side becomes 256 / 224 of the side (Lanczos), and the square in the centre is kept.
+
+    Raises:
+        InputError: not a PIL image, or one that cannot be read.
+    """
+    return to_tensor(resize_and_crop(to_rgb(loaded(image)), round(side * 256 / 224), side))
+
+
+def check_images(images: object, side: int) -> None:
+    """Raise InputError unless these are floating-point numbers of shape (B, 3, side, side)."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        given = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
+        raise InputError(
+            f"images are {given}: give floating-point tensors, as var.models.aim.val_transforms or "
+            "var.utils.images.centre_square makes them of pictures"
+        )
+    if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+        raise InputError(f"images of shape {tuple(images.shape)} given, this model takes (B, 3, {side}, {side})")
+
+
+def crop_and_resize(image: Image.Image, side: int, area: float, aspect: float, at: tuple[float, float]) -> Image.Image:
+    """Crop a part of the image, as far as it reaches, and resize it to a square (Lanczos).
+
+    What is wider or higher than the image is cut to it, so the part is then smaller than `area` and its aspect lies
+    between `aspect` and the image's own. (torchvision draws area and aspect again, up to ten times: of images within
+    its range of aspects both give parts within it.)
+
+    Args:
+        side: of the square.
+        area: of the part over the image's, in (0, 1].
+        aspect: width of the part over its height.
+        at: (0, 0) is top left, (1, 1) bottom right.
+    """
+    pixels = area * image.width * image.height
+    size = (min((pixels * aspect) ** 0.5, image.width), min((pixels / aspect) ** 0.5, image.height))
+    left, top = (where * (length - part) for where, length, part in zip(at, image.size, size, strict=True))
+    box = (left, top, min(left + size[0], image.width), min(top + size[1], image.height))
+    return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB image -> (3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+
+
+def standardised(images: Tensor) -> Tensor:
+    """(..., 3, H, W) in [-1, 1] -> less ImageNet's mean, over its standard deviation."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return ((images + 1) / 2 - mean) / std
+
+
+def unstandardised(images: Tensor) -> Tensor:
+    """The inverse of `standardised`."""
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    return (images * std + mean) * 2 - 1
+
+
+def enlarge(image: Image.Image, side: int) -> Image.Image:
+    """By the smallest whole factor that makes the picture at least that large (bicubic); larger ones as they are."""
+    factor = -(-side // min(image.size))
+    return (
+        image if factor == 1 else image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
+    )
+
+
+def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+    """Pictures of one size side by side, row by row, white between them."""
+    columns = min(columns, len(images))
+    width, height = images[0].width + gap, images[0].height + gap
+    rows = -(-len(images) // columns)
+    sheet = Image.new("RGB", (columns * width - gap, rows * height - gap), "white")
+    for i, image in enumerate(images):
+        sheet.paste(image, (i % columns * width, i // columns * height))
+    return sheet
+
+
+def save_picture(path: Path, picture: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:
+    """Write a PNG, or a GIF that goes on with `frames`, beside its place and rename it.
+
+    Raises:
+        InputError: the place cannot be written.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
+    animation = {"save_all": True, "append_images": list(frames), "duration": milliseconds, "loop": 0} if frames else {}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(beside, format=path.suffix[1:].upper(), **animation)
+        beside.replace(path)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}: give another folder") from error
+    finally:
+        with suppress(OSError):  # it is there only if something failed, and then that is what to tell
+            beside.unlink()
