@@ -30,8 +30,8 @@ from var import VARPipeline
 from var.cli.run import run
 from var.data.config import DataConfig
 from var.data.dataset import Unreadable, open_dataset
-from var.editing.edit import projected, shown
-from var.editing.image_masks import Hole, continued
+from var.editing.edit import back_project, encoder_view
+from var.editing.image_masks import Hole, pull_push_fill
 from var.networks.backbones import load_perceptual
 from var.utils.images import to_pil, to_tensor
 
@@ -94,7 +94,7 @@ def telea(image: Image.Image, hole: Hole) -> Image.Image:
 
 def smooth_fill(image: Image.Image, hole: Hole) -> Image.Image:
     """What the encoder is shown in place of the hole."""
-    return to_pil(continued(to_tensor(image)[None], torch.from_numpy(hole)))[0]
+    return to_pil(pull_push_fill(to_tensor(image)[None], torch.from_numpy(hole)))[0]
 
 
 def reconstruction(pipe: VARPipeline, image: Image.Image, hole: Hole) -> Image.Image:
@@ -177,7 +177,7 @@ def upscaling(pipe: VARPipeline, known_classes: bool) -> dict[str, Method]:
     def consistent(kind: Image.Resampling) -> Method:
         def method(image: Image.Image, *_: int) -> Image.Image:
             small = halved(image)
-            return to_pil(projected(to_tensor(small.resize((side, side), kind))[None], to_tensor(small)[None]))[0]
+            return to_pil(back_project(to_tensor(small.resize((side, side), kind))[None], to_tensor(small)[None]))[0]
 
         return method
 
@@ -210,7 +210,7 @@ def agreement(pipe: VARPipeline, images: list[Image.Image]) -> Iterator[dict[str
             halves = [image.resize((side // 2, side // 2), Image.Resampling.BICUBIC) for image in part]
             truth = vqvae.features(stacked(part).to(device))
             if kind == "enlarged, then encoded":
-                enlarged = torch.stack([shown(half, nothing, side) for half in halves])
+                enlarged = torch.stack([encoder_view(half, nothing, side) for half in halves])
                 features = vqvae.features(enlarged.to(device))
             else:
                 small = vqvae.quant_conv(vqvae.encoder(stacked(halves).to(device)))
@@ -238,8 +238,8 @@ def draw_figure(path: Path, pictures: Pictures, drawn: Drawn, hole: Hole) -> Non
     order = psnr.argsort(descending=True).tolist()
     chosen = [order[round(i * (len(order) - 1) / (EXAMPLES - 1))] for i in range(EXAMPLES)]
     mask = Image.fromarray(hole)
-    grey = [Image.composite(Image.new("RGB", image.size, "grey"), image, mask) for image in pictures.images]
-    rows = {"picture": pictures.images, "hole": grey} | {name: drawn[method] for name, method in FIGURED.items()}
+    gray = [Image.composite(Image.new("RGB", image.size, "grey"), image, mask) for image in pictures.images]
+    rows = {"picture": pictures.images, "hole": gray} | {name: drawn[method] for name, method in FIGURED.items()}
     figure, axes = plt.subplots(len(rows), EXAMPLES, figsize=(EXAMPLES, len(rows) * 1.08), layout="constrained")
     for line, (name, images) in zip(axes, rows.items(), strict=True):
         for axis, index in zip(line, chosen, strict=True):

@@ -1,6 +1,6 @@
 """How far a training step of VAR is from its matrix products: `python benchmarks/training_step.py --depth 16`.
 
-A step starts from tokens, as they come out of the token cache: input of the transformer from the tokenizer's quantiser,
+A step starts from tokens, as they come out of the token cache: input of the transformer from the tokenizer's quantizer,
 forward, cross-entropy, backward, clipping, AdamW. Sizes are those of the released models at 256 px; the weights are
 random. The products of the step are counted, and what they would take at the speed that one large product reaches in
 the same run is set against the time of the whole step.
@@ -127,7 +127,7 @@ def training_step(
     number = choose_dtype(dtype, place)
     work = prepare(depth, batch, place, number, compiled, checkpoint)
     products = count_products(work)
-    train(work)  # the optimiser's state is made, the compiler has compiled
+    train(work)  # the optimizer's state is made, the compiler has compiled
     speeds, steps, encodings = [product_speed(place, number)], [], []
     for _ in range(repeats):
         encodings.append(seconds(lambda: encode(work), place))

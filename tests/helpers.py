@@ -44,7 +44,7 @@ def under(tensors: Tensors, prefix: str) -> Tensors:
 
 
 @torch.no_grad()
-def randomise(module: nn.Module, seed: int, std: float = 0.3) -> None:
+def randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
     """Give every parameter random values, so that none is lost behind a small or zero initial one."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
@@ -56,7 +56,7 @@ def small_vqvae(seed: int = 0, **changes: Any) -> VQVAE:
     sizes = {"base_width": 8, "multipliers": (1, 2), "blocks": 1, "norm_groups": 4}
     common = {"scales": SIDES, "vocab_size": VOCAB, "latent_dim": LATENT}
     vqvae = VQVAE(TokenizerConfig(**(sizes | common | changes)))
-    randomise(vqvae, seed)
+    randomize(vqvae, seed)
     return vqvae.eval()
 
 
@@ -65,13 +65,13 @@ def small_var(seed: int = 0, **changes: Any) -> VAR:
     sizes = {"depth": 2, "width": 32, "heads": 4, "num_classes": CLASSES}
     common = {"scales": SIDES, "vocab_size": VOCAB, "latent_dim": LATENT}
     model = VAR(VARConfig(**(sizes | common | changes)))
-    randomise(model, seed)
+    randomize(model, seed)
     return model.eval()
 
 
 def small_quantizer(seed: int = 0, sides: tuple[int, ...] = SIDES, vocab: int = VOCAB, **changes: Any) -> Quantizer:
     quantizer = Quantizer(Scales(sides), vocab, LATENT, **changes)
-    randomise(quantizer, seed)
+    randomize(quantizer, seed)
     return quantizer
 
 

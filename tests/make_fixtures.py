@@ -19,7 +19,7 @@ EDITING = ("edit_mask", "edit_labels", "edit_sampled_tokens")
 
 
 def token_level(name: str) -> bool:
-    """Whether a golden tensor is kept: the transformer, the quantiser, and inputs and outputs on tokens."""
+    """Whether a golden tensor is kept: the transformer, the quantizer, and inputs and outputs on tokens."""
     return name.startswith(("var.", "vae.quantize.", *(f"io.{io}" for io in TOKEN_LEVEL + EDITING)))
 
 

@@ -21,11 +21,11 @@ from helpers import (
 )
 
 from tokenizer.vqvae import VQVAE
-from var.editing.image_masks import keep_at_scales
+from var.editing.image_masks import mask_at_scales
 from var.hub.convert import load_official, load_official_tokenizer, to_official
 from var.models.var import VAR
 from var.sampling.generate import Generated, Known, generate
-from var.sampling.logits import filter_logits, guidance_at, guide
+from var.sampling.logits import cfg_at_scale, classifier_free_guidance, filter_logits
 
 TOLERANCE = 1e-4
 FILTERS = ((0, 0.0), (7, 0.0), (0, 0.9), (5, 0.5), (20, 0.8))
@@ -41,7 +41,7 @@ def tokenizer_shapes() -> dict[str, tuple[int, ...]]:
 
 @cache
 def from_fixture(name: str) -> tuple[VQVAE, VAR, Tensors]:
-    """The models with zero convolutions around the quantiser, and the token-level inputs and outputs."""
+    """The models with zero convolutions around the quantizer, and the token-level inputs and outputs."""
     tensors = under(read_tensors(FIXTURES / "golden_tokens.safetensors.xz"), f"{name}.")
     vae = {key: torch.zeros(shape) for key, shape in tokenizer_shapes().items()} | under(tensors, "vae.")
     return *load_official(vae, under(tensors, "var."), scales=GOLDEN_SCALES), under(tensors, "io.")
@@ -80,7 +80,7 @@ def test_greedy_tokens(name: str) -> None:
 
 def known_of_edit(vqvae: VQVAE, io: Tensors) -> Known:
     """For both rows, the tokens of image 0 outside the hole."""
-    keep = keep_at_scales(io["edit_mask"].bool(), vqvae.scales)
+    keep = mask_at_scales(io["edit_mask"].bool(), vqvae.scales)
     return Known(io["tokens"][:1].expand(2, -1), keep.expand(2, -1))
 
 
@@ -99,9 +99,9 @@ def test_greedy_edit(name: str) -> None:
     # Where tokens are kept, what would have been drawn is in the golden file too, and follows from the final tokens.
     features = vqvae.quantizer.teacher_forcing_input(drawn)
     null = torch.full_like(io["edit_labels"], model.config.num_classes)
-    strength = torch.tensor([guidance_at(1.5, k, len(GOLDEN_SCALES)) for k in range(len(GOLDEN_SCALES))])
+    strength = torch.tensor([cfg_at_scale(1.5, k, len(GOLDEN_SCALES)) for k in range(len(GOLDEN_SCALES))])
     strength = strength[vqvae.scales.levels()][:, None]
-    logits = guide(model(io["edit_labels"], features), model(null, features), strength)
+    logits = classifier_free_guidance(model(io["edit_labels"], features), model(null, features), strength)
     assert torch.equal(logits.argmax(dim=-1), io["edit_sampled_tokens"])
 
 

@@ -16,10 +16,10 @@ from tiny import NAMES, tiny_pipeline
 
 import var
 from tokenizer.scales import SCALES_256, SCALES_512
-from var.editing.edit import redraw, upscale
-from var.editing.windows import around, sliding, whole
+from var.editing.edit import inpaint_windows, upscale
+from var.editing.windows import bounding_square, sliding, window_around
 from var.hub.presets import SHIPPED
-from var.pipeline import Edited, PipelineOutput, VARPipeline, find_folder
+from var.pipeline import EditOutput, PipelineOutput, VARPipeline, find_folder
 from var.sampling.generate import generate
 from var.sampling.logits import SamplingParams
 from var.utils.images import to_pil, to_rgb
@@ -341,15 +341,15 @@ def test_edits_are_redraw_through_their_windows(pipe: VARPipeline) -> None:
     options: dict[str, Any] = {"cfg": 1.0, "seed": 4, "top_k": 3, "dilate": 0, "match": False, "feather": 0.5}
 
     def expected(hole: np.ndarray, windows: Any, labels: list[int], canvas: Image.Image = image) -> list[bytes]:
-        return pixels(redraw(pipe.model, pipe.vqvae, canvas, hole, windows, labels, **options))
+        return pixels(inpaint_windows(pipe.model, pipe.vqvae, canvas, hole, windows, labels, **options))
 
     none = [CLASSES] * 2
-    assert pixels(pipe.inpaint(image, BOX, num=2, **options).images) == expected(hole, [around(hole)], none)
-    close = expected(hole, [around(hole, 1.5)], [0])
+    assert pixels(pipe.inpaint(image, BOX, num=2, **options).images) == expected(hole, [window_around(hole)], none)
+    close = expected(hole, [window_around(hole, 1.5)], [0])
     assert pixels(pipe.inpaint(image, BOX, 0, context=1.5, **options).images) == close
     assert pixels(pipe.edit(image, BOX, "red fox", context=1.5, **options).images) == close
     out = pipe.outpaint(image, right=6, label=3, num=2, method="shrink", **options)
-    assert pixels(out.images) == expected(out.hole, [whole((26, 14))], [3, 3], out.picture)
+    assert pixels(out.images) == expected(out.hole, [bounding_square((26, 14))], [3, 3], out.picture)
     out = pipe.outpaint(image, right=6, num=2, method="slide", **options)
     assert pixels(out.images) == expected(out.hole, sliding(out.hole, 14), none, out.picture)
     small, few = noise(5, 3), {"cfg": 1.0, "seed": 4, "top_k": 3}
@@ -366,7 +366,7 @@ def test_class_seed_and_number_make_the_result(pipe: VARPipeline, way: str) -> N
         image = noise(7, 6)
         options = {"top_k": 0, "top_p": 0.0, "cfg": 6.0} | options
         if way == "inpaint":
-            out: Edited = pipe.inpaint(image, (1, 0, 6, 5), **options)
+            out: EditOutput = pipe.inpaint(image, (1, 0, 6, 5), **options)
         elif way == "upscale":
             out = pipe.upscale(image, num_scales=1, **options)
         else:

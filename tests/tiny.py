@@ -52,7 +52,7 @@ VAR: dict[str, Any] = {
 
 
 def picture(label: int, index: int, side: int = 16) -> Image.Image:
-    """A bar whose place and colours tell class and index; no two are the same."""
+    """A bar whose place and colors tell class and index; no two are the same."""
     pixels = np.zeros((side, side, 3), np.uint8)
     pixels[..., label] = 200
     pixels[(2 * index) % side :][:3] = (30 * index % 256, 255 - 25 * index % 256, 100)

@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from helpers import randomise
+from helpers import randomize
 
 from var.models.aim import AIM, AIMConfig
 
@@ -13,7 +13,7 @@ SIZES = {"image_size": 8, "patch_size": 4, "width": 16, "depth": 3, "heads": 2}
 def small_aim(seed: int = 0, **changes: Any) -> AIM:
     """Random weights, and statistics in the probe's norm that are not those it begins with."""
     model = AIM(AIMConfig(**(SIZES | {"probe_layers": (0, 2), "num_classes": 5} | changes)))
-    randomise(model, seed)
+    randomize(model, seed)
     generator = torch.Generator().manual_seed(seed)
     model.probe.norm.running_mean.copy_(torch.randn(model.config.width, generator=generator))
     model.probe.norm.running_var.copy_(torch.rand(model.config.width, generator=generator) + 0.5)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-NOISE = 8  # random numbers an image: whether at all, three for colour, two for translation, two for cutout
+NOISE = 8  # random numbers an image: whether at all, three for color, two for translation, two for cutout
 _TRANSLATION = 1 / 8  # the largest shift, as a share of the side
 _CUTOUT = 1 / 2  # the side of the square that is cut out, as a share of the image's
 
@@ -22,22 +22,22 @@ def augment(images: Tensor, noise: Tensor, probability: float = 1.0) -> Tensor:
         probability: an image is augmented, by all operations, if the first number of its row is below this.
 
     Returns:
-        (B, 3, H, W), which colour may take beyond [-1, 1]; what comes from outside the image or is cut out is 0, grey.
+        (B, 3, H, W), which color may take beyond [-1, 1]; what comes from outside the image or is cut out is 0, gray.
     """
     apply, brightness, saturation, contrast, down, right, row, column = noise.view(-1, NOISE, 1, 1, 1).unbind(dim=1)
-    augmented = colour(images, brightness, saturation, contrast)
+    augmented = color(images, brightness, saturation, contrast)
     augmented = cutout(translate(augmented, down, right), row, column)
     return torch.where(apply < probability, augmented, images)
 
 
-def colour(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
-    """Add up to 0.5 either way; scale distances from grey by 0 to 2, then from the mean by 0.5 to 1.5.
+def color(images: Tensor, brightness: Tensor, saturation: Tensor, contrast: Tensor) -> Tensor:
+    """Add up to 0.5 either way; scale distances from gray by 0 to 2, then from the mean by 0.5 to 1.5.
 
     The numbers are (B, 1, 1, 1) in [0, 1); 0.5 changes nothing.
     """
     images = images + (brightness - 0.5)
-    grey = images.mean(dim=1, keepdim=True)
-    images = grey + (images - grey) * (2 * saturation)
+    gray = images.mean(dim=1, keepdim=True)
+    images = gray + (images - gray) * (2 * saturation)
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     return mean + (images - mean) * (contrast + 0.5)
 
@@ -58,7 +58,7 @@ def translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Set a square of half the side to 0, centred on any pixel's corner, so that it may hang over the border.
+    """Set a square of half the side to 0, centered on any pixel's corner, so that it may hang over the border.
 
     The numbers are (B, 1, 1, 1) in [0, 1).
     """
@@ -69,7 +69,7 @@ def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
 
 
 def _band(side: int, number: Tensor, device: torch.device) -> Tensor:
-    """(B, 1, side) bool: true on _CUTOUT of the side around a centre in 0 .. side."""
+    """(B, 1, side) bool: true on _CUTOUT of the side around a center in 0 .. side."""
     length = round(side * _CUTOUT)
     first = _draw(number, side + 1) - length // 2  # (B, 1, 1, 1)
     places = torch.arange(side, device=device)

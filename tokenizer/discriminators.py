@@ -41,7 +41,7 @@ class SpectralConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def advance(self) -> None:
-        """One power iteration: u = W Wᵀ u, normalised."""
+        """One power iteration: u = W Wᵀ u, normalized."""
         self.u.copy_(F.normalize((self.weight.flatten(1) * self._times_u()).sum(dim=1), dim=0))
 
     def _times_u(self) -> Tensor:
@@ -63,7 +63,7 @@ class PatchGAN(nn.Module):
         side: of the images it will see.
         width: channels after the first convolution, doubled by each of the next ones up to eight times this.
         layers: convolutions that halve the side.
-        spectral_norm: normalise the weights instead of the activations.
+        spectral_norm: normalize the weights instead of the activations.
 
     Raises:
         InputError: nothing of an image of this side is left after so many layers.
@@ -88,7 +88,7 @@ class PatchGAN(nn.Module):
             body += [nn.LeakyReLU(_SLOPE)]
         self.body = nn.Sequential(*body)
         self.to_logits = conv(widths[-1], 1, 4, 1, 1)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [-1, 1] -> one map of logits (B, 1, h, w), with h = H / 2**layers - 2."""
@@ -103,7 +103,7 @@ class FeatureHeads(nn.Module):
 
     Args:
         channels: of the maps, one number each.
-        spectral_norm: normalise the weights, besides the activations.
+        spectral_norm: normalize the weights, besides the activations.
     """
 
     def __init__(self, channels: Sequence[int], spectral_norm: bool = True) -> None:
@@ -124,7 +124,7 @@ class FeatureHead(nn.Module):
         self.inwards = nn.Sequential(conv(width, width, 1, 1, 0), _group_norm(width), nn.LeakyReLU(_SLOPE))
         self.residual = nn.Sequential(conv(width, width, 3, 1, 1), _group_norm(width), nn.LeakyReLU(_SLOPE))
         self.to_logits = conv(width, 1, 1, 1, 0)
-        _initialise(self)
+        _initialize(self)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.inwards(features)
@@ -141,12 +141,12 @@ def _norm(width: int, spectral_norm: bool) -> nn.Module:
 
 
 def _group_norm(width: int) -> nn.GroupNorm:
-    """At most 32 groups of at least four channels, so that a map of one pixel is not normalised to nothing."""
+    """At most 32 groups of at least four channels, so that a map of one pixel is not normalized to nothing."""
     return nn.GroupNorm(math.gcd(width, 128) // 4 or 1, width)
 
 
 @torch.no_grad()
-def _initialise(module: nn.Module) -> None:
+def _initialize(module: nn.Module) -> None:
     """Weights N(0, 0.02) and biases 0, as in pix2pix; a spectral norm's weight has no scale and keeps torch's."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):

@@ -8,7 +8,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def normalise(channels: int, groups: int) -> nn.GroupNorm:
+def normalize(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -17,9 +17,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width_in: int, width_out: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = normalise(width_in, groups)
+        self.norm1 = normalize(width_in, groups)
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.norm2 = normalise(width_out, groups)
+        self.norm2 = normalize(width_out, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
         self.shortcut = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
@@ -35,7 +35,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.norm = normalise(width, groups)
+        self.norm = normalize(width, groups)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.proj = nn.Conv2d(width, width, 1)
 
@@ -57,7 +57,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the side: nearest neighbour, then a 3x3 convolution."""
+    """Double the side: nearest neighbor, then a 3x3 convolution."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Encoder(nn.Module):
         )
         self.downsamples = nn.ModuleList(Downsample(width) for width in widths[:-1])
         self.middle = Middle(widths[-1], groups, dropout)
-        self.norm_out = normalise(widths[-1], groups)
+        self.norm_out = normalize(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], latent_dim, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ class Decoder(nn.Module):
             for i, (width_in, width) in enumerate(zip([widths[0], *widths], widths, strict=False))
         )
         self.upsamples = nn.ModuleList(Upsample(width) for width in widths[:-1])
-        self.norm_out = normalise(widths[-1], groups)
+        self.norm_out = normalize(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def hinge_discriminator(real_logits: Sequence[Tensor], fake_logits: Sequence[Ten
 
 
 def hinge_generator(fake_logits: Sequence[Tensor]) -> Tensor:
-    """What the generator minimises against a hinge discriminator: minus the mean logit of its images, 0-dimensional."""
+    """What the generator minimizes against a hinge discriminator: minus the mean logit of its images, 0-dimensional."""
     return -_mean_over_heads(fake_logits)
 
 
@@ -102,9 +102,9 @@ def gradient_penalty(logits: Sequence[Tensor], images: Tensor) -> Tensor:
     return gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def ramp(step: int, begins: int, length: int) -> float:
-    """Factor of a loss that joins late: 0 before step `begins`, 1/length at it, then linearly up to 1.
+def ramp(step: int, start_step: int, length: int) -> float:
+    """Factor of a loss that joins late: 0 before step `start_step`, 1/length at it, then linearly up to 1.
 
-    The steps that rise are `length` in number; with length 0 or 1 the factor is 1 from `begins` on.
+    The steps that rise are `length` in number; with length 0 or 1 the factor is 1 from `start_step` on.
     """
-    return min(max((step - begins + 1) / max(length, 1), 0.0), 1.0)
+    return min(max((step - start_step + 1) / max(length, 1), 0.0), 1.0)

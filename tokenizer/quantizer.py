@@ -1,4 +1,4 @@
-"""Multi-scale residual quantiser: one shared codebook, partly shared phi convolutions (VAR paper, algorithms 1, 2).
+"""Multi-scale residual quantizer: one shared codebook, partly shared phi convolutions (VAR paper, algorithms 1, 2).
 
 B batch, C latent channels, K scales, L tokens of all scales, V codebook size, H side of the last scale.
 Everything here runs in float32, whatever the network around it runs in.
@@ -48,7 +48,7 @@ class ScaleStep(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """What training needs of a quantisation."""
+    """What training needs of a quantization."""
 
     features: Tensor  # (B, C, H, H), straight-through: the value of f_hat, the gradient of f
     tokens: Tensor  # (B, L) int64
@@ -100,7 +100,7 @@ class Quantizer(nn.Module):
         z, codebook = rearrange(z, "b c h w -> b (h w) c"), self.codebook.weight
         return (F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)) if self.cosine else (z, codebook)
 
-    def contribution(self, codes: Tensor, k: int) -> Tensor:
+    def scale_update(self, codes: Tensor, k: int) -> Tensor:
         """What scale k adds to f_hat: its codewords (B, side * side, C) -> (B, C, H, H)."""
         h = rearrange(codes, "b (h w) c -> b c h w", h=self.scales.sides[k])
         h = resize_up(h, self.scales.sides[-1])
@@ -109,7 +109,7 @@ class Quantizer(nn.Module):
             return (1 - PHI_RESIDUAL) * h + PHI_RESIDUAL * phi(h)
 
     def residual_pyramid(self, features: Tensor) -> Iterator[ScaleStep]:
-        """Quantise (B, C, H, H) scale by scale, coarse to fine: each scale describes what the coarser ones left over.
+        """Quantize (B, C, H, H) scale by scale, coarse to fine: each scale describes what the coarser ones left over.
 
         Gradients reach the codebook and phi through f_hat; the features enter without any.
         """
@@ -117,7 +117,7 @@ class Quantizer(nn.Module):
         f_hat = torch.zeros_like(rest)
         for k, side in enumerate(self.scales.sides):
             tokens = self.nearest(resize_down(rest, side).detach())
-            h = self.contribution(self.codebook(tokens), k)
+            h = self.scale_update(self.codebook(tokens), k)
             f_hat = f_hat + h
             rest = rest - h.detach()
             yield ScaleStep(tokens, f_hat)
@@ -126,11 +126,11 @@ class Quantizer(nn.Module):
         """(B, L) int64 -> f_hat after each of the K scales, (B, C, H, H) float32 each."""
         f_hat: Tensor | None = None
         for k, part in enumerate(self.scales.split(tokens)):
-            h = self.contribution(self.codebook(part), k)
+            h = self.scale_update(self.codebook(part), k)
             f_hat = h if f_hat is None else f_hat + h
             yield f_hat
 
-    def crowding(self, features: Tensor) -> Tensor:
+    def entropy_loss(self, features: Tensor) -> Tensor:
         """How much each scale leans on few codewords: a loss that spreads the usage of every scale.
 
         Each position chooses codewords softly, by its distance to them; the loss is the mean over scales of the
@@ -180,13 +180,13 @@ class Quantizer(nn.Module):
         return torch.cat(inputs, dim=1)
 
     def forward(self, features: Tensor, num_scales: Tensor | None = None) -> Quantized:
-        """Quantise for training (facts of the VQ loss: VAR paper, appendix; VQ-VAE arXiv 1711.00937, equation 3).
+        """Quantize for training (facts of the VQ loss: VAR paper, appendix; VQ-VAE arXiv 1711.00937, equation 3).
 
         The loss is the mean over scales of beta * |sg(f_hat_k) - f|^2 + |f_hat_k - sg(f)|^2, with f_hat_k cumulative.
 
         Args:
             features: (B, C, H, H).
-            num_scales: (B,) int64 in 1..K, how many scales each sample is passed on with (quantiser dropout,
+            num_scales: (B,) int64 in 1..K, how many scales each sample is passed on with (quantizer dropout,
                 arXiv 2107.03312, section III-C); None: all. The loss takes all scales in either case.
         """
         f = features.float()

@@ -93,11 +93,11 @@ class VQVAEOutput(NamedTuple):
     reconstruction: Tensor  # (B, 3, H, W), not clamped
     tokens: Tensor  # (B, L) int64
     vq_loss: Tensor  # scalar
-    features: Tensor  # (B, C, h, w), what was quantised
+    features: Tensor  # (B, C, h, w), what was quantized
 
 
 class VQVAE(nn.Module):
-    """Images in [-1, 1] <-> (B, L) tokens. The network runs in float32 or bfloat16, the quantiser in float32."""
+    """Images in [-1, 1] <-> (B, L) tokens. The network runs in float32 or bfloat16, the quantizer in float32."""
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class VQVAE(nn.Module):
         self.decoder = Decoder(config.decoder_width or config.base_width, *sizes)
 
     def cast(self, dtype: torch.dtype) -> Self:
-        """Hold the weights of the network in dtype, those of the quantiser in float32."""
+        """Hold the weights of the network in dtype, those of the quantizer in float32."""
         for part in (self.encoder, self.quant_conv, self.post_quant_conv, self.decoder):
             part.to(dtype)
         self.quantizer.float()
@@ -125,7 +125,7 @@ class VQVAE(nn.Module):
         return self.quant_conv.weight.dtype
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w), what the quantiser sees.
+        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w), what the quantizer sees.
 
         Raises:
             InputError: the images are not RGB or not of the model's side.
@@ -169,7 +169,7 @@ class VQVAE(nn.Module):
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
-            num_scales: (B,) int64, draw each image from so many scales (quantiser dropout); None: from all.
+            num_scales: (B,) int64, draw each image from so many scales (quantizer dropout); None: from all.
         """
         features = self.features(images)
         quantized = self.quantizer(features, num_scales)

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.editing.edit import DrawOptions, RedrawOptions, redraw, upscale
+from var.editing.edit import DrawOptions, InpaintOptions, inpaint_windows, upscale
 from var.editing.image_masks import Hole, Mask, read_hole
-from var.editing.windows import Window, around, extended, outwards
+from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
 from var.hub.checkpoint import load_tokenizer, load_var, read_config, save_model
 from var.hub.download import load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name
 from var.models.var import VAR
-from var.sampling.generate import SamplingOptions, check_fit, in_batches, occurrences
+from var.sampling.generate import SamplingOptions, check_fit, generate_batches, index_within_class
 from var.sampling.logits import SamplingParams
 from var.utils.classes import find_label, imagenet_names, listing
 from var.utils.device import choose_device, choose_dtype
 from var.utils.files import cache_folder, replacing
-from var.utils.images import loaded, resize_and_crop, to_pil, to_rgb, to_tensor
+from var.utils.images import load_image, resize_and_crop, to_pil, to_rgb, to_tensor
 
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a saved pipeline
 
@@ -51,12 +51,12 @@ class PipelineOutput:
 
 
 @dataclass(frozen=True)
-class Edited:
+class EditOutput:
     """Results of an edit.
 
     Attributes:
         images: RGB, all of one size.
-        picture: what was edited: RGB, upright, with grey room where it was extended.
+        picture: what was edited: RGB, upright, with gray room where it was extended.
         hole: (height, width) of `picture`, True where it was drawn anew.
     """
 
@@ -227,12 +227,12 @@ class VARPipeline:
         tokens: list[Tensor] = []
         options = self._sampling(cfg=cfg, top_k=top_k, top_p=top_p, smooth=smooth)
         options["seed"] = seed
-        for drawn in in_batches(self.model, self.vqvae, rows, batch_size, **options):
+        for drawn in generate_batches(self.model, self.vqvae, rows, batch_size, **options):
             images += to_pil(drawn.images)
             tokens.append(drawn.tokens.cpu())
             if per_scale:
                 growth += self._growth(drawn.f_hats)
-        return PipelineOutput(images, rows, occurrences(rows), torch.cat(tokens), growth if per_scale else None)
+        return PipelineOutput(images, rows, index_within_class(rows), torch.cat(tokens), growth if per_scale else None)
 
     @torch.inference_mode()
     def _growth(self, f_hats: list[Tensor]) -> list[list[Image.Image]]:
@@ -246,8 +246,8 @@ class VARPipeline:
         label: int | str | None = None,
         num: int = 1,
         context: float | None = None,
-        **options: Unpack[RedrawOptions],
-    ) -> Edited:
+        **options: Unpack[InpaintOptions],
+    ) -> EditOutput:
         """Fill a hole of a picture.
 
         The model sees the largest square of the picture that has the hole near its middle; one that reaches over the
@@ -263,15 +263,15 @@ class VARPipeline:
             context: side of the square that the model sees over the hole's longer side; None: as large as it can be.
                 A small one gives a small hole in a large picture more of the model's pixels, and less to go by; 1
                 shows nothing but the hole.
-            options: as `var.editing.edit.redraw` takes them: dilate, hide, composite, match, feather; cfg, top_k,
-                top_p, seed, smooth, batch_size.
+            options: as `var.editing.edit.inpaint_windows` takes them: dilate, hide, composite, match, feather; cfg,
+                top_k, top_p, seed, smooth, batch_size.
 
         Raises:
             InputError: an image that cannot be read, a mask of another size, an unknown class, an option out of range.
         """
-        picture = to_rgb(loaded(image))
+        picture = to_rgb(load_image(image))
         hole = read_hole(mask, picture.size)
-        return self._redraw(picture, hole, [around(hole, context)], label, num, **options)
+        return self._redraw(picture, hole, [window_around(hole, context)], label, num, **options)
 
     def edit(
         self,
@@ -280,8 +280,8 @@ class VARPipeline:
         label: int | str,
         num: int = 1,
         context: float | None = None,
-        **options: Unpack[RedrawOptions],
-    ) -> Edited:
+        **options: Unpack[InpaintOptions],
+    ) -> EditOutput:
         """Put something of a class where the mask is (class-conditional editing); all else as `inpaint`."""
         return self.inpaint(image, mask, label, num, context, **options)
 
@@ -295,8 +295,8 @@ class VARPipeline:
         label: int | str | None = None,
         num: int = 1,
         method: str = "auto",
-        **options: Unpack[RedrawOptions],
-    ) -> Edited:
+        **options: Unpack[InpaintOptions],
+    ) -> EditOutput:
         """Continue a picture beyond its edges.
 
         Args:
@@ -306,7 +306,7 @@ class VARPipeline:
             num: results.
             method: `shrink` shows the model all of the extended picture at once, so that its parts go together, in as
                 many pixels as the model has; `slide` moves a square as large as the picture's shorter side outwards by
-                halves, so that the new parts are as detailed as the picture, each drawn with sight of its neighbours
+                halves, so that the new parts are as detailed as the picture, each drawn with sight of its neighbors
                 alone, so that edges may show. `auto` shrinks until the extended picture is twice as long as the given
                 one's shorter side.
             options: as `inpaint` takes them.
@@ -314,9 +314,9 @@ class VARPipeline:
         Raises:
             InputError: no extension, one too large, an unknown method; and as `inpaint`.
         """
-        picture = to_rgb(loaded(image))
-        canvas, hole = extended(picture, left, right, top, bottom)
-        windows = outwards(picture.size, hole, method)
+        picture = to_rgb(load_image(image))
+        canvas, hole = pad_canvas(picture, left, right, top, bottom)
+        windows = outpaint_windows(picture.size, hole, method)
         return self._redraw(canvas, hole, windows, label, num, **options)
 
     def _redraw(
@@ -326,11 +326,11 @@ class VARPipeline:
         windows: Iterable[Window],
         label: int | str | None,
         num: int,
-        **options: Unpack[RedrawOptions],
-    ) -> Edited:
-        asked: RedrawOptions = {**self._sampling(), **options}
-        images = redraw(self.model, self.vqvae, picture, hole, windows, self._rows(label, num), **asked)
-        return Edited(images, picture, hole)
+        **options: Unpack[InpaintOptions],
+    ) -> EditOutput:
+        asked: InpaintOptions = {**self._sampling(), **options}
+        images = inpaint_windows(self.model, self.vqvae, picture, hole, windows, self._rows(label, num), **asked)
+        return EditOutput(images, picture, hole)
 
     def _sampling(self, **given: float | bool | None) -> SamplingOptions:
         """The options given, and for those that are None the model's."""
@@ -345,7 +345,7 @@ class VARPipeline:
         num_scales: int | None = None,
         consistent: bool = True,
         **options: Unpack[DrawOptions],
-    ) -> Edited:
+    ) -> EditOutput:
         """Draw a small picture in the model's size: super-resolution.
 
         The picture is enlarged and encoded, its coarse tokens are kept, the fine ones drawn; `var.editing.edit.upscale`
@@ -363,10 +363,10 @@ class VARPipeline:
         Raises:
             InputError: a picture that is not smaller; and as `inpaint`.
         """
-        picture = to_rgb(loaded(image))
+        picture = to_rgb(load_image(image))
         asked: DrawOptions = {**self._sampling(), **options}
         images = upscale(self.model, self.vqvae, picture, self._rows(label, num), num_scales, consistent, **asked)
-        return Edited(images, picture, np.ones(picture.size[::-1], dtype=bool))
+        return EditOutput(images, picture, np.ones(picture.size[::-1], dtype=bool))
 
     def _rows(self, label: int | str | None, num: int) -> list[int]:
         if num < 1:
@@ -375,9 +375,9 @@ class VARPipeline:
 
     @torch.inference_mode()
     def reconstruct(self, image: Image.Image) -> Image.Image:
-        """An image of any size and mode -> its centre square through the tokenizer and back, at the model's side."""
+        """An image of any size and mode -> its center square through the tokenizer and back, at the model's side."""
         side = self.vqvae.config.image_side
-        square = to_tensor(resize_and_crop(to_rgb(loaded(image)), side, side))[None].to(self.model.position.device)
+        square = to_tensor(resize_and_crop(to_rgb(load_image(image)), side, side))[None].to(self.model.position.device)
         return to_pil(self.vqvae.decode(self.vqvae.encode(square)))[0]
 
 

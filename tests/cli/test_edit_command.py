@@ -17,7 +17,7 @@ from tiny import NAMES, ended, run, tiny_pipeline
 from var.cli import app
 from var.cli import edit as command
 from var.editing import windows
-from var.editing.edit import redraw
+from var.editing.edit import inpaint_windows
 from var.editing.edit import upscale as library_upscale
 from var.editing.image_masks import overlay
 from var.pipeline import VARPipeline
@@ -494,7 +494,7 @@ def test_help_tells_the_librarys_defaults() -> None:
         return told(alias).removeprefix("the model's, else ")
 
     params = SamplingParams()
-    drawn, redrawn = inspect.signature(generate).parameters, inspect.signature(redraw).parameters
+    drawn, redrawn = inspect.signature(generate).parameters, inspect.signature(inpaint_windows).parameters
     enlarged = inspect.signature(library_upscale).parameters
     words = {True: "on", False: "off"}
     assert told(command.Seed) == str(drawn["seed"].default)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from helpers import randomise
+from helpers import randomize
 from tiny import TIMEOUT, ended, environment, picture, run
 
 from var.cli import app
@@ -42,7 +42,7 @@ def work(tmp_path: Path) -> Path:
                 picture(label, index).save(tmp_path / split / name / f"{index:02d}.png")
     for seed, name in enumerate(("model", "other")):
         encoder = Encoder(EncoderConfig(image_size=16, patch_size=8, width=8, depth=3, heads=2))
-        randomise(encoder, seed)
+        randomize(encoder, seed)
         save_model(tmp_path / name, encoder)
     return tmp_path
 
@@ -150,7 +150,7 @@ def test_classify(var: Run, work: Path) -> None:
     assert linear.startswith("logistic regression")
     assert f"top-1 {found['linear']['top1']:7.2%}   top-5 100.00%   (C={found['linear']['strength']:g})" in linear
     assert set(found["linear"]) == {"top1", "top5", "strength", "held_out", "converged"}
-    # The classes differ in colour, which even a random encoder passes on.
+    # The classes differ in color, which even a random encoder passes on.
     assert found["nearest_neighbours"]["top1"] > 0.5
 
 

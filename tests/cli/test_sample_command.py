@@ -228,7 +228,7 @@ def test_the_shipped_model_draws_a_golden_retriever(tmp_path: Path) -> None:
     for name in names:
         with Image.open(tmp_path / "samples" / name) as image:
             assert image.size in ((32, 32), (64, 64))
-            assert image.convert("L").getextrema()[1] - image.convert("L").getextrema()[0] > 60  # not one grey
+            assert image.convert("L").getextrema()[1] - image.convert("L").getextrema()[0] > 60  # not one gray
             pictures.add(image.tobytes())
     assert len(pictures) == 4
 

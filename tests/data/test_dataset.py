@@ -43,7 +43,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 20)) -> Image.Image:
-    """A smooth coloured picture that no two seeds share."""
+    """A smooth colored picture that no two seeds share."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)
 

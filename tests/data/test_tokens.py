@@ -287,7 +287,7 @@ def test_neither_images_nor_encoder_are_needed(
 
 
 def shards_of_images(folder: Path) -> Path:
-    """Four shards of five labelled images, streamed, and one for validation; the path of their index."""
+    """Four shards of five labeled images, streamed, and one for validation; the path of their index."""
     folder.mkdir()
     index: dict[str, Any] = {"train": [], "validation": [], "num_classes": 2}
     for number in range(5):

@@ -15,11 +15,11 @@ from torch import Tensor
 
 import var.editing.edit
 from tokenizer.vqvae import VQVAE
-from var.editing.edit import complete, matched, projected, redraw, shown, upscale
-from var.editing.image_masks import Hole, continued, keep_at_scales
-from var.editing.windows import Window, around, sliding, through, whole
+from var.editing.edit import back_project, encoder_view, generate_masked, inpaint_windows, match_colors, upscale
+from var.editing.image_masks import Hole, mask_at_scales, pull_push_fill
+from var.editing.windows import Window, bounding_square, crop_mask, sliding, window_around
 from var.models.var import VAR
-from var.sampling.generate import Generated, Known, generate, in_batches
+from var.sampling.generate import Generated, Known, generate, generate_batches
 from var.utils.images import to_pil, to_tensor
 
 MODEL, TOKENIZER = small_var(seed=1), small_vqvae(seed=2)
@@ -47,8 +47,8 @@ def filled(
     labels: Iterable[int] = (1,),
     **options: Any,
 ) -> list[np.ndarray]:
-    windows = [around(hole)] if windows is None else windows
-    images = redraw(MODEL, TOKENIZER, picture, hole, windows, list(labels), **({"seed": 3} | options))
+    windows = [window_around(hole)] if windows is None else windows
+    images = inpaint_windows(MODEL, TOKENIZER, picture, hole, windows, list(labels), **({"seed": 3} | options))
     assert {(image.mode, image.size) for image in images} == {("RGB", picture.size)}
     return [np.asarray(image) for image in images]
 
@@ -70,11 +70,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Draws:
     seen: Draws = []
 
     def recorded(model: VAR, vqvae: VQVAE, labels: list[int], n: int, known: Known, **options: Any) -> Any:
-        for part in in_batches(model, vqvae, labels, n, known, **options):
+        for part in generate_batches(model, vqvae, labels, n, known, **options):
             seen.append((known, part))
             yield part
 
-    monkeypatch.setattr(var.editing.edit, "in_batches", recorded)
+    monkeypatch.setattr(var.editing.edit, "generate_batches", recorded)
     return seen
 
 
@@ -112,9 +112,9 @@ any_windows = st.sampled_from(["around", "close", "whole", "sliding"])
 def some_windows(hole: Hole, kind: str) -> Iterable[Window]:
     height, width = hole.shape
     ways: dict[str, Callable[[], Iterable[Window]]] = {
-        "around": lambda: [around(hole)],
-        "close": lambda: [around(hole, context=1.5)],
-        "whole": lambda: [whole((width, height))],
+        "around": lambda: [window_around(hole)],
+        "close": lambda: [window_around(hole, context=1.5)],
+        "whole": lambda: [bounding_square((width, height))],
         "sliding": lambda: sliding(hole, min(width, height)),
     }
     return ways[kind]()
@@ -159,16 +159,16 @@ def test_pixels_are_hidden_before_the_picture_is_resized() -> None:
     whiter = picture.copy()
     whiter.paste("white", (3, 4, 11, 9))
     for side in (8, 20, 33):
-        seen = shown(picture, hidden, side)
+        seen = encoder_view(picture, hidden, side)
         assert seen.shape == (3, side, side)
-        assert torch.equal(seen, shown(whiter, hidden, side))
-    as_it_is = shown(picture, hidden, 20)
+        assert torch.equal(seen, encoder_view(whiter, hidden, side))
+    as_it_is = encoder_view(picture, hidden, 20)
     assert torch.equal(as_it_is[:, ~torch.from_numpy(hidden)], to_tensor(picture)[:, ~torch.from_numpy(hidden)])
-    expected = continued(to_tensor(picture)[None], torch.from_numpy(hidden))[0]
+    expected = pull_push_fill(to_tensor(picture)[None], torch.from_numpy(hidden))[0]
     assert largest_difference(as_it_is, expected) <= 0.51 / 127.5
     nothing = np.zeros_like(hidden)
-    assert torch.equal(shown(picture, nothing, 20), to_tensor(picture))
-    assert torch.equal(shown(picture, nothing, 8), to_tensor(picture.resize((8, 8), Image.Resampling.LANCZOS)))
+    assert torch.equal(encoder_view(picture, nothing, 20), to_tensor(picture))
+    assert torch.equal(encoder_view(picture, nothing, 8), to_tensor(picture.resize((8, 8), Image.Resampling.LANCZOS)))
 
 
 # --- what is known stays
@@ -206,7 +206,7 @@ def test_a_hard_edge_and_a_soft_one() -> None:
 def test_the_pictures_own_edges_are_no_hole() -> None:
     """A window that reaches over them draws what lies beyond; the feather is for the hole."""
     picture, hole = noise(9, 24), hole_of(9, 24, (0, 0, 9, 4))
-    (result,) = filled(picture, hole, [whole(picture.size)], feather=3.0)
+    (result,) = filled(picture, hole, [bounding_square(picture.size)], feather=3.0)
     assert not changed(picture, result)[8:].any()
 
 
@@ -218,7 +218,7 @@ def test_without_a_hole_the_picture_is_the_result() -> None:
 
 def test_without_composite_it_is_the_models_drawing_of_all_that_it_saw(drawn: Draws) -> None:
     picture, hole = noise(24, 16), hole_of(24, 16, (9, 5, 13, 8))
-    window = around(hole)
+    window = window_around(hole)
     assert window == Window(3, 0, 16)
     (result,) = filled(picture, hole, composite=False)
     (square,) = to_pil(drawn[-1][1].images)
@@ -243,7 +243,7 @@ def test_a_hole_all_over_is_plain_generation(label: int, smooth: bool) -> None:
     for size, match in (((SIDE, SIDE), True), ((SIDE, SIDE), False), ((13, 20), True)):
         hole = hole_of(*size, (0, 0, *size))
         results = filled(noise(*size), hole, labels=[label] * 2, match=match, **options)
-        window = around(hole)
+        window = window_around(hole)
         for result, square in zip(
             results, to_pil(generate(MODEL, TOKENIZER, [label] * 2, **options).images), strict=True
         ):
@@ -256,12 +256,12 @@ def test_a_hole_all_over_is_plain_generation(label: int, smooth: bool) -> None:
 def test_kept_tokens_are_those_of_the_encoded_picture(drawn: Draws, dilate: int, band: int) -> None:
     vqvae, model = small_vqvae(scales=(1, 2, 4, 8)), small_var(scales=(1, 2, 4, 8))
     picture, hole = noise(16, 16), hole_of(16, 16, (6, 8, 8, 10))  # one token of the last scale
-    redraw(model, vqvae, picture, hole, [around(hole)], [1, 2], dilate=dilate, seed=1)
+    inpaint_windows(model, vqvae, picture, hole, [window_around(hole)], [1, 2], dilate=dilate, seed=1)
     ((known, out),) = drawn
-    encoded = vqvae.encode(shown(picture, hole, 16)[None]).expand(2, -1)
+    encoded = vqvae.encode(encoder_view(picture, hole, 16)[None]).expand(2, -1)
     keep = torch.ones(8, 8, dtype=torch.bool)
     keep[4, 3] = False
-    kept = keep_at_scales(keep, vqvae.scales, dilate)
+    kept = mask_at_scales(keep, vqvae.scales, dilate)
     assert (~kept[-64:]).sum() == (2 * band + 1) ** 2
     assert torch.equal(known.keep, kept.expand(2, -1))
     assert torch.equal(out.tokens[:, kept], encoded[:, kept])
@@ -272,10 +272,10 @@ def test_complete_encodes_one_picture_for_all_or_one_each() -> None:
     keep = torch.zeros(LENGTH, dtype=torch.bool)
     keep[5:15] = True
     pictures = normal(3, 3, SIDE, SIDE).clamp(-1, 1)
-    each = complete(MODEL, TOKENIZER, pictures, keep, [1, 1, 2], batch_size=2, seed=4)
+    each = generate_masked(MODEL, TOKENIZER, pictures, keep, [1, 1, 2], batch_size=2, seed=4)
     assert each.shape == (3, 3, SIDE, SIDE)
     assert each.abs().max() <= 1
-    one = complete(MODEL, TOKENIZER, pictures[:1], keep, [1, 1, 2], seed=4)
+    one = generate_masked(MODEL, TOKENIZER, pictures[:1], keep, [1, 1, 2], seed=4)
     assert largest_difference(one[:1], each[:1]) < 1e-4
     assert largest_difference(one[1:], each[1:]) > 0.01
 
@@ -295,7 +295,7 @@ def test_sliding_windows_see_what_was_drawn_before(drawn: Draws) -> None:
     rest = hole_of(16, 8, (12, 0, 16, 8))
     for row, (start, result) in enumerate(zip(after_first, results, strict=True)):
         assert np.array_equal(start[:, :12], result[:, :12])
-        seen = shown(Image.fromarray(start).crop(windows[1].box), rest[:, 8:], SIDE)
+        seen = encoder_view(Image.fromarray(start).crop(windows[1].box), rest[:, 8:], SIDE)
         with torch.no_grad():
             encoded = TOKENIZER.encode(seen[None])[0]
         assert known.keep[row, -16:].reshape(4, 4).sum(dim=0).tolist() == [4, 0, 0, 0]  # half of it, less the band
@@ -307,39 +307,39 @@ def test_sliding_windows_see_what_was_drawn_before(drawn: Draws) -> None:
 def test_every_window_draws_other_random_numbers() -> None:
     """With one seed for all, two windows that see the same would show the same."""
     hole = hole_of(24, 8, (8, 0, 24, 8))
-    grey = Image.new("RGB", (24, 8), "grey")
-    (result,) = filled(grey, hole, [Window(8, 0, 8), Window(16, 0, 8)], feather=0.0, top_k=0, top_p=0.0, cfg=0.0)
+    gray = Image.new("RGB", (24, 8), "grey")
+    (result,) = filled(gray, hole, [Window(8, 0, 8), Window(16, 0, 8)], feather=0.0, top_k=0, top_p=0.0, cfg=0.0)
     assert not np.array_equal(result[:, 8:16], result[:, 16:24])
 
 
-# --- colours that meet
+# --- colors that meet
 
 
 def test_matched_keeps_what_is_seen_and_moves_the_hole_along() -> None:
     hole = hole_of(16, 16, (4, 5, 12, 10))
     outside = ~torch.from_numpy(hole)
     seen, drawing = normal(1, 3, 16, 16), normal(2, 3, 16, 16, seed=1)
-    result = matched(drawing, seen, hole)
+    result = match_colors(drawing, seen, hole)
     assert result.shape == (2, 3, 16, 16)
     assert largest_difference(result[..., outside], seen.expand(2, -1, -1, -1)[..., outside]) < 1e-5
-    # A drawing that is off by one colour all over comes out right, in the hole too.
+    # A drawing that is off by one color all over comes out right, in the hole too.
     off = torch.tensor([0.3, -0.2, 0.1])[:, None, None]
-    assert largest_difference(matched(seen + off, seen, hole), seen) < 1e-5
+    assert largest_difference(match_colors(seen + off, seen, hole), seen) < 1e-5
     others = torch.where(outside, seen, 9.0)
-    assert torch.equal(matched(drawing, others, hole), result)
+    assert torch.equal(match_colors(drawing, others, hole), result)
 
 
 def test_matched_with_nothing_or_all_known() -> None:
     seen, drawing = normal(1, 3, 8, 8), normal(2, 3, 8, 8, seed=1)
-    assert torch.equal(matched(drawing, seen, hole_of(8, 8, (0, 0, 8, 8))), drawing)
-    assert largest_difference(matched(drawing, seen, hole_of(8, 8)), seen.expand(2, -1, -1, -1)) < 1e-5
+    assert torch.equal(match_colors(drawing, seen, hole_of(8, 8, (0, 0, 8, 8))), drawing)
+    assert largest_difference(match_colors(drawing, seen, hole_of(8, 8)), seen.expand(2, -1, -1, -1)) < 1e-5
 
 
 def test_matched_takes_a_hole_of_another_resolution() -> None:
     seen, drawing = normal(1, 3, 8, 8), normal(1, 3, 8, 8, seed=1)
     for fine in (hole_of(32, 32, (9, 8, 16, 16)), hole_of(4, 4, (1, 1, 2, 2))):
         coarse = hole_of(8, 8, (2, 2, 4, 4))
-        assert torch.equal(matched(drawing, seen, fine), matched(drawing, seen, coarse))
+        assert torch.equal(match_colors(drawing, seen, fine), match_colors(drawing, seen, coarse))
 
 
 def test_match_changes_the_hole_alone() -> None:
@@ -421,10 +421,10 @@ def test_a_picture_that_is_not_square_keeps_all_tokens_of_its_scales(drawn: Draw
     coarse = TOKENIZER.scales.levels() < 2
     assert torch.equal(known.keep, coarse.expand(2, -1))
     assert torch.equal(out.tokens[:, coarse], known.tokens[:, coarse])
-    window = whole(size)
-    outside = ~through(np.ones(size[::-1], dtype=bool), window)
+    window = bounding_square(size)
+    outside = ~crop_mask(np.ones(size[::-1], dtype=bool), window)
     with torch.no_grad():
-        tokens = TOKENIZER.encode(shown(small.crop(window.box), outside, SIDE)[None])
+        tokens = TOKENIZER.encode(encoder_view(small.crop(window.box), outside, SIDE)[None])
     assert torch.equal(known.tokens[:1], tokens)
 
 
@@ -441,12 +441,12 @@ def test_a_large_square_is_shown_as_if_it_were_resized_at_once() -> None:
     pixels = np.stack([np.broadcast_to(ramp, (side, side)), np.broadcast_to(ramp[:, None], (side, side))] * 2, axis=-1)
     picture, hole = Image.fromarray(np.ascontiguousarray(pixels[..., :3])), hole_of(side, side, (20, 20, 45, 50))
     direct = to_tensor(picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS))
-    seen = shown(picture, hole, SIDE)
+    seen = encoder_view(picture, hole, SIDE)
     far = torch.from_numpy(distance_from(hole_of(SIDE, SIDE, (2, 2, 6, 6))) > 1)
     assert largest_difference(seen[:, far], direct[:, far]) < 0.05
     scribbled = np.asarray(picture).copy()
     scribbled[hole] = 255 - scribbled[hole]
-    assert torch.equal(shown(Image.fromarray(scribbled), hole, SIDE), seen)
+    assert torch.equal(encoder_view(Image.fromarray(scribbled), hole, SIDE), seen)
 
 
 @pytest.mark.parametrize(
@@ -492,7 +492,7 @@ def test_a_consistent_result_that_is_not_square(size: tuple[int, int]) -> None:
 def test_projection() -> None:
     drawing, small = normal(2, 3, 16, 16).clamp(-1, 1) * 0.5, normal(1, 3, 4, 4, seed=1).clamp(-1, 1) * 0.5
     before = drawing.clone()
-    result = projected(drawing, small)
+    result = back_project(drawing, small)
     assert torch.equal(drawing, before)
     assert result.shape == drawing.shape
     assert result.abs().max() <= 1
@@ -500,7 +500,7 @@ def test_projection() -> None:
     assert largest_difference(back, small.expand(2, -1, -1, -1)) < 1e-2
     # What agrees already stays as it is.
     agreeing = F.interpolate(result, size=(4, 4), mode="bicubic", antialias=True)[:1]
-    assert largest_difference(projected(result[:1], agreeing), result[:1]) < 1e-5
+    assert largest_difference(back_project(result[:1], agreeing), result[:1]) < 1e-5
 
 
 def test_results_of_upscaling_are_their_own() -> None:

@@ -18,13 +18,13 @@ from var.editing.image_masks import (
     KEPT_WHOLE,
     Hole,
     Mask,
-    continued,
-    keep_at_scales,
-    kept_tokens,
-    opacity,
+    feathered_alpha,
+    mask_at_scales,
+    masked_downscale,
     overlay,
+    pull_push_fill,
     read_hole,
-    reduced,
+    token_mask,
 )
 
 HOLE = np.array([[0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=bool)
@@ -38,7 +38,7 @@ def random_hole(height: int, width: int, share: float, seed: int) -> Hole:
 # --- what tells where a hole is
 
 
-def grey(values: Hole | np.ndarray) -> Image.Image:
+def gray(values: Hole | np.ndarray) -> Image.Image:
     return Image.fromarray(np.asarray(values, dtype=np.uint8))
 
 
@@ -51,18 +51,18 @@ def palette(hole: Hole) -> Image.Image:
 def with_alpha(hole: Hole, mode: str) -> Image.Image:
     """White all over; transparent, so kept, outside the hole."""
     image = Image.new("L", SIZE, "white").convert(mode)
-    image.putalpha(grey(hole * 255))
+    image.putalpha(gray(hole * 255))
     return image
 
 
 MASKS: dict[str, Image.Image] = {
     "1": Image.fromarray(HOLE),
-    "L": grey(np.where(HOLE, 128, 127)),  # brighter than half
+    "L": gray(np.where(HOLE, 128, 127)),  # brighter than half
     "P": palette(HOLE),
-    "RGB": grey(HOLE * 255).convert("RGB"),
+    "RGB": gray(HOLE * 255).convert("RGB"),
     "RGBA": with_alpha(HOLE, "RGBA"),
     "LA": with_alpha(HOLE, "LA"),
-    "CMYK": grey(HOLE * 255).convert("CMYK"),
+    "CMYK": gray(HOLE * 255).convert("CMYK"),
     "I;16": Image.fromarray(np.where(HOLE, 40000, 20000).astype(np.uint16)),
 }
 
@@ -90,7 +90,7 @@ def test_black_that_is_half_transparent_is_kept() -> None:
 def test_a_mask_is_turned_upright_as_its_picture_is() -> None:
     exif, file = Image.Exif(), BytesIO()
     exif[0x0112] = 6
-    grey(HOLE * 255).save(file, "PNG", exif=exif)
+    gray(HOLE * 255).save(file, "PNG", exif=exif)
     assert np.array_equal(read_hole(Image.open(file), SIZE[::-1]), np.rot90(HOLE, -1))
 
 
@@ -169,7 +169,7 @@ def test_a_mask_that_cannot_be_read_is_refused() -> None:
 @settings(max_examples=60, deadline=None)
 def test_a_token_is_kept_if_no_pixel_of_it_is_in_the_hole(side: int, tokens: int, share: float, seed: int) -> None:
     hole = random_hole(side, side, share, seed)
-    kept = kept_tokens(hole, tokens)
+    kept = token_mask(hole, tokens)
     assert kept.dtype == torch.bool
     expected = torch.ones(tokens, tokens, dtype=torch.bool)
     for (y, x), (i, j) in product(np.argwhere(hole).tolist(), product(range(tokens), repeat=2)):
@@ -180,7 +180,7 @@ def test_a_token_is_kept_if_no_pixel_of_it_is_in_the_hole(side: int, tokens: int
 
 
 def slow_resize(values: list[list[int]], side: int) -> list[Fraction]:
-    """Bilinear, pixel centres aligned, the outermost values continued; row by row."""
+    """Bilinear, pixel centers aligned, the outermost values continued; row by row."""
 
     def taps(out: int) -> list[tuple[int, Fraction]]:
         place = max((Fraction(2 * out + 1, 2) * len(values)) / side - Fraction(1, 2), Fraction(0))
@@ -205,7 +205,7 @@ def test_every_scale_keeps_what_the_resized_mask_keeps(
 ) -> None:
     last = sides[-1]
     keep = torch.from_numpy(random_hole(last, last, share, seed))
-    ours, start = keep_at_scales(keep, Scales(sides), dilate), 0
+    ours, start = mask_at_scales(keep, Scales(sides), dilate), 0
     assert ours.shape == (sum(side * side for side in sides),)
     assert ours.dtype == torch.bool
     lost = [(r, c) for r, c in product(range(last), repeat=2) if not keep[r, c]]
@@ -224,48 +224,48 @@ def test_every_scale_keeps_what_the_resized_mask_keeps(
 
 def test_half_is_not_more_than_half() -> None:
     keep = torch.tensor([[1, 0, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0], [1, 1, 0, 1]], dtype=torch.bool)
-    assert keep_at_scales(keep, Scales((1, 2, 4)))[1:5].tolist() == [False, True, True, False]
+    assert mask_at_scales(keep, Scales((1, 2, 4)))[1:5].tolist() == [False, True, True, False]
 
 
 def test_the_last_scale_keeps_the_mask_itself_or_its_undilated_part() -> None:
     keep = torch.ones(7, 7, dtype=torch.bool)
     keep[3, 3] = False
     scales = Scales((1, 2, 4, 7))
-    assert torch.equal(keep_at_scales(keep, scales)[-49:].reshape(7, 7), keep)
+    assert torch.equal(mask_at_scales(keep, scales)[-49:].reshape(7, 7), keep)
     around = torch.ones(7, 7, dtype=torch.bool)
     around[2:5, 2:5] = False
-    assert torch.equal(keep_at_scales(keep, scales, dilate=1)[-49:].reshape(7, 7), around)
-    assert keep_at_scales(keep, scales, dilate=1)[:5].all()  # two tokens a side: too wide for the band
-    assert not keep_at_scales(keep, scales, dilate=9)[1:].any()
+    assert torch.equal(mask_at_scales(keep, scales, dilate=1)[-49:].reshape(7, 7), around)
+    assert mask_at_scales(keep, scales, dilate=1)[:5].all()  # two tokens a side: too wide for the band
+    assert not mask_at_scales(keep, scales, dilate=9)[1:].any()
 
 
 def test_a_token_as_wide_as_twice_the_band_is_not_dilated() -> None:
     keep = torch.ones(4, 4, dtype=torch.bool)
     keep[1, 1] = False
-    assert keep_at_scales(keep, Scales((1, 2, 4)), dilate=1)[1:5].all()
-    assert not keep_at_scales(keep, Scales((1, 3, 4)), dilate=1)[1:10].all()  # 4/3 tokens wide
+    assert mask_at_scales(keep, Scales((1, 2, 4)), dilate=1)[1:5].all()
+    assert not mask_at_scales(keep, Scales((1, 3, 4)), dilate=1)[1:10].all()  # 4/3 tokens wide
 
 
 @pytest.mark.parametrize("scales", [Scales((1, 2, 4)), SCALES_256, SCALES_512])
 @pytest.mark.parametrize("dilate", [0, 1, 3])
 def test_everything_and_nothing_kept(scales: Scales, dilate: int) -> None:
     everything = torch.ones(scales.sides[-1], scales.sides[-1], dtype=torch.bool)
-    assert keep_at_scales(everything, scales, dilate).all()
-    assert not keep_at_scales(~everything, scales, dilate).any()  # not the scales of few tokens either
+    assert mask_at_scales(everything, scales, dilate).all()
+    assert not mask_at_scales(~everything, scales, dilate).any()  # not the scales of few tokens either
 
 
 def test_scales_of_few_tokens_are_kept_whole() -> None:
     keep = torch.zeros(16, 16, dtype=torch.bool)
     keep[0, 15] = True
     assert KEPT_WHOLE == 3
-    kept = keep_at_scales(keep, SCALES_256, dilate=1)
+    kept = mask_at_scales(keep, SCALES_256, dilate=1)
     assert kept[0]
     assert not kept[1:].any()
 
 
 def test_a_token_more_around_the_hole_never_keeps_more() -> None:
     keep = torch.from_numpy(~random_hole(16, 16, 0.05, seed=1))
-    kept = [keep_at_scales(keep, SCALES_256, dilate) for dilate in range(4)]
+    kept = [mask_at_scales(keep, SCALES_256, dilate) for dilate in range(4)]
     for less, more in pairwise(kept):
         assert (more <= less).all()
         assert more.sum() < less.sum()
@@ -273,7 +273,7 @@ def test_a_token_more_around_the_hole_never_keeps_more() -> None:
 
 def test_dilation_below_0_is_refused() -> None:
     with refused("dilate=-1", "0 or more"):
-        keep_at_scales(torch.ones(4, 4, dtype=torch.bool), Scales((1, 2, 4)), -1)
+        mask_at_scales(torch.ones(4, 4, dtype=torch.bool), Scales((1, 2, 4)), -1)
 
 
 # --- the smooth continuation
@@ -288,7 +288,7 @@ def ramp(height: int, width: int) -> Tensor:
 def test_a_hole_is_filled_from_the_known_pixels_alone(height: int, width: int, share: float, seed: int) -> None:
     pixels, hole = normal(2, 3, height, width, seed=seed), torch.from_numpy(random_hole(height, width, share, seed))
     before = pixels.clone(), hole.clone()
-    filled = continued(pixels, hole)
+    filled = pull_push_fill(pixels, hole)
     assert torch.equal(pixels, before[0])
     assert torch.equal(hole, before[1])
     assert filled.shape == pixels.shape
@@ -300,10 +300,10 @@ def test_a_hole_is_filled_from_the_known_pixels_alone(height: int, width: int, s
     assert (filled >= known.amin(dim=-1)[..., None, None] - 1e-5).all()
     assert (filled <= known.amax(dim=-1)[..., None, None] + 1e-5).all()
     others = torch.where(hole, 100 * normal(2, 3, height, width, seed=seed + 1), pixels)
-    assert torch.equal(continued(others, hole), filled)
-    assert largest_difference(continued(pixels[:1], hole), filled[:1]) < 1e-5  # no picture knows of the others
+    assert torch.equal(pull_push_fill(others, hole), filled)
+    assert largest_difference(pull_push_fill(pixels[:1], hole), filled[:1]) < 1e-5  # no picture knows of the others
     constant = torch.tensor([0.7, -0.3, 1.0])[:, None, None].expand(1, 3, height, width)
-    assert largest_difference(continued(constant, hole), constant) < 1e-6
+    assert largest_difference(pull_push_fill(constant, hole), constant) < 1e-6
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 23), (64, 64), (31, 12)])
@@ -311,7 +311,7 @@ def test_a_ramp_is_continued(height: int, width: int) -> None:
     hole = torch.zeros(height, width, dtype=torch.bool)
     hole[height // 3 : -(height // 3), width // 3 : -(width // 3)] = True
     for field in (ramp(height, width), ramp(width, height).mT):
-        filled = continued(field, hole)
+        filled = pull_push_fill(field, hole)
         assert largest_difference(filled, field) < 0.1
         mean = field[..., ~hole].mean()
         assert largest_difference(filled, field) < 0.5 * (field - mean)[..., hole].abs().max()  # no mean fill
@@ -322,15 +322,15 @@ def test_the_continuation_meets_the_pixels_beside_the_hole() -> None:
     hole = torch.zeros(32, 32, dtype=torch.bool)
     hole[8:24, 8:24] = True
     field = ramp(32, 32) + ramp(32, 32).mT
-    filled = continued(field, hole)[0, 0]
+    filled = pull_push_fill(field, hole)[0, 0]
     for steps in (filled.diff(dim=0), filled.diff(dim=1)):
         assert steps.abs().max() < 4 / 31
 
 
 def test_nothing_known_gives_0_and_no_hole_the_pixels() -> None:
     pixels = normal(1, 3, 5, 7)
-    assert (continued(pixels, torch.ones(5, 7, dtype=torch.bool)) == 0).all()
-    assert torch.equal(continued(pixels, torch.zeros(5, 7, dtype=torch.bool)), pixels)
+    assert (pull_push_fill(pixels, torch.ones(5, 7, dtype=torch.bool)) == 0).all()
+    assert torch.equal(pull_push_fill(pixels, torch.zeros(5, 7, dtype=torch.bool)), pixels)
 
 
 # --- pictures
@@ -340,7 +340,7 @@ def test_nothing_known_gives_0_and_no_hole_the_pixels() -> None:
 @settings(max_examples=60, deadline=None)
 def test_opacity_falls_with_the_distance_from_the_hole(height: int, width: int, share: float, feather: float) -> None:
     hole = random_hole(height, width, share, seed=height + 10 * width)
-    alpha = opacity(hole, feather)
+    alpha = feathered_alpha(hole, feather)
     assert alpha.shape == hole.shape
     assert alpha.dtype == np.float32
     inside = np.argwhere(hole)
@@ -352,7 +352,7 @@ def test_opacity_falls_with_the_distance_from_the_hole(height: int, width: int, 
 
 
 def test_without_a_hole_nothing_is_laid_over() -> None:
-    assert not opacity(np.zeros((3, 4), dtype=bool), 5).any()
+    assert not feathered_alpha(np.zeros((3, 4), dtype=bool), 5).any()
 
 
 def test_overlay_shows_the_hole_in_red() -> None:
@@ -368,7 +368,7 @@ def test_overlay_shows_the_hole_in_red() -> None:
 def test_reduced_takes_the_mean_of_the_known_pixels_of_a_cell() -> None:
     pixels, hole = normal(2, 3, 7, 10), torch.from_numpy(random_hole(7, 10, 0.6, seed=2))
     pixels[:, :, hole] = 1e6  # what lies in the hole does not matter
-    small, left = reduced(pixels, hole, 3)
+    small, left = masked_downscale(pixels, hole, 3)
     assert small.shape == (2, 3, 3, 4)
     for y, x in product(range(3), range(4)):
         cell = slice(3 * y, 3 * y + 3), slice(3 * x, 3 * x + 3)

@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from var.editing.image_masks import Hole
-from var.editing.windows import MAX_GROWTH, Window, around, extended, lay, outwards, sliding, through, whole, without
+from var.editing.windows import (
+    MAX_GROWTH,
+    Window,
+    bounding_square,
+    crop_mask,
+    outpaint_windows,
+    pad_canvas,
+    paste,
+    remove_window,
+    sliding,
+    window_around,
+)
 from var.utils.images import MAX_PIXELS
 
 lengths = st.integers(1, 40)
@@ -53,7 +64,7 @@ def extent(hole: Hole) -> tuple[int, int, int, int]:
 @given(holes(), st.one_of(st.none(), st.floats(1, 50)))
 @settings(max_examples=200, deadline=None)
 def test_the_window_holds_the_hole_and_stays_in_the_picture(hole: Hole, context: float | None) -> None:
-    window, (height, width) = around(hole, context), hole.shape
+    window, (height, width) = window_around(hole, context), hole.shape
     left, top, right, bottom = extent(hole)
     assert window.left <= left
     assert window.top <= top
@@ -93,19 +104,19 @@ def test_the_window_holds_the_hole_and_stays_in_the_picture(hole: Hole, context:
 def test_around_by_example(
     size: tuple[int, int], box: tuple[int, int, int, int], context: float | None, expected: Window
 ) -> None:
-    assert around(hole_of(size, box), context) == expected
+    assert window_around(hole_of(size, box), context) == expected
 
 
 @pytest.mark.parametrize("context", [None, 2.0])
 def test_without_a_hole_it_is_the_square_in_the_middle(context: float | None) -> None:
-    assert around(np.zeros((20, 40), dtype=bool), context) == Window(10, 0, 20)
-    assert around(np.zeros((41, 20), dtype=bool), context) == Window(0, 10, 20)
+    assert window_around(np.zeros((20, 40), dtype=bool), context) == Window(10, 0, 20)
+    assert window_around(np.zeros((41, 20), dtype=bool), context) == Window(0, 10, 20)
 
 
 @pytest.mark.parametrize("context", [0.0, 0.99, -3.0, float("nan"), float("inf")])
 def test_a_context_below_1_is_refused(context: float) -> None:
     with refused(f"context={context}", "1 (the hole alone)"):
-        around(hole_of((9, 9), (1, 1, 3, 3)), context)
+        window_around(hole_of((9, 9), (1, 1, 3, 3)), context)
 
 
 # --- whole
@@ -114,7 +125,7 @@ def test_a_context_below_1_is_refused(context: float) -> None:
 @given(lengths, lengths)
 @settings(max_examples=100, deadline=None)
 def test_whole_is_the_smallest_square_with_all_of_the_picture(width: int, height: int) -> None:
-    window = whole((width, height))
+    window = bounding_square((width, height))
     assert window.side == max(width, height)
     for length, start in ((width, window.left), (height, window.top)):
         before, after = -start, start + window.side - length
@@ -141,10 +152,10 @@ def test_sliding_windows_fill_an_extension_from_what_is_known(
         seen.append(window)
         assert window.side == side
         assert inside(window, hole.shape[::-1])
-        to_fill = through(left_over, window)
+        to_fill = crop_mask(left_over, window)
         assert to_fill.any()
         assert (~to_fill).sum() >= side * (side // 2)  # half of it is known
-        left_over = without(left_over, window)
+        left_over = remove_window(left_over, window)
         assert len(seen) <= hole.size
     assert not left_over.any()
     assert len(set(seen)) == len(seen)
@@ -159,8 +170,8 @@ def test_sliding_windows_fill_any_hole(known: Hole, side: int) -> None:
     left_over = ~known
     for window in sliding(~known, side):
         assert inside(window, known.shape[::-1])
-        assert through(left_over, window).any()
-        left_over = without(left_over, window)
+        assert crop_mask(left_over, window).any()
+        left_over = remove_window(left_over, window)
     assert not left_over.any()
 
 
@@ -193,7 +204,7 @@ def test_nothing_to_fill_needs_no_window() -> None:
 def test_an_extended_picture_has_room_around_it(room: tuple[int, int, int, int]) -> None:
     picture = noise(7, 5)
     before = picture.tobytes()
-    canvas, hole = extended(picture, *room)
+    canvas, hole = pad_canvas(picture, *room)
     left, right, top, bottom = room
     assert canvas.mode == "RGB"
     assert canvas.size == hole.shape[::-1] == (7 + left + right, 5 + top + bottom)
@@ -207,26 +218,26 @@ def test_an_extended_picture_has_room_around_it(room: tuple[int, int, int, int])
 @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
 def test_room_below_0_is_refused(side: str) -> None:
     with refused(f"{side}=-1", "0 or more"):
-        extended(noise(4, 4), **({"left": 0, "right": 0, "top": 0, "bottom": 3} | {side: -1}))
+        pad_canvas(noise(4, 4), **({"left": 0, "right": 0, "top": 0, "bottom": 3} | {side: -1}))
 
 
 def test_no_room_at_all_is_refused() -> None:
     with refused("no extension", "left, right, top and bottom"):
-        extended(noise(4, 4), 0, 0, 0, 0)
+        pad_canvas(noise(4, 4), 0, 0, 0, 0)
 
 
 def test_absurd_sizes_are_refused() -> None:
-    assert extended(noise(4, 3), 14, 14, 0, 0)[0].size == (MAX_GROWTH * 4, 3)
-    assert extended(noise(4, 3), 0, 0, 20, 1)[0].size == (4, MAX_GROWTH * 3)
+    assert pad_canvas(noise(4, 3), 14, 14, 0, 0)[0].size == (MAX_GROWTH * 4, 3)
+    assert pad_canvas(noise(4, 3), 0, 0, 20, 1)[0].size == (4, MAX_GROWTH * 3)
     with refused("4x3 px to 33x3 px", "8 times"):
-        extended(noise(4, 3), 14, 15, 0, 0)
+        pad_canvas(noise(4, 3), 14, 15, 0, 0)
     with refused("4x3 px to 4x25 px"):
-        extended(noise(4, 3), 0, 0, 0, 22)
+        pad_canvas(noise(4, 3), 0, 0, 0, 22)
     with refused("4x3 px to 1000000004x3 px"):
-        extended(noise(4, 3), 10**9, 0, 0, 0)
+        pad_canvas(noise(4, 3), 10**9, 0, 0, 0)
     large = Image.new("RGB", (8192, 4096))
     with refused("8192x8193 px", f"{MAX_PIXELS:,} pixels"):
-        extended(large, 0, 0, 4096, 1)
+        pad_canvas(large, 0, 0, 4096, 1)
 
 
 # --- through, without, lay
@@ -255,11 +266,11 @@ def test_what_a_window_shows_and_what_it_leaves(given_window: tuple[int, int, Wi
     width, height, window = given_window
     hole = np.random.default_rng(seed).random((height, width)) < 0.5
     before = hole.copy()
-    shown = through(hole, window)
+    shown = crop_mask(hole, window)
     assert shown.dtype == bool
     assert np.array_equal(shown, cut(hole, window))
-    left_over = without(hole, window)
-    assert not through(left_over, window).any()
+    left_over = remove_window(hole, window)
+    assert not crop_mask(left_over, window).any()
     assert left_over.sum() == hole.sum() - shown.sum()
     assert (left_over <= hole).all()
     assert np.array_equal(hole, before)
@@ -272,7 +283,7 @@ def test_a_square_is_laid_over_where_the_window_is(given_window: tuple[int, int,
     picture, square = noise(width, height, seed), noise(window.side, window.side, seed + 1)
     before = picture.tobytes(), square.tobytes()
     alpha = np.random.default_rng(seed).choice([0, 0.25, 1], (window.side, window.side)).astype(np.float32)
-    laid = np.asarray(lay(picture, square, alpha, window)).astype(float)
+    laid = np.asarray(paste(picture, square, alpha, window)).astype(float)
     expected = np.asarray(picture).astype(float)
     for y in range(height):
         for x in range(width):
@@ -294,31 +305,31 @@ def test_a_square_is_laid_over_where_the_window_is(given_window: tuple[int, int,
 )
 def test_auto_shrinks_until_the_picture_has_grown_a_lot(size: tuple[int, int], room: int, slides: bool) -> None:
     """And where sliding would take too many steps: a picture of 3000x4 px has 1,499 places along its side."""
-    canvas, hole = extended(Image.new("RGB", size), room, room, 0, 0) if slides else (
-        extended(Image.new("RGB", size), 0, 0, room, room)
+    canvas, hole = pad_canvas(Image.new("RGB", size), room, room, 0, 0) if slides else (
+        pad_canvas(Image.new("RGB", size), 0, 0, room, room)
     )  # fmt: skip
-    assert outwards(size, hole, "shrink") == [whole(canvas.size)]
-    found = outwards(size, hole, "auto")
-    assert (found != [whole(canvas.size)]) == slides
+    assert outpaint_windows(size, hole, "shrink") == [bounding_square(canvas.size)]
+    found = outpaint_windows(size, hole, "auto")
+    assert (found != [bounding_square(canvas.size)]) == slides
     if slides:
-        assert found == outwards(size, hole, "slide") == list(sliding(hole, min(size)))
+        assert found == outpaint_windows(size, hole, "slide") == list(sliding(hole, min(size)))
 
 
 def test_ways_that_cannot_work() -> None:
-    _, hole = extended(Image.new("RGB", (3000, 4)), 0, 0, 4, 0)
+    _, hole = pad_canvas(Image.new("RGB", (3000, 4)), 0, 0, 4, 0)
     with refused("windows of 4 px", "2998 steps", "at most 400", "method shrink"):
-        outwards((3000, 4), hole, "slide")
+        outpaint_windows((3000, 4), hole, "slide")
     with refused("method 'zoom'", "auto, shrink, slide"):
-        outwards((3000, 4), hole, "zoom")
+        outpaint_windows((3000, 4), hole, "zoom")
 
 
 def test_windows_that_have_nothing_to_fill_do_not_count() -> None:
     """A long picture that is extended at one end slides there, whatever its length."""
-    _, hole = extended(Image.new("RGB", (4000, 4)), 0, 8, 0, 0)
-    assert len(outwards((4000, 4), hole, "slide")) <= 5
+    _, hole = pad_canvas(Image.new("RGB", (4000, 4)), 0, 8, 0, 0)
+    assert len(outpaint_windows((4000, 4), hole, "slide")) <= 5
 
 
 def test_an_extended_picture_keeps_its_colour_profile() -> None:
     picture = noise(4, 4)
     picture.info["icc_profile"] = b"wide"
-    assert extended(picture, 1, 0, 0, 0)[0].info["icc_profile"] == b"wide"
+    assert pad_canvas(picture, 1, 0, 0, 0)[0].info["icc_profile"] == b"wide"

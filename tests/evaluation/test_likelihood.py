@@ -17,7 +17,7 @@ from tiny import ended, image_folder, metrics, tiny_pipeline, tokenizer_recipe, 
 from var.cli.evaluation.likelihood import likelihood as command
 from var.cli.run import Group, run
 from var.evaluation.data import open_pictures, picture_batches
-from var.evaluation.likelihood import LabelledLikelihood, Likelihood, TokenLikelihood, likelihood
+from var.evaluation.likelihood import LabeledLikelihood, Likelihood, TokenLikelihood, likelihood
 from var.evaluation.metrics.stats import Measured
 from var.pipeline import VARPipeline
 from var.training.config import VARRecipe
@@ -29,7 +29,7 @@ IMAGES, LABELS = normal(N, 3, 8, 8).clamp(-1, 1), [0, 4, 2, 2, 3, 1, 0]
 Command = Callable[..., tuple[int, str, str]]
 
 
-def of_batches(pipe: VARPipeline, batch_size: int) -> LabelledLikelihood:
+def of_batches(pipe: VARPipeline, batch_size: int) -> LabeledLikelihood:
     starts = range(0, N, batch_size)
     return likelihood(pipe, [(IMAGES[i : i + batch_size], LABELS[i : i + batch_size]) for i in starts])
 

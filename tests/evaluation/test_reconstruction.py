@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     pool: Tensor
 
 
-class Colours:
+class Colors:
     """An extractor whose features are the means of the channels."""
 
     name, library, weights, side, resize, dimension = "colours", "none", "none", 8, "none", 3
@@ -125,7 +125,7 @@ def test_a_perceptual_distance_sees_8_bit_pictures() -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 2, 6])
 def test_any_batch_size_gives_the_same_numbers(batch_size: int) -> None:
-    vqvae, extractor = small_vqvae(), Colours()
+    vqvae, extractor = small_vqvae(), Colors()
     ours = reconstruction(vqvae, batches(batch_size), extractor=extractor)
     theirs = reconstruction(vqvae, batches(4), extractor=extractor)
     for name in ("psnr", "ssim", "l1"):
@@ -140,7 +140,7 @@ def test_any_batch_size_gives_the_same_numbers(batch_size: int) -> None:
 @torch.no_grad()
 def test_rfid_is_the_distance_between_originals_and_reconstructions() -> None:
     vqvae = small_vqvae()
-    found = reconstruction(vqvae, batches(), extractor=Colours())
+    found = reconstruction(vqvae, batches(), extractor=Colors())
     ours, theirs = (255 * rounded(x).mean(dim=(2, 3)).numpy() for x in (vqvae.decode(vqvae.encode(IMAGES)), IMAGES))
     step = ours.mean(axis=0) - theirs.mean(axis=0)
     a, b = np.cov(ours.T), np.cov(theirs.T)
@@ -150,9 +150,9 @@ def test_rfid_is_the_distance_between_originals_and_reconstructions() -> None:
 
 def test_rfid_of_a_shift_is_its_square() -> None:
     middle = IMAGES * 0.5
-    shifted = reconstruction(Known(3 / 127.5), batches(images=rounded(middle).float() * 2 - 1), extractor=Colours())
+    shifted = reconstruction(Known(3 / 127.5), batches(images=rounded(middle).float() * 2 - 1), extractor=Colors())
     assert shifted.fid == pytest.approx(3 * 3**2, rel=1e-5)
-    same = reconstruction(Known(0.0), batches(), extractor=Colours())
+    same = reconstruction(Known(0.0), batches(), extractor=Colors())
     assert same.fid == pytest.approx(0, abs=1e-6)
 
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_measured_is_refused() -> None:
         with refused("bfloat16", "float32"):
             measure(small_vqvae().cast(torch.bfloat16), batches())
     with refused("at least 2"):
-        reconstruction(small_vqvae(), batches(1, IMAGES[:1]), extractor=Colours())
+        reconstruction(small_vqvae(), batches(1, IMAGES[:1]), extractor=Colors())
 
 
 def test_a_tokenizer_is_found_alone_and_in_a_model(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 
 
 def test_the_command_prints_and_writes(var: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("var.evaluation.metrics.extractors.open_extractor", lambda *_: Colours())
+    monkeypatch.setattr("var.evaluation.metrics.extractors.open_extractor", lambda *_: Colors())
     monkeypatch.setattr("var.networks.backbones.load_perceptual", lambda *_: Distance())
     code, out, err = var("--extractor", "colours", "--lpips", "lpips-alex", "--per-scale", "--json", "r.json")
     assert code == 0

@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from helpers import largest_difference, randomise, refused
+from helpers import largest_difference, randomize, refused
 from numpy.typing import NDArray
 from PIL import Image
 from tiny import picture, tiny_pipeline
 
 from var.features import extract
-from var.features.classify import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbours
+from var.features.classify import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbors
 from var.features.extract import FeatureSummary, open_source, write_features
 from var.features.pictures import Picture, Pictures, folder_pictures, split_pictures
 from var.features.sources import EncoderFeatures, load_features
@@ -26,7 +26,7 @@ from var.hub.checkpoint import save_model
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, val_transforms
 from var.utils import files
 from var.utils.classes import class_labels
-from var.utils.images import centre_square
+from var.utils.images import resize_and_center_crop
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "width": 8, "depth": 3, "heads": 2}
 LENGTH, PATCHES = 8, 4
@@ -34,7 +34,7 @@ LENGTH, PATCHES = 8, 4
 
 def tiny_encoder(seed: int = 0) -> Encoder:
     encoder = Encoder(EncoderConfig(**SIZES))
-    randomise(encoder, seed)
+    randomize(encoder, seed)
     return encoder.eval()
 
 
@@ -485,7 +485,7 @@ def test_features_of_a_var_are_its_hidden_states(folder: Path, tmp_path: Path, d
     found = read_features(tmp_path / "f.parquet")
     assert (found.settings.image_size, found.settings.patches, found.settings.dtype) == (8, 21, dtype)
     with Image.open(folder / "bar/10.png") as image:
-        (expected,) = load_features(str(tmp_path / "pipeline")).features(centre_square(image, 8)[None], [1])
+        (expected,) = load_features(str(tmp_path / "pipeline")).features(resize_and_center_crop(image, 8)[None], [1])
     tolerance = 1e-5 if dtype == "float32" else 0.05 * float(expected.abs().max())
     assert largest_difference(torch.from_numpy(found.values[0]), expected[0].mean(dim=0)) < tolerance
 
@@ -526,16 +526,16 @@ def made_up(values: NDArray[np.floating[Any]], labels: NDArray[np.int64], **chan
 
 
 def clusters(count: int, spread: float, seed: int, classes: int = 8, width: int = 16) -> Features:
-    """Points around one centre a class; labels are not 0, 1, 2 ..."""
-    centres = np.random.default_rng(0).normal(size=(classes, width))
+    """Points around one center a class; labels are not 0, 1, 2 ..."""
+    centers = np.random.default_rng(0).normal(size=(classes, width))
     rng = np.random.default_rng((1, seed))
     labels = rng.integers(classes, size=count)
-    return made_up(centres[labels] + spread * rng.normal(size=(count, width)), 10 * labels + 3)
+    return made_up(centers[labels] + spread * rng.normal(size=(count, width)), 10 * labels + 3)
 
 
 def test_separable_features_are_told_apart() -> None:
     train, validation = clusters(400, 0.05, 0), clusters(100, 0.05, 1)
-    assert nearest_neighbours(train, validation, k=5) == (1.0, 1.0)
+    assert nearest_neighbors(train, validation, k=5) == (1.0, 1.0)
     found = linear(train, validation)
     assert found.accuracy == (1.0, 1.0)
     assert (found.held_out, found.converged) == (1.0, True)
@@ -544,7 +544,7 @@ def test_separable_features_are_told_apart() -> None:
 def test_random_features_say_nothing() -> None:
     rng = np.random.default_rng(0)
     train, validation = (made_up(rng.normal(size=(count, 16)), rng.integers(8, size=count)) for count in (2000, 2000))
-    for accuracy in (nearest_neighbours(train, validation), linear(train, validation).accuracy):
+    for accuracy in (nearest_neighbors(train, validation), linear(train, validation).accuracy):
         assert accuracy.top1 == pytest.approx(1 / 8, abs=0.03)
         assert accuracy.top5 == pytest.approx(5 / 8, abs=0.05)
 
@@ -562,20 +562,20 @@ def test_nearest_neighbours_equal_plain_numpy(k: int) -> None:
         ranked = sorted(votes, key=lambda name: -votes[name])
         top1 += label == ranked[0]
         top5 += label in ranked[:5]
-    assert nearest_neighbours(train, validation, k) == pytest.approx((top1 / 200, top5 / 200), abs=1e-12)
+    assert nearest_neighbors(train, validation, k) == pytest.approx((top1 / 200, top5 / 200), abs=1e-12)
     assert 0.2 < top1 / 200 < 0.9  # neither trivial nor hopeless
     assert top5 > top1 or k == 1  # a class without a vote is not named, even where five may be
 
 
 def test_validation_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     train, validation = clusters(300, 1.2, 0), clusters(50, 1.2, 1)
-    whole = nearest_neighbours(train, validation), linear(train, validation)
+    whole = nearest_neighbors(train, validation), linear(train, validation)
     monkeypatch.setattr("var.features.classify.CHUNK", 7)
-    assert (nearest_neighbours(train, validation), linear(train, validation)) == whole
+    assert (nearest_neighbors(train, validation), linear(train, validation)) == whole
 
 
 def test_the_strength_is_chosen_on_what_was_held_out() -> None:
-    """Few images and many numbers that say nothing: weak regularisation fits them."""
+    """Few images and many numbers that say nothing: weak regularization fits them."""
     rng = np.random.default_rng(0)
 
     def noisy(count: int) -> Features:
@@ -639,7 +639,7 @@ def test_features_that_cannot_be_compared() -> None:
         check_comparable(train._replace(class_names={3: "cat"}), validation._replace(class_names={3: "dog"}))
     for k in (0, 101):
         with refused(f"k={k} must be in 1..100"):
-            nearest_neighbours(train, validation, k)
+            nearest_neighbors(train, validation, k)
     few = made_up(np.eye(2), np.arange(2))
     with refused("2 training features are too few"):
         linear(few, few)

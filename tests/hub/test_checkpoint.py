@@ -23,7 +23,7 @@ from var.hub.checkpoint import (
     read_config,
     save_model,
 )
-from var.models.aim import Encoder, EncoderConfig, sine_cosine
+from var.models.aim import Encoder, EncoderConfig, sincos_2d_pos_embed
 from var.utils.files import replacing
 
 
@@ -264,7 +264,7 @@ def test_encoder_round_trip(tmp_path: Path) -> None:
     assert read_config(tmp_path / "model")["model"] == "Encoder"
     assert loaded.config == encoder.config
     assert equal(loaded, encoder)
-    assert torch.equal(loaded.position, sine_cosine(2, 16))
+    assert torch.equal(loaded.position, sincos_2d_pos_embed(2, 16))
     assert not loaded.training
 
 

@@ -23,7 +23,7 @@ from var.models.aim import (
     Encoder,
     EncoderConfig,
     ProbeConfig,
-    sine_cosine,
+    sincos_2d_pos_embed,
     val_transforms,
 )
 
@@ -88,7 +88,7 @@ def test_golden_every_block_and_logits() -> None:
 
 @pytest.mark.parametrize(("side", "width"), [(3, 8), (5, 12), (1, 4)])
 def test_positions_equal_a_slow_loop(side: int, width: int) -> None:
-    table, quarter = sine_cosine(side, width), width // 4
+    table, quarter = sincos_2d_pos_embed(side, width), width // 4
     assert table.shape == (side * side, width)
     assert table.dtype == torch.float32
     for row in range(side):
@@ -213,7 +213,7 @@ def test_cast_keeps_the_statistics() -> None:
 def test_a_model_on_the_meta_device_has_its_positions_all_the_same() -> None:
     with torch.device("meta"):
         model = AIM(AIMConfig(**SIZES, probe_layers=(0,)))
-    assert torch.equal(model.encoder.position, sine_cosine(2, 16))
+    assert torch.equal(model.encoder.position, sincos_2d_pos_embed(2, 16))
 
 
 def test_the_probes_encoder_has_the_encoders_configuration() -> None:
@@ -403,8 +403,8 @@ def test_pictures_are_standardised() -> None:
         assert result.dtype == torch.float32
         for channel, number in zip(result, expected, strict=True):
             assert channel.flatten().tolist() == pytest.approx([number] * 64, abs=1e-5)
-    colour = val_transforms(8)(Image.new("RGB", (8, 8), (255, 0, 0)))
-    assert [round(float(c), 2) for c in colour[:, 0, 0]] == [2.25, -2.04, -1.80]
+    color = val_transforms(8)(Image.new("RGB", (8, 8), (255, 0, 0)))
+    assert [round(float(c), 2) for c in color[:, 0, 0]] == [2.25, -2.04, -1.80]
 
 
 def test_the_middle_of_the_picture_is_kept() -> None:

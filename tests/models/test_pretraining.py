@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from helpers import largest_difference, normal, randomise, refused
+from helpers import largest_difference, normal, randomize, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -14,16 +14,16 @@ from torch import Tensor
 from var.models.aim import EncoderConfig
 from var.models.masks import prefix_causal
 from var.models.pretraining import (
-    Head,
+    AIMPretrainer,
     HeadConfig,
-    Pretraining,
+    PixelHead,
     check_prefix,
     patch_statistics,
     patches,
     predicted,
     prefix_lengths,
     sequence_order,
-    unpatched,
+    unpatchify,
 )
 
 SIDE, PATCH = 4, 2
@@ -31,11 +31,11 @@ ENCODER = EncoderConfig(image_size=SIDE * PATCH, patch_size=PATCH, width=16, dep
 N = SIDE * SIDE
 
 
-def small(order: Tensor | None = None, depth: int = 2) -> Pretraining:
-    model = Pretraining(
+def small(order: Tensor | None = None, depth: int = 2) -> AIMPretrainer:
+    model = AIMPretrainer(
         ENCODER, HeadConfig(depth=depth, width=8), 12, sequence_order("raster", SIDE) if order is None else order
     )
-    randomise(model, seed=1)
+    randomize(model, seed=1)
     return model
 
 
@@ -152,8 +152,8 @@ def test_what_counts_are_the_targets_after_the_prefix() -> None:
 
 
 def test_head_is_residual_blocks_on_every_patch_alone() -> None:
-    head = Head(ENCODER, HeadConfig(depth=3, width=8, mlp_ratio=2.0), 5)
-    randomise(head, seed=2)
+    head = PixelHead(ENCODER, HeadConfig(depth=3, width=8, mlp_ratio=2.0), 5)
+    randomize(head, seed=2)
     x, places = normal(2, 4, 16), torch.tensor([3, 0, 9, 2])
     h = head.widen(x) + head.position[places]  # type: ignore[index]
     for norm, mlp in zip(head.norms, head.mlps, strict=True):
@@ -164,7 +164,7 @@ def test_head_is_residual_blocks_on_every_patch_alone() -> None:
 
 
 def test_no_head_is_one_linear_map() -> None:
-    head = Head(ENCODER, HeadConfig(depth=0), 5)
+    head = PixelHead(ENCODER, HeadConfig(depth=0), 5)
     assert {name: tuple(p.shape) for name, p in head.named_parameters()} == {
         "predict.weight": (5, 16),
         "predict.bias": (5,),
@@ -200,7 +200,7 @@ def test_orders_are_what_they_are_called() -> None:
     for side in (3, 4, 7):
         spiral = [divmod(place, side) for place in sequence_order("spiral", side).tolist()]
         for (a, b), (c, d) in pairwise(spiral):
-            assert abs(a - c) + abs(b - d) == 1  # from a patch to a neighbour
+            assert abs(a - c) + abs(b - d) == 1  # from a patch to a neighbor
         ring = [max(abs(2 * a - side + 1), abs(2 * b - side + 1)) for a, b in spiral]
         assert ring == sorted(ring)  # outwards
     assert torch.equal(sequence_order("random", 6, seed=3), sequence_order("random", 6, seed=3))
@@ -218,7 +218,7 @@ def test_patches_hold_the_pixels_of_their_place() -> None:
         row, column = divmod(place, SIDE)
         part = images[:, :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH]
         assert torch.equal(out[:, place], part.permute(0, 2, 3, 1).flatten(1))
-    assert torch.equal(unpatched(out, PATCH), images)
+    assert torch.equal(unpatchify(out, PATCH), images)
 
 
 def test_statistics_are_of_each_patch_with_the_unbiased_variance() -> None:
@@ -229,4 +229,4 @@ def test_statistics_are_of_each_patch_with_the_unbiased_variance() -> None:
     assert largest_difference(deviation, expected) < 1e-12
     flat = torch.full((1, 1, 12), 0.3)
     mean, deviation = patch_statistics(flat)
-    assert ((flat - mean) / deviation).abs().max() < 1e-3  # a patch of one colour does not blow up
+    assert ((flat - mean) / deviation).abs().max() < 1e-3  # a patch of one color does not blow up

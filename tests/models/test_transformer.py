@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from helpers import largest_difference, normal, randomise
+from helpers import largest_difference, normal, randomize
 from torch import Tensor
 
 from tokenizer.scales import Scales
@@ -52,7 +52,7 @@ def naive_attention(layer: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
 @torch.no_grad()
 def test_attention_equals_a_naive_softmax(qk_norm: bool, masked: bool) -> None:
     layer = Attention(BlockConfig(12, 3, qk_norm=qk_norm, logit_scale=0.25))
-    randomise(layer, seed=0, std=0.7)
+    randomize(layer, seed=0, std=0.7)
     if layer.log_scale is not None:
         layer.log_scale.copy_(torch.tensor([0.5, 2.0, 9.0]))  # the last is above the bound
     x = normal(2, 5, 12)
@@ -71,7 +71,7 @@ def test_attention_has_biases_on_q_and_v_only_and_scales_that_start_at_4() -> No
 @torch.no_grad()
 def test_cached_attention_equals_masked_attention() -> None:
     layer, scales = Attention(BlockConfig(12, 3)), Scales((1, 2, 3))
-    randomise(layer, seed=0)
+    randomize(layer, seed=0)
     x = normal(2, scales.total, 12)
     cache = KVCache.allocate(1, 2, 3, scales.total, 4, like=x)
     cache.keys.fill_(math.nan)  # whatever lies there must not matter
@@ -108,7 +108,7 @@ def test_modulate_is_a_layer_norm_with_the_given_scale_and_shift() -> None:
 @torch.no_grad()
 def test_mlp_uses_the_tanh_form_of_gelu() -> None:
     mlp = MLP(BlockConfig(4, 1))
-    randomise(mlp, seed=0, std=1.0)
+    randomize(mlp, seed=0, std=1.0)
     x = normal(3, 4)
     h = x @ mlp.up.weight.T + mlp.up.bias
     h = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
@@ -118,7 +118,7 @@ def test_mlp_uses_the_tanh_form_of_gelu() -> None:
 @torch.no_grad()
 def test_adaln_is_silu_then_linear() -> None:
     layer = AdaLN(4, 6)
-    randomise(layer, seed=0, std=1.0)
+    randomize(layer, seed=0, std=1.0)
     condition = normal(2, 4)
     expected = condition / (1 + (-condition).exp()) @ layer.linear.weight.T + layer.linear.bias
     assert layer(condition).shape == (2, 6, 1, 4)
@@ -128,7 +128,7 @@ def test_adaln_is_silu_then_linear() -> None:
 @torch.no_grad()
 def test_block_takes_the_six_parts_in_the_order_of_the_released_weights() -> None:
     block = Block(BlockConfig(8, 2, mlp_ratio=2.0))
-    randomise(block, seed=0)
+    randomize(block, seed=0)
     condition, x = normal(2, 8), normal(2, 3, 8, seed=1)
     gate1, gate2, scale1, scale2, shift1, shift2 = block.adaln(condition).unbind(dim=1)
     h = x + gate1 * block.attention(modulate(x, scale1, shift1))
@@ -139,7 +139,7 @@ def test_block_takes_the_six_parts_in_the_order_of_the_released_weights() -> Non
 @torch.no_grad()
 def test_shared_adaln_adds_the_blocks_offset() -> None:
     block = Block(BlockConfig(8, 2, mlp_ratio=2.0, norm="shared adaln"))
-    randomise(block, seed=0)
+    randomize(block, seed=0)
     shared = normal(2, 6, 1, 8)
     offset = dict(block.named_parameters())["adaln.offset"]
     assert offset.shape == (6, 8)
@@ -178,7 +178,7 @@ def test_stochastic_depth_keeps_the_mean_and_the_type() -> None:
 @pytest.mark.parametrize("sides", [(1, 2, 3, 4), (1, 2), (1,)], ids=str)
 def test_spans_equal_the_dense_mask_in_outputs_and_gradients(qk_norm: bool, sides: tuple[int, ...]) -> None:
     layer, scales = Attention(BlockConfig(12, 3, qk_norm=qk_norm, logit_scale=0.25)), Scales(sides)
-    randomise(layer, seed=0, std=0.7)
+    randomize(layer, seed=0, std=0.7)
     mask = block_causal(scales)
     results = []
     for form in (mask, spans(scales, mask)):

@@ -219,8 +219,8 @@ def test_dino_gives_the_blocks_of_its_file(tmp_path: Path, dino_state: dict[str,
         images = pictures(1, 224, seed=height)[:, :, :height, :width]
         resized = F.interpolate(grid, size=(height // 16, width // 16), mode="bicubic", align_corners=False)
         positions = torch.cat([learned[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
-        normalised = ((images + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
-        blocks = plain_dino(dino_state, normalised, positions)
+        normalized = ((images + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+        blocks = plain_dino(dino_state, normalized, positions)
         with torch.no_grad():
             found = backbone(images)
         assert backbone.channels == (384,) * 4

@@ -13,8 +13,15 @@ from torch import Tensor, nn
 from tokenizer.scales import Scales
 from tokenizer.vqvae import VQVAE
 from var.models.var import VAR
-from var.sampling.generate import Generated, Known, generate, in_batches, occurrences
-from var.sampling.logits import RandomStreams, draw, filter_logits, guidance_at, guide, smooth_choice
+from var.sampling.generate import Generated, Known, generate, generate_batches, index_within_class
+from var.sampling.logits import (
+    RandomStreams,
+    cfg_at_scale,
+    classifier_free_guidance,
+    filter_logits,
+    gumbel_softmax,
+    sample_tokens,
+)
 
 
 def models() -> tuple[VAR, VQVAE]:
@@ -67,7 +74,7 @@ def test_tokens_follow_from_the_training_forward(cfg: float) -> None:
     for k, (with_label, without, tokens) in enumerate(parts):
         t = cfg * k / 2
         logits = filter_logits((1 + t) * with_label - t * without, 5, 0.9)
-        assert torch.equal(draw(logits, streams.uniform(tokens.shape[1])), tokens)
+        assert torch.equal(sample_tokens(logits, streams.uniform(tokens.shape[1])), tokens)
 
 
 @torch.no_grad()
@@ -75,9 +82,9 @@ def test_smooth_mode_mixes_codewords() -> None:
     model, vqvae = models()
     out = generate(model, vqvae, [1, 4], cfg=0.0, top_k=5, top_p=0.0, seed=3, smooth=True)
     logits = filter_logits(model.step(0, None, model.condition(torch.tensor([1, 4])), model.new_cache(2)), 5)
-    weights = smooth_choice(logits, RandomStreams(3, [1, 4], [0, 0]).uniform(1, VOCAB), 0, 3)
+    weights = gumbel_softmax(logits, RandomStreams(3, [1, 4], [0, 0]).uniform(1, VOCAB), 0, 3)
     assert torch.equal(weights.argmax(dim=-1), out.tokens[:, :1])
-    mixed = vqvae.quantizer.contribution(weights @ vqvae.quantizer.codebook.weight, 0)
+    mixed = vqvae.quantizer.scale_update(weights @ vqvae.quantizer.codebook.weight, 0)
     assert largest_difference(out.f_hats[0], mixed) < 1e-5
     hard = vqvae.quantizer.decode(out.tokens, num_scales=1)
     assert largest_difference(out.f_hats[0], hard) > 1e-3
@@ -221,8 +228,8 @@ def test_global_random_numbers_are_neither_used_nor_moved() -> None:
 
 
 def test_occurrences() -> None:
-    assert occurrences([7, 3, 7, 7, 3]) == [0, 0, 1, 2, 1]
-    assert occurrences([]) == []
+    assert index_within_class([7, 3, 7, 7, 3]) == [0, 0, 1, 2, 1]
+    assert index_within_class([]) == []
 
 
 @pytest.mark.parametrize("label", [-1, CLASSES + 1])
@@ -301,10 +308,10 @@ def test_kept_tokens_stay_and_the_others_follow_from_the_final_ones(
         unconditional = scales.split(model(torch.full((2,), CLASSES), features))
     parts = zip(conditional, unconditional, scales.split(out.tokens), scales.split(keep), strict=True)
     for k, (with_label, without, drawn, keep_k) in enumerate(parts):
-        logits = guide(with_label, without, guidance_at(cfg, k, len(scales)))
+        logits = classifier_free_guidance(with_label, without, cfg_at_scale(cfg, k, len(scales)))
         uniform = streams.uniform(drawn.shape[1])
         # A number next to the border of two tokens may fall on either side of it.
-        low, high = (draw(logits, (uniform + rounding).clamp(0, 1 - 1e-7)) for rounding in (-1e-4, 1e-4))
+        low, high = (sample_tokens(logits, (uniform + rounding).clamp(0, 1 - 1e-7)) for rounding in (-1e-4, 1e-4))
         assert ((low <= drawn) & (drawn <= high) | keep_k).all()
 
 
@@ -354,7 +361,7 @@ def test_known_tokens_in_batches(batch_size: int) -> None:
     known = Known(random_tokens(5, model.scales.total), random_mask(5, model.scales.total, 0.4, seed=1))
     for given_known in (known, None):
         whole = generate(model, vqvae, labels, seed=5, cfg=2.0, known=given_known)
-        parts = list(in_batches(model, vqvae, labels, batch_size, given_known, seed=5, cfg=2.0))
+        parts = list(generate_batches(model, vqvae, labels, batch_size, given_known, seed=5, cfg=2.0))
         assert [len(part.tokens) for part in parts[:-1]] == [batch_size] * (len(parts) - 1)
         assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
         assert largest_difference(torch.cat([part.images for part in parts]), whole.images) < 1e-4
@@ -362,7 +369,7 @@ def test_known_tokens_in_batches(batch_size: int) -> None:
 
 def test_no_batches_of_nothing() -> None:
     with refused("batch_size=0", "at least 1"):
-        list(in_batches(*models(), [1], 0))
+        list(generate_batches(*models(), [1], 0))
 
 
 def test_known_tokens_are_not_written_to() -> None:

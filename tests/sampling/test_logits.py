@@ -14,13 +14,13 @@ from scipy.stats import chisquare, kstest
 
 from var.sampling.logits import (
     RandomStreams,
+    cfg_at_scale,
     check_sampling,
-    draw,
+    classifier_free_guidance,
+    derive_seed,
     filter_logits,
-    guidance_at,
-    guide,
-    nth_seed,
-    smooth_choice,
+    gumbel_softmax,
+    sample_tokens,
 )
 
 
@@ -142,7 +142,7 @@ def test_draw_never_returns_a_removed_token(seed: int, kept: int) -> None:
     uniform = torch.rand(1, 64, generator=torch.Generator().manual_seed(seed))
     uniform[:, :6] = torch.tensor([0, 1e-38, 1e-7, 1 - 2**-24, 1 - 2**-23, 0.5])
     before = logits.clone(), uniform.clone()
-    tokens = draw(logits, uniform)
+    tokens = sample_tokens(logits, uniform)
     assert tokens.shape == (1, 64)
     assert tokens.dtype == torch.int64
     assert logits.gather(-1, tokens[..., None]).isfinite().all()
@@ -155,12 +155,12 @@ def test_draw_at_the_ends_of_the_unit_interval(vocab: int) -> None:
     logits = torch.full((1, 2, vocab), -math.inf)
     logits[..., 3:-3] = normal(2, vocab - 6)
     ends = torch.tensor([[0.0, 1 - 2**-24]])
-    assert draw(logits, ends).tolist() == [[3, vocab - 4]]
+    assert sample_tokens(logits, ends).tolist() == [[3, vocab - 4]]
 
 
 def test_draw_splits_the_unit_interval_by_probability() -> None:
     logits = torch.tensor([0.5, 0.0, 0.25, 0.25]).log().expand(1, 6, 4)
-    assert draw(logits, torch.tensor([[0.0, 0.49, 0.51, 0.74, 0.76, 0.99]])).tolist() == [[0, 0, 2, 2, 3, 3]]
+    assert sample_tokens(logits, torch.tensor([[0.0, 0.49, 0.51, 0.74, 0.76, 0.99]])).tolist() == [[0, 0, 2, 2, 3, 3]]
 
 
 def test_draw_matches_the_probabilities() -> None:
@@ -168,7 +168,7 @@ def test_draw_matches_the_probabilities() -> None:
     probabilities = logits[0, 0].double().softmax(dim=-1).numpy()
     number = 20_000
     uniform = RandomStreams(0, [1], [0]).uniform(number)
-    counts = np.bincount(draw(logits.expand(1, number, 12), uniform)[0].numpy(), minlength=12)
+    counts = np.bincount(sample_tokens(logits.expand(1, number, 12), uniform)[0].numpy(), minlength=12)
     alive = probabilities > 0
     assert alive.sum() == 9
     assert counts[~alive].sum() == 0
@@ -178,13 +178,13 @@ def test_draw_matches_the_probabilities() -> None:
 def test_guidance() -> None:
     conditional, unconditional = normal(2, 3, 4), normal(2, 3, 4, seed=1)
     expected = 2.5 * conditional - 1.5 * unconditional
-    assert largest_difference(guide(conditional, unconditional, 1.5), expected) < 1e-5
-    assert torch.equal(guide(conditional, unconditional, 0.0), conditional)
+    assert largest_difference(classifier_free_guidance(conditional, unconditional, 1.5), expected) < 1e-5
+    assert torch.equal(classifier_free_guidance(conditional, unconditional, 0.0), conditional)
 
 
 def test_guidance_rises_linearly_from_0_to_cfg() -> None:
-    assert [guidance_at(3.0, k, 4) for k in range(4)] == pytest.approx([0, 1, 2, 3])
-    assert guidance_at(3.0, 0, 1) == 0  # a single scale: no division by zero
+    assert [cfg_at_scale(3.0, k, 4) for k in range(4)] == pytest.approx([0, 1, 2, 3])
+    assert cfg_at_scale(3.0, 0, 1) == 0  # a single scale: no division by zero
 
 
 @pytest.mark.parametrize("k", [0, 3, 9])
@@ -193,7 +193,7 @@ def test_smooth_choice_is_a_distribution_over_the_tokens_left(k: int) -> None:
     uniform = torch.rand(2, 5, 40, generator=torch.Generator().manual_seed(0))
     uniform[0, 0, 0], uniform[0, 0, 1] = 0.0, 1 - 2**-24
     before = logits.clone(), uniform.clone()
-    weights = smooth_choice(logits, uniform, k, 10)
+    weights = gumbel_softmax(logits, uniform, k, 10)
     assert largest_difference(weights.sum(dim=-1), torch.ones(2, 5)) < 1e-5
     assert torch.equal(weights > 0, (weights > 0) & logits.isfinite())
     assert torch.equal(logits, before[0])
@@ -207,12 +207,12 @@ def test_smooth_choice_is_the_formula() -> None:
         scores = (logits.double().numpy() * (1 + k / 3) + gumbel) / max(0.27 * (1 - 0.95 * k / 3), 0.005)
         expected = np.exp(scores - scores.max(axis=-1, keepdims=True))
         expected /= expected.sum(axis=-1, keepdims=True)
-        assert largest_difference(smooth_choice(logits, uniform, k, 4), torch.from_numpy(expected)) < 1e-4
+        assert largest_difference(gumbel_softmax(logits, uniform, k, 4), torch.from_numpy(expected)) < 1e-4
 
 
 def test_smooth_choice_hardens_from_scale_to_scale() -> None:
     logits, uniform = normal(4, 50, 30), torch.rand(4, 50, 30, generator=torch.Generator().manual_seed(1))
-    largest = [smooth_choice(logits, uniform, k, 10).amax(dim=-1).mean().item() for k in (0, 5, 9)]
+    largest = [gumbel_softmax(logits, uniform, k, 10).amax(dim=-1).mean().item() for k in (0, 5, 9)]
     assert largest[0] < largest[1] < largest[2]
     assert largest[2] > 0.97
 
@@ -220,7 +220,7 @@ def test_smooth_choice_hardens_from_scale_to_scale() -> None:
 def test_smooth_choice_picks_tokens_with_their_probabilities() -> None:
     logits, number = normal(1, 1, 6, seed=2), 10_000
     uniform = torch.rand(1, number, 6, generator=torch.Generator().manual_seed(5))
-    chosen = smooth_choice(logits.expand(1, number, 6), uniform, 0, 10).argmax(dim=-1)
+    chosen = gumbel_softmax(logits.expand(1, number, 6), uniform, 0, 10).argmax(dim=-1)
     expected = logits[0, 0].double().softmax(dim=-1).numpy() * number
     assert chisquare(np.bincount(chosen[0].numpy(), minlength=6), expected).pvalue > 1e-3
 
@@ -273,9 +273,9 @@ def test_a_negative_seed_is_refused() -> None:
 
 
 def test_seeds_of_pictures_that_are_drawn_one_after_the_other() -> None:
-    assert [nth_seed(seed, 0) for seed in (0, 7, 2**62)] == [0, 7, 2**62]
-    seeds = [nth_seed(seed, n) for seed in (0, 1, 2) for n in range(5)]
+    assert [derive_seed(seed, 0) for seed in (0, 7, 2**62)] == [0, 7, 2**62]
+    seeds = [derive_seed(seed, n) for seed in (0, 1, 2) for n in range(5)]
     assert len(set(seeds)) == 15
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert seeds == [nth_seed(seed, n) for seed in (0, 1, 2) for n in range(5)]
-    assert nth_seed(-1, 3) == -1  # for the streams to refuse
+    assert seeds == [derive_seed(seed, n) for seed in (0, 1, 2) for n in range(5)]
+    assert derive_seed(-1, 3) == -1  # for the streams to refuse

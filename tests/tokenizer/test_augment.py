@@ -5,7 +5,7 @@ import torch
 from helpers import normal
 from torch import Tensor
 
-from tokenizer.augment import NOISE, augment, colour, cutout, translate
+from tokenizer.augment import NOISE, augment, color, cutout, translate
 
 
 def number(*values: float) -> Tensor:
@@ -18,28 +18,28 @@ def uniform(batch: int, seed: int = 0) -> Tensor:
 
 def test_the_middle_of_every_number_changes_no_colour_and_moves_nothing() -> None:
     images, half = normal(2, 3, 16, 16), number(0.5, 0.5)
-    torch.testing.assert_close(colour(images, half, half, half), images)
+    torch.testing.assert_close(color(images, half, half, half), images)
     assert torch.equal(translate(images, half, half), images)
 
 
 def test_brightness_adds() -> None:
     images = normal(2, 3, 4, 4)
     half = number(0.5, 0.5)
-    found = colour(images, number(0.0, 0.75), half, half)
+    found = color(images, number(0.0, 0.75), half, half)
     torch.testing.assert_close(found, images + number(-0.5, 0.25))
 
 
 def test_saturation_scales_the_distance_from_grey() -> None:
     images, half = normal(2, 3, 4, 4), number(0.5, 0.5)
-    found = colour(images, half, number(0.0, 0.75), half)
-    grey = images.mean(dim=1, keepdim=True)
-    torch.testing.assert_close(found[0], grey[0].expand(3, -1, -1))
-    torch.testing.assert_close(found[1], (grey + 1.5 * (images - grey))[1])
+    found = color(images, half, number(0.0, 0.75), half)
+    gray = images.mean(dim=1, keepdim=True)
+    torch.testing.assert_close(found[0], gray[0].expand(3, -1, -1))
+    torch.testing.assert_close(found[1], (gray + 1.5 * (images - gray))[1])
 
 
 def test_contrast_scales_the_distance_from_the_mean_of_the_image() -> None:
     images, half = normal(2, 3, 4, 4), number(0.5, 0.5)
-    found = colour(images, half, half, number(0.0, 0.75))
+    found = color(images, half, half, number(0.0, 0.75))
     for image, result, factor in zip(images, found, (0.5, 1.25), strict=True):
         torch.testing.assert_close(result, image.mean() + factor * (image - image.mean()))
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import normal, randomise, refused
+from helpers import normal, randomize, refused
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -40,7 +40,7 @@ def kinds() -> list[Callable[[], nn.Module]]:
 def discriminator(request: pytest.FixtureRequest) -> nn.Module:
     torch.manual_seed(0)
     module: nn.Module = request.param()
-    randomise(module, seed=1)
+    randomize(module, seed=1)
     for _ in range(20):
         advance_spectral_norms(module)
     return module
@@ -108,7 +108,7 @@ def test_forward_passes_change_nothing_and_advancing_only_the_vectors(discrimina
     for _ in range(2):
         discriminator(normal(2, 3, 16, 16))
     assert all(torch.equal(value, before[name]) for name, value in discriminator.state_dict().items())
-    randomise(discriminator, seed=7)
+    randomize(discriminator, seed=7)
     moved = {name: value.clone() for name, value in discriminator.state_dict().items()}
     advance_spectral_norms(discriminator)
     changed = {name for name, value in discriminator.state_dict().items() if not torch.equal(value, moved[name])}
@@ -181,13 +181,13 @@ def test_r1_can_be_differentiated_to_the_parameters(discriminator: nn.Module) ->
 
 def test_training_tells_real_from_fake(discriminator: nn.Module) -> None:
     real, fake = normal(8, 3, 16, 16, seed=1) + 0.5, normal(8, 3, 16, 16, seed=2) - 0.5
-    optimiser = torch.optim.Adam(discriminator.parameters(), lr=2e-2)
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=2e-2)
     losses = []
     for _ in range(30):
         loss = hinge_discriminator(discriminator(real), discriminator(fake))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         advance_spectral_norms(discriminator)
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import largest_difference, normal, randomise
+from helpers import largest_difference, normal, randomize
 from torch import Tensor
 
 from tokenizer.layers import Decoder, Downsample, Encoder, ResidualBlock, SpatialAttention, Upsample
@@ -12,8 +12,8 @@ from tokenizer.layers import Decoder, Downsample, Encoder, ResidualBlock, Spatia
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> Tensor:
     """GroupNorm written out: mean and (biased) variance over each group of channels and all positions."""
     grouped = x.reshape(x.shape[0], groups, -1)
-    centred = grouped - grouped.mean(dim=-1, keepdim=True)
-    scaled = centred / (centred.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
+    centered = grouped - grouped.mean(dim=-1, keepdim=True)
+    scaled = centered / (centered.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()
     return scaled.reshape(x.shape) * weight[:, None, None] + bias[:, None, None]
 
 
@@ -48,7 +48,7 @@ def test_upsampling_repeats_pixels_before_the_convolution() -> None:
 @torch.no_grad()
 def test_residual_block(width_in: int, width_out: int) -> None:
     block = ResidualBlock(width_in, width_out, groups=2, dropout=0.5).eval()
-    randomise(block, seed=0)
+    randomize(block, seed=0)
     x = normal(2, width_in, 5, 5)
     h = F.conv2d(
         silu(group_norm(x, 2, block.norm1.weight, block.norm1.bias)), block.conv1.weight, block.conv1.bias, 1, 1
@@ -64,7 +64,7 @@ def test_residual_block(width_in: int, width_out: int) -> None:
 @torch.no_grad()
 def test_spatial_attention_is_one_softmax_over_all_positions() -> None:
     layer = SpatialAttention(4, groups=2)
-    randomise(layer, seed=1, std=1.0)
+    randomize(layer, seed=1, std=1.0)
     x = normal(2, 4, 3, 3)
     normed = group_norm(x, 2, layer.norm.weight, layer.norm.bias).flatten(2)
     q, k, v = (

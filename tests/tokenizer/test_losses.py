@@ -111,7 +111,7 @@ def test_gradient_penalty_is_the_mean_over_images() -> None:
 
 
 def test_ramp() -> None:
-    assert [ramp(step, begins=10, length=4) for step in (0, 9, 10, 11, 12, 13, 14, 99)] == [
+    assert [ramp(step, start_step=10, length=4) for step in (0, 9, 10, 11, 12, 13, 14, 99)] == [
         0.0,
         0.0,
         0.25,
@@ -121,4 +121,4 @@ def test_ramp() -> None:
         1.0,
         1.0,
     ]
-    assert [ramp(step, begins=10, length=0) for step in (9, 10)] == [0.0, 1.0]
+    assert [ramp(step, start_step=10, length=0) for step in (9, 10)] == [0.0, 1.0]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import LATENT, VOCAB, largest_difference, normal, random_tokens, randomise, small_quantizer, small_vqvae
+from helpers import LATENT, VOCAB, largest_difference, normal, random_tokens, randomize, small_quantizer, small_vqvae
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -32,12 +32,12 @@ def area_matrix(old: int, new: int) -> Array:
 
 
 def bicubic_matrix(old: int, new: int) -> Array:
-    """Keys' cubic convolution with a = -0.75, pixel centres aligned, edges repeated."""
+    """Keys' cubic convolution with a = -0.75, pixel centers aligned, edges repeated."""
     a, matrix = -0.75, np.zeros((new, old))
     for i in range(new):
-        centre = (i + 0.5) * old / new - 0.5
-        for tap in range(math.floor(centre) - 1, math.floor(centre) + 3):
-            d = abs(tap - centre)
+        center = (i + 0.5) * old / new - 0.5
+        for tap in range(math.floor(center) - 1, math.floor(center) + 3):
+            d = abs(tap - center)
             near = (a + 2) * d**3 - (a + 3) * d**2 + 1
             far = a * (d**3 - 5 * d**2 + 8 * d - 4)
             matrix[i, min(max(tap, 0), old - 1)] += near if d <= 1 else far
@@ -161,7 +161,7 @@ def test_arguments_are_not_written_to() -> None:
     quantizer(features)
     quantizer.teacher_forcing_input(tokens)
     quantizer(features, torch.tensor([1, 3]))
-    quantizer.crowding(features)
+    quantizer.entropy_loss(features)
     assert torch.equal(features, before)
     assert torch.equal(tokens, kept)
 
@@ -252,7 +252,7 @@ def test_every_codeword_that_scales_use_gets_a_gradient() -> None:
 
 def test_a_codebook_of_many_close_codes_is_searched_exactly() -> None:
     quantizer = small_quantizer(vocab=2048)
-    randomise(quantizer, seed=5, std=0.05)
+    randomize(quantizer, seed=5, std=0.05)
     codes = quantizer.codebook.weight.detach()
     found = quantizer.nearest(codes.T.reshape(1, LATENT, 32, 64))
     assert torch.equal(found[0], torch.arange(2048))
@@ -262,11 +262,11 @@ def test_the_training_pass_writes_no_usage() -> None:
     quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
     quantizer.usage.fill_(7.0)
     quantizer(features)
-    quantizer.crowding(features)
+    quantizer.entropy_loss(features)
     assert (quantizer.usage == 7).all()
 
 
-# --- quantiser dropout
+# --- quantizer dropout
 
 
 @torch.no_grad()
@@ -332,7 +332,7 @@ def crowding(features: Tensor, quantizer: Quantizer) -> float:
 @pytest.mark.parametrize("scale", [0.3, 1.0, 4.0])
 def test_crowding_is_the_formula(cosine: bool, scale: float) -> None:
     quantizer, features = small_quantizer(cosine=cosine), normal(3, LATENT, 4, 4) * scale
-    assert quantizer.crowding(features).item() == pytest.approx(crowding(features, quantizer), abs=1e-4)
+    assert quantizer.entropy_loss(features).item() == pytest.approx(crowding(features, quantizer), abs=1e-4)
 
 
 def corners(cosine: bool, length: float = 1.0) -> Quantizer:
@@ -352,10 +352,10 @@ def near_corners(which: list[int]) -> Tensor:
 def test_crowding_is_least_where_all_codewords_are_chosen_alike(cosine: bool) -> None:
     quantizer = corners(cosine)
     every = list(range(LATENT))
-    alike = quantizer.crowding(near_corners(every * 3)).item()
-    undecided = quantizer.crowding(torch.ones(2, LATENT, 1, 1)).item()  # as far from one as from another
-    half = quantizer.crowding(near_corners(every[: LATENT // 2] * 2)).item()
-    one = quantizer.crowding(near_corners([3] * LATENT)).item()
+    alike = quantizer.entropy_loss(near_corners(every * 3)).item()
+    undecided = quantizer.entropy_loss(torch.ones(2, LATENT, 1, 1)).item()  # as far from one as from another
+    half = quantizer.entropy_loss(near_corners(every[: LATENT // 2] * 2)).item()
+    one = quantizer.entropy_loss(near_corners([3] * LATENT)).item()
     assert alike == pytest.approx(-1, abs=1e-5)
     assert undecided == pytest.approx(-1, abs=1e-5)
     assert alike < half - 0.1 < one - 0.2
@@ -366,7 +366,7 @@ def test_crowding_is_least_where_all_codewords_are_chosen_alike(cosine: bool) ->
 @pytest.mark.parametrize("cosine", [False, True])
 def test_crowding_reaches_features_and_codebook_and_nothing_else(cosine: bool) -> None:
     quantizer, features = small_quantizer(cosine=cosine), normal(2, LATENT, 4, 4).requires_grad_()
-    quantizer.crowding(features).backward()
+    quantizer.entropy_loss(features).backward()
     for gradient in (features.grad, quantizer.codebook.weight.grad):
         assert torch.isfinite(gradient).all()
         assert gradient.any()
@@ -379,13 +379,13 @@ def test_descent_on_crowding_spreads_the_choices(cosine: bool) -> None:
     quantizer = small_quantizer(cosine=cosine)
     features = (quantizer.codebook.weight[3].detach().view(1, -1, 1, 1) + 0.1 * normal(8, LATENT, 4, 4)) / 2
     features.requires_grad_()
-    before, used = quantizer.crowding(features).item(), len(quantizer.encode(features).unique())
+    before, used = quantizer.entropy_loss(features).item(), len(quantizer.encode(features).unique())
     optimizer = torch.optim.Adam([features, quantizer.codebook.weight], lr=0.02)
     for _ in range(40):
         optimizer.zero_grad()
-        quantizer.crowding(features).backward()
+        quantizer.entropy_loss(features).backward()
         optimizer.step()
-    assert quantizer.crowding(features).item() < before - 0.05
+    assert quantizer.entropy_loss(features).item() < before - 0.05
     assert len(quantizer.encode(features).unique()) > used
 
 
@@ -395,7 +395,7 @@ def test_gradients_stay_finite_where_choices_underflow(cosine: bool) -> None:
     for offset in (0.0, 1e-3):
         quantizer = corners(cosine, length=100.0)
         features = (100 * torch.eye(LATENT)[[0, 0, 1]] + offset)[..., None, None].requires_grad_()
-        loss = quantizer.crowding(features)
+        loss = quantizer.entropy_loss(features)
         loss.backward()
         assert torch.isfinite(loss)
         assert loss.item() == pytest.approx((2 / 3 * math.log(2 / 3) + 1 / 3 * math.log(1 / 3)) / math.log(LATENT))
@@ -406,5 +406,5 @@ def test_gradients_stay_finite_where_choices_underflow(cosine: bool) -> None:
 def test_crowding_is_the_same_under_autocast() -> None:
     quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = quantizer.crowding(features)
-    assert torch.equal(rounded, quantizer.crowding(features))
+        rounded = quantizer.entropy_loss(features)
+    assert torch.equal(rounded, quantizer.entropy_loss(features))

@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from helpers import normal, random_tokens, randomise, small_quantizer, small_var
+from helpers import normal, random_tokens, randomize, small_quantizer, small_var
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -20,17 +20,17 @@ from torch.nn.parallel import DistributedDataParallel
 from var.models.var import VAR
 from var.training.config import OptimizerConfig
 from var.training.distributed import (
-    gathered,
+    copy_into,
+    full_tensor,
     load_model_state,
     load_optimizer_state,
-    local,
+    local_tensor,
     model_state,
     optimizer_state,
-    put,
     shard,
     sharding_asked_for,
-    unsynchronised,
-    whole,
+    unshard,
+    unsynchronized,
 )
 from var.training.ema import EMA
 from var.training.optimizer import build_optimizer
@@ -61,7 +61,7 @@ def loss_of(model: nn.Module, places: range) -> Tensor:
 def backward(plain: nn.Module, wrapped: nn.Module, rank: int, world: int, parts: int) -> None:
     """This process's micro-batches; the gradients end up those of the whole batch's mean."""
     for part in range(parts):
-        with unsynchronised(plain, wrapped) if part < parts - 1 else nullcontext():
+        with unsynchronized(plain, wrapped) if part < parts - 1 else nullcontext():
             (loss_of(wrapped, range(part * world + rank, BATCH, world * parts)) / parts).backward()
 
 
@@ -73,7 +73,7 @@ def train(model: nn.Module, optimizer: torch.optim.Optimizer, rank: int = 0, wor
 
 
 def gradients(model: nn.Module) -> State:
-    return {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: full_tensor(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def trained_plain() -> tuple[VAR, torch.optim.Optimizer]:
@@ -99,17 +99,17 @@ def of_sharding() -> State:
     result: State = {
         "units": [isinstance(model.get_submodule(unit), FSDPModule) for unit in UNITS],
         "all are sharded": all(isinstance(p, DTensor) for p in parameters.values()),
-        "numbers held here": sum(local(p).numel() for p in parameters.values()),
+        "numbers held here": sum(local_tensor(p).numel() for p in parameters.values()),
         "state": kept(model_state(model)),
     }
     load_model_state(model, kept(model_state(small(seed=5))))
     result["moved state"] = kept(model_state(model))
     result["still sharded"] = all(isinstance(p, DTensor) for p in model.parameters())
-    back = gathered(model, small)
+    back = unshard(model, small)
     result["gathered is plain"] = not isinstance(back, FSDPModule) and not back.training
     result["gathered state"] = kept(model_state(back))
-    put(parameters["class_embedding.weight"], torch.arange(5 * 32.0).view(5, 32))
-    result["put"] = whole(parameters["class_embedding.weight"]).clone()
+    copy_into(parameters["class_embedding.weight"], torch.arange(5 * 32.0).view(5, 32))
+    result["put"] = full_tensor(parameters["class_embedding.weight"]).clone()
     return result
 
 
@@ -151,7 +151,7 @@ def of_accumulation(rank: int) -> State:
         sharded.zero_grad()
 
     alone = small()  # inside, nothing comes from the other process
-    with unsynchronised(alone, wrapped := DistributedDataParallel(alone)):
+    with unsynchronized(alone, wrapped := DistributedDataParallel(alone)):
         loss_of(wrapped, range(rank, BATCH, WORLD)).backward()
     result["of the first process"] = gradients(alone)
     loss_of(wrapped, range(rank, BATCH, WORLD)).backward()
@@ -339,19 +339,19 @@ def test_states_of_other_models_are_refused() -> None:
 
 def test_a_plain_model_needs_no_gathering_and_no_synchronisation() -> None:
     model = nn.Linear(3, 2)
-    assert gathered(model, lambda: pytest.fail("nothing is to be built")) is model
-    with unsynchronised(model, model):
+    assert unshard(model, lambda: pytest.fail("nothing is to be built")) is model
+    with unsynchronized(model, model):
         model(normal(4, 3)).sum().backward()
     assert model.weight.grad is not None
-    assert local(model.weight) is model.weight
-    assert not whole(model.weight).requires_grad
+    assert local_tensor(model.weight) is model.weight
+    assert not full_tensor(model.weight).requires_grad
 
 
 def test_put_writes_parameters_and_buffers() -> None:
     norm = nn.BatchNorm1d(3)
-    randomise(norm, seed=0)
-    put(norm.weight, torch.arange(3.0))
-    put(norm.num_batches_tracked, torch.tensor(7))
+    randomize(norm, seed=0)
+    copy_into(norm.weight, torch.arange(3.0))
+    copy_into(norm.num_batches_tracked, torch.tensor(7))
     assert norm.weight.tolist() == [0, 1, 2]
     assert norm.weight.requires_grad
     assert norm.num_batches_tracked == 7

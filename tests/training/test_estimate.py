@@ -58,8 +58,8 @@ def text(found: Estimate) -> str:
 
 def passes(found: Estimate) -> dict[str, float]:
     """What each turn costs in the mean step."""
-    turns = dict.fromkeys(part.name for part in found.passes)
-    return {turn: sum(part.share * part.flops for part in found.passes if part.name == turn) for turn in turns}
+    phases = dict.fromkeys(part.name for part in found.passes)
+    return {phase: sum(part.share * part.flops for part in found.passes if part.name == phase) for phase in phases}
 
 
 def test_flops_of_the_transformer_are_those_of_its_products(tmp_path: Path, images: Path, tokenizer: Path) -> None:
@@ -194,12 +194,12 @@ def test_every_turn_is_counted_as_often_as_it_runs(tmp_path: Path, images: Path)
     # The discriminator has its turn from step 2 of 8 on, with R1 in step 4.
     counted = [(part.name, part.share) for part in full.passes]
     assert counted == [("model", 2 / 8), ("model", 6 / 8), ("discriminator", 5 / 8), ("discriminator", 1 / 8)]
-    early, late, usual, penalised = (part.flops for part in full.passes)
+    early, late, usual, penalized = (part.flops for part in full.passes)
     assert plain.flops < early < late
     # It judges reconstructions forward and back to the image, then twice as many in its own turn.
     assert 0 < usual < 12 * (late - early)
-    assert usual < penalised
-    expected = (2 * early + 6 * late + 5 * usual + penalised) / 8
+    assert usual < penalized
+    expected = (2 * early + 6 * late + 5 * usual + penalized) / 8
     assert full.flops == pytest.approx(expected)
     assert full.seconds_a_step == pytest.approx(expected / (SPEED / 1.5))
     shown = text(full)

@@ -14,7 +14,7 @@ from tiny import tokenizer_recipe
 
 from var.data.dataset import Batch, Unreadable
 from var.training.config import TokenizerRecipe
-from var.training.health import Guard, interruptible
+from var.training.health import RunHealth, catch_interrupts
 
 
 class Alone:
@@ -43,8 +43,8 @@ def recipe(tmp_path: Path) -> TokenizerRecipe:
     return tokenizer_recipe(tmp_path / "run", tmp_path, max_skipped=3, data={"max_unreadable": 0.01})
 
 
-def guard_of(recipe: TokenizerRecipe, accelerator: Any = None, batch_size: int = 4) -> Guard:
-    return Guard(recipe.model_copy(update={"batch_size": batch_size}), accelerator or Alone())
+def guard_of(recipe: TokenizerRecipe, accelerator: Any = None, batch_size: int = 4) -> RunHealth:
+    return RunHealth(recipe.model_copy(update={"batch_size": batch_size}), accelerator or Alone())
 
 
 def batch(size: int, *unreadable: str) -> Batch:
@@ -63,7 +63,7 @@ def test_a_flag_of_any_process_counts_for_all(recipe: TokenizerRecipe, mine: int
 
 
 def test_any_process_on_a_real_accelerator(recipe: TokenizerRecipe) -> None:
-    guard = Guard(recipe, Accelerator(cpu=True))
+    guard = RunHealth(recipe, Accelerator(cpu=True))
     assert guard.any_process(True) is True
     assert guard.any_process(False) is False
 
@@ -191,7 +191,7 @@ def test_a_signal_sets_a_flag_and_handlers_come_back(number: signal.Signals) -> 
     received: list[int] = []
     before = signal.signal(number, lambda number, frame: received.append(number))
     try:
-        with interruptible() as interrupted:
+        with catch_interrupts() as interrupted:
             assert interrupted() is False
             os.kill(os.getpid(), number)
             assert interrupted() is True
@@ -204,6 +204,6 @@ def test_a_signal_sets_a_flag_and_handlers_come_back(number: signal.Signals) -> 
 
 def test_handlers_come_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(RuntimeError), interruptible():
+    with pytest.raises(RuntimeError), catch_interrupts():
         raise RuntimeError
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

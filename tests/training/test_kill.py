@@ -33,7 +33,7 @@ def train_file(path: Path) -> None:
 
 
 def recipe(path: Path, source: Path) -> TokenizerRecipe:
-    """Both optimisers, the moving average, restarts and best checkpoints; a save after every step."""
+    """Both optimizers, the moving average, restarts and best checkpoints; a save after every step."""
     changes: dict[str, Any] = {
         "steps": STEPS,
         "batch_size": 2,

@@ -23,8 +23,8 @@ def recipe(tmp_path: Path) -> TokenizerRecipe:
     return tokenizer_recipe(tmp_path / "run", tmp_path)
 
 
-def report_of(recipe: TokenizerRecipe, start: int = 0, speaks: bool = True) -> Report:
-    return Report(recipe, steps=10, start=start, speaks=speaks)
+def report_of(recipe: TokenizerRecipe, start: int = 0, is_main_process: bool = True) -> Report:
+    return Report(recipe, steps=10, start=start, is_main_process=is_main_process)
 
 
 def lines(recipe: TokenizerRecipe) -> list[dict[str, Any]]:
@@ -81,7 +81,7 @@ def test_tensorboard_has_the_numbers_and_the_pictures(recipe: TokenizerRecipe) -
 def test_only_the_process_that_speaks_leaves_anything(
     recipe: TokenizerRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with report_of(recipe, speaks=False) as report:
+    with report_of(recipe, is_main_process=False) as report:
         report.step(1, {"loss": 0.5}, {"skipped_steps": 1})
         report.validation(1, {"l2": 0.5})
     assert not recipe.output.exists()
@@ -262,7 +262,7 @@ def test_a_run_that_fails_is_told_so(recipe: TokenizerRecipe, wandb: FakeWandb) 
 
 
 def test_only_one_process_sends(recipe: TokenizerRecipe, wandb: FakeWandb) -> None:
-    with report_of(with_wandb(recipe), speaks=False) as report:
+    with report_of(with_wandb(recipe), is_main_process=False) as report:
         report.step(1, {"loss": 0.5}, {})
     assert wandb.asked == []
 

@@ -7,15 +7,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from var.sampling.logits import seed_of
-from var.training.rng import Draws
+from var.sampling.logits import mix_seed
+from var.training.rng import StepRNG
 
 CPU = torch.device("cpu")
 BATCH = 12
 
 
-def draws(places: range = range(BATCH), seed: int = 3, step: int = 7) -> Draws:
-    return Draws(seed, step, BATCH, places, CPU)
+def draws(places: range = range(BATCH), seed: int = 3, step: int = 7) -> StepRNG:
+    return StepRNG(seed, step, BATCH, places, CPU)
 
 
 @given(st.integers(1, 4), st.integers(1, 3))
@@ -38,7 +38,7 @@ def test_places_are_rows_of_the_whole_batch(places: range) -> None:
 
 
 def test_numbers_are_uniform_and_of_every_sample_its_own() -> None:
-    whole = Draws(0, 0, 4096, range(4096), CPU).uniform("a")
+    whole = StepRNG(0, 0, 4096, range(4096), CPU).uniform("a")
     assert whole.shape == (4096,)
     assert whole.dtype == torch.float32
     assert whole.min() >= 0
@@ -86,10 +86,10 @@ def test_integers_concern_the_whole_batch_and_are_within_bounds() -> None:
 @given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=4), st.integers(0, 3), st.integers(1, 2**31))
 @settings(deadline=None)
 def test_a_seed_of_words_fits_torch_and_depends_on_every_word(words: list[int], which: int, change: int) -> None:
-    seed = seed_of(*words)
+    seed = mix_seed(*words)
     assert 0 <= seed < 2**63
     torch.Generator().manual_seed(seed)
     other = list(words)
     other[which % len(words)] = (other[which % len(words)] + change) % 2**32
-    assert seed_of(*other) != seed
-    assert seed_of(*words) == seed
+    assert mix_seed(*other) != seed
+    assert mix_seed(*words) == seed

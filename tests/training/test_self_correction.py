@@ -49,7 +49,7 @@ def test_a_share_is_replaced_by_neighbors_of_what_is_right() -> None:
     for row, part in enumerate(share):
         assert torch.equal(result.teacher_forcing_input[row], clean[row]) == (part == 0)
     shown = neighbors[tokens[:, 0], (noise[:, 0, 1] * 4).long()]
-    first = quantizer.next_input(quantizer.contribution(quantizer.codebook(shown)[:, None], 0), 1)
+    first = quantizer.next_input(quantizer.scale_update(quantizer.codebook(shown)[:, None], 0), 1)
     torch.testing.assert_close(result.teacher_forcing_input[1, :4], first[1])
 
 
@@ -61,7 +61,7 @@ def test_targets_are_nearest_to_what_is_then_left() -> None:
     result = perturb(quantizer, tokens, neighbors, torch.full((BATCH,), 0.999), noise)
     shown = neighbors[tokens[:, 0], (noise[:, 0, 1] * 4).long()]
     codes = quantizer.codebook
-    right, wrong = (quantizer.contribution(codes(each)[:, None], 0) for each in (tokens[:, 0], shown))
+    right, wrong = (quantizer.scale_update(codes(each)[:, None], 0) for each in (tokens[:, 0], shown))
     wanted = codes(tokens[:, 1:5]) + resize_down(right - wrong, 2).flatten(2).transpose(1, 2)
     expected = torch.cdist(wanted, codes.weight[None]).argmin(dim=-1)
     assert torch.equal(result.targets[:, 1:5], expected)

@@ -26,8 +26,8 @@ from var.pipeline import VARPipeline
 from var.training.checkpointing import checkpoints, save_checkpoint
 from var.training.config import TokenizerRecipe, VARRecipe
 from var.training.logger import Report
-from var.training.loop import Run, build_accelerator, build_stage, train
-from var.training.rng import Draws
+from var.training.loop import Trainer, build_accelerator, build_stage, train
+from var.training.rng import StepRNG
 
 LATENT_TOKENS = 1 + 4 + 16
 
@@ -167,7 +167,7 @@ def test_a_finished_run_does_nothing_when_asked_again(var_run: VARRecipe) -> Non
 
 def test_the_best_validation_is_a_number_and_the_lowest(tmp_path: Path, images: Path) -> None:
     recipe = tokenizer_recipe(tmp_path / "r", images)
-    trained = Run(recipe, build_accelerator(recipe))
+    trained = Trainer(recipe, build_accelerator(recipe))
     found = [trained.is_best({"l2": value}) for value in (float("nan"), 3.0, 3.0, float("nan"), 4.0, 2.0)]
     assert found == [False, True, False, False, False, True]
     assert trained.best == {"step": 0, "value": 2.0}
@@ -192,7 +192,7 @@ def test_labels_are_dropped_in_training_only(images: Path, tokenizer_run: Tokeni
         return torch.zeros(len(labels), LATENT_TOKENS, 16, requires_grad=True)
 
     for step in range(100):
-        draws = Draws(0, step, 6, range(6), torch.device("cpu"))
+        draws = StepRNG(0, step, 6, range(6), torch.device("cpu"))
         stage.losses("model", model, batch, draws, None)  # type: ignore[arg-type]  # called like a module
     dropped = sum(row.count(2) for row in seen) / sum(map(len, seen))
     assert 0.4 < dropped < 0.6
@@ -255,8 +255,8 @@ def test_init_from_a_model_begins_with_its_weights(
         var_recipe(tmp_path / "var", images, tokenizer, steps=1, init=str(var_run.output / "model")),
     ]
     for recipe, folder in zip(begun, (tokenizer, var_run.output / "model" / "transformer"), strict=True):
-        run = Run(recipe, build_accelerator(recipe))
-        ours, theirs = run.stage.turns[0].model.state_dict(), safetensors.torch.load_file(folder / WEIGHTS)
+        run = Trainer(recipe, build_accelerator(recipe))
+        ours, theirs = run.stage.phases[0].model.state_dict(), safetensors.torch.load_file(folder / WEIGHTS)
         assert all(torch.equal(ours[name], value.to(ours[name].dtype)) for name, value in theirs.items())
 
 
@@ -266,10 +266,10 @@ def test_init_tells_what_is_new_and_what_is_dropped(
     changes = {"steps": 1, "init": str(tokenizer_run.output / "model"), "model": {"decoder_width": 16}}
     recipe = tokenizer_recipe(tmp_path / "wide", images, **changes)
     with caplog.at_level("INFO"):
-        run = Run(recipe, build_accelerator(recipe))
+        run = Trainer(recipe, build_accelerator(recipe))
     assert "tensors not in it, random: decoder." in caplog.text
     assert "tensors of it not used: decoder." in caplog.text
-    ours, theirs = run.stage.turns[0].model.state_dict(), load_tokenizer(tokenizer_run.output / "model").state_dict()
+    ours, theirs = run.stage.phases[0].model.state_dict(), load_tokenizer(tokenizer_run.output / "model").state_dict()
     assert torch.equal(ours["quantizer.codebook.weight"], theirs["quantizer.codebook.weight"])
 
 

@@ -15,13 +15,13 @@ from PIL import Image
 from var.utils.images import (
     FORMATS,
     MAX_PIXELS,
-    centre_square,
     check_images,
     crop_and_resize,
     enlarge,
     grid,
-    loaded,
+    load_image,
     open_picture,
+    resize_and_center_crop,
     resize_and_crop,
     save_picture,
     to_pil,
@@ -71,9 +71,9 @@ def test_values_are_rounded_and_clamped() -> None:
     assert len(to_pil(normal(3, 3, 2, 2).bfloat16())) == 3
 
 
-@pytest.mark.parametrize(("mode", "colour", "expected"), [("L", 100, (100, 100, 100)), ("1", 1, (255, 255, 255))])
-def test_grey_becomes_rgb(mode: str, colour: int, expected: tuple[int, ...]) -> None:
-    assert to_rgb(Image.new(mode, (2, 2), colour)).getpixel((0, 0)) == expected
+@pytest.mark.parametrize(("mode", "color", "expected"), [("L", 100, (100, 100, 100)), ("1", 1, (255, 255, 255))])
+def test_grey_becomes_rgb(mode: str, color: int, expected: tuple[int, ...]) -> None:
+    assert to_rgb(Image.new(mode, (2, 2), color)).getpixel((0, 0)) == expected
 
 
 def test_transparent_parts_lie_over_white() -> None:
@@ -121,8 +121,8 @@ def test_enlarge_takes_the_smallest_whole_factor(side: int, size: tuple[int, int
 
 
 def test_grid_lays_pictures_out_row_by_row() -> None:
-    colours = ["red", "lime", "blue"]
-    sheet = grid([Image.new("RGB", (4, 3), colour) for colour in colours], columns=2, gap=2)
+    colors = ["red", "lime", "blue"]
+    sheet = grid([Image.new("RGB", (4, 3), color) for color in colors], columns=2, gap=2)
     assert sheet.size == (10, 8)
     assert sheet.getpixel((0, 0)) == (255, 0, 0)
     assert sheet.getpixel((9, 0)) == (0, 255, 0)
@@ -146,7 +146,7 @@ def test_saved_png_is_the_picture(tmp_path: Path) -> None:
 
 
 def test_saved_gif_has_all_frames(tmp_path: Path) -> None:
-    first, *others = (Image.new("RGB", (4, 4), colour) for colour in ("red", "lime", "blue"))
+    first, *others = (Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue"))
     save_picture(tmp_path / "a.gif", first, frames=others, milliseconds=100)
     loaded = Image.open(tmp_path / "a.gif")
     assert (loaded.n_frames, loaded.info["duration"], loaded.info["loop"]) == (3, 100, 0)
@@ -256,13 +256,13 @@ def test_pictures_too_large_to_edit_are_refused_before_they_are_read(size: tuple
 
 def test_an_image_that_is_loaded(tmp_path: Path) -> None:
     image = noise(5, 4)
-    assert loaded(image) is image
+    assert load_image(image) is image
     with refused("the image has 8193x8192 px"):
-        loaded(Image.open(bomb(tmp_path / "large.png", 8193, 8192)))
+        load_image(Image.open(bomb(tmp_path / "large.png", 8193, 8192)))
     image.save(tmp_path / "a.png")
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:-40])
     with Image.open(tmp_path / "b.png") as lazy, refused("cannot read the image"):
-        loaded(lazy)
+        load_image(lazy)
 
 
 # --- what models are shown
@@ -305,16 +305,19 @@ def test_what_would_reach_over_the_edge_of_a_wide_image_is_cut_off() -> None:
 def test_the_square_in_the_centre() -> None:
     picture = noise(64, 48)
     expected = to_tensor(resize_and_crop(picture, 32, 28))  # 256 / 224 of the side
-    assert torch.equal(centre_square(picture, 28), expected)
-    assert centre_square(Image.new("LA", (9, 300)), 8).shape == (3, 8, 8)
+    assert torch.equal(resize_and_center_crop(picture, 28), expected)
+    assert resize_and_center_crop(Image.new("LA", (9, 300)), 8).shape == (3, 8, 8)
     with refused("the image is of type str"):
-        centre_square("picture.png", 8)  # type: ignore[arg-type]
+        resize_and_center_crop("picture.png", 8)  # type: ignore[arg-type]
 
 
 def test_images_that_a_model_cannot_take() -> None:
     check_images(torch.zeros(0, 3, 8, 8, dtype=torch.float16), 8)
     for given, parts in (
-        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), ("a tensor of torch.int64", "val_transforms", "centre_square")),
+        (
+            torch.zeros(1, 3, 8, 8, dtype=torch.int64),
+            ("a tensor of torch.int64", "val_transforms", "resize_and_center_crop"),
+        ),
         ([Image.new("RGB", (8, 8))], ("a list", "val_transforms")),
         (torch.zeros(1, 3, 8, 9), ("(1, 3, 8, 9)", "(B, 3, 8, 8)")),
         (torch.zeros(3, 8, 8), ("(3, 8, 8)",)),

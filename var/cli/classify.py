@@ -20,7 +20,7 @@ def classify(
     ] = None,
 ) -> None:
     """Classify by nearest neighbours and by logistic regression; the files are what `var features` wrote."""
-    from var.features.classify import check_comparable, linear, nearest_neighbours
+    from var.features.classify import check_comparable, linear, nearest_neighbors
     from var.features.table import read_features
     from var.utils.files import check_target, written_beside
 
@@ -28,7 +28,7 @@ def classify(
         check_target(json_file, "accuracy.json", [train, validation])
     known, asked = read_features(train), read_features(validation)
     check_comparable(known, asked)
-    neighbours = nearest_neighbours(known, asked, k)
+    neighbours = nearest_neighbors(known, asked, k)
     typer.echo(heading(known, asked))
     typer.echo(line("k nearest neighbours", neighbours, f"k={k}, cosine"))
     regression = linear(known, asked)

@@ -15,7 +15,7 @@ from var.cli.sample import COLUMNS, GRID_TILE
 if TYPE_CHECKING:
     from PIL import Image
 
-    from var.pipeline import Edited, VARPipeline
+    from var.pipeline import EditOutput, VARPipeline
 
 LARGEST_TILE = 512  # of the sheet: larger pictures are reduced on it
 LONGEST_STEM = 50  # characters of a picture's name that its results take: file systems end at 255 bytes
@@ -210,10 +210,10 @@ def outpaint(
     hole = given(method=method, dilate=dilate, feather=feather, composite=composite, match=match)
     job = Job("outpaint", image, model, out, device, dtype, drawing | hole)
     picture = job.read()
-    from var.editing.windows import extended, outwards
+    from var.editing.windows import outpaint_windows, pad_canvas
 
     # Room that cannot be had, or not by that method, is refused before the model is loaded.
-    outwards(picture.size, extended(picture, left, right, top, bottom)[1], job.options.get("method", "auto"))
+    outpaint_windows(picture.size, pad_canvas(picture, left, right, top, bottom)[1], job.options.get("method", "auto"))
     job.finish(lambda pipe: pipe.outpaint(picture, left, right, top, bottom, **job.options))
 
 
@@ -304,7 +304,7 @@ class Job:
         check_sampling(*(self.options.get(name, 0) for name in ("cfg", "top_k", "top_p")))
         return to_rgb(open_picture(self.image))
 
-    def finish(self, draw: "Callable[[VARPipeline], Edited]") -> None:
+    def finish(self, draw: "Callable[[VARPipeline], EditOutput]") -> None:
         """Load the model, draw, save and tell what was saved."""
         from var.pipeline import VARPipeline
         from var.utils.images import save_picture
@@ -322,7 +322,7 @@ class Job:
         count = len(edited.images)
         typer.echo(f"{count} pictures in {seconds:.1f} s, model loaded in {loaded - self.began:.1f} s")
 
-    def pictures(self, edited: "Edited") -> "dict[str, Image.Image]":
+    def pictures(self, edited: "EditOutput") -> "dict[str, Image.Image]":
         """What is saved, by name: the results, the hole and the sheet."""
         from var.editing.image_masks import overlay
         from var.utils.images import grid
@@ -342,13 +342,15 @@ def fill(job: Job, mask: Path | None, boxes: list[str] | None) -> None:
     corners = [corners_of(box) for box in boxes or ()]
     picture = job.read()
     from var.editing.image_masks import box_hole, mask_hole
-    from var.editing.windows import around
+    from var.editing.windows import window_around
     from var.utils.images import open_picture
 
     hole = box_hole(corners, picture.size) if mask is None else mask_hole(open_picture(mask), picture.size)
     if not hole.any():
         raise InputError(f"mask {mask} is empty: white marks what is filled; black and transparent parts are kept")
-    around(hole, job.options.get("context"))  # a context that cannot be had is refused before the model is loaded
+    window_around(
+        hole, job.options.get("context")
+    )  # a context that cannot be had is refused before the model is loaded
     job.finish(lambda pipe: pipe.inpaint(picture, hole, **job.options))
 
 
@@ -361,7 +363,7 @@ def corners_of(box: str) -> tuple[int, int, int, int]:
     return left, top, right, bottom
 
 
-def enlarged(edited: "Edited") -> "list[Image.Image]":
+def enlarged(edited: "EditOutput") -> "list[Image.Image]":
     """Tiles of a small picture: its pixels as they are, and the picture in the results' size (bicubic)."""
     from PIL.Image import Resampling
 

@@ -66,7 +66,7 @@ def features(
     found = open_source(model, None if sizes is None else read_sizes(sizes), device, dtype)
     tell = partial(typer.echo, err=True)
     began = time.perf_counter()
-    with stopping(speaks=True), progress_bar("encoded", "images", speaks=True) as progress:
+    with stopping(is_main_process=True), progress_bar("encoded", "images", is_main_process=True) as progress:
         done = write_features(found, pictures, out, model, blocks, pool, batch, progress, tell)
     rate = done.computed / (time.perf_counter() - began)
     now = f"{done.computed} images now, {rate:.1f} images/s" if done.computed else "all of them there already"

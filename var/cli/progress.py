@@ -13,13 +13,15 @@ LONGEST_WAIT = timedelta(hours=12)  # for the other processes: the last share of
 
 
 @contextmanager
-def progress_bar(done_word: str, unit: str, speaks: bool, world: int = 1) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(
+    done_word: str, unit: str, is_main_process: bool, world: int = 1
+) -> Iterator[Callable[[int, int], None]]:
     """A live line, or a line for every twentieth part where there is no terminal.
 
     Args:
         done_word: what was done to what is counted, such as "encoded".
         unit: what is counted, such as "images".
-        speaks: whether this process shows anything.
+        is_main_process: whether this process shows anything.
         world: what the bar is told of is one process's share; it shows what that means for so many processes.
     """
     from rich.console import Console
@@ -30,7 +32,7 @@ def progress_bar(done_word: str, unit: str, speaks: bool, world: int = 1) -> Ite
     told = 0
     began = time.perf_counter()
 
-    with Progress(*columns, console=console, disable=not (speaks and console.is_terminal)) as bar:
+    with Progress(*columns, console=console, disable=not (is_main_process and console.is_terminal)) as bar:
         task = bar.add_task(unit, total=None)
 
         def show(done: int, total: int) -> None:
@@ -38,7 +40,7 @@ def progress_bar(done_word: str, unit: str, speaks: bool, world: int = 1) -> Ite
             seconds = time.perf_counter() - began
             rate = f"{done * world / seconds:.1f} {unit}/s"
             bar.update(task, completed=done * world, total=total * world, description=rate)
-            if speaks and not console.is_terminal and 20 * done // total > told:
+            if is_main_process and not console.is_terminal and 20 * done // total > told:
                 told = 20 * done // total
                 left = timedelta(seconds=round(seconds / done * (total - done)))
                 console.print(f"{done_word} {done * world} of {total * world}  {rate}  {left} left", soft_wrap=True)
@@ -47,11 +49,11 @@ def progress_bar(done_word: str, unit: str, speaks: bool, world: int = 1) -> Ite
 
 
 @contextmanager
-def stopping(speaks: bool) -> Iterator[None]:
+def stopping(is_main_process: bool) -> Iterator[None]:
     """Inside, SIGTERM and Ctrl-C end the process at once in one line: what is done is kept anyway."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
-        if speaks:
+        if is_main_process:
             print("stopped: the same command goes on with what is missing", file=sys.stderr)
         raise SystemExit(128 + number)
 

@@ -11,7 +11,7 @@ import typer
 from tokenizer.errors import InputError
 
 if TYPE_CHECKING:
-    from var.evaluation.scaling.laws import Finding, Interval
+    from var.evaluation.scaling.laws import FitResult, Interval
     from var.evaluation.scaling.runs import Run
 
 # beta and alpha of the paper (arXiv 2404.02905, section 5.1); X in billions of parameters, or in PFLOP.
@@ -39,14 +39,14 @@ def scaling(
     if find_spec("matplotlib") is None:
         raise InputError("figures need the package matplotlib: pip install 'var-next-scale[evaluation]'")
     from var.evaluation.scaling.figures import draw_compute, draw_parameters
-    from var.evaluation.scaling.laws import analyse
+    from var.evaluation.scaling.laws import analyze
     from var.evaluation.scaling.runs import read_runs
     from var.utils.files import check_writable, written_beside
 
     check_writable(out)
     read = read_runs(runs)
     curves = [run.curve for run in read]
-    findings = analyse(curves, resamples, seed)
+    findings = analyze(curves, resamples, seed)
     text = json.dumps(results(read, findings, resamples, seed), indent=2, allow_nan=False) + "\n"
     with written_beside(out / "scaling.json") as beside:
         beside.write_text(text)
@@ -59,7 +59,7 @@ def scaling(
         typer.echo(f"scaling: {out / 'scaling.json'}, parameters.png, compute.png")
 
 
-def results(runs: Sequence["Run"], findings: Sequence["Finding"], resamples: int, seed: int) -> dict[str, Any]:
+def results(runs: Sequence["Run"], findings: Sequence["FitResult"], resamples: int, seed: int) -> dict[str, Any]:
     """What is written: where the numbers come from, every run's curves, and the findings."""
     from importlib.metadata import version
 
@@ -103,7 +103,7 @@ def results(runs: Sequence["Run"], findings: Sequence["Finding"], resamples: int
     }
 
 
-def tell(runs: Sequence["Run"], findings: Sequence["Finding"]) -> None:
+def tell(runs: Sequence["Run"], findings: Sequence["FitResult"]) -> None:
     """Print runs, laws, predictions and back-tests, and a legend."""
     from var.evaluation.scaling.laws import AHEAD, LEVEL, ends_of_runs, shared_images
 
@@ -167,7 +167,7 @@ def _run_row(run: "Run", images: int) -> list[str]:
     ]
 
 
-def _law_row(finding: "Finding") -> list[str]:
+def _law_row(finding: "FitResult") -> list[str]:
     fit = finding.fit
     theirs = PAPER.get((finding.axis, finding.quantity))
     paper = f"{theirs[1]:g}, {theirs[0]:g}" if theirs else ""
@@ -190,7 +190,7 @@ def _law_row(finding: "Finding") -> list[str]:
     ]
 
 
-def _ahead_row(finding: "Finding") -> list[str]:
+def _ahead_row(finding: "FitResult") -> list[str]:
     if finding.fit is None:
         return []
     row = _name(finding)
@@ -199,7 +199,7 @@ def _ahead_row(finding: "Finding") -> list[str]:
     return row
 
 
-def _test_row(finding: "Finding") -> list[str]:
+def _test_row(finding: "FitResult") -> list[str]:
     test = finding.fit.back_test if finding.fit else None
     if test is None:
         return []
@@ -208,7 +208,7 @@ def _test_row(finding: "Finding") -> list[str]:
     return [*_name(finding), test.run, str(test.points), predicted, interval, f"{test.measured:.4g}", inside]
 
 
-def _name(finding: "Finding") -> list[str]:
+def _name(finding: "FitResult") -> list[str]:
     return [X[finding.axis], finding.quantity.replace("_", " ")]
 
 

@@ -36,7 +36,7 @@ def tokenize(
     from accelerate.utils import gather_object
 
     from var.data.tokens import Processes, write_tokens
-    from var.training.distributed import leave
+    from var.training.distributed import destroy_process_group
     from var.training.stages.var import open_tokenizer
     from var.utils.device import choose_device
 
@@ -44,13 +44,13 @@ def tokenize(
     vqvae = open_tokenizer(checked.tokenizer).to(state.device)
     processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
     began = time.perf_counter()
-    speaks = state.is_main_process
-    with stopping(speaks), progress_bar("encoded", "images", speaks, processes.world) as progress:
+    is_main_process = state.is_main_process
+    with stopping(is_main_process), progress_bar("encoded", "images", is_main_process, processes.world) as progress:
         summary = write_tokens(checked, vqvae, processes, progress)
     encoded = sum(gather_object([summary.encoded]))
     seconds = time.perf_counter() - began
-    leave()
-    if not speaks:
+    destroy_process_group()
+    if not is_main_process:
         return
     now = f"{encoded} now, {encoded / seconds:.0f} images/s" if encoded else "all of them there already"
     unreadable = f"; {summary.unreadable} images could not be read" if summary.unreadable else ""

@@ -21,7 +21,7 @@ class Section(BaseModel):
 
 
 class JitterConfig(Section):
-    """Changes of colour, the factors drawn from 1 - x to 1 + x and applied in a random order.
+    """Changes of color, the factors drawn from 1 - x to 1 + x and applied in a random order.
 
     Attributes:
         probability: that an image is changed.
@@ -47,15 +47,15 @@ class DataConfig(Section):
         label_column: column of the integer labels, for Parquet and hub datasets; None: unconditional training.
         classes: keep only images of these labels; the labels keep their numbers. None keeps all.
         resize: the short side becomes resize * side (Lanczos) before the crop (VAR's training: 1.125).
-        crop: of the training images: a square at random or in the centre, or `resized`, a part of random area and
+        crop: of the training images: a square at random or in the center, or `resized`, a part of random area and
             aspect (3:4 to 4:3), resized to the square; what would reach over an edge is cut off there, which leaves
             less of that area, and in images beyond 3:4 or 4:3 an aspect between that range and theirs. Images of
-            validation are always cropped at the centre.
+            validation are always cropped at the center.
         crop_area: least and largest area of a resized crop over the image's.
         pad: white added on every side of the training images before the crop, over their short side; with `resize: 1`
             a random crop then moves them by up to that much. For drawings on white ground.
         flip: mirror half of the training images.
-        jitter: colours of the training images; None: as they are.
+        jitter: colors of the training images; None: as they are.
         workers: processes that read images, beside each training process; 0 reads in the training process.
         max_unreadable: fraction of the samples seen in a run; more unreadable ones stop it.
         validation_images: use so many images of the validation split, spread over it; None for all.

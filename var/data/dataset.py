@@ -196,7 +196,7 @@ class ImageDataset(Dataset[Sample | Unreadable]):
 
 
 def jittered(image: Image.Image, config: JitterConfig, rng: np.random.Generator) -> Image.Image:
-    """The image with its colours changed, or as it is."""
+    """The image with its colors changed, or as it is."""
     import_torchvision()
     from torchvision.transforms import functional
 
@@ -216,7 +216,7 @@ def jittered(image: Image.Image, config: JitterConfig, rng: np.random.Generator)
 
 
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:
-    """The images of a split, found and labelled but not opened; `sources.list_images` tells what counts as a source.
+    """The images of a split, found and labeled but not opened; `sources.list_images` tells what counts as a source.
 
     Raises:
         InputError: no such folder or dataset, split, column or class; no images; labels that are missing.

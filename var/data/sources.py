@@ -172,7 +172,7 @@ def _list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
             "to hold out that fraction of the training images"
         )
     if config.label_column is None or not _subfolders(train_folder):
-        return _list_unlabelled(split_folder)
+        return _list_unlabeled(split_folder)
     try:
         classes = class_labels(_subfolders(train_folder))
     except InputError as error:
@@ -194,14 +194,14 @@ def _list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
     return Listing(source, np.arange(len(files)), np.array(labels), max(classes.values()) + 1, names)
 
 
-def _list_unlabelled(split_folder: Path) -> Listing:
+def _list_unlabeled(split_folder: Path) -> Listing:
     files = sorted(_image_files(split_folder, "."))
     if not files:
         raise InputError(f"{split_folder} holds no images: expected {split_folder.name}/CLASS/*.jpg, or *.jpg")
-    return _unlabelled(FolderSource(split_folder, files), len(files))
+    return _unlabeled(FolderSource(split_folder, files), len(files))
 
 
-def _unlabelled(source: Source, count: int) -> Listing:
+def _unlabeled(source: Source, count: int) -> Listing:
     return Listing(source, np.arange(count), np.zeros(count, np.int64), 1, {})
 
 
@@ -307,7 +307,7 @@ def _list_table(config: DataConfig, split: Split, table: Any, names: dict[int, s
         ) from error
     source = TableSource(images, f"{config.source} ({split})")
     if config.label_column is None:
-        return _unlabelled(source, len(table))
+        return _unlabeled(source, len(table))
     labels = _labels(config, config.label_column, split, table)
     num_classes = int(labels.max()) + 1
     feature = table.features[config.label_column]
@@ -379,7 +379,7 @@ def _list_shards(config: DataConfig, split: Split) -> Listing:
     source = ShardSource(reader, config.label_column, index.num_classes)
     shard_of = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
     if config.label_column is None:
-        return _unlabelled(source, len(shard_of))._replace(shards=shard_of)
+        return _unlabeled(source, len(shard_of))._replace(shards=shard_of)
     return Listing(source, np.arange(len(shard_of)), None, index.num_classes, index.class_names, shard_of)
 
 

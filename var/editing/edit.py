@@ -18,11 +18,11 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.editing.image_masks import Hole, continued, keep_at_scales, kept_tokens, opacity, reduced
-from var.editing.windows import Window, lay, through, whole, without
+from var.editing.image_masks import Hole, feathered_alpha, mask_at_scales, masked_downscale, pull_push_fill, token_mask
+from var.editing.windows import Window, bounding_square, crop_mask, paste, remove_window
 from var.models.var import VAR
-from var.sampling.generate import Known, SamplingOptions, check_batch_size, in_batches
-from var.sampling.logits import nth_seed
+from var.sampling.generate import Known, SamplingOptions, check_batch_size, generate_batches
+from var.sampling.logits import derive_seed
 from var.utils.images import to_pil, to_tensor
 
 BACK_PROJECTIONS = 10
@@ -34,8 +34,8 @@ class DrawOptions(SamplingOptions, total=False):
     batch_size: int
 
 
-class RedrawOptions(DrawOptions, total=False):
-    """What can be asked of an edit with a hole: the arguments of these names of `redraw`."""
+class InpaintOptions(DrawOptions, total=False):
+    """What can be asked of an edit with a hole: the arguments of these names of `inpaint_windows`."""
 
     dilate: int
     hide: bool
@@ -44,7 +44,7 @@ class RedrawOptions(DrawOptions, total=False):
     feather: float | None
 
 
-def redraw(
+def inpaint_windows(
     model: VAR,
     vqvae: VQVAE,
     picture: Image.Image,
@@ -69,9 +69,9 @@ def redraw(
             beside the hole describe it too.
         hide: the hole's pixels are hidden before encoding, by a smooth continuation of those around it.
         composite: the result is the picture itself outside the hole; without it, the model's drawing of all it saw.
-        match: shift the drawing's colours smoothly so that they meet those around the hole. Goes with composite.
+        match: shift the drawing's colors smoothly so that they meet those around the hole. Goes with composite.
         feather: over so many pixels outside the hole the drawing fades into the picture; None: half a token.
-        options: as `in_batches` takes them.
+        options: as `generate_batches` takes them.
 
     Returns:
         B pictures of the same size.
@@ -85,20 +85,20 @@ def redraw(
         return [picture.copy() for _ in labels]
     pictures, seed = [picture], options.get("seed", 0)
     for n, window in enumerate(windows):
-        square_hole, outside = ~through(~hole, window), ~through(np.ones_like(hole), window)
+        square_hole, outside = ~crop_mask(~hole, window), ~crop_mask(np.ones_like(hole), window)
         hidden = square_hole if hide else outside
-        seen = torch.stack([shown(p.crop(window.box), hidden, vqvae.config.image_side) for p in pictures])
-        keep = keep_at_scales(kept_tokens(square_hole, vqvae.scales.sides[-1]), vqvae.scales, dilate)
-        options["seed"] = nth_seed(seed, n)
-        drawn = complete(model, vqvae, seen, keep, labels, **options)
+        seen = torch.stack([encoder_view(p.crop(window.box), hidden, vqvae.config.image_side) for p in pictures])
+        keep = mask_at_scales(token_mask(square_hole, vqvae.scales.sides[-1]), vqvae.scales, dilate)
+        options["seed"] = derive_seed(seed, n)
+        drawn = generate_masked(model, vqvae, seen, keep, labels, **options)
         if composite and match:
-            drawn = matched(drawn, seen, square_hole)
+            drawn = match_colors(drawn, seen, square_hole)
         half_token = window.side / vqvae.scales.sides[-1] / 2
-        laid_over = through(hole, window) if composite else np.ones_like(square_hole)
-        alpha = opacity(laid_over, half_token if feather is None else feather)
+        laid_over = crop_mask(hole, window) if composite else np.ones_like(square_hole)
+        alpha = feathered_alpha(laid_over, half_token if feather is None else feather)
         squares = [square.resize((window.side,) * 2, Image.Resampling.LANCZOS) for square in to_pil(drawn)]
-        pictures = [lay(p, square, alpha, window) for p, square in zip(cycle(pictures), squares, strict=False)]
-        hole = without(hole, window)
+        pictures = [paste(p, square, alpha, window) for p, square in zip(cycle(pictures), squares, strict=False)]
+        hole = remove_window(hole, window)
     return pictures
 
 
@@ -124,7 +124,7 @@ def upscale(
         num_scales: scales that are kept; None: those whose cells are at least as large as when the picture is in
             full size and its last token map is used.
         consistent: the result, reduced to the small picture's size, is the small picture.
-        options: as `in_batches` takes them.
+        options: as `generate_batches` takes them.
 
     Returns:
         B pictures.
@@ -133,7 +133,7 @@ def upscale(
         InputError: the picture is not smaller than the model's, num_scales not in 1..K, an option out of range.
     """
     side, sides = vqvae.config.image_side, vqvae.scales.sides
-    window = whole(picture.size)
+    window = bounding_square(picture.size)
     if window.side >= side:
         raise InputError(
             f"the picture has {picture.width}x{picture.height} px: upscale takes pictures smaller than the model's, "
@@ -142,24 +142,24 @@ def upscale(
     if num_scales is not None and not 1 <= num_scales <= len(sides):
         raise InputError(f"num_scales={num_scales} must be in 1..{len(sides)}")
     kept = num_scales or max(sum(s * side <= sides[-1] * window.side for s in sides), 1)
-    outside = ~through(np.ones(picture.size[::-1], dtype=bool), window)
+    outside = ~crop_mask(np.ones(picture.size[::-1], dtype=bool), window)
     square = picture.crop(window.box)
     keep = vqvae.scales.levels() < kept  # beside the picture too: its continuation there is cropped away in the end
-    drawn = complete(model, vqvae, shown(square, outside, side)[None], keep, labels, **options)
+    drawn = generate_masked(model, vqvae, encoder_view(square, outside, side)[None], keep, labels, **options)
     if consistent:
-        drawn = projected(drawn, shown(square, outside, window.side)[None])
+        drawn = back_project(drawn, encoder_view(square, outside, window.side)[None])
     left, top = (round(-edge * side / window.side) for edge in (window.left, window.top))
     width, height = (max(round(length * side / window.side), 1) for length in picture.size)
     results = [result.crop((left, top, left + width, top + height)) for result in to_pil(drawn)]
     for result in results:
-        result.info = picture.info  # with its colour profile
+        result.info = picture.info  # with its color profile
     return results
 
 
-def shown(square: Image.Image, hidden: Hole, side: int) -> Tensor:
+def encoder_view(square: Image.Image, hidden: Hole, side: int) -> Tensor:
     """What the encoder is shown of a square: (3, side, side) in [-1, 1], hidden pixels continued from the others.
 
-    They are hidden before the square is resized, which would mix them with their neighbours. A square four times as
+    They are hidden before the square is resized, which would mix them with their neighbors. A square four times as
     large or more is first reduced by a whole factor, to twice the side or more, a cell the mean of its known pixels.
     """
     factor = 1
@@ -167,14 +167,14 @@ def shown(square: Image.Image, hidden: Hole, side: int) -> Tensor:
         pixels, hole = to_tensor(square)[None], torch.from_numpy(hidden)
         if square.width >= 4 * side:
             factor = square.width // (2 * side)
-            pixels, hole = reduced(pixels, hole, factor)
-        square = to_pil(continued(pixels, hole))[0]
+            pixels, hole = masked_downscale(pixels, hole, factor)
+        square = to_pil(pull_push_fill(pixels, hole))[0]
     length = hidden.shape[0] / factor  # the last cells may reach over the edge
     return to_tensor(square.resize((side, side), Image.Resampling.LANCZOS, box=(0, 0, length, length)))
 
 
 @torch.inference_mode()
-def complete(
+def generate_masked(
     model: VAR,
     vqvae: VQVAE,
     seen: Tensor,
@@ -197,11 +197,13 @@ def complete(
     device = model.position.device
     tokens = torch.cat([vqvae.encode(part.to(device)) for part in seen.split(batch_size)])
     known = Known(tokens.expand(len(labels), -1), keep.to(device).expand(len(labels), -1))
-    return torch.cat([part.images.cpu() for part in in_batches(model, vqvae, labels, batch_size, known, **sampling)])
+    return torch.cat(
+        [part.images.cpu() for part in generate_batches(model, vqvae, labels, batch_size, known, **sampling)]
+    )
 
 
-def matched(drawn: Tensor, seen: Tensor, hole: Hole) -> Tensor:
-    """Shift the colours of what was drawn in a hole so that they meet the known ones around it.
+def match_colors(drawn: Tensor, seen: Tensor, hole: Hole) -> Tensor:
+    """Shift the colors of what was drawn in a hole so that they meet the known ones around it.
 
     The difference between what is known and what was drawn there is continued smoothly into the hole and added, as
     Poisson image editing does it by a membrane (Perez et al., 2003, equation 5).
@@ -215,10 +217,10 @@ def matched(drawn: Tensor, seen: Tensor, hole: Hole) -> Tensor:
         (B, 3, S, S): what is seen outside the hole.
     """
     touched = F.adaptive_max_pool2d(torch.from_numpy(hole)[None, None].float(), drawn.shape[-1])[0, 0] > 0
-    return drawn + continued(seen - drawn, touched)
+    return drawn + pull_push_fill(seen - drawn, touched)
 
 
-def projected(drawn: Tensor, small: Tensor) -> Tensor:
+def back_project(drawn: Tensor, small: Tensor) -> Tensor:
     """Change pictures (B, 3, S, S) so that they become the small one (1, 3, m, m) when they are reduced.
 
     What is missing after reduction is enlarged and added, again and again (Irani and Peleg, 1991).

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
-from var.utils.images import loaded, to_rgb
+from var.utils.images import load_image, to_rgb
 
 Hole = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are the first ones outside
@@ -87,25 +87,25 @@ def mask_hole(mask: Image.Image, size: tuple[int, int]) -> Hole:
     Raises:
         InputError: the mask cannot be read, is of another size, or marks something, but too dark.
     """
-    grey = np.asarray(to_rgb(loaded(mask, "the mask"), background="black").convert("L"))
-    if grey.shape != size[::-1]:
+    gray = np.asarray(to_rgb(load_image(mask, "the mask"), background="black").convert("L"))
+    if gray.shape != size[::-1]:
         raise InputError(
-            f"the mask has {grey.shape[1]}x{grey.shape[0]} px and the picture {size[0]}x{size[1]} px: give a mask of "
+            f"the mask has {gray.shape[1]}x{gray.shape[0]} px and the picture {size[0]}x{size[1]} px: give a mask of "
             "the picture's size"
         )
-    hole: Hole = grey > 127
+    hole: Hole = gray > 127
     if not hole.any() and mask.mode in ("L", "I", "F", "I;16") and np.asarray(mask).any():
         brightest = np.asarray(mask).max()
         raise InputError(f"the mask's brightest pixel is {brightest:g}: white, more than half of the full scale, marks")
     return hole
 
 
-def kept_tokens(hole: Hole, side: int) -> Tensor:
+def token_mask(hole: Hole, side: int) -> Tensor:
     """(H, H) of a square that the model sees -> (side, side) bool: the last scale's tokens with nothing of the hole."""
     return F.adaptive_max_pool2d(torch.from_numpy(hole)[None, None].float(), side)[0, 0] == 0
 
 
-def keep_at_scales(keep: Tensor, scales: Scales, dilate: int = 0) -> Tensor:
+def mask_at_scales(keep: Tensor, scales: Scales, dilate: int = 0) -> Tensor:
     """What each scale keeps: the mask of the last one, resized bilinearly, more than half keeps.
 
     Scales of at most three tokens are kept whole, unless nothing at all is kept.
@@ -138,7 +138,7 @@ def keep_at_scales(keep: Tensor, scales: Scales, dilate: int = 0) -> Tensor:
     return torch.cat(parts)
 
 
-def continued(pixels: Tensor, hole: Tensor) -> Tensor:
+def pull_push_fill(pixels: Tensor, hole: Tensor) -> Tensor:
     """Fill a hole smoothly from the known pixels around it, nearly as a membrane fixed at the hole's edge would.
 
     The image is halved until the hole is gone, known pixels alone counting; on the way back the hole takes what the
@@ -158,14 +158,14 @@ def continued(pixels: Tensor, hole: Tensor) -> Tensor:
         return pixels * known
     share = F.avg_pool2d(known, 4, stride=2, padding=1, ceil_mode=True)
     half = F.avg_pool2d(pixels * known, 4, stride=2, padding=1, ceil_mode=True) / share.clamp(min=1 / 16)
-    filled = F.interpolate(continued(half, share[0, 0] == 0), size=hole.shape, mode="bilinear")
+    filled = F.interpolate(pull_push_fill(half, share[0, 0] == 0), size=hole.shape, mode="bilinear")
     for _ in range(SMOOTHINGS):
         filled = torch.where(hole, filled, pixels)
         filled = F.avg_pool2d(F.pad(filled, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
     return torch.where(hole, filled, pixels)
 
 
-def reduced(pixels: Tensor, hole: Tensor, factor: int) -> tuple[Tensor, Tensor]:
+def masked_downscale(pixels: Tensor, hole: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     """An image (B, C, H, W) and its hole (H, W) by a whole factor: a cell with any known pixel is the mean of those."""
     known = (~hole).to(pixels)[None, None]
     share = F.avg_pool2d(known, factor, ceil_mode=True)
@@ -173,7 +173,7 @@ def reduced(pixels: Tensor, hole: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     return sums / share.clamp(min=1 / (2 * factor**2)), share[0, 0] == 0
 
 
-def opacity(hole: Hole, feather: float) -> NDArray[np.float32]:
+def feathered_alpha(hole: Hole, feather: float) -> NDArray[np.float32]:
     """How much of the new picture is seen, (H, W): 1 in the hole, falling until `feather` pixels outside it, then 0."""
     if not hole.any():
         return np.zeros(hole.shape, dtype=np.float32)

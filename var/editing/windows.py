@@ -31,13 +31,13 @@ class Window(NamedTuple):
         return self.left, self.top, self.left + self.side, self.top + self.side
 
 
-def whole(size: tuple[int, int]) -> Window:
+def bounding_square(size: tuple[int, int]) -> Window:
     """The smallest square with all of the picture in its middle."""
     side = max(size)
     return Window((size[0] - side) // 2, (size[1] - side) // 2, side)
 
 
-def around(hole: Hole, context: float | None = None) -> Window:
+def window_around(hole: Hole, context: float | None = None) -> Window:
     """The square through which a hole is filled, with the hole as near to its middle as the picture's edges allow.
 
     Args:
@@ -66,7 +66,7 @@ def around(hole: Hole, context: float | None = None) -> Window:
     return Window(place(left, right, width), place(top, bottom, height), side)
 
 
-def outwards(size: tuple[int, int], hole: Hole, method: str) -> list[Window]:
+def outpaint_windows(size: tuple[int, int], hole: Hole, method: str) -> list[Window]:
     """The windows that fill the room around a picture.
 
     Args:
@@ -85,7 +85,11 @@ def outwards(size: tuple[int, int], hole: Hole, method: str) -> list[Window]:
     if method == "slide" and steps > MAX_WINDOWS:
         raise InputError(f"windows of {side} px take {steps} steps, at most {MAX_WINDOWS}: use the method shrink")
     far = max(extended_size) > 2 * side and steps <= MAX_WINDOWS
-    return list(sliding(hole, side)) if method == "slide" or (method == "auto" and far) else [whole(extended_size)]
+    return (
+        list(sliding(hole, side))
+        if method == "slide" or (method == "auto" and far)
+        else [bounding_square(extended_size)]
+    )
 
 
 def sliding(hole: Hole, side: int) -> Iterator[Window]:
@@ -132,7 +136,7 @@ def _stops(low: int, high: int, length: int, side: int) -> list[int]:
     return sorted({min(max(start, 0), length - side) for start in (*before, *over, *after)})
 
 
-def extended(picture: Image.Image, left: int, right: int, top: int, bottom: int) -> tuple[Image.Image, Hole]:
+def pad_canvas(picture: Image.Image, left: int, right: int, top: int, bottom: int) -> tuple[Image.Image, Hole]:
     """A picture with room on its sides, in pixels, and that room as a hole.
 
     Raises:
@@ -152,25 +156,25 @@ def extended(picture: Image.Image, left: int, right: int, top: int, bottom: int)
         )
     canvas = Image.new("RGB", (width, height), "grey")
     canvas.paste(picture, (left, top))
-    canvas.info = picture.info  # with its colour profile
+    canvas.info = picture.info  # with its color profile
     hole = np.ones((height, width), dtype=bool)
     hole[top : top + picture.height, left : left + picture.width] = False
     return canvas, hole
 
 
-def through(pixels: Hole, window: Window) -> Hole:
+def crop_mask(pixels: Hole, window: Window) -> Hole:
     """A boolean array of a picture as a window shows it: (side, side), False outside the picture."""
     return np.asarray(Image.fromarray(pixels).crop(window.box))
 
 
-def without(hole: Hole, window: Window) -> Hole:
+def remove_window(hole: Hole, window: Window) -> Hole:
     """What is left of a hole when it has been filled through a window."""
     left = hole.copy()
     left[max(window.top, 0) : window.top + window.side, max(window.left, 0) : window.left + window.side] = False
     return left
 
 
-def lay(picture: Image.Image, square: Image.Image, opacity: NDArray[np.float32], window: Window) -> Image.Image:
+def paste(picture: Image.Image, square: Image.Image, opacity: NDArray[np.float32], window: Window) -> Image.Image:
     """The picture with a square of the window's side laid over it where the window is.
 
     Args:

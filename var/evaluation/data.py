@@ -38,7 +38,7 @@ def read_source(source: str, overrides: Sequence[str] = ()) -> DataConfig:
 def open_pictures(
     source: str | DataConfig, split: Split, side: int, classes: Sequence[int] | None = None
 ) -> ImageDataset:
-    """The squares of a split: short side to data.resize * side (1.125 unless a recipe says otherwise), centre crop.
+    """The squares of a split: short side to data.resize * side (1.125 unless a recipe says otherwise), center crop.
 
     Args:
         source: as `read_source` takes or gives it.

@@ -79,7 +79,7 @@ class Likelihood:
 
 
 @dataclass(frozen=True)
-class LabelledLikelihood:
+class LabeledLikelihood:
     """With and without the label.
 
     Attributes:
@@ -96,7 +96,7 @@ class LabelledLikelihood:
 
 
 @torch.inference_mode()
-def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -> LabelledLikelihood:
+def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -> LabeledLikelihood:
     """Of pictures, by a model whose tokenizer is held in float32.
 
     Args:
@@ -122,7 +122,7 @@ def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -
     check_any(columns[0])
     given, null = ({name: torch.cat([part[name] for part in column]) for name in column[0]} for column in columns)
     gain = measured(null["loss"] - given["loss"], "the loss").times(model.scales.total)
-    return LabelledLikelihood(len(given["loss"]), _summed(given, model.scales), _summed(null, model.scales), gain)
+    return LabeledLikelihood(len(given["loss"]), _summed(given, model.scales), _summed(null, model.scales), gain)
 
 
 def check_known(labels: Iterable[int], known: frozenset[int]) -> None:

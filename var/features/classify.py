@@ -1,4 +1,4 @@
-"""Classifiers on frozen features: nearest neighbours and a linear one, as scikit-learn has them.
+"""Classifiers on frozen features: nearest neighbors and a linear one, as scikit-learn has them.
 
 M images, F length of a feature, C classes.
 """
@@ -20,7 +20,7 @@ try:
 except ImportError as missing:
     raise InputError("classifiers are scikit-learn's: pip install 'var-next-scale[features]'") from missing
 
-# Of a regression on standardised features, strongest regularisation first.
+# Of a regression on standardized features, strongest regularization first.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 ITERATIONS = 1000  # of a fit, at most; features of which many say the same take so many where little holds them back
 HELD_OUT = 10  # one in so many training images chooses the strength
@@ -41,7 +41,7 @@ class Regression(NamedTuple):
     """What the linear classifier reaches, and how it was chosen."""
 
     accuracy: Accuracy
-    strength: float  # C of LogisticRegression: one over the weight of the regularisation
+    strength: float  # C of LogisticRegression: one over the weight of the regularization
     held_out: float  # top-1 on the part of the training set that chose it
     converged: bool  # whether the last fit needed fewer than ITERATIONS
 
@@ -67,7 +67,7 @@ def check_comparable(train: Features, validation: Features) -> None:
             )
 
 
-def nearest_neighbours(train: Features, validation: Features, k: int = 20) -> Accuracy:
+def nearest_neighbors(train: Features, validation: Features, k: int = 20) -> Accuracy:
     """Classes by the votes of the k training features of highest cosine, each weighted by one over its distance.
 
     Only classes that have a vote count as named.
@@ -83,10 +83,10 @@ def nearest_neighbours(train: Features, validation: Features, k: int = 20) -> Ac
 
 
 def linear(train: Features, validation: Features) -> Regression:
-    """Multinomial logistic regression on features standardised by the training set's means and deviations.
+    """Multinomial logistic regression on features standardized by the training set's means and deviations.
 
     Its strength is that of STRENGTHS with the highest top-1 on a held-out tenth of the training set, spread over the
-    classes; of equals the strongest regularisation. Every fit starts from the one before, the last is to all images.
+    classes; of equals the strongest regularization. Every fit starts from the one before, the last is to all images.
 
     Raises:
         InputError: too few training images to hold some out.

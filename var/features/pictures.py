@@ -18,14 +18,14 @@ from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.utils.classes import class_labels
-from var.utils.images import FORMATS, centre_square, open_picture
+from var.utils.images import FORMATS, open_picture, resize_and_center_crop
 
 if TYPE_CHECKING:
     from var.data.sources import Encoded, Source, Split
 
 
 class Picture(NamedTuple):
-    """An image as `var.utils.images.centre_square` gives it."""
+    """An image as `var.utils.images.resize_and_center_crop` gives it."""
 
     path: str
     label: int | None
@@ -51,7 +51,7 @@ class Pictures:
 
 
 def folder_pictures(folder: Path) -> Pictures:
-    """All images below a folder, sorted by path; those in subfolders are labelled by the first of them.
+    """All images below a folder, sorted by path; those in subfolders are labeled by the first of them.
 
     Labels number the folder's sorted subfolders; where all their names are numbers, they are the labels themselves, as
     in training. Images directly in the folder have no label. Hidden files and folders are passed over.
@@ -77,7 +77,7 @@ def folder_pictures(folder: Path) -> Pictures:
         def read(i: int) -> Picture:
             path = folder / names[i]
             try:
-                pixels = centre_square(open_picture(path), side)
+                pixels = resize_and_center_crop(open_picture(path), side)
             except InputError:
                 raise
             except Exception as error:  # damaged metadata makes Pillow raise nearly anything
@@ -110,7 +110,7 @@ def split_pictures(source: str, split: "Split") -> Pictures:
     except ImportError as error:
         raise InputError("splits are read as training reads them: pip install 'var-next-scale[train]'") from error
 
-    config = DataConfig(source=source, resize=256 / 224)  # as `centre_square` has it
+    config = DataConfig(source=source, resize=256 / 224)  # as `resize_and_center_crop` has it
     with _without_bars():
         listing = list_images(config, split)
     listing = listing._replace(source=_OneByOne(listing.source))

@@ -22,7 +22,7 @@ from var.models.pretraining import patches
 from var.models.var import VAR
 from var.pipeline import TRANSFORMER, VARPipeline
 from var.utils.device import choose_device, choose_dtype
-from var.utils.images import check_images, standardised
+from var.utils.images import check_images, normalize
 
 UNTRAINED, PIXELS = "untrained", "pixels"
 BASELINES = (UNTRAINED, PIXELS)  # in place of a model's name: what its features are compared with
@@ -107,7 +107,7 @@ class EncoderFeatures(FeatureSource):
         self.encoder = encoder
 
     def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        return self.encoder.extract_features(standardised(images), layers)
+        return self.encoder.extract_features(normalize(images), layers)
 
 
 class VARFeatures(FeatureSource):
@@ -131,7 +131,7 @@ class VARFeatures(FeatureSource):
 
 
 class PixelFeatures(FeatureSource):
-    """The pixels of each patch, standardised: one layer, which knows nothing and has no positions.
+    """The pixels of each patch, standardized: one layer, which knows nothing and has no positions.
 
     Args:
         sizes: image_size, patch_size and heads are read.
@@ -142,11 +142,11 @@ class PixelFeatures(FeatureSource):
         self.patch_size = sizes.patch_size
 
     def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
-        return [patches(standardised(images), self.patch_size)]
+        return [patches(normalize(images), self.patch_size)]
 
 
 @dataclass(frozen=True)
-class Classifier:
+class ProbeClassifier:
     """A probe that was trained on features that are no AIM's, with what gives them."""
 
     source: FeatureSource
@@ -154,7 +154,7 @@ class Classifier:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> AIMOutput:
-        """(B, 3, S, S) in [-1, 1], as `var.utils.images.centre_square` makes them, on any device -> logits and
+        """(B, 3, S, S) in [-1, 1], as `var.utils.images.resize_and_center_crop` makes them, on any device -> logits and
         features.
 
         Features are the mean over the layers that the probe reads, (B, N, D) float32.
@@ -170,7 +170,7 @@ class Classifier:
 
 def load_classifier(
     folder: str | Path, model: str | None = None, device: str = "auto", dtype: str = "auto"
-) -> Classifier:
+) -> ProbeClassifier:
     """A probe alone, as the stage `probe` exports one on a VAR's hidden states or on pixels, and what it reads.
 
     Args:
@@ -187,7 +187,7 @@ def load_classifier(
     number_type = choose_dtype(dtype, target)
     probe = load_probe(Path(folder).expanduser())
     source = _read_by(Path(folder).expanduser(), probe.config, model).to(target, number_type)
-    return Classifier(source, probe.requires_grad_(False).to(source.place[0]))
+    return ProbeClassifier(source, probe.requires_grad_(False).to(source.place[0]))
 
 
 def hidden_states(model: VAR, labels: Tensor, teacher_forcing_input: Tensor, layers: Sequence[int]) -> list[Tensor]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError, check_types
 from var.models.transformer import NORM_EPS, Block, BlockConfig, attend
 from var.utils.device import choose_device, choose_dtype
-from var.utils.images import centre_square, check_images, standardised
+from var.utils.images import check_images, normalize, resize_and_center_crop
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def check_layers(layers: Sequence[int], depth: int) -> None:
         raise InputError(f"layers {list(layers)} must be different blocks in 0..{depth - 1}, at least one")
 
 
-def sine_cosine(side: int, width: int) -> Tensor:
+def sincos_2d_pos_embed(side: int, width: int) -> Tensor:
     """Positions of side x side patches, row by row: (N, D) float32 on the CPU.
 
     The first half of the channels comes from the column, the second from the row. Each half holds the sines of the
@@ -136,11 +136,11 @@ class Encoder(nn.Module):
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)  # after the last block; the probe reads before it
         self.position: Tensor
-        self.register_buffer("position", sine_cosine(config.side, config.width), persistent=False)
-        initialise(self)
+        self.register_buffer("position", sincos_2d_pos_embed(config.side, config.width), persistent=False)
+        initialize(self)
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S), normalised, on any device -> patches with their positions (B, N, D), row by row.
+        """(B, 3, S, S), normalized, on any device -> patches with their positions (B, N, D), row by row.
 
         Raises:
             InputError: the images are no floating-point numbers, not RGB or not of the model's size.
@@ -177,7 +177,7 @@ class Encoder(nn.Module):
         """What the pixel head reads: (B, 3, S, S) -> (B, N, D), behind the last norm.
 
         Args:
-            images: normalised.
+            images: normalized.
             mask: as `prefix_causal` makes it; None: every patch sees every other.
             order: (N,) int64, the patches in the order of the sequence; None: row by row.
         """
@@ -327,7 +327,7 @@ class AIM(nn.Module):
         return self.encoder.extract_features(images, layers)
 
 
-def initialise(encoder: nn.Module) -> None:
+def initialize(encoder: nn.Module) -> None:
     """Draw the initial weights of linear maps: truncated normal, std 0.02, biases 0 (ViT's usual)."""
     for module in encoder.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -343,14 +343,14 @@ class ValTransforms:
     size: int
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """An image of any size and mode -> (3, size, size) float32, standardised."""
-        return standardised(centre_square(image, self.size))
+        """An image of any size and mode -> (3, size, size) float32, standardized."""
+        return normalize(resize_and_center_crop(image, self.size))
 
 
 def val_transforms(size: int = 224) -> ValTransforms:
     """From a picture to what the encoder reads: `torch.stack([transform(picture) for picture in pictures])`.
 
-    The short side becomes 256 / 224 of the size, the centre square is kept, and pixels in [0, 1] lose ImageNet's mean
+    The short side becomes 256 / 224 of the size, the center square is kept, and pixels in [0, 1] lose ImageNet's mean
     and are divided by its standard deviation, so that they lie between -2.12 and 2.64. Resizing is the project's
     own, Lanczos; the paper does not say which it used.
 

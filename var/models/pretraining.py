@@ -12,11 +12,11 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError, check_types
-from var.models.aim import Encoder, EncoderConfig, initialise, sine_cosine
+from var.models.aim import Encoder, EncoderConfig, initialize, sincos_2d_pos_embed
 from var.models.masks import prefix_causal
 from var.models.transformer import MLP, NORM_EPS, BlockConfig
 
-VARIANCE_EPS = 1e-6  # of a patch, when targets are normalised
+VARIANCE_EPS = 1e-6  # of a patch, when targets are normalized
 
 Order = Literal["raster", "spiral", "checkerboard", "random"]
 
@@ -48,7 +48,7 @@ class HeadConfig:
             raise InputError(f"mlp_ratio={self.mlp_ratio} must be positive")
 
 
-class Head(nn.Module):
+class PixelHead(nn.Module):
     """Features and positions -> predictions, patch by patch: the transformer's blocks without their attention."""
 
     def __init__(self, encoder: EncoderConfig, config: HeadConfig, outputs: int) -> None:
@@ -61,9 +61,9 @@ class Head(nn.Module):
         self.norm = nn.LayerNorm(width, eps=NORM_EPS) if config.depth else nn.Identity()
         self.predict = nn.Linear(width, outputs)
         self.position: Tensor | None
-        position = sine_cosine(encoder.side, width) if config.depth else None
+        position = sincos_2d_pos_embed(encoder.side, width) if config.depth else None
         self.register_buffer("position", position, persistent=False)
-        initialise(self)
+        initialize(self)
 
     def forward(self, features: Tensor, places: Tensor) -> Tensor:
         """(B, N - 1, D) and the place in the image of each (N - 1,) -> (B, N - 1, C)."""
@@ -75,7 +75,7 @@ class Head(nn.Module):
         return self.predict(self.norm(x))
 
 
-class Pretraining(nn.Module):
+class AIMPretrainer(nn.Module):
     """An encoder with its head.
 
     Args:
@@ -88,7 +88,7 @@ class Pretraining(nn.Module):
     def __init__(self, encoder: EncoderConfig, head: HeadConfig, outputs: int, order: Tensor) -> None:
         super().__init__()
         self.encoder = Encoder(encoder)
-        self.head = Head(encoder, head, outputs)
+        self.head = PixelHead(encoder, head, outputs)
         self.order: Tensor
         self.register_buffer("order", order, persistent=False)
 
@@ -96,7 +96,7 @@ class Pretraining(nn.Module):
         """Predictions of the second to the last patch of the sequence.
 
         Args:
-            images: (B, 3, S, S), normalised.
+            images: (B, 3, S, S), normalized.
             prefix: (B,) int64 in 0..N - 1, patches that see one another; 0 is purely causal.
 
         Returns:
@@ -130,7 +130,7 @@ def check_prefix(prefix: object, batch: int, patches: int) -> None:
 
 
 def prefix_lengths(lengths: Sequence[int], patches: int) -> Tensor:
-    """Numbers of patches as a tensor that `Pretraining` takes, (B,) int64.
+    """Numbers of patches as a tensor that `AIMPretrainer` takes, (B,) int64.
 
     Raises:
         InputError: a length below 0, or one that leaves nothing to predict; no whole number.
@@ -156,7 +156,7 @@ def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
     if kind == "raster":
         return places
     if kind == "checkerboard":
-        return torch.cat([places[(rows + columns) % 2 == colour] for colour in (0, 1)])
+        return torch.cat([places[(rows + columns) % 2 == color] for color in (0, 1)])
     if kind == "random":
         return torch.randperm(side * side, generator=torch.Generator().manual_seed(seed))
     return torch.tensor(_spiral(side)).flip(0)
@@ -179,7 +179,7 @@ def patches(images: Tensor, patch_size: int) -> Tensor:
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
-def unpatched(patches: Tensor, patch_size: int) -> Tensor:
+def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
     """The inverse of `patches`."""
     side = round(patches.shape[1] ** 0.5)
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)

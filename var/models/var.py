@@ -125,7 +125,7 @@ class VAR(nn.Module):
         self.levels: Tensor
         self.register_buffer("mask", block_causal(self.scales), persistent=False)
         self.register_buffer("levels", self.scales.levels(), persistent=False)
-        initialise(self)
+        initialize(self)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights in dtype, those of the head in float32: logits are always computed in float32."""
@@ -232,7 +232,7 @@ def gate_init(depth: int) -> float:
 
 
 @torch.no_grad()
-def initialise(model: VAR) -> None:
+def initialize(model: VAR) -> None:
     """Draw the initial weights (recipe of the paper; small gates, so that every block starts near the identity)."""
     depth, width = model.config.depth, model.config.width
     std = math.sqrt(1 / (3 * width))

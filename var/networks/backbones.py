@@ -34,18 +34,18 @@ _VGG_TAPS = (3, 8, 15, 22, 29)  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3 am
 _DINO_TAPS = (2, 5, 8, 11)  # blocks, counted from 0
 
 
-class Normalisation(NamedTuple):
+class Normalization(NamedTuple):
     """Mean and standard deviation of each channel, for images in [-1, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-_IMAGENET = Normalisation(
+_IMAGENET = Normalization(
     mean=tuple(2 * mean - 1 for mean in (0.485, 0.456, 0.406)), std=tuple(2 * std for std in (0.229, 0.224, 0.225))
 )
 # EfficientNet-Lite was trained on (x - 127) / 128 of x in 0..255.
-EFFICIENTNET_LITE = Normalisation(mean=(127 / 127.5 - 1,) * 3, std=(128 / 127.5,) * 3)
+EFFICIENTNET_LITE = Normalization(mean=(127 / 127.5 - 1,) * 3, std=(128 / 127.5,) * 3)
 
 
 class Frozen(nn.Module):
@@ -72,12 +72,12 @@ class Backbone(Frozen):
     std: Tensor
 
     def __init__(
-        self, network: nn.Module, channels: Sequence[int], normalisation: Normalisation, smallest_side: int
+        self, network: nn.Module, channels: Sequence[int], normalization: Normalization, smallest_side: int
     ) -> None:
         super().__init__(network)
         self.channels = tuple(channels)
         self.smallest_side = smallest_side
-        for name, values in normalisation._asdict().items():
+        for name, values in normalization._asdict().items():
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -144,7 +144,7 @@ def refuse_small(images: Tensor, smallest_side: int) -> None:
         )
 
 
-class Taps(nn.Module):
+class IntermediateLayers(nn.Module):
     """Layers one after the other, and what some of them give."""
 
     def __init__(self, layers: Iterable[nn.Module], taps: Sequence[int]) -> None:
@@ -326,7 +326,7 @@ def lite_weights(name: str) -> Path:
     return Path(getattr(shipped, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
 
 
-def load_lite(name: str, network: nn.Module, weights: Path | None) -> None:
+def load_efficientnet_lite(name: str, network: nn.Module, weights: Path | None) -> None:
     """Give `build_lite`'s network its weights, in place: the package's unless a file is given."""
     file = weights or lite_weights(name)
     _load(network, read_weights(file), file)
@@ -337,7 +337,7 @@ def _finish_lite(network: Any) -> Backbone:
     strides = [block._depthwise_conv.stride[0] for block in blocks] + [2]
     taps = [index for index in range(len(blocks)) if strides[index + 1] == 2]  # the last block of each resolution
     channels = [blocks[index]._bn2.num_features for index in taps]
-    layers = Taps(lite_layers(network), [1 + index for index in taps])
+    layers = IntermediateLayers(lite_layers(network), [1 + index for index in taps])
     # At 32 px the last map is one pixel; smaller images would show it little but padding.
     return Backbone(layers, channels, EFFICIENTNET_LITE, 32)
 
@@ -391,7 +391,7 @@ def _load_vgg(name: str, features: nn.Module, weights: Path | None) -> None:
 
 
 def _finish_vgg(features: nn.Sequential) -> Backbone:
-    return Backbone(Taps(features, _VGG_TAPS), (64, 128, 256, 512, 512), _IMAGENET, 16)
+    return Backbone(IntermediateLayers(features, _VGG_TAPS), (64, 128, 256, 512, 512), _IMAGENET, 16)
 
 
 def _build_dino(name: str) -> nn.Module:
@@ -444,7 +444,7 @@ _LPIPS = {
     "lpips-alex": _Trunk("alex", "AlexNet_Weights.IMAGENET1K_V1", 31),
     "lpips-squeeze": _Trunk("squeeze", "SqueezeNet1_1_Weights.IMAGENET1K_V1", 17),
 }
-_LITE = _Origin(build_lite, load_lite, _finish_lite)
+_LITE = _Origin(build_lite, load_efficientnet_lite, _finish_lite)
 _BACKBONES = {
     "efficientnet-lite1": _LITE,
     "efficientnet-lite2": _LITE,

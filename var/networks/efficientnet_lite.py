@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity import FeatureExtractorBase
 
-from var.networks.backbones import EFFICIENTNET_LITE, build_lite, fuse, lite_layers, load_lite
+from var.networks.backbones import EFFICIENTNET_LITE, build_lite, fuse, lite_layers, load_efficientnet_lite
 
 SIDES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
 SPATIAL_CHANNELS = 7  # as many as ADM takes of Inception's map
@@ -36,9 +36,11 @@ class EfficientNetLite(FeatureExtractorBase):  # type: ignore[misc]  # torch-fid
     ) -> None:
         super().__init__(name, features_list)
         self.side = SIDES[name]
-        self.number_type = torch.float64 if feature_extractor_internal_dtype == "float64" else torch.float32
+        self.dtype = torch.float64 if feature_extractor_internal_dtype == "float64" else torch.float32
         network: Any = build_lite(name)
-        load_lite(name, network, Path(feature_extractor_weights_path) if feature_extractor_weights_path else None)
+        load_efficientnet_lite(
+            name, network, Path(feature_extractor_weights_path) if feature_extractor_weights_path else None
+        )
         strides = [block._depthwise_conv.stride[0] for block in network._blocks]
         halvings = [index for index, stride in enumerate(strides) if stride == 2]
         layers = lite_layers(network)  # the stem, then the blocks
@@ -51,11 +53,11 @@ class EfficientNetLite(FeatureExtractorBase):  # type: ignore[misc]  # torch-fid
             nn.Flatten(),
         )
         self.to_logits = network._fc
-        self.to(self.number_type).requires_grad_(False).eval()
+        self.to(self.dtype).requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, H, W) uint8 -> those of the features that were asked for, float32."""
-        images = F.interpolate(x.to(self.number_type), (self.side, self.side), mode="bicubic", antialias=True)
+        images = F.interpolate(x.to(self.dtype), (self.side, self.side), mode="bicubic", antialias=True)
         normal = images.clamp(0, 255) / 127.5 - 1
         mean, std = (normal.new_tensor(values)[:, None, None] for values in EFFICIENTNET_LITE)
         places = self.to_spatial((normal - mean) / std)

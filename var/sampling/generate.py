@@ -13,7 +13,15 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.models.var import VAR
-from var.sampling.logits import RandomStreams, check_sampling, draw, filter_logits, guidance_at, guide, smooth_choice
+from var.sampling.logits import (
+    RandomStreams,
+    cfg_at_scale,
+    check_sampling,
+    classifier_free_guidance,
+    filter_logits,
+    gumbel_softmax,
+    sample_tokens,
+)
 
 
 class Generated(NamedTuple):
@@ -41,7 +49,7 @@ class SamplingOptions(TypedDict, total=False):
     smooth: bool
 
 
-def occurrences(labels: list[int]) -> list[int]:
+def index_within_class(labels: list[int]) -> list[int]:
     """The index of each entry among those equal to it: [7, 3, 7] -> [0, 0, 1]."""
     seen: Counter[int] = Counter()
     indices = []
@@ -87,7 +95,7 @@ def generate(
             tokens that do not fit.
     """
     labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-    indices = occurrences(labels) if indices is None else indices
+    indices = index_within_class(labels) if indices is None else indices
     check_fit(model, vqvae)
     check_labels(labels, indices, model.config.num_classes)
     check_sampling(cfg, top_k, top_p)
@@ -111,17 +119,17 @@ def generate(
             logits = model.step(k, features, condition, cache)
             if guided:
                 conditional, unconditional = logits.chunk(2)
-                logits = guide(conditional, unconditional, guidance_at(cfg, k, len(scales)))
+                logits = classifier_free_guidance(conditional, unconditional, cfg_at_scale(cfg, k, len(scales)))
             logits = filter_logits(logits, top_k, top_p)
             if smooth:
-                drawn, codes = choose_smoothly(logits, streams, quantizer.codebook.weight, k, len(scales))
+                drawn, codes = gumbel_mix(logits, streams, quantizer.codebook.weight, k, len(scales))
             else:
-                drawn, codes = choose(logits, streams, quantizer.codebook.weight)
+                drawn, codes = sample_codewords(logits, streams, quantizer.codebook.weight)
             if given is not None:
                 tokens_k, keep_k = given[k]
                 drawn = torch.where(keep_k, tokens_k, drawn)
                 codes = torch.where(keep_k[..., None], quantizer.codebook(tokens_k), codes)
-            f_hat = f_hat + quantizer.contribution(codes, k)
+            f_hat = f_hat + quantizer.scale_update(codes, k)
             tokens.append(drawn)
             f_hats.append(f_hat)
             if k + 1 < len(scales):
@@ -132,7 +140,7 @@ def generate(
     return Generated(scales.join(tokens), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
 
 
-def in_batches(
+def generate_batches(
     model: VAR,
     vqvae: VQVAE,
     labels: list[int],
@@ -146,7 +154,7 @@ def in_batches(
         InputError: as `generate`, and for a batch_size below 1.
     """
     check_batch_size(batch_size)
-    indices = occurrences(labels)
+    indices = index_within_class(labels)
     for first in range(0, max(len(labels), 1), batch_size):
         part = slice(first, first + batch_size)
         given = None if known is None else Known(known.tokens[part], known.keep[part])
@@ -181,17 +189,17 @@ def known_at_scales(known: Known, vqvae: VQVAE, batch: int) -> list[tuple[Tensor
     return list(zip(vqvae.scales.split(tokens), vqvae.scales.split(keep), strict=True))
 
 
-def choose(logits: Tensor, streams: RandomStreams, codebook: Tensor) -> tuple[Tensor, Tensor]:
+def sample_codewords(logits: Tensor, streams: RandomStreams, codebook: Tensor) -> tuple[Tensor, Tensor]:
     """Draw tokens: logits (B, L, V) and codebook (V, C) -> tokens (B, L), their codewords (B, L, C)."""
-    tokens = draw(logits, streams.uniform(logits.shape[1]))
+    tokens = sample_tokens(logits, streams.uniform(logits.shape[1]))
     return tokens, codebook[tokens]
 
 
-def choose_smoothly(
+def gumbel_mix(
     logits: Tensor, streams: RandomStreams, codebook: Tensor, k: int, num_scales: int
 ) -> tuple[Tensor, Tensor]:
     """Mix codewords: the same shapes; the tokens are those of largest weight."""
-    weights = smooth_choice(logits, streams.uniform(*logits.shape[1:]), k, num_scales)
+    weights = gumbel_softmax(logits, streams.uniform(*logits.shape[1:]), k, num_scales)
     return weights.argmax(dim=-1), weights @ codebook
 
 

@@ -56,12 +56,12 @@ class SamplingParams:
 FOR_METRICS = SamplingParams(cfg=1.5)  # of the paper's FID
 
 
-def guide(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
+def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598): (1 + t) * conditional - t * unconditional."""
     return (1 + strength) * conditional - strength * unconditional
 
 
-def guidance_at(cfg: float, k: int, num_scales: int) -> float:
+def cfg_at_scale(cfg: float, k: int, num_scales: int) -> float:
     """Guidance strength at scale k: rises linearly from 0 at the first scale to cfg at the last."""
     return cfg * k / max(num_scales - 1, 1)
 
@@ -95,14 +95,14 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     return logits
 
 
-def seed_of(*words: int) -> int:
+def mix_seed(*words: int) -> int:
     """A seed of 63 bits that mixes all the words."""
     return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def nth_seed(seed: int, n: int) -> int:
+def derive_seed(seed: int, n: int) -> int:
     """The seed of the n-th of several pictures that are drawn one after the other: the seed itself for the first."""
-    return seed if n == 0 or seed < 0 else seed_of(seed, n)
+    return seed if n == 0 or seed < 0 else mix_seed(seed, n)
 
 
 class RandomStreams:
@@ -115,7 +115,7 @@ class RandomStreams:
         if seed < 0:
             raise InputError(f"seed={seed} must not be negative")
         self.generators = [
-            torch.Generator().manual_seed(seed_of(seed, *key)) for key in zip(labels, indices, strict=True)
+            torch.Generator().manual_seed(mix_seed(seed, *key)) for key in zip(labels, indices, strict=True)
         ]
 
     def uniform(self, *shape: int) -> Tensor:
@@ -123,7 +123,7 @@ class RandomStreams:
         return torch.stack([torch.rand(shape, generator=generator) for generator in self.generators])
 
 
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+def sample_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw one token a position by inverting the distribution function.
 
     Args:
@@ -143,7 +143,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     return tokens.where(~removed, logits.argmax(dim=-1, keepdim=True)).squeeze(-1)
 
 
-def smooth_choice(logits: Tensor, uniform: Tensor, k: int, num_scales: int) -> Tensor:
+def gumbel_softmax(logits: Tensor, uniform: Tensor, k: int, num_scales: int) -> Tensor:
     """Soft choice of tokens at scale k by a Gumbel softmax (arXiv 1611.01144) that hardens from scale to scale.
 
     Args:

@@ -364,7 +364,7 @@ class AIMRecipe(Recipe):
         head: sizes of the head, which is thrown away afterwards.
         attention: `prefix` draws for each image how many patches see one another; `causal` has no prefix.
         order: in which the patches follow one another.
-        targets: what is predicted of a patch: its pixels, normalised or not, or its `tokens`, those of the last scale
+        targets: what is predicted of a patch: its pixels, normalized or not, or its `tokens`, those of the last scale
             of a tokenizer whose last token map has as many cells as the encoder has patches.
         tokenizer: folder of a trained tokenizer, for targets=tokens.
     """

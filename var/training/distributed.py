@@ -46,7 +46,7 @@ def shard(model: nn.Module, units: Sequence[str]) -> None:
 
 
 @contextmanager
-def unsynchronised(plain: nn.Module, wrapped: nn.Module) -> Iterator[None]:
+def unsynchronized(plain: nn.Module, wrapped: nn.Module) -> Iterator[None]:
     """Inside, a backward pass adds to the gradients of this process alone."""
     if isinstance(plain, FSDPModule):
         plain.set_requires_gradient_sync(False)
@@ -61,7 +61,7 @@ def unsynchronised(plain: nn.Module, wrapped: nn.Module) -> Iterator[None]:
         yield
 
 
-def gathered(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
+def unshard(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     """The model itself, or if it is sharded a plain one with its weights on the CPU; every process must call this."""
     if not isinstance(model, FSDPModule):
         return model
@@ -71,7 +71,7 @@ def gathered(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
     return plain.eval()
 
 
-def leave() -> None:
+def destroy_process_group() -> None:
     """End the group of processes, if there is one, all together; nothing may hold a wrapped model any more."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
@@ -81,17 +81,17 @@ def leave() -> None:
         torch.distributed.destroy_process_group()
 
 
-def local(tensor: Tensor) -> Tensor:
+def local_tensor(tensor: Tensor) -> Tensor:
     """The part of a parameter that this process holds: all of it, unless it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a parameter, without gradient, on its device; every process must call this."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def put(target: Tensor, value: Tensor) -> None:
+def copy_into(target: Tensor, value: Tensor) -> None:
     """Write a whole value into a parameter or buffer, sharded or not."""
     value = value.to(target.device)
     if isinstance(target, DTensor):
@@ -101,7 +101,7 @@ def put(target: Tensor, value: Tensor) -> None:
 
 def model_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state with plain names and whole tensors on the CPU; every process must call this."""
-    return {name: whole(value).cpu() for name, value in model.state_dict().items()}
+    return {name: full_tensor(value).cpu() for name, value in model.state_dict().items()}
 
 
 def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
@@ -116,14 +116,14 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     for name, target in targets.items():
         if target.shape != state[name].shape:
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(target.shape)}")
-        put(target, state[name])
+        copy_into(target, state[name])
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """For each parameter's name what the optimiser remembers of it, whole and on the CPU; every process calls this."""
+    """For each parameter's name what the optimizer remembers of it, whole and on the CPU; every process calls this."""
     return {
-        name: {key: whole(value).cpu() for key, value in optimizer.state[parameter].items()}
-        for name, parameter in _optimised(model, optimizer)
+        name: {key: full_tensor(value).cpu() for key, value in optimizer.state[parameter].items()}
+        for name, parameter in _optimized(model, optimizer)
     }
 
 
@@ -140,14 +140,14 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
         for key, value in values.items():
             if value.shape == parameter.shape:
                 restored[key] = torch.zeros_like(parameter)
-                put(restored[key], value)
+                copy_into(restored[key], value)
             else:  # the number of steps, one for the whole parameter
                 device = parameter.device if value.ndim or _fused(optimizer) else value.device
                 restored[key] = value.to(device, copy=True)  # no hold of the file that it may lie in
         optimizer.state[parameter] = restored
 
 
-def _optimised(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
+def _optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
     return ((name, p) for name, p in model.named_parameters() if p in optimizer.state)
 
 

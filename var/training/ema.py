@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from var.training.distributed import local
+from var.training.distributed import local_tensor
 
 
 class EMA:
@@ -19,8 +19,8 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Move towards the model; early steps move faster, so that the random start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours = [local(parameter) for parameter in self.model.parameters()]
-        theirs = [local(parameter) for parameter in model.parameters()]
+        ours = [local_tensor(parameter) for parameter in self.model.parameters()]
+        theirs = [local_tensor(parameter) for parameter in model.parameters()]
         torch._foreach_lerp_(ours, theirs, 1 - decay)
         for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(current)

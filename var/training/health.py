@@ -18,13 +18,13 @@ from var.training.config import Recipe
 FEW_SAMPLES = 1000  # before so many were seen, the share of unreadable images is taken of this number
 
 
-class Guard:
+class RunHealth:
     """Counts of one process, which a check at every step bounds; those of skipped steps are the same on all.
 
     Attributes:
         unreadable: images that could not be read, on this process.
         seen: images that were wanted, on this process.
-        skipped_steps: steps with a turn that changed nothing, since its loss or gradient was not finite.
+        skipped_steps: steps with a phase that changed nothing, since its loss or gradient was not finite.
         skipped_in_a_row: the last of them without a good one between.
     """
 
@@ -68,8 +68,8 @@ class Guard:
         """A step was good."""
         self.skipped_in_a_row = 0
 
-    def skipped(self, step: int, turn: str, logs: Mapping[str, Tensor], batches: Sequence[Batch]) -> None:
-        """Count a step whose turn changed nothing; after too many in a row, write down its batch, raise InputError."""
+    def skipped(self, step: int, phase: str, logs: Mapping[str, Tensor], batches: Sequence[Batch]) -> None:
+        """Count a step whose phase changed nothing; after too many in a row, write down its batch, raise InputError."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row < self.recipe.max_skipped:
@@ -79,7 +79,7 @@ class Guard:
         places = [place for batch in batches for place in batch.places]
         labels = [label for batch in batches for label in batch.labels.tolist()]
         numbers = {name: repr(float(value)) for name, value in logs.items()}  # JSON itself has no nan
-        record = {"step": step, "turn": turn, "numbers": numbers, "places": places, "labels": labels}
+        record = {"step": step, "turn": phase, "numbers": numbers, "places": places, "labels": labels}
         path.write_text(json.dumps(record, indent=2) + "\n")
         raise InputError(
             f"loss or gradient were not finite in {self.skipped_in_a_row} steps in a row, the last of them {step} "
@@ -109,7 +109,7 @@ class Guard:
 
 
 @contextmanager
-def full_disk_told(recipe: Recipe) -> Iterator[None]:
+def disk_full_as_input_error(recipe: Recipe) -> Iterator[None]:
     """Turn the error of a full disk, wherever it is met inside, into an InputError that says how the run goes on."""
     try:
         yield
@@ -123,7 +123,7 @@ def full_disk_told(recipe: Recipe) -> Iterator[None]:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def catch_interrupts() -> Iterator[Callable[[], bool]]:
     """Inside, SIGTERM and Ctrl-C only set a flag, which the value tells: the step under way is finished first."""
     received: list[int] = []
 

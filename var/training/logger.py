@@ -29,22 +29,22 @@ class Report:
     main process.
     """
 
-    def __init__(self, recipe: Recipe, steps: int, start: int, speaks: bool) -> None:
+    def __init__(self, recipe: Recipe, steps: int, start: int, is_main_process: bool) -> None:
         self.recipe = recipe
         self.steps = steps
-        self.speaks = speaks
+        self.is_main_process = is_main_process
         self.clock = Clock(start, recipe.batch_size)
-        self.console = Console(quiet=not speaks)
+        self.console = Console(quiet=not is_main_process)
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not (speaks and self.console.is_terminal),
+            disable=not (is_main_process and self.console.is_terminal),
         )
         self.task = self.progress.add_task("training", total=steps, completed=start)
-        if speaks:
+        if is_main_process:
             make_folder(recipe.output)
             write_recipe(recipe, recipe.output / RECIPE)
             self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
@@ -60,7 +60,7 @@ class Report:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.progress.stop()
-        if self.speaks:
+        if self.is_main_process:
             self.writer.close()
             if self.wandb is not None:
                 self.wandb.finish(exit_code=0 if kind is None else 1)
@@ -90,7 +90,7 @@ class Report:
         self.writer.add_image("sheet", np.asarray(sheet), step, dataformats="HWC")
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
-        if not self.speaks:
+        if not self.is_main_process:
             return
         for name, value in values.items():
             self.writer.add_scalar(f"{split}/{name}", value, step)

@@ -20,23 +20,23 @@ from var.data.sources import SPLIT_NAMES
 from var.data.tokens import MANIFEST, Processes, write_tokens
 from var.features.sources import load_features
 from var.hub.checkpoint import load_weights
-from var.sampling.logits import seed_of
+from var.sampling.logits import mix_seed
 from var.training.checkpointing import checkpoints, load_newest, save_checkpoint
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, Recipe, TokenizerRecipe, VARRecipe
 from var.training.distributed import (
-    gathered,
-    leave,
+    destroy_process_group,
     load_model_state,
     model_state,
     shard,
     sharding_asked_for,
     sharding_left_to_us,
+    unshard,
 )
 from var.training.ema import EMA
-from var.training.health import Guard, full_disk_told, interruptible
+from var.training.health import RunHealth, catch_interrupts, disk_full_as_input_error
 from var.training.logger import Report, check_wandb
-from var.training.phase_runner import Player
-from var.training.rng import Draws
+from var.training.phase_runner import PhaseRunner
+from var.training.rng import StepRNG
 from var.training.stages import Stage
 from var.training.stages.aim import AIMStage
 from var.training.stages.probe import ProbeStage
@@ -57,7 +57,7 @@ def build_stage(recipe: AnyRecipe) -> Stage:
     Raises:
         InputError: data, tokenizer or networks that are not there or do not fit.
     """
-    torch.manual_seed(seed_of(_WEIGHTS, recipe.seed))
+    torch.manual_seed(mix_seed(_WEIGHTS, recipe.seed))
     if isinstance(recipe, TokenizerRecipe):
         side, seed = recipe.model.image_side, recipe.seed
         images = [open_dataset(recipe.data, split, side, seed) for split in SPLIT_NAMES]
@@ -113,12 +113,12 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-class Run:
+class Trainer:
     """A training run in memory: what its steps change, and how it is saved and found again.
 
     Attributes:
-        players: of the stage's turns.
-        averaged: the model that is validated, pictured and exported: the moving average if there is one.
+        runners: of the stage's phases.
+        eval_model: the model that is validated, pictured and exported: the moving average if there is one.
         step: steps done.
         best: step and value of the best validation so far.
     """
@@ -128,48 +128,48 @@ class Run:
         self.accelerator = accelerator
         self.stage = stage = build_stage(recipe)
         stage.prepare(accelerator.device)
-        for turn in stage.turns:
-            turn.model.to(accelerator.device)
+        for phase in stage.phases:
+            phase.model.to(accelerator.device)
         if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
-            start_from(recipe.init, stage.turns[0].model)
-        first, sharded = stage.turns[0], accelerator.num_processes > 1 and sharding_asked_for()
+            start_from(recipe.init, stage.phases[0].model)
+        first, sharded = stage.phases[0], accelerator.num_processes > 1 and sharding_asked_for()
         self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
         if self.ema and sharded and first.units:
             shard(self.ema.model, first.units)
-        self.players = [Player(turn, recipe, accelerator, sharded) for turn in stage.turns]
-        self.averaged: nn.Module = self.ema.model if self.ema else first.model
-        self.guard = Guard(recipe, accelerator)
+        self.runners = [PhaseRunner(phase, recipe, accelerator, sharded) for phase in stage.phases]
+        self.eval_model: nn.Module = self.ema.model if self.ema else first.model
+        self.health = RunHealth(recipe, accelerator)
         self.step = 0
         self.best: dict[str, float] | None = None
 
     def take_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """All turns of the next step on this process's micro-batches; numbers to show, to be summed over processes."""
+        """All phases of the next step on this process's micro-batches; numbers to show, to be summed over processes."""
         recipe, accelerator = self.recipe, self.accelerator
         world, rank = accelerator.num_processes, accelerator.process_index
         parts = [range(i * world + rank, recipe.batch_size, world * len(batches)) for i in range(len(batches))]
-        draws = [Draws(recipe.seed, self.step, recipe.batch_size, part, accelerator.device) for part in parts]
+        draws = [StepRNG(recipe.seed, self.step, recipe.batch_size, part, accelerator.device) for part in parts]
         batches = [send_to_device(batch, accelerator.device) for batch in batches]
         kept: Sequence[Any] = [None] * len(batches)
         logs: dict[str, Tensor] = {}
         taken = 0
-        for player in self.players:
-            if self.step < player.turn.begins:
+        for runner in self.runners:
+            if self.step < runner.phase.start_step:
                 continue
-            outcome = player.take(self.stage, batches, draws, kept, self.stage.steps)
-            prefix = "" if player is self.players[0] else f"{player.turn.name}/"
-            logs |= {**outcome.logs, f"{prefix}gradient_norm": outcome.norm / world, f"{prefix}lr": outcome.lr / world}
-            if not outcome.finite:
-                self.guard.skipped(self.step, player.turn.name, logs, batches)
+            result = runner.step(self.stage, batches, draws, kept, self.stage.steps)
+            prefix = "" if runner is self.runners[0] else f"{runner.phase.name}/"
+            logs |= {**result.logs, f"{prefix}gradient_norm": result.norm / world, f"{prefix}lr": result.lr / world}
+            if not result.finite:
+                self.health.skipped(self.step, runner.phase.name, logs, batches)
                 break
-            kept = outcome.kept
+            kept = result.kept
             taken += 1
         else:
-            self.guard.stepped()
-        if taken:  # the first turn has changed the model
+            self.health.stepped()
+        if taken:  # the first phase has changed the model
             shown = self.stage.after_step(draws[0], kept, self._sum)
             logs |= {name: value / world for name, value in shown.items()}
             if self.ema:
-                self.ema.update(self.stage.turns[0].model, self.step)
+                self.ema.update(self.stage.phases[0].model, self.step)
         self.step += 1
         return logs
 
@@ -187,11 +187,11 @@ class Run:
         state = {
             "step": self.step,
             "recipe": fixed_settings(self.recipe),
-            "turns": {player.turn.name: player.state_dict() for player in self.players},
+            "turns": {runner.phase.name: runner.state_dict() for runner in self.runners},
             "ema": model_state(self.ema.model) if self.ema else None,
             "stage": self.stage.state_dict(),
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
-            "guard": self.guard.state_dict(),
+            "guard": self.health.state_dict(),
             "best": self.best,
         }
         if self.accelerator.is_main_process:
@@ -216,14 +216,14 @@ class Run:
                     f"the checkpoints in {self.recipe.output} belong to another recipe, with {name}="
                     f"{theirs.get(name)}, not {ours[name]}: {remedy}"
                 )
-            for player in self.players:
-                player.load_state_dict(state["turns"][player.turn.name])
+            for runner in self.runners:
+                runner.load_state_dict(state["turns"][runner.phase.name])
             if self.ema:
                 load_model_state(self.ema.model, state["ema"])
             self.stage.load_state_dict(state["stage"])
             if self.accelerator.scaler and state["scaler"]:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
-            self.guard.load_state_dict(state["guard"])
+            self.health.load_state_dict(state["guard"])
             self.step, self.best = int(state["step"]), state["best"]
         except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             if isinstance(error, InputError):
@@ -238,13 +238,13 @@ class Run:
     def validate(self) -> dict[str, float]:
         """Means over the validation images, on all processes."""
         accelerator = self.accelerator
-        self.averaged.eval()
+        self.eval_model.eval()
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=accelerator.device)
         unreadable = torch.zeros_like(count)
         for batch in self._validation_batches(accelerator.process_index, accelerator.num_processes):
             with accelerator.autocast():
-                values = self.stage.validate(self.averaged, batch)
+                values = self.stage.validate(self.eval_model, batch)
             # A process may have no image in the last batch: it takes part in the sums below all the same, with zeros.
             sums = {name: sums.get(name, 0) + value.float().sum() for name, value in values.items()}
             count += len(batch.labels)
@@ -269,18 +269,18 @@ class Run:
         return True
 
     @torch.no_grad()
-    def picture(self) -> Image.Image | None:
+    def preview(self) -> Image.Image | None:
         """The stage's sheet, from the first validation images; every process must call this, the main one draws."""
-        model = gathered(self.averaged, self.stage.build)
+        model = unshard(self.eval_model, self.stage.build)
         if not self.accelerator.is_main_process:
             return None
         model.eval()
         batch = next(batch for batch in self._validation_batches(0, 1, PICTURE_BATCH) if len(batch.labels))
-        return self.stage.picture(model.to(self.accelerator.device), batch)
+        return self.stage.preview(model.to(self.accelerator.device), batch)
 
     def export(self, name: str) -> Path:
         """Write the model as users load it; every process must call this, the main one writes."""
-        model = gathered(self.averaged, self.stage.build)
+        model = unshard(self.eval_model, self.stage.build)
         if self.accelerator.is_main_process:
             with self.accelerator.autocast():  # what an export measures is computed as in validation
                 self.stage.export(model, self.recipe.output / name)
@@ -300,7 +300,7 @@ def train(recipe: AnyRecipe) -> Path:
     accelerator = build_accelerator(recipe)
     exported = _train(recipe, accelerator)
     accelerator.free_memory()  # a wrapped model would keep the group of processes, and end it when it goes itself
-    leave()
+    destroy_process_group()
     return exported
 
 
@@ -310,9 +310,9 @@ def _train(recipe: AnyRecipe, accelerator: Accelerator) -> Path:
         check_writable(recipe.output / folder)
     if isinstance(recipe, VARRecipe) and recipe.tokens:
         complete_tokens(recipe, accelerator)
-    run = Run(recipe, accelerator)
-    run.resume()
-    stage, start, steps = run.stage, run.step, run.stage.steps
+    trainer = Trainer(recipe, accelerator)
+    trainer.resume()
+    stage, start, steps = trainer.stage, trainer.step, trainer.stage.steps
     sampler = StepSampler(
         stage.train_data,
         recipe.batch_size,
@@ -325,34 +325,34 @@ def _train(recipe: AnyRecipe, accelerator: Accelerator) -> Path:
     batches = iter(loader(stage.train_data, sampler, stage.workers))
 
     with (
-        full_disk_told(recipe),
+        disk_full_as_input_error(recipe),
         Report(recipe, steps, start, accelerator.is_main_process) as report,
-        interruptible() as interrupted,
+        catch_interrupts() as interrupted,
     ):
-        while run.step < steps:
+        while trainer.step < steps:
             micro_batches = list(islice(batches, recipe.accumulate))
-            run.guard.check_readable(micro_batches)
-            logs = run.take_step(micro_batches)
-            step, stop = run.step, run.guard.any_process(interrupted())
+            trainer.health.check_readable(micro_batches)
+            logs = trainer.take_step(micro_batches)
+            step, stop = trainer.step, trainer.health.any_process(interrupted())
             last = step == steps or stop
             if step % recipe.log_every == 0 or last:
-                report.step(step, run.mean_logs(logs), run.guard.counts())
+                report.step(step, trainer.mean_logs(logs), trainer.health.counts())
             saves = step % recipe.checkpoint_every == 0 or last
             if step % recipe.validate_every == 0 or step == steps:
-                validation = run.validate()
+                validation = trainer.validate()
                 report.validation(step, validation)
-                if run.is_best(validation):
-                    run.export("best")
+                if trainer.is_best(validation):
+                    trainer.export("best")
                     saves = True
             if saves:
-                run.save()
-            if (step % recipe.sample_every == 0 or step == steps) and (sheet := run.picture()) is not None:
+                trainer.save()
+            if (step % recipe.sample_every == 0 or step == steps) and (sheet := trainer.preview()) is not None:
                 report.picture(step, sheet)
             if stop:
                 break
-        if run.step < steps:
-            log.warning("stopped after step %d of %d: the same command goes on from there", run.step, steps)
-        return run.export("model")
+        if trainer.step < steps:
+            log.warning("stopped after step %d of %d: the same command goes on from there", trainer.step, steps)
+        return trainer.export("model")
 
 
 def start_from(folder: Path, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A turn of the stage as the processes run it: model and optimiser, replicated or sharded, and one step of them."""
+"""A phase of the stage as the processes run it: model and optimizer, replicated or sharded, and one step of them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -10,30 +10,30 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from var.data.dataset import Batch
-from var.sampling.logits import seed_of
+from var.sampling.logits import mix_seed
 from var.training.config import Recipe
 from var.training.distributed import (
+    full_tensor,
     load_model_state,
     load_optimizer_state,
     model_state,
     optimizer_state,
     shard,
-    unsynchronised,
-    whole,
+    unsynchronized,
 )
 from var.training.optimizer import build_optimizer
-from var.training.rng import Draws
+from var.training.rng import StepRNG
 from var.training.schedule import lr_factor, weight_decay
-from var.training.stages import Stage, Turn
+from var.training.stages import Phase, Stage
 
 _STEP = 1  # first word of the streams that modules themselves draw from, such as the tokenizer's dropout
 
 
-class Outcome(NamedTuple):
-    """What a turn did."""
+class StepResult(NamedTuple):
+    """What a phase did."""
 
     logs: dict[str, Tensor]  # this process's share of the means over the batch: their sum over processes is the mean
-    kept: list[Any]  # one a micro-batch, for the next turn
+    kept: list[Any]  # one a micro-batch, for the next phase
     norm: Tensor  # of the whole batch's gradient, before clipping
     lr: Tensor
     finite: bool  # on every process; if not, nothing was changed
@@ -45,57 +45,57 @@ def compiled(model: nn.Module) -> nn.Module:
     return torch.compile(model)  # type: ignore[return-value]  # it says no more than that it can be called
 
 
-class Player:
-    """One turn's model and optimiser.
+class PhaseRunner:
+    """One phase's model and optimizer.
 
     Args:
-        turn: whose plain model stays the one to look into, average and save.
+        phase: whose plain model stays the one to look into, average and save.
         sharded: spread its parameters over the processes, if it has units; else every process has all of them.
     """
 
-    def __init__(self, turn: Turn, recipe: Recipe, accelerator: Accelerator, sharded: bool) -> None:
-        self.turn = turn
+    def __init__(self, phase: Phase, recipe: Recipe, accelerator: Accelerator, sharded: bool) -> None:
+        self.phase = phase
         self.recipe = recipe
         self.accelerator = accelerator
-        if sharded and turn.units:
-            shard(turn.model, turn.units)
-        self.optimizer = build_optimizer(turn.model, turn.optimizer, turn.never_decayed)
-        self.model = compiled(turn.model) if recipe.compile else turn.model
-        if not (sharded and turn.units):
+        if sharded and phase.units:
+            shard(phase.model, phase.units)
+        self.optimizer = build_optimizer(phase.model, phase.optimizer, phase.never_decayed)
+        self.model = compiled(phase.model) if recipe.compile else phase.model
+        if not (sharded and phase.units):
             self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
 
-    def take(
-        self, stage: Stage, batches: Sequence[Batch], draws: Sequence[Draws], kept: Sequence[Any], steps: int
-    ) -> Outcome:
+    def step(
+        self, stage: Stage, batches: Sequence[Batch], draws: Sequence[StepRNG], kept: Sequence[Any], steps: int
+    ) -> StepResult:
         """One step, of `steps` in all, on this process's micro-batches, whose gradients add up to the whole batch's."""
-        lr = self.turn.optimizer.lr * lr_factor(draws[0].step, steps, self.recipe.schedule)
+        lr = self.phase.optimizer.lr * lr_factor(draws[0].step, steps, self.recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
             if group["decays"]:
-                group["weight_decay"] = weight_decay(draws[0].step, steps, self.turn.optimizer)
+                group["weight_decay"] = weight_decay(draws[0].step, steps, self.phase.optimizer)
         self.model.train()
         logs: dict[str, Tensor] = {}
         left: list[Any] = []
         for i, (batch, draw, before) in enumerate(zip(batches, draws, kept, strict=True)):
-            torch.manual_seed(seed_of(_STEP, draw.seed, draw.step, self.accelerator.process_index, i))
+            torch.manual_seed(mix_seed(_STEP, draw.seed, draw.step, self.accelerator.process_index, i))
             share = len(draw.places) / draw.batch_size
-            with nullcontext() if i == len(batches) - 1 else unsynchronised(self.turn.model, self.model):
+            with nullcontext() if i == len(batches) - 1 else unsynchronized(self.phase.model, self.model):
                 with self.accelerator.autocast():
-                    losses = stage.losses(self.turn.name, self.model, batch, draw, before)
+                    losses = stage.losses(self.phase.name, self.model, batch, draw, before)
                 # Processes average their gradients, so this sums up to the mean over the whole batch.
                 self.accelerator.backward(losses.total * (share * self.accelerator.num_processes))
             logs = {name: logs.get(name, 0) + value * share for name, value in losses.logs.items()}
             left.append(losses.kept)
         norm, finite = self._finish(logs)
-        return Outcome(logs, left, norm, torch.tensor(lr), finite)
+        return StepResult(logs, left, norm, torch.tensor(lr), finite)
 
     def _finish(self, logs: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
         """Clip and step, unless something is not finite on any of the processes."""
         scaler = self.accelerator.scaler
         if scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
-        clip = self.turn.optimizer.clip or float("inf")
-        norm = whole(nn.utils.clip_grad_norm_(self.turn.model.parameters(), clip))
+        clip = self.phase.optimizer.clip or float("inf")
+        norm = full_tensor(nn.utils.clip_grad_norm_(self.phase.model.parameters(), clip))
         numbers = torch.stack([norm, *(value.float().to(norm.device) for value in logs.values())])
         sane = torch.isfinite(numbers).all()
         finite = bool(self.accelerator.reduce((~sane).float()) == 0)
@@ -108,7 +108,7 @@ class Player:
 
     def state_dict(self) -> dict[str, Any]:
         """On the CPU under plain names, whatever the processes; every process must call this."""
-        model = self.turn.model
+        model = self.phase.model
         return {"model": model_state(model), "optimizer": optimizer_state(model, self.optimizer)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -117,5 +117,5 @@ class Player:
         Raises:
             KeyError, ValueError: of another model.
         """
-        load_model_state(self.turn.model, state["model"])
-        load_optimizer_state(self.turn.model, self.optimizer, state["optimizer"])
+        load_model_state(self.phase.model, state["model"])
+        load_optimizer_state(self.phase.model, self.optimizer, state["optimizer"])

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from var.sampling.logits import seed_of
+from var.sampling.logits import mix_seed
 
 _DRAWS = 3  # first word of these random streams, beside those of dataset.py
 
 
 @dataclass(frozen=True)
-class Draws:
+class StepRNG:
     """What the samples at some places of a step's batch draw.
 
     Attributes:
@@ -44,4 +44,4 @@ class Draws:
 
     def _generator(self, purpose: str) -> torch.Generator:
         words = (_DRAWS, zlib.crc32(purpose.encode()), self.seed, self.step)
-        return torch.Generator().manual_seed(seed_of(*words))
+        return torch.Generator().manual_seed(mix_seed(*words))

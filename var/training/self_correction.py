@@ -59,6 +59,6 @@ def perturb(quantizer: Quantizer, tokens: Tensor, neighbors: Tensor, share: Tens
             target = quantizer.nearest(rearrange(codes, "b (h w) c -> b c h w", h=scales.sides[k]) + lacking)
         targets.append(target)
         shown = torch.where(swapped, neighbors[target, rank], target)
-        right = right + quantizer.contribution(codes, k)
-        wrong = wrong + quantizer.contribution(codebook(shown), k)
+        right = right + quantizer.scale_update(codes, k)
+        wrong = wrong + quantizer.scale_update(codebook(shown), k)
     return Perturbed(torch.cat(inputs, dim=1), scales.join(targets))

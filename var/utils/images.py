@@ -46,10 +46,10 @@ def open_picture(file: str | Path) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise InputError(f"cannot read {file}: {one_line(error)}: give another image") from error
     with image:
-        return loaded(image, str(file))
+        return load_image(image, str(file))
 
 
-def loaded(image: Image.Image, name: str = "the image") -> Image.Image:
+def load_image(image: Image.Image, name: str = "the image") -> Image.Image:
     """The image with its pixels read, which Pillow puts off until they are needed.
 
     Raises:
@@ -74,7 +74,7 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     image = ImageOps.exif_transpose(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow's own conversion would clip to white
+    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip to white
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
@@ -100,15 +100,15 @@ def resize_and_crop(
     return image.resize((side, side), Image.Resampling.LANCZOS, box=box)
 
 
-def centre_square(image: Image.Image, side: int) -> Tensor:
+def resize_and_center_crop(image: Image.Image, side: int) -> Tensor:
     """What models are shown of a picture of any size and mode: (3, side, side) float32 in [-1, 1].
 
-    The short side becomes 256 / 224 of the side (Lanczos), and the square in the centre is kept.
+    The short side becomes 256 / 224 of the side (Lanczos), and the square in the center is kept.
 
     Raises:
         InputError: not a PIL image, or one that cannot be read.
     """
-    return to_tensor(resize_and_crop(to_rgb(loaded(image)), round(side * 256 / 224), side))
+    return to_tensor(resize_and_crop(to_rgb(load_image(image)), round(side * 256 / 224), side))
 
 
 def check_images(images: object, side: int) -> None:
@@ -117,7 +117,7 @@ def check_images(images: object, side: int) -> None:
         given = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise InputError(
             f"images are {given}: give floating-point tensors, as var.models.aim.val_transforms or "
-            "var.utils.images.centre_square makes them of pictures"
+            "var.utils.images.resize_and_center_crop makes them of pictures"
         )
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
         raise InputError(f"images of shape {tuple(images.shape)} given, this model takes (B, 3, {side}, {side})")
@@ -148,14 +148,14 @@ def to_tensor(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
 
 
-def standardised(images: Tensor) -> Tensor:
+def normalize(images: Tensor) -> Tensor:
     """(..., 3, H, W) in [-1, 1] -> less ImageNet's mean, over its standard deviation."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return ((images + 1) / 2 - mean) / std
 
 
-def unstandardised(images: Tensor) -> Tensor:
-    """The inverse of `standardised`."""
+def denormalize(images: Tensor) -> Tensor:
+    """The inverse of `standardized`."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images * std + mean) * 2 - 1
 

@@ -41,9 +41,9 @@ def rotation(dimension: int, seed: int = 7) -> Array:
 
 def from_features(a: Array, b: Array) -> float:
     """The distance without a covariance: with S = A^T A the trace of (S_a S_b)^(1/2) is the nuclear norm of A B^T."""
-    centred = [(each - each.mean(0)) / np.sqrt(len(each) - 1) for each in (a, b)]
-    shared = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum()
-    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + sum((each**2).sum() for each in centred) - 2 * shared)
+    centered = [(each - each.mean(0)) / np.sqrt(len(each) - 1) for each in (a, b)]
+    shared = np.linalg.svd(centered[0] @ centered[1].T, compute_uv=False).sum()
+    return float(((a.mean(0) - b.mean(0)) ** 2).sum() + sum((each**2).sum() for each in centered) - 2 * shared)
 
 
 def fidelity(a: Statistics, b: Statistics) -> float:
@@ -229,10 +229,10 @@ def test_shuffled_inception_score_hides_no_nan() -> None:
 
 
 def brute_force(samples: Array, reference: Array, k: int = 3) -> tuple[float, float]:
-    def within(points: Array, centres: Array) -> float:
-        apart = np.linalg.norm(centres[:, None] - centres[None], axis=-1)
+    def within(points: Array, centers: Array) -> float:
+        apart = np.linalg.norm(centers[:, None] - centers[None], axis=-1)
         radii = np.sort(apart, axis=1)[:, k]  # the first is the distance to itself
-        distances = np.linalg.norm(points[:, None] - centres[None], axis=-1)
+        distances = np.linalg.norm(points[:, None] - centers[None], axis=-1)
         return float((distances <= radii).any(1).mean())
 
     return within(samples, reference), within(reference, samples)

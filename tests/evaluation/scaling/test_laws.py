@@ -146,7 +146,7 @@ def test_a_floor_is_found_where_there_is_one() -> None:
     x = np.geomspace(1e-4, 1e2, 14)
     y = [3 + value for value in noisy(0, x, alpha=-0.3, noise=0)]
     y = [value * math.exp(error) for value, error in zip(y, np.random.default_rng(1).normal(0, 0.003, 14), strict=True)]
-    found, why = scaling.with_floor(x, y, resamples=60, seed=0)
+    found, why = scaling.fit_with_irreducible_loss(x, y, resamples=60, seed=0)
     assert found is not None, why
     assert covers(found.floor_interval, 3)
     assert covers(found.alpha_interval, -0.3)
@@ -157,10 +157,10 @@ def test_a_floor_is_found_where_there_is_one() -> None:
 def test_no_floor_is_told_where_there_is_none_or_too_few_points() -> None:
     x = np.geomspace(1e-4, 1e2, 14)
     for seed in range(3):
-        found, why = scaling.with_floor(x, noisy(seed, x), resamples=60, seed=0)
+        found, why = scaling.fit_with_irreducible_loss(x, noisy(seed, x), resamples=60, seed=0)
         assert found is None
         assert "not fit so much better" in why
-    found, why = scaling.with_floor(X[:5], noisy(0)[:5], resamples=60, seed=0)
+    found, why = scaling.fit_with_irreducible_loss(X[:5], noisy(0)[:5], resamples=60, seed=0)
     assert found is None
     assert "5 points are too few" in why
 
@@ -170,7 +170,7 @@ def test_an_unstable_floor_is_not_told() -> None:
     x = tuple(np.geomspace(1e-3, 1e3, 12))
     y = noisy(2, x, noise=0.002)
     y[0], y[1] = 1.2 * y[0], 1.1 * y[1]
-    found, why = scaling.with_floor(x, y, resamples=60, seed=0)
+    found, why = scaling.fit_with_irreducible_loss(x, y, resamples=60, seed=0)
     assert found is None
     assert "not stable" in why
 
@@ -204,11 +204,11 @@ def test_the_envelope_by_its_definition() -> None:
 
 def test_thinning_keeps_points_apart_and_always_the_largest() -> None:
     given = points(*((10 ** (i / 20), 100.0 - i) for i in range(41)))  # two factors of ten, twenty points in each
-    places = [round(20 * math.log10(point.x)) for point in scaling.thinned(given, a_decade=4)]
+    places = [round(20 * math.log10(point.x)) for point in scaling.thin(given, a_decade=4)]
     assert places == [0, 5, 10, 15, 20, 25, 30, 35, 40]
     uneven = points((1.0, 9), (1.1, 8), (1.9, 7), (3.5, 6), (3.6, 5), (100, 4))
-    assert xy(scaling.thinned(uneven, a_decade=4)) == [(1.0, 9), (1.9, 7), (3.6, 5), (100, 4)]
-    assert xy(scaling.thinned(given[:1])) == [(1, 100.0)]
+    assert xy(scaling.thin(uneven, a_decade=4)) == [(1.0, 9), (1.9, 7), (3.6, 5), (100, 4)]
+    assert xy(scaling.thin(given[:1])) == [(1, 100.0)]
 
 
 # --- the whole
@@ -240,7 +240,7 @@ SIZES = (0.01, 0.02, 0.04, 0.08, 0.16)
 
 def test_known_laws_come_out_of_runs() -> None:
     curves = [curve(f"d{i}", size, by_size) for i, size in enumerate(SIZES)]
-    findings = {(found.axis, found.quantity): found for found in scaling.analyse(curves, resamples=100, seed=0)}
+    findings = {(found.axis, found.quantity): found for found in scaling.analyze(curves, resamples=100, seed=0)}
     assert list(findings) == [(axis, quantity) for axis in AXES for quantity in QUANTITIES]
     fit = findings["parameters", "loss_last"].fit
     assert fit is not None

@@ -18,9 +18,9 @@ from var.training.config import AIMRecipe
 from var.training.estimate.estimate import estimate
 from var.training.loop import build_stage, train
 from var.training.recipe import load_recipe
-from var.training.rng import Draws
+from var.training.rng import StepRNG
 from var.training.stages.aim import AIMStage
-from var.utils.images import standardised
+from var.utils.images import normalize
 
 AIM: dict[str, Any] = {
     "stage": "aim",
@@ -51,8 +51,8 @@ def stage(tmp_path: Path, **changes: Any) -> AIMStage:
     return built
 
 
-def draws(batch: int, step: int = 0) -> Draws:
-    return Draws(0, step, batch, range(batch), torch.device("cpu"))
+def draws(batch: int, step: int = 0) -> StepRNG:
+    return StepRNG(0, step, batch, range(batch), torch.device("cpu"))
 
 
 def images(batch: int, seed: int = 0) -> Batch:
@@ -72,11 +72,11 @@ def test_prefix_lengths_are_uniform(tmp_path: Path) -> None:
 
 def test_the_loss_is_the_error_of_the_targets_after_the_prefix(tmp_path: Path) -> None:
     trained, batch = stage(tmp_path), images(3)
-    model = trained.turns[0].model
+    model = trained.phases[0].model
     prefix = trained._prefix(draws(3))
-    pixels = patches(standardised(batch.content), 2)
+    pixels = patches(normalize(batch.content), 2)
     mean, deviation = patch_statistics(pixels)
-    targets, predictions = (pixels - mean) / deviation, model(standardised(batch.content), prefix)
+    targets, predictions = (pixels - mean) / deviation, model(normalize(batch.content), prefix)
     total = 0.0
     for b, first in enumerate(prefix.tolist()):
         for place in range(max(first, 1), N):
@@ -90,9 +90,9 @@ def test_targets_before_the_prefix_have_no_influence(tmp_path: Path) -> None:
     trained, batch = stage(tmp_path), images(1)
     errors = trained._errors(torch.zeros(1, N - 1, 12), batch.content)
     assert errors.shape == (1, N - 1)
-    values = trained.validate(trained.turns[0].model, batch)
-    model = trained.turns[0].model
-    prediction = model(standardised(batch.content), prefix_lengths([N // 2], N))
+    values = trained.validate(trained.phases[0].model, batch)
+    model = trained.phases[0].model
+    prediction = model(normalize(batch.content), prefix_lengths([N // 2], N))
     expected = trained._errors(prediction, batch.content)[:, N // 2 - 1 :].mean(dim=1)
     assert largest_difference(values["loss"], expected) < 1e-6
 
@@ -101,16 +101,16 @@ def test_targets_before_the_prefix_have_no_influence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("attention", ["prefix", "causal"])
 def test_every_order_and_attention_trains(tmp_path: Path, order: str, attention: str) -> None:
     trained = stage(tmp_path, order=order, attention=attention)
-    losses = trained.losses("model", trained.turns[0].model, images(4), draws(4), None)
+    losses = trained.losses("model", trained.phases[0].model, images(4), draws(4), None)
     losses.total.backward()
     assert torch.isfinite(losses.total)
-    for name, parameter in trained.turns[0].model.named_parameters():
+    for name, parameter in trained.phases[0].model.named_parameters():
         assert parameter.grad is not None, name
 
 
 def test_unnormalised_targets_are_the_pixels(tmp_path: Path) -> None:
     trained, batch = stage(tmp_path, targets="pixels"), images(2)
-    expected = patches(standardised(batch.content), 2)[:, 1:].square().mean(dim=-1)
+    expected = patches(normalize(batch.content), 2)[:, 1:].square().mean(dim=-1)
     assert largest_difference(trained._errors(torch.zeros(2, N - 1, 12), batch.content), expected) < 1e-5
 
 
@@ -125,9 +125,9 @@ def test_a_perfect_prediction_is_drawn_as_the_image_itself(tmp_path: Path, order
     changed = (patches(drawn - batch.content, 2).abs() > 1e-5).any(dim=-1)
     assert changed.sum(dim=1).tolist() == [N // 2] * 3
     assert changed[:, trained.order[N // 2 :]].all()
-    if targets == "normalised":  # every patch in its own mean colour
-        expected = patches(standardised(batch.content), 2).mean(dim=-1)
-        found = patches(standardised(drawn), 2)[:, trained.order[-1]]
+    if targets == "normalised":  # every patch in its own mean color
+        expected = patches(normalize(batch.content), 2).mean(dim=-1)
+        found = patches(normalize(drawn), 2)[:, trained.order[-1]]
         assert largest_difference(found, expected[:, trained.order[-1], None].expand_as(found)) < 1e-5
 
 
@@ -140,8 +140,8 @@ def test_tokens_as_targets(tmp_path: Path) -> None:
     logits = torch.randn(2, N - 1, vqvae.config.vocab_size)
     picked = logits.log_softmax(dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
     assert largest_difference(trained._errors(logits, batch.content), -picked) < 1e-5
-    trained.picture(trained.turns[0].model, batch)
-    trained.losses("model", trained.turns[0].model, batch, draws(2), None).total.backward()
+    trained.preview(trained.phases[0].model, batch)
+    trained.losses("model", trained.phases[0].model, batch, draws(2), None).total.backward()
     assert all(parameter.grad is None for parameter in vqvae.parameters())
 
 

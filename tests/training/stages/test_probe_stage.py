@@ -22,11 +22,11 @@ from var.hub.presets import AIM_SIZES
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.training.config import AIMRecipe, ProbeRecipe
 from var.training.estimate.estimate import Estimate, estimate
-from var.training.loop import Run, build_accelerator, build_stage, train
+from var.training.loop import Trainer, build_accelerator, build_stage, train
 from var.training.recipe import load_recipe
-from var.training.rng import Draws
+from var.training.rng import StepRNG
 from var.training.stages.probe import SCORES, Probes, ProbeStage, candidates, framed, named
-from var.utils.images import standardised
+from var.utils.images import normalize
 
 BATCH = 4
 BASE: dict[str, Any] = {
@@ -76,7 +76,7 @@ def probe_stage(recipe: ProbeRecipe) -> ProbeStage:
 
 
 def probes(stage: ProbeStage) -> Probes:
-    model = stage.turns[0].model
+    model = stage.phases[0].model
     assert isinstance(model, Probes)
     return model
 
@@ -89,7 +89,7 @@ def read(stage: ProbeStage, split: str = "train", count: int = BATCH) -> Batch:
 
 def losses(stage: ProbeStage, batch: Batch) -> Any:
     places = range(len(batch.labels))
-    draws = Draws(0, 0, len(places), places, torch.device("cpu"))
+    draws = StepRNG(0, 0, len(places), places, torch.device("cpu"))
     return stage.losses("probes", probes(stage), batch, draws, None)
 
 
@@ -129,7 +129,7 @@ def test_an_encoders_features_are_of_standardised_images(encoder: Path) -> None:
     assert (source.image_size, source.patches, source.depth, source.width, source.heads) == (8, 4, 3, 16, 2)
     x = normal(2, 3, 8, 8).clamp(-1, 1)
     found = source.features(x, [2, 0])
-    expected = small_aim().encoder.extract_features(standardised(x), [2, 0])
+    expected = small_aim().encoder.extract_features(normalize(x), [2, 0])
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -161,7 +161,7 @@ def test_pixels_are_the_patches() -> None:
     assert (source.patches, source.depth, source.width, source.networks) == (4, 1, 48, {})
     x = normal(2, 3, 8, 8)
     (found,) = source.features(x, [0])
-    expected = standardised(x)[:, :, 4:, :4].permute(0, 2, 3, 1).flatten(1)  # the patch at the bottom left
+    expected = normalize(x)[:, :, 4:, :4].permute(0, 2, 3, 1).flatten(1)  # the patch at the bottom left
     assert torch.equal(found[:, 2], expected)
     with refused("layers [1] must be different blocks in 0..0"):
         source.features(x, [1])
@@ -196,7 +196,7 @@ def test_untrained_weights_are_those_that_pretraining_begins_with(tmp_path: Path
     }
     recipe = load_recipe(write_recipe(tmp_path / "aim.yaml", pretraining))
     assert isinstance(recipe, AIMRecipe)
-    begun = build_stage(recipe).turns[0].model.get_submodule("encoder")
+    begun = build_stage(recipe).phases[0].model.get_submodule("encoder")
     ours = probe_stage(probe_recipe(tmp_path / "probe", images, "untrained", sizes=SIZES, seed=5)).source
     other = probe_stage(probe_recipe(tmp_path / "other", images, "untrained", sizes=SIZES, seed=6)).source
     assert_same(ours.networks["encoder"].state_dict(), begun.state_dict())
@@ -265,8 +265,8 @@ def test_a_candidate_learns_the_same_alone_as_among_others(
     runs = {}
     for name, layers in (("all", "best"), ("alone", [1, 2])):
         recipe = probe_recipe(tmp_path / name, images, encoder, probe_layers=layers, **common)
-        trained = Run(recipe, build_accelerator(recipe))
-        model = trained.stage.turns[0].model
+        trained = Trainer(recipe, build_accelerator(recipe))
+        model = trained.stage.phases[0].model
         assert isinstance(model, Probes)
         begun = deepcopy(model.probes["1-2"].state_dict())
         for step in range(3):
@@ -287,7 +287,7 @@ def test_statistics_of_the_norms_become_the_mean_over_processes(tmp_path: Path, 
         norm.num_batches_tracked.fill_(9)
     other = 10.0  # what another process has more
     stage.after_step(
-        Draws(0, 0, 4, range(4), torch.device("cpu")),
+        StepRNG(0, 0, 4, range(4), torch.device("cpu")),
         [],
         lambda value: value + (value if value.ndim == 0 else value + other),
     )
@@ -301,9 +301,9 @@ def test_the_query_is_not_decayed(tmp_path: Path, images: Path, encoder: Path) -
     recipe = probe_recipe(
         tmp_path / "r", images, encoder, optimizer={"lr": 0.5, "weight_decay": 0.5}, schedule={"warmup": 0}
     )
-    trained = Run(recipe, build_accelerator(recipe))
-    groups = trained.players[0].optimizer.param_groups
-    queries = {id(p) for name, p in trained.stage.turns[0].model.named_parameters() if name.endswith("query")}
+    trained = Trainer(recipe, build_accelerator(recipe))
+    groups = trained.runners[0].optimizer.param_groups
+    queries = {id(p) for name, p in trained.stage.phases[0].model.named_parameters() if name.endswith("query")}
     assert len(queries) == 2
     assert queries == {id(p) for group in groups for p in group["params"] if not group["decays"]}
 
@@ -391,7 +391,7 @@ def test_validation_tells_each_candidate_of_each_image(tmp_path: Path, images: P
 
 def test_what_is_exported_of_an_encoder_is_an_aim(tmp_path: Path, images: Path, encoder: Path) -> None:
     recipe = probe_recipe(tmp_path / "r", images, encoder, validate_every=3)
-    trained = Run(recipe, build_accelerator(recipe))
+    trained = Trainer(recipe, build_accelerator(recipe))
     stage = trained.stage
     assert isinstance(stage, ProbeStage)
     trained.take_step([read(stage)])
@@ -404,7 +404,7 @@ def test_what_is_exported_of_an_encoder_is_an_aim(tmp_path: Path, images: Path, 
     assert json.loads((folder / CONFIG).read_text())["classes"] == {"0": "bar", "1": "cup"}
     batch = read(stage, "val", 6)
     logits = probes(stage).eval()(stage._features(batch.content))[first]
-    assert torch.equal(model(standardised(batch.content)).logits, logits)
+    assert torch.equal(model(normalize(batch.content)).logits, logits)
     right = (logits.argmax(dim=1) == batch.labels).float().mean().item()
     assert found["probes"][first]["top1"] == pytest.approx(right)
     assert right == pytest.approx(max(entry["top1"] for entry in found["probes"]))
@@ -465,7 +465,7 @@ def test_a_classifier_is_of_what_its_probe_reads(tmp_path: Path, pipeline: Path)
     assert torch.equal(load_classifier(folder, str(moved), "cpu", "float32")(x).logits, classify(x).logits)
     moved.rename(pipeline)
     for given, parts in (
-        (x.byte(), ("torch.uint8", "centre_square")),
+        (x.byte(), ("torch.uint8", "resize_and_center_crop")),
         (x.numpy(), ("ndarray",)),
         (normal(2, 3, 9, 9), ("(2, 3, 9, 9)", "(B, 3, 8, 8)")),
     ):
@@ -532,7 +532,7 @@ def test_frames_tell_right_from_wrong(tmp_path: Path, images: Path, encoder: Pat
     assert corners[0].argmax() == 1
     assert corners[1].argmax() == 0
     stage = probe_stage(probe_recipe(tmp_path / "r", images, encoder))
-    drawn = stage.picture(probes(stage).eval(), read(stage, "val", 3))
+    drawn = stage.preview(probes(stage).eval(), read(stage, "val", 3))
     assert drawn.size == (3 * 12 - 2, 2 * 12 - 2)
 
 

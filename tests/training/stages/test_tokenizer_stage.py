@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import largest_difference, normal, randomise
+from helpers import largest_difference, normal, randomize
 from tiny import image_folder, tokenizer_recipe
 from torch import Tensor, nn
 
@@ -20,7 +20,7 @@ from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch, open_dataset
 from var.hub.checkpoint import load_tokenizer
 from var.networks import backbones
-from var.training.rng import Draws
+from var.training.rng import StepRNG
 from var.training.stages import Losses
 from var.training.stages.tokenizer import Adversary, Kept, TokenizerStage, frozen_networks
 from var.utils.images import grid, to_pil
@@ -50,7 +50,7 @@ class SmallDistance(backbones.Frozen):
 
     def __init__(self) -> None:
         super().__init__(nn.Conv2d(3, 4, 3))
-        randomise(self, seed=3)
+        randomize(self, seed=3)
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         return (self.network(reconstruction) - self.network(images)).square().mean(dim=(1, 2, 3))
@@ -63,7 +63,7 @@ class SmallBackbone(backbones.Frozen):
 
     def __init__(self) -> None:
         super().__init__(nn.ModuleList([nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 1, 1)]))
-        randomise(self, seed=4)
+        randomize(self, seed=4)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         first = F.gelu(self.network[0](images))
@@ -93,9 +93,9 @@ def build(source: Path, tmp_path: Path) -> Build:
         data = open_dataset(recipe.data, "train", recipe.model.image_side, recipe.seed)
         torch.manual_seed(0)  # the spectral norms' first vectors
         stage = TokenizerStage(recipe, frozen_networks(recipe, backbone, perceptual), data, data)
-        randomise(stage.vqvae, seed=1)
+        randomize(stage.vqvae, seed=1)
         if stage.adversary:
-            randomise(stage.adversary.discriminator, seed=2)
+            randomize(stage.adversary.discriminator, seed=2)
         return stage
 
     return built
@@ -105,8 +105,8 @@ def pictures(side: int = 8) -> Tensor:
     return normal(BATCH, 3, side, side, seed=7).clamp(-1, 1)
 
 
-def draws(step: int = BEGINS, places: range = ALL) -> Draws:
-    return Draws(0, step, BATCH, places, torch.device("cpu"))
+def draws(step: int = BEGINS, places: range = ALL) -> StepRNG:
+    return StepRNG(0, step, BATCH, places, torch.device("cpu"))
 
 
 def batch(places: range = ALL, side: int = 8) -> Batch:
@@ -143,7 +143,7 @@ def untouched(*models: nn.Module | None) -> bool:
 # --- whom each term reaches
 
 PARTS = ("encoder", "quant_conv", "quantizer.codebook", "quantizer.phi", "post_quant_conv", "decoder")
-AROUND = {"encoder", "quant_conv", "post_quant_conv", "decoder"}  # the quantiser, which passes gradients by
+AROUND = {"encoder", "quant_conv", "post_quant_conv", "decoder"}  # the quantizer, which passes gradients by
 TERMS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "l2": ({"l2": 1.0}, AROUND),
     "perceptual": ({"perceptual": PERCEPTUAL}, AROUND),
@@ -242,7 +242,7 @@ def test_total_is_the_weighted_sum(build: Build) -> None:
         "l1": difference.abs().mean(),
         "l2": difference.square().mean(),
         "vq": output.vq_loss,
-        "crowding": stage.vqvae.quantizer.crowding(output.features),
+        "crowding": stage.vqvae.quantizer.entropy_loss(output.features),
         "perceptual": SmallDistance()(output.reconstruction, images).mean(),
     }
     assert all(logs[name].item() == pytest.approx(value.item(), rel=1e-5) for name, value in expected.items())
@@ -293,8 +293,8 @@ def test_the_adaptive_weight_is_clamped_or_left_out(build: Build) -> None:
 
 def test_the_adversarial_term_starts_late_and_rises(build: Build) -> None:
     stage = build(loss={"adversarial": {**PATCHES, "weight": 0.5}})  # rises over 4 of the 20 steps
-    assert [turn.name for turn in stage.turns] == ["model", "discriminator"]
-    assert [turn.begins for turn in stage.turns] == [0, BEGINS]
+    assert [phase.name for phase in stage.phases] == ["model", "discriminator"]
+    assert [phase.start_step for phase in stage.phases] == [0, BEGINS]
     weights = [float(adversary(stage).weight(step)) for step in range(BEGINS, BEGINS + 7)]
     assert weights == pytest.approx([0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
     early = first_turn(stage, BEGINS - 1)
@@ -315,7 +315,7 @@ def test_the_adversarial_term_starts_late_and_rises(build: Build) -> None:
 
 def test_without_an_adversary_there_is_one_turn(build: Build) -> None:
     stage = build()
-    assert [turn.name for turn in stage.turns] == ["model"]
+    assert [phase.name for phase in stage.phases] == ["model"]
     assert stage.state_dict().keys() == {"codebook"}
 
 
@@ -406,7 +406,7 @@ def test_losses_and_gradients_of_a_batch_are_the_means_of_its_parts(
 
 def test_quantiser_dropout_draws_a_share_of_images_from_fewer_scales(build: Build) -> None:
     stage = build(quantizer_dropout=0.25)
-    many = Draws(0, 3, 4000, range(4000), torch.device("cpu"))
+    many = StepRNG(0, 3, 4000, range(4000), torch.device("cpu"))
     kept = stage._num_scales(many)
     assert kept is not None
     counts = torch.bincount(kept, minlength=4)
@@ -591,7 +591,7 @@ def test_validation_tells_of_each_image(build: Build) -> None:
 def test_a_sheet_has_the_input_and_the_reconstruction_after_each_scale(build: Build) -> None:
     stage, images = build(), pictures()
     columns = torch.stack([images, *stage.vqvae.reconstruct(images)], dim=1)  # (B, 4, 3, 8, 8)
-    assert stage.picture(stage.vqvae, batch()) == grid(to_pil(columns.flatten(0, 1)), columns=4)
+    assert stage.preview(stage.vqvae, batch()) == grid(to_pil(columns.flatten(0, 1)), columns=4)
 
 
 @torch.no_grad()

@@ -66,7 +66,7 @@ def generate(
     from var.evaluation.samples.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
     from var.evaluation.samples.sample_set import NPZ, PICTURES, has_samples_npz, sample_settings, write_samples_npz
     from var.pipeline import VARPipeline
-    from var.training.distributed import leave
+    from var.training.distributed import destroy_process_group
     from var.utils.device import choose_device
     from var.utils.files import check_writable
 
@@ -74,7 +74,7 @@ def generate(
     if reject is None and reject_by is not None:
         raise InputError(f"--reject-by {reject_by} rejects nothing without --reject, the part that is kept")
     state = PartialState(cpu=choose_device(device).type == "cpu", timeout=LONGEST_WAIT)
-    speaks = state.is_main_process
+    is_main_process = state.is_main_process
     workers = Workers(state.process_index, state.num_processes, lambda number: gather_object([number]))
     with workers.in_step():
         target = device if workers.world == 1 else str(state.device)
@@ -97,21 +97,21 @@ def generate(
             None if judge is None else judge.description,
         )
     cores = os.cpu_count() or 1
-    if speaks and pipe.model.position.device.type == "cpu" and workers.world < cores:
+    if is_main_process and pipe.model.position.device.type == "cpu" and workers.world < cores:
         typer.echo(
             f"on a CPU a process draws in one thread, so that the set is the same on any number of them: "
             f"torchrun --nproc_per_node {cores} -m var evaluate generate ... uses all cores",
             err=True,
         )
     began = time.perf_counter()
-    with stopping(speaks), progress_bar("drawn", "pictures", speaks) as progress:
+    with stopping(is_main_process), progress_bar("drawn", "pictures", is_main_process) as progress:
         drawn = draw_samples(pipe, settings, out, judge, workers, progress)
     rate = drawn / (time.perf_counter() - began)
     with workers.in_step():
-        if speaks and npz and not (drawn == 0 and has_samples_npz(out, settings)):
+        if is_main_process and npz and not (drawn == 0 and has_samples_npz(out, settings)):
             typer.echo(f"writing {out / NPZ}", err=True)
             write_samples_npz(out, settings)
-    if speaks:
+    if is_main_process:
         count = len(settings.labels) * settings.num_per_class
         now = f"{drawn} drawn now, {rate:.1f} pictures/s" if drawn else "all of them there already"
         chosen = "" if judge is None else f", the best of {settings.candidates} each by {judge.extractor.name}"
@@ -120,4 +120,4 @@ def generate(
             f"generate: {out / PICTURES} holds {count} pictures of {len(settings.labels)} classes{chosen}{written}; "
             f"{now}"
         )
-    leave()
+    destroy_process_group()

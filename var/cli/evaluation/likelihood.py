@@ -23,7 +23,7 @@ from var.cli.evaluation.pictures import (
 
 if TYPE_CHECKING:
     from var.data.dataset import ImageDataset
-    from var.evaluation.likelihood import LabelledLikelihood, Likelihood, TokenLikelihood
+    from var.evaluation.likelihood import LabeledLikelihood, Likelihood, TokenLikelihood
     from var.evaluation.metrics.stats import Measured
     from var.pipeline import VARPipeline
 
@@ -108,7 +108,7 @@ def renamed(dataset: "ImageDataset", pipe: "VARPipeline") -> list[str]:
     ]
 
 
-def as_json(found: "LabelledLikelihood", side: int) -> dict[str, Any]:
+def as_json(found: "LabeledLikelihood", side: int) -> dict[str, Any]:
     """What is written; nats and bits a token unless the name says otherwise."""
     return {
         "with_label": column_json(found.given, side),
@@ -145,7 +145,7 @@ def scale_name(of: "TokenLikelihood") -> str:
     return f"{side}x{side}"
 
 
-def table(found: "LabelledLikelihood") -> list[str]:
+def table(found: "LabeledLikelihood") -> list[str]:
     """A line for all scales and for each."""
     width = 62
     lines = [
@@ -168,7 +168,7 @@ def table(found: "LabelledLikelihood") -> list[str]:
     return lines
 
 
-def summary(found: "LabelledLikelihood", side: int) -> list[str]:
+def summary(found: "LabeledLikelihood", side: int) -> list[str]:
     """What all tokens of a picture cost."""
     lines = []
     for name, column in (("with its label", found.given), ("null class", found.null)):

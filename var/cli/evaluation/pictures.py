@@ -50,7 +50,7 @@ def told(
 ) -> "Iterator[tuple[Tensor, list[int]]]":
     """The batches, while a progress bar shows how many of their pictures were worked on."""
     done = 0
-    with progress_bar(done_word, "pictures", speaks=True) as progress:
+    with progress_bar(done_word, "pictures", is_main_process=True) as progress:
         for batch in batches:
             yield batch
             done += len(batch[1])

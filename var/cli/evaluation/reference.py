@@ -70,7 +70,7 @@ def from_split(
 
     dataset = open_pictures(source, split, size, labels)
     total = asked_for(dataset, num)
-    with progress_bar("looked at", "pictures", speaks=True) as progress:
+    with progress_bar("looked at", "pictures", is_main_process=True) as progress:
         batches = picture_batches(dataset, batch, num)
         return write_reference(batches, size, out, network, lambda done: progress(done, total))
 
@@ -80,7 +80,7 @@ def from_finished(source: Path, network: "Extractor", batch: int, out: Path) -> 
     from var.evaluation.metrics.reference import write_statistics
     from var.evaluation.samples.image_sets import open_image_set
 
-    with progress_bar("looked at", "pictures", speaks=True) as progress:
+    with progress_bar("looked at", "pictures", is_main_process=True) as progress:
         return write_statistics(open_image_set(source), network, out, batch, progress)
 
 

@@ -55,7 +55,7 @@ def score(
     found = open_image_set(images)
     network = open_extractor(extractor, weights, device)
     against = open_reference(reference, network)
-    with progress_bar("looked at", "pictures", speaks=True) as progress:
+    with progress_bar("looked at", "pictures", is_main_process=True) as progress:
         report = measure(found, against, network, batch, progress, choices)
     typer.echo(table(report))
     for warning in report.warnings:

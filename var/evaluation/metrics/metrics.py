@@ -20,7 +20,7 @@ from tokenizer.errors import InputError
 from var.utils.torchvision_compat import import_torchvision
 
 TOO_FEW = "a covariance needs at least 2 pictures"
-NEIGHBOURS = 3  # whose distance is the radius of a ball, in precision and recall
+NEIGHBORS = 3  # whose distance is the radius of a ball, in precision and recall
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 
 _NOT_ROUNDING = 1e-5  # of the largest eigenvalue: covariances that were stored in float32 are off by less
@@ -183,34 +183,34 @@ def shuffled_inception_score(logits: Tensor, splits: int = 10) -> Mean:
 def precision_recall(samples: Tensor, reference: Tensor) -> PrecisionRecall:
     """Improved precision and recall (arXiv 1904.06991) between (N, D) and (M, D) features, with NEIGHBOURS = 3.
 
-    Around every picture of a set lies a ball that reaches to its third nearest neighbour in that set (itself not
+    Around every picture of a set lies a ball that reaches to its third nearest neighbor in that set (itself not
     counted). Precision is the fraction of samples within any ball of the reference, recall that of the reference within
     any ball of the samples. A picture that occurs more than three times has a ball of radius 0, which holds its copies.
 
     Raises:
         InputError: features of other dimensions, not finite, or fewer than NEIGHBOURS + 1 in a set.
     """
-    samples, reference = _centred(samples, reference, NEIGHBOURS + 1)
+    samples, reference = _centered(samples, reference, NEIGHBORS + 1)
     return PrecisionRecall(precision=_within(samples, reference), recall=_within(reference, samples))
 
 
-def _within(points: Tensor, centres: Tensor) -> float:
-    """The fraction of (N, D) points in a ball around any of (M, D) centres.
+def _within(points: Tensor, centers: Tensor) -> float:
+    """The fraction of (N, D) points in a ball around any of (M, D) centers.
 
     Distances are rows of a product of matrices, which is fast, and whose rounding makes those of equal points differ
     from zero: what is outside by no more than that is inside.
     """
-    nearest = [near.topk(NEIGHBOURS + 1, largest=False).values for near in _squared_distances(centres, centres)]
-    radii = torch.cat(nearest)[:, -1]  # squared; the first neighbour is the centre itself
-    inside = sum((near <= radii).any(1).sum().item() for near in _squared_distances(points, centres, 1 - _ROUNDING))
+    nearest = [near.topk(NEIGHBORS + 1, largest=False).values for near in _squared_distances(centers, centers)]
+    radii = torch.cat(nearest)[:, -1]  # squared; the first neighbor is the center itself
+    inside = sum((near <= radii).any(1).sum().item() for near in _squared_distances(points, centers, 1 - _ROUNDING))
     return inside / len(points)
 
 
-def _squared_distances(points: Tensor, centres: Tensor, share: float = 1) -> Iterator[Tensor]:
+def _squared_distances(points: Tensor, centers: Tensor, share: float = 1) -> Iterator[Tensor]:
     """(N, D) and (M, D) float64 -> (_ROWS, M) at a time, |x|^2 + |y|^2 - 2 x.y; of the squared norms only a share."""
-    norms = share * centres.square().sum(1)
+    norms = share * centers.square().sum(1)
     for rows in points.split(_ROWS):
-        yield torch.addmm(norms, rows, centres.T, alpha=-2).add_(share * rows.square().sum(1, keepdim=True))
+        yield torch.addmm(norms, rows, centers.T, alpha=-2).add_(share * rows.square().sum(1, keepdim=True))
 
 
 def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 2020) -> Mean:
@@ -257,11 +257,11 @@ def finite(values: Tensor | NDArray[Any], name: str = "features or statistics") 
     return array
 
 
-def _centred(samples: Tensor, reference: Tensor, fewest: int) -> tuple[Tensor, Tensor]:
+def _centered(samples: Tensor, reference: Tensor, fewest: int) -> tuple[Tensor, Tensor]:
     """In float64, moved to around zero: distances stay, and what their computation cancels is smaller."""
     _comparable(samples, reference, fewest)
-    centre = reference.double().mean(0)
-    return samples.double() - centre, reference.double() - centre
+    center = reference.double().mean(0)
+    return samples.double() - center, reference.double() - center
 
 
 def _comparable(samples: Tensor, reference: Tensor, fewest: int) -> None:

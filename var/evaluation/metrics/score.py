@@ -16,7 +16,7 @@ from tokenizer.errors import InputError
 from var.evaluation.metrics.extractors import INCEPTION, Extractor
 from var.evaluation.metrics.metrics import (
     KID_SUBSETS,
-    NEIGHBOURS,
+    NEIGHBORS,
     Statistics,
     accuracy,
     frechet_distance,
@@ -111,7 +111,7 @@ def score(
     numbers = {
         **_frechet(seen, theirs, reference, extractor),
         **_inception_scores(seen, extractor),
-        **(_neighbours(seen, theirs, extractor) if theirs else {}),
+        **(_neighbors(seen, theirs, extractor) if theirs else {}),
         **_accuracies(seen, images, extractor),
         **(_accuracies_among(seen, images, among) if among is not None else {}),
     }
@@ -198,14 +198,14 @@ def _inception_scores(seen: Extracted, extractor: Extractor) -> dict[str, Number
     return numbers
 
 
-def _neighbours(seen: Extracted, theirs: Extracted, extractor: Extractor) -> dict[str, Number]:
+def _neighbors(seen: Extracted, theirs: Extracted, extractor: Extractor) -> dict[str, Number]:
     """Precision, recall and KID, which need the reference's pictures."""
     count, others = len(seen.pool), len(theirs.pool)
     against = f"{others} pictures"
     numbers = {}
-    if min(count, others) > NEIGHBOURS:
+    if min(count, others) > NEIGHBORS:
         found = precision_recall(seen.pool, theirs.pool)
-        how = f"k = {NEIGHBOURS} nearest neighbours in {extractor.dimension} features"
+        how = f"k = {NEIGHBORS} nearest neighbours in {extractor.dimension} features"
         for name, value in found._asdict().items():
             numbers[name] = Number(name, value, _library(), count, against, how)
     distance, size = kernel_distance(seen.pool, theirs.pool), kid_subset_size(count, others)
@@ -220,7 +220,7 @@ def _neighbours(seen: Extracted, theirs: Extracted, extractor: Extractor) -> dic
 
 
 def _accuracies(seen: Extracted, images: ImageSet, extractor: Extractor) -> dict[str, Number]:
-    """How often the extractor's classifier sees the class that a picture is labelled with."""
+    """How often the extractor's classifier sees the class that a picture is labeled with."""
     if seen.logits is None or images.labels is None or not extractor.class_logits:
         return {}
     classes = seen.logits.shape[1]
@@ -300,7 +300,7 @@ def _left_out(
     """Numbers that could have been expected."""
     if reference.images is not None and "precision" not in numbers:
         fewest = min(images.count, reference.images.count)
-        yield f"precision and recall left out: {fewest} pictures have no {NEIGHBOURS} neighbours, {NEIGHBOURS + 1} do"
+        yield f"precision and recall left out: {fewest} pictures have no {NEIGHBORS} neighbours, {NEIGHBORS + 1} do"
     if extractor.class_logits and images.labels is not None and "accuracy_top1" not in numbers:
         yield (
             f"accuracy left out: {images.path} has labels {images.labels.min()}..{images.labels.max()}, which are not "

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer.errors import InputError
-from var.evaluation.samples.rejection import Judge
+from var.evaluation.samples.rejection import SampleScorer
 from var.evaluation.samples.sample_set import (
     PICTURES,
     SCORES,
@@ -30,7 +30,7 @@ from var.evaluation.samples.sample_set import (
     check_same_set,
     is_done,
     kept_samples,
-    remove_beaten,
+    prune_rejected,
 )
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
@@ -76,7 +76,7 @@ def draw_samples(
     pipe: VARPipeline,
     settings: Settings,
     folder: Path,
-    judge: Judge | None = None,
+    judge: SampleScorer | None = None,
     workers: Workers = ALONE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
@@ -118,20 +118,20 @@ def draw_samples(
     done = 0
     for batch in _drawn(pipe, settings, folder, judge, todo):
         if judge is not None:
-            remove_beaten(folder, records, set(batch.labels))
+            prune_rejected(folder, records, set(batch.labels))
         done += len(batch.samples)
         progress(done * total // share, total)
     workers.gather(done)  # what the others draw is there too now
     with workers.in_step():
         if workers.rank == 0:  # what is there now is the set, or someone else has been at it
             if judge is not None:
-                remove_beaten(folder, records, settings.labels)
+                prune_rejected(folder, records, settings.labels)
             kept_samples(folder, settings)
     return total
 
 
 def _drawn(
-    pipe: VARPipeline, settings: Settings, folder: Path, judge: Judge | None, todo: Sequence[Batch]
+    pipe: VARPipeline, settings: Settings, folder: Path, judge: SampleScorer | None, todo: Sequence[Batch]
 ) -> Iterator[Batch]:
     """Draw batches, each of which is told of when it is on the disk; that happens while the next one is drawn."""
     records = Records(folder / SCORES, settings)

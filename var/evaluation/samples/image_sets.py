@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.evaluation.samples.npz import LABELS, Images, Npz, open_npz
-from var.sampling.generate import occurrences
+from var.sampling.generate import index_within_class
 from var.utils.images import FORMATS, open_picture, to_rgb
 
 LOSSY = ("JPEG", "JPEG2000", "WEBP")  # formats that mostly change what they keep
@@ -70,7 +70,7 @@ def open_image_set(path: Path) -> ImageSet:
     """The pictures of a folder, at any depth, or those of an .npz (`arr_0`; labels, if any, `arr_1`).
 
     In a folder a picture's label is the number that its subfolder is named by, or that its own name begins with, as in
-    000207_000003.png. Labelled pictures come in rounds, one of every class in each, as the Inception Score is taken of
+    000207_000003.png. Labeled pictures come in rounds, one of every class in each, as the Inception Score is taken of
     consecutive parts, which are to show all classes; others sorted by path. Of every file of a folder the header is
     read here, the rest in `batches`. Pictures of any mode become RGB, upright, what is transparent white. Hidden files
     and folders are passed over.
@@ -122,7 +122,7 @@ def _folder(folder: Path) -> ImageSet:
         raise InputError(f"{folder} holds no pictures: known are {', '.join(sorted(_SUFFIXES))}")
     labels = _labels(names)
     if labels is not None:
-        rounds = sorted(zip(occurrences(labels), labels, names, strict=True))
+        rounds = sorted(zip(index_within_class(labels), labels, names, strict=True))
         labels, names = [label for _, label, _ in rounds], [name for _, _, name in rounds]
     files = [folder / name for name in names]
     with ThreadPoolExecutor(THREADS) as threads:

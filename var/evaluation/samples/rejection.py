@@ -12,7 +12,9 @@ from var.evaluation.metrics.extractors import is_classifier, open_extractor
 IMAGENET_CLASSES = 1000
 REJECT_BY = "efficientnet-lite1"  # unless told otherwise; lite0 is kept for scores
 
-Judge = Callable[[Tensor, list[int]], list[float]]  # (B, 3, H, W) uint8 and B labels -> B scores, the more the better
+SampleScorer = Callable[
+    [Tensor, list[int]], list[float]
+]  # (B, 3, H, W) uint8 and B labels -> B scores, the more the better
 
 
 class ClassProbability:

@@ -279,7 +279,7 @@ def _looks_whole(path: Path, side: int) -> bool:
         return False
 
 
-def remove_beaten(folder: Path, records: Records, labels: Iterable[int]) -> None:
+def prune_rejected(folder: Path, records: Records, labels: Iterable[int]) -> None:
     """Remove pictures of these classes that can no longer be among the best."""
     for label in labels:
         scores = records.scores(label)

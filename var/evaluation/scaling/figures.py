@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
-from var.evaluation.scaling.laws import QUANTITIES, Axis, Curve, Finding, Quantity
+from var.evaluation.scaling.laws import QUANTITIES, Axis, Curve, FitResult, Quantity
 from var.utils.files import written_beside
 
 NAMES: dict[Quantity, str] = {
@@ -21,35 +21,35 @@ NAMES: dict[Quantity, str] = {
 LAW = "#c0392b"  # beside the sizes, which run from dark to light
 
 
-def draw_parameters(findings: Sequence[Finding], curves: Sequence[Curve], file: Path) -> None:
+def draw_parameters(findings: Sequence[FitResult], curves: Sequence[Curve], file: Path) -> None:
     """Losses and errors against parameters, with their laws and what these say of a size twice the largest.
 
     Raises:
         InputError: the file cannot be written.
     """
     figure, panels = _panels("parameters of the blocks")
-    colours = _colours(curves)
+    colors = _colors(curves)
     for panel, finding in zip(panels, _along(findings, "parameters"), strict=True):
         _draw_law(panel, finding, unit=1e9)
         for point in finding.points:
-            panel.plot(point.x * 1e9, point.y, "o", color=colours[point.run], markeredgecolor="black", zorder=3)
+            panel.plot(point.x * 1e9, point.y, "o", color=colors[point.run], markeredgecolor="black", zorder=3)
         _finish(panel, finding)
     _save(figure, file)
 
 
-def draw_compute(findings: Sequence[Finding], curves: Sequence[Curve], file: Path) -> None:
-    """The training curves against compute, coloured by size, with the frontier's points and its law.
+def draw_compute(findings: Sequence[FitResult], curves: Sequence[Curve], file: Path) -> None:
+    """The training curves against compute, colored by size, with the frontier's points and its law.
 
     Raises:
         InputError: the file cannot be written.
     """
     figure, panels = _panels("training compute, PFLOP")
-    colours = _colours(curves)
+    colors = _colors(curves)
     for panel, finding in zip(panels, _along(findings, "compute"), strict=True):
         for curve in curves:
             label = f"{curve.name} ({_amount(curve.parameters * 1e9)})"
             values = curve.values[finding.quantity]
-            panel.plot(curve.compute, values, ".-", color=colours[curve.name], linewidth=1, markersize=3, label=label)
+            panel.plot(curve.compute, values, ".-", color=colors[curve.name], linewidth=1, markersize=3, label=label)
         _draw_law(panel, finding, unit=1)
         for point in finding.points:
             panel.plot(point.x, point.y, "o", color=LAW, markerfacecolor="white", zorder=3)
@@ -66,12 +66,12 @@ def _panels(x: str) -> tuple[Figure, list[Any]]:
     return figure, panels
 
 
-def _along(findings: Sequence[Finding], axis: Axis) -> list[Finding]:
+def _along(findings: Sequence[FitResult], axis: Axis) -> list[FitResult]:
     by_quantity = {finding.quantity: finding for finding in findings if finding.axis == axis}
     return [by_quantity[quantity] for quantity in QUANTITIES]
 
 
-def _draw_law(panel: Any, finding: Finding, unit: float) -> None:
+def _draw_law(panel: Any, finding: FitResult, unit: float) -> None:
     """The law through the points, dashed where it goes beyond them, with the interval of a new measurement there."""
     if finding.fit is None:
         return
@@ -85,7 +85,7 @@ def _draw_law(panel: Any, finding: Finding, unit: float) -> None:
         panel.errorbar([ahead.x * unit], [ahead.y], yerr=spread, color=LAW, capsize=3, linewidth=1)
 
 
-def _finish(panel: Any, finding: Finding) -> None:
+def _finish(panel: Any, finding: FitResult) -> None:
     if finding.fit is None:
         panel.set_title(f"{len(finding.points)} points: no fit", fontsize=9)
     else:
@@ -104,7 +104,7 @@ def _finish(panel: Any, finding: Finding) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _colours(curves: Sequence[Curve]) -> dict[str, Any]:
+def _colors(curves: Sequence[Curve]) -> dict[str, Any]:
     """From small, dark, to large, light."""
     scale = colormaps["viridis"]
     return {curve.name: scale(0.9 * i / max(len(curves) - 1, 1)) for i, curve in enumerate(curves)}

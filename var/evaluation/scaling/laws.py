@@ -91,7 +91,7 @@ class Prediction(NamedTuple):
     law: Interval  # where the law itself is, over resampled points
 
 
-class BackTest(NamedTuple):
+class LeaveLargestOut(NamedTuple):
     """What the other runs said of the one with the largest X."""
 
     run: str
@@ -151,13 +151,13 @@ class Fit:
     errors: Errors
     predictions: Sequence[Prediction]
     without: Mapping[str, float]
-    back_test: BackTest | None
+    back_test: LeaveLargestOut | None
     with_floor: WithFloor | None
     no_floor: str
 
 
 @dataclass(frozen=True)
-class Finding:
+class FitResult:
     """What was measured of a quantity along an axis; no fit where there are too few points."""
 
     axis: Axis
@@ -262,7 +262,7 @@ def percentiles(values: Floats) -> Interval:
     return Interval(float(low), float(high))
 
 
-def with_floor(
+def fit_with_irreducible_loss(
     x: Sequence[float], y: Sequence[float], resamples: int, seed: int
 ) -> tuple[WithFloor, str] | tuple[None, str]:
     """L = floor + (beta * X)^alpha by least squares in log L, if the points tell such a floor.
@@ -375,10 +375,10 @@ def envelope(points: Sequence[Point]) -> list[Point]:
     return kept
 
 
-def thinned(points: Sequence[Point], a_decade: int = A_DECADE) -> list[Point]:
+def thin(points: Sequence[Point], a_decade: int = A_DECADE) -> list[Point]:
     """Points of a frontier at least a factor of 10^(1 / a_decade) apart in X, taken from the largest X down.
 
-    Neighbouring validations of one run say nearly the same: all of them in a fit would count one measurement many
+    Neighboring validations of one run say nearly the same: all of them in a fit would count one measurement many
     times.
     """
     step = 10 ** (1 / a_decade) * (1 - 1e-9)  # a point at just that distance counts, whatever the rounding
@@ -420,7 +420,7 @@ def measured(curves: Sequence[Curve], axis: Axis, quantity: Quantity, images: in
             for curve in curves
             for x, y in zip(curve.compute, curve.values[quantity], strict=True)
         ]
-        return thinned(envelope(points))
+        return thin(envelope(points))
     points = [Point(c.name, getattr(c, axis), c.values[quantity][list(c.images).index(images)]) for c in curves]
     return sorted(points, key=lambda point: point.x)
 
@@ -435,7 +435,7 @@ def ends_of_runs(curves: Sequence[Curve], points: Sequence[Point]) -> float:
     return sum(point.x == last[point.run] for point in points) / len(points)
 
 
-def analyse(curves: Sequence[Curve], resamples: int, seed: int) -> list[Finding]:
+def analyze(curves: Sequence[Curve], resamples: int, seed: int) -> list[FitResult]:
     """Every quantity along every axis.
 
     Raises:
@@ -445,11 +445,11 @@ def analyse(curves: Sequence[Curve], resamples: int, seed: int) -> list[Finding]
     return [find(curves, axis, quantity, images, resamples, seed) for axis in AXES for quantity in QUANTITIES]
 
 
-def find(curves: Sequence[Curve], axis: Axis, quantity: Quantity, images: int, resamples: int, seed: int) -> Finding:
+def find(curves: Sequence[Curve], axis: Axis, quantity: Quantity, images: int, resamples: int, seed: int) -> FitResult:
     """One quantity along one axis; see `measured`."""
     points = measured(curves, axis, quantity, images)
     if len(points) < FEWEST:
-        return Finding(axis, quantity, points, None)
+        return FitResult(axis, quantity, points, None)
     x, y = [point.x for point in points], [point.y for point in points]
     law, lines = power_law(x, y), resample(x, y, resamples, seed)
     u, v = np.log(x), np.log(y)
@@ -458,7 +458,7 @@ def find(curves: Sequence[Curve], axis: Axis, quantity: Quantity, images: int, r
     betas = np.array([_beta(alpha, constant) for alpha, constant in zip(*lines, strict=True)])
     others = {curve.name: [other for other in curves if other is not curve] for curve in curves}
     without = {name: measured(rest, axis, quantity, images) for name, rest in others.items()}
-    floor, no_floor = with_floor(x, y, resamples // 10, seed)
+    floor, no_floor = fit_with_irreducible_loss(x, y, resamples // 10, seed)
     fit = Fit(
         law=law,
         pearson=pearson,
@@ -472,16 +472,16 @@ def find(curves: Sequence[Curve], axis: Axis, quantity: Quantity, images: int, r
         with_floor=floor,
         no_floor=no_floor,
     )
-    return Finding(axis, quantity, points, fit)
+    return FitResult(axis, quantity, points, fit)
 
 
 def _law(points: Sequence[Point]) -> PowerLaw:
     return power_law([point.x for point in points], [point.y for point in points])
 
 
-def _back_test(last: Point, rest: Sequence[Point], resamples: int, seed: int) -> BackTest | None:
+def _back_test(last: Point, rest: Sequence[Point], resamples: int, seed: int) -> LeaveLargestOut | None:
     if len(rest) < 2:
         return None
     x, y = [point.x for point in rest], [point.y for point in rest]
     said = predict(power_law(x, y), x, y, resample(x, y, resamples, seed), last.x)
-    return BackTest(last.run, len(rest), said, last.y)
+    return LeaveLargestOut(last.run, len(rest), said, last.y)

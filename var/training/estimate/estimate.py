@@ -34,8 +34,8 @@ from var.networks.backbones import outline_backbone, outline_perceptual
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, Recipe, TokenizerRecipe, VARRecipe, VARSizes
 from var.training.distributed import sharding_asked_for
 from var.training.estimate.images import Images, find_images
-from var.training.rng import Draws
-from var.training.stages import Turn
+from var.training.rng import StepRNG
+from var.training.stages import Phase
 from var.training.stages.aim import AIMStage
 from var.training.stages.probe import ProbeStage
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
@@ -60,9 +60,9 @@ class Network(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """The same work in a turn of some steps: products of one type."""
+    """The same work in a phase of some steps: products of one type."""
 
-    name: str  # of the turn
+    name: str  # of the phase
     flops: float  # a step, over all processes, forward and backward
     dtype: torch.dtype  # of what is multiplied
     share: float  # of the run's steps, those that have it
@@ -311,8 +311,8 @@ def _same_sizes(sizes: VARSizes, tokenizer: TokenizerConfig, num_classes: int, k
 
 def _networks(stage: AnyStage, recipe: Recipe) -> list[Network]:
     trained = [
-        Network(turn.name, _size(turn.model), True, recipe.ema is not None and i == 0, sharded=bool(turn.units))
-        for i, turn in enumerate(stage.turns)
+        Network(phase.name, _size(phase.model), True, recipe.ema is not None and i == 0, sharded=bool(phase.units))
+        for i, phase in enumerate(stage.phases)
     ]
     return trained + [Network(name, _size(network), trained=False) for name, network in stage.frozen.items()]
 
@@ -336,12 +336,12 @@ def _memory(networks: Sequence[Network], kept: int, processes: Processes) -> Mem
 
 class _Work(NamedTuple):
     passes: list[Pass]  # of one micro-batch
-    kept: int  # bytes for the way back, in the turn that keeps most
+    kept: int  # bytes for the way back, in the phase that keeps most
     encoding: float  # FLOPs before the first step
 
 
 def _work(plan: _Plan, micro: int, dtype: torch.dtype) -> _Work:
-    """Take the first step of every kind as a player takes it, and count."""
+    """Take the first step of every kind as a runner takes it, and count."""
     stage = plan.stage
     costs: dict[tuple[str, Hashable], _Cost] = {}
     shares: dict[tuple[str, float, torch.dtype], float] = defaultdict(float)
@@ -356,14 +356,14 @@ def _work(plan: _Plan, micro: int, dtype: torch.dtype) -> _Work:
             encoding = encoder.flops.total() * plan.to_encode / micro
         content = torch.zeros(micro, plan.tokens, dtype=torch.long) if plan.cached else images
         batch = Batch(content, torch.zeros(micro, dtype=torch.long), [], [])
-        for turn, before in zip(stage.turns, (None, *stage.turns), strict=False):
-            kinds = [stage.kind(turn.name, step) for step in range(turn.begins, stage.steps)]
+        for phase, before in zip(stage.phases, (None, *stage.phases), strict=False):
+            kinds = [stage.kind(phase.name, step) for step in range(phase.start_step, stage.steps)]
             for kind, number in Counter(kinds).items():
-                step = turn.begins + kinds.index(kind)
+                step = phase.start_step + kinds.index(kind)
                 left = costs[before.name, stage.kind(before.name, step)].left if before else None
-                cost = costs[turn.name, kind] = _cost(stage, turn, batch, step, left, dtype)
+                cost = costs[phase.name, kind] = _cost(stage, phase, batch, step, left, dtype)
                 for product, flops in cost.flops.items():
-                    shares[turn.name, flops, product] += number / stage.steps
+                    shares[phase.name, flops, product] += number / stage.steps
     passes = [Pass(*same, share) for same, share in shares.items()]
     return _Work(passes, max(cost.kept for cost in costs.values()), encoding)
 
@@ -379,18 +379,18 @@ def _pretend(network: nn.Module) -> None:
 
 
 def _all_networks(stage: AnyStage) -> list[nn.Module]:
-    return [*(turn.model for turn in stage.turns), *stage.frozen.values()]
+    return [*(phase.model for phase in stage.phases), *stage.frozen.values()]
 
 
 class _Cost(NamedTuple):
-    """Of a turn of one micro-batch."""
+    """Of a phase of one micro-batch."""
 
     flops: Mapping[torch.dtype, int]  # by what is multiplied, forward and backward
     kept: int  # bytes for the way back, parameters left out
-    left: Any  # for the next turn
+    left: Any  # for the next phase
 
 
-def _cost(stage: AnyStage, turn: Turn, batch: Batch, step: int, left: Any, dtype: torch.dtype) -> _Cost:
+def _cost(stage: AnyStage, phase: Phase, batch: Batch, step: int, left: Any, dtype: torch.dtype) -> _Cost:
     parameters = [parameter for network in _all_networks(stage) for parameter in network.parameters()]
     weights = {parameter.untyped_storage()._cdata for parameter in parameters}
     kept: dict[int, Tensor] = {}  # by storage; holding the tensors keeps an address from being used twice
@@ -400,13 +400,13 @@ def _cost(stage: AnyStage, turn: Turn, batch: Batch, step: int, left: Any, dtype
         return tensor
 
     places = range(len(batch.labels))
-    draws = Draws(0, step, len(places), places, torch.device("cpu"))
+    draws = StepRNG(0, step, len(places), places, torch.device("cpu"))
     with _Products() as products:
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
         ):
-            losses = stage.losses(turn.name, turn.model.train(), batch, draws, left)
+            losses = stage.losses(phase.name, phase.model.train(), batch, draws, left)
         losses.total.backward()
     size = sum(tensor.untyped_storage().nbytes() for storage, tensor in kept.items() if storage not in weights)
     return _Cost(products.flops, size, losses.kept)

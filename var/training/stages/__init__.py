@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from var.data.dataset import Batch, SampleDataset
 from var.training.config import OptimizerConfig
-from var.training.rng import Draws
+from var.training.rng import StepRNG
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One optimiser's part of every step: a plain training has one turn, an adversarial one has two.
+class Phase:
+    """One optimizer's part of every step: a plain training has one phase, an adversarial one has two.
 
     Attributes:
-        name: of its model and optimiser in checkpoints and logs.
-        model: what it optimises.
+        name: of its model and optimizer in checkpoints and logs.
+        model: what it optimizes.
         optimizer: how.
         never_decayed: ends of the names of parameters that weight decay leaves alone.
-        begins: the first step that has this turn.
+        start_step: the first step that has this phase.
         units: names of the parts whose parameters are gathered together when the model is sharded over processes;
             none: it is too small to be sharded.
     """
@@ -32,16 +32,16 @@ class Turn:
     model: nn.Module
     optimizer: OptimizerConfig
     never_decayed: tuple[str, ...] = ()
-    begins: int = 0
+    start_step: int = 0
     units: Sequence[str] = ()
 
 
 class Losses(NamedTuple):
-    """What a micro-batch says in a turn."""
+    """What a micro-batch says in a phase."""
 
-    total: Tensor  # what to minimise, the mean over the micro-batch
+    total: Tensor  # what to minimize, the mean over the micro-batch
     logs: dict[str, Tensor]  # numbers to show, 0-dimensional, likewise means
-    kept: Any = None  # what the turns after it and the upkeep need of it
+    kept: Any = None  # what the phases after it and the upkeep need of it
 
 
 class Stage(Protocol):
@@ -64,7 +64,7 @@ class Stage(Protocol):
         """Of the whole run."""
 
     @property
-    def turns(self) -> Sequence[Turn]:
+    def phases(self) -> Sequence[Phase]:
         """Of every step, in order. The model of the first one is what is averaged, validated and exported."""
 
     @property
@@ -78,36 +78,38 @@ class Stage(Protocol):
     def prepare(self, device: torch.device) -> None:
         """Move what is not trained to the device."""
 
-    def kind(self, turn: str, step: int) -> Hashable:
-        """Of a step's work in a turn: steps of one kind do the same."""
+    def kind(self, phase: str, step: int) -> Hashable:
+        """Of a step's work in a phase: steps of one kind do the same."""
 
     def build(self) -> nn.Module:
-        """A model like the first turn's, with weights of no meaning."""
+        """A model like the first phase's, with weights of no meaning."""
 
-    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
-        """One training pass in a turn.
+    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
+        """One training pass in a phase.
 
         Args:
-            turn: its name.
-            model: the turn's, possibly wrapped for several processes.
+            phase: its name.
+            model: the phase's, possibly wrapped for several processes.
             batch: on the device.
             draws: all that is random.
-            kept: of the same micro-batch in the turn before; None in the first.
+            kept: of the same micro-batch in the phase before; None in the first.
         """
 
-    def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+    def after_step(
+        self, draws: StepRNG, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, Tensor]:
         """Upkeep without gradients, the same on every process; numbers to show.
 
         Args:
             draws: of the step, with the places of any micro-batch.
-            kept: by the last turn, for each micro-batch of this process.
+            kept: by the last phase, for each micro-batch of this process.
             reduce: sum of a tensor over all processes.
         """
 
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Values of each image, (B,), whose means the validation tells; nothing random."""
 
-    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
+    def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """A sheet that shows how far the model is."""
 
     def export(self, model: nn.Module, folder: Path) -> None:

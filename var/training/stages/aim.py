@@ -17,18 +17,18 @@ from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
 from var.models.pretraining import (
-    Pretraining,
+    AIMPretrainer,
     patch_statistics,
     patches,
     predicted,
     prefix_lengths,
     sequence_order,
-    unpatched,
+    unpatchify,
 )
 from var.training.config import AIMRecipe
-from var.training.rng import Draws
-from var.training.stages import Losses, Turn
-from var.utils.images import grid, standardised, to_pil, unstandardised
+from var.training.rng import StepRNG
+from var.training.stages import Losses, Phase
+from var.utils.images import denormalize, grid, normalize, to_pil
 
 PICTURED = 8  # images on the sheet
 
@@ -56,31 +56,31 @@ class AIMStage:
         self.patches = recipe.model.patches
         self.order = sequence_order(recipe.order, recipe.model.side, recipe.seed)
         units = [f"encoder.blocks.{i}" for i in range(recipe.model.depth)]
-        self.turns = (Turn("model", self.build(), recipe.optimizer, units=units),)
+        self.phases = (Phase("model", self.build(), recipe.optimizer, units=units),)
 
     def prepare(self, device: torch.device) -> None:
         self.order = self.order.to(device)
         if self.vqvae is not None:
             self.vqvae.to(device)
 
-    def build(self) -> Pretraining:
+    def build(self) -> AIMPretrainer:
         model = self.recipe.model
         outputs = 3 * model.patch_size**2 if self.vqvae is None else self.vqvae.config.vocab_size
-        return Pretraining(model, self.recipe.head, outputs, self.order)
+        return AIMPretrainer(model, self.recipe.head, outputs, self.order)
 
-    def kind(self, turn: str, step: int) -> Hashable:
+    def kind(self, phase: str, step: int) -> Hashable:
         return "any"
 
-    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
+    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
         prefix = self._prefix(draws)
-        errors = self._errors(model(standardised(batch.content), prefix), batch.content)
+        errors = self._errors(model(normalize(batch.content), prefix), batch.content)
         # Every target counts the same, however long its image's prefix is, and the mean over micro-batches is that of
         # the batch: so the sum is divided by the number of targets that a batch has on average.
         targets = self.patches / 2 if self.recipe.attention == "prefix" else self.patches - 1
         loss = (errors * predicted(prefix, self.patches)).sum() / (targets * len(errors))
         return Losses(loss, {"loss": loss.detach()})
 
-    def _prefix(self, draws: Draws) -> Tensor:
+    def _prefix(self, draws: StepRNG) -> Tensor:
         """(B,) int64, uniform in 1..N - 1; 0 for causal attention."""
         if self.recipe.attention == "causal":
             return torch.zeros(len(draws.places), dtype=torch.int64, device=draws.device)
@@ -98,19 +98,21 @@ class AIMStage:
         """What is predicted of each patch, row by row: (B, N, C) float32, or tokens (B, N)."""
         if self.vqvae is not None:
             return self.vqvae.scales.split(encode(self.vqvae, images))[-1]
-        pixels = patches(standardised(images), self.recipe.model.patch_size)
+        pixels = patches(normalize(images), self.recipe.model.patch_size)
         if self.recipe.targets == "pixels":
             return pixels
         mean, deviation = patch_statistics(pixels)
         return (pixels - mean) / deviation
 
-    def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+    def after_step(
+        self, draws: StepRNG, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, Tensor]:
         return {}
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """The mean error of an image's second half, given the first as its prefix."""
-        errors = self._errors(model(standardised(batch.content), self._half(batch.content)), batch.content)
+        errors = self._errors(model(normalize(batch.content), self._half(batch.content)), batch.content)
         counted = self._second_half(errors)
         return {"loss": (errors * counted).sum(dim=1) / counted.sum(dim=1)}
 
@@ -125,15 +127,15 @@ class AIMStage:
         return predicted(half.to(predictions.device), self.patches)
 
     @torch.no_grad()
-    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
+    def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """Two rows: images, and their second half as predicted patch by patch from all that is before it."""
         images = batch.content[:PICTURED]
-        predictions = model(standardised(images), self._half(images)).float()
+        predictions = model(normalize(images), self._half(images)).float()
         drawn = self._drawn(predictions, images)
         return grid(to_pil(torch.cat([images, drawn])), columns=len(images))
 
     def _drawn(self, predictions: Tensor, images: Tensor) -> Tensor:
-        """Images with their second half as predicted; normalised pixels take the true patches' mean and deviation."""
+        """Images with their second half as predicted; normalized pixels take the true patches' mean and deviation."""
         counted = self._second_half(predictions)[0]
         places = self.order[1:][counted]
         if self.vqvae is not None:
@@ -141,13 +143,13 @@ class AIMStage:
             last = self.vqvae.scales.split(tokens)[-1]
             last[:, places] = predictions[:, counted].argmax(dim=-1)
             return self.vqvae.decode(tokens)
-        pixels = patches(standardised(images), self.recipe.model.patch_size)
+        pixels = patches(normalize(images), self.recipe.model.patch_size)
         guess = predictions[:, counted]
         if self.recipe.targets == "normalised":
             mean, deviation = patch_statistics(pixels[:, places])
             guess = guess * deviation + mean
         pixels[:, places] = guess
-        return unstandardised(unpatched(pixels, self.recipe.model.patch_size))
+        return denormalize(unpatchify(pixels, self.recipe.model.patch_size))
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_model(folder, _pretraining(model).encoder)
@@ -176,7 +178,7 @@ def check_tokens_fit(recipe: AIMRecipe, vqvae: VQVAE) -> None:
         )
 
 
-def _pretraining(model: nn.Module) -> Pretraining:
-    if not isinstance(model, Pretraining):
-        raise TypeError(f"a Pretraining is trained in this stage, got {type(model).__name__}")
+def _pretraining(model: nn.Module) -> AIMPretrainer:
+    if not isinstance(model, AIMPretrainer):
+        raise TypeError(f"an AIMPretrainer is trained in this stage, got {type(model).__name__}")
     return model

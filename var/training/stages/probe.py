@@ -21,8 +21,8 @@ from var.features.sources import EncoderFeatures, FeatureSource
 from var.hub.checkpoint import CONFIG, WEIGHTS, save_model
 from var.models.aim import AIM, AIMConfig, AttentiveProbe, Probe, ProbeConfig, check_layers
 from var.training.config import ProbeRecipe
-from var.training.rng import Draws
-from var.training.stages import Losses, Turn
+from var.training.rng import StepRNG
+from var.training.stages import Losses, Phase
 from var.utils.files import replacing
 from var.utils.images import grid, to_pil
 
@@ -109,7 +109,7 @@ class ProbeStage:
         self.layers = sorted({layer for layers in self.candidates for layer in layers})
         self.heads = self._heads()
         # The query has no direction to shrink towards zero.
-        self.turns = (Turn("probes", self.build(), recipe.optimizer, never_decayed=("query",)),)
+        self.phases = (Phase("probes", self.build(), recipe.optimizer, never_decayed=("query",)),)
 
     def _check_labels(self) -> None:
         known = self.num_classes if self.train_data.labels is None else self.train_data.num_classes
@@ -145,7 +145,7 @@ class ProbeStage:
     def build(self) -> Probes:
         return Probes(self.names, AttentiveProbe(self.source.width, self.heads, self.num_classes))
 
-    def kind(self, turn: str, step: int) -> Hashable:
+    def kind(self, phase: str, step: int) -> Hashable:
         return "any"
 
     def _features(self, images: Tensor) -> list[Tensor]:
@@ -163,7 +163,7 @@ class ProbeStage:
         highest = logits.detach().topk(min(5, self.num_classes)).indices == labels[..., None]
         return losses, highest[..., 0].float(), highest.any(dim=-1).float()
 
-    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
+    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
         losses, top1, _ = self._judged(model, batch)
         shown = losses.detach()
         logs = {"loss": shown.mean()}
@@ -172,9 +172,11 @@ class ProbeStage:
         return Losses(losses.mean(dim=1).sum(), logs)
 
     @torch.no_grad()
-    def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+    def after_step(
+        self, draws: StepRNG, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, Tensor]:
         """Average the norms' running statistics over the processes: else each would validate probes of its own."""
-        statistics = [buffer for buffer in self.turns[0].model.buffers() if buffer.is_floating_point()]
+        statistics = [buffer for buffer in self.phases[0].model.buffers() if buffer.is_floating_point()]
         processes = reduce(torch.ones((), device=statistics[0].device))
         means = reduce(torch.stack(statistics)) / processes
         for buffer, mean in zip(statistics, means, strict=True):
@@ -190,7 +192,7 @@ class ProbeStage:
         return values
 
     @torch.no_grad()
-    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
+    def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """A row of images for each candidate, in a green frame where its probe is right, in a red one where not."""
         _, top1, _ = self._judged(model, batch)
         images = [picture for right in top1 for picture in to_pil(framed(batch.content, right > 0))]
@@ -257,8 +259,8 @@ def framed(images: Tensor, right: Tensor) -> Tensor:
     """Images (B, 3, S, S) in a frame: green where `right`, (B,) bool, says so, else red."""
     side = images.shape[-1]
     width = max(side // 16, 1)
-    colours = torch.where(right[:, None], images.new_tensor(RIGHT), images.new_tensor(WRONG))
-    sheet = colours[:, :, None, None].repeat(1, 1, side + 2 * width, side + 2 * width)
+    colors = torch.where(right[:, None], images.new_tensor(RIGHT), images.new_tensor(WRONG))
+    sheet = colors[:, :, None, None].repeat(1, 1, side + 2 * width, side + 2 * width)
     sheet[:, :, width:-width, width:-width] = images
     return sheet
 

@@ -29,15 +29,15 @@ from var.hub.checkpoint import save_model
 from var.networks.backbones import Backbone, Enlarged, load_backbone, load_perceptual, ssim
 from var.training.codebook import CodebookHealth, count_tokens, vectors_seen
 from var.training.config import AdversarialConfig, TokenizerRecipe
-from var.training.rng import Draws
-from var.training.stages import Losses, Turn
+from var.training.rng import StepRNG
+from var.training.stages import Losses, Phase
 from var.utils.images import grid, to_pil
 
 PICTURED = 8  # images on the sheet
 
 
 class Kept(NamedTuple):
-    """What a micro-batch's first turn leaves behind, without gradients."""
+    """What a micro-batch's first phase leaves behind, without gradients."""
 
     places: range  # of its images in the step's batch
     reconstruction: Tensor  # (B, 3, H, W)
@@ -90,7 +90,7 @@ class TokenizerStage:
         self.vqvae = self.build()
         for i, phi in enumerate(self.vqvae.quantizer.phi):  # with fewer scales than phi, some have no part in the loss
             phi.requires_grad_(i in self.vqvae.quantizer.phi_index)
-        self.turns = [Turn("model", self.vqvae, recipe.optimizer, never_decayed=("codebook.weight",))]
+        self.phases = [Phase("model", self.vqvae, recipe.optimizer, never_decayed=("codebook.weight",))]
         self.health = CodebookHealth(len(self.vqvae.scales), recipe.model.vocab_size)
 
         self.perceptual, backbone, self.metric = networks
@@ -101,7 +101,7 @@ class TokenizerStage:
         config, side = recipe.loss.adversarial, recipe.model.image_side
         self.adversary = Adversary(config, backbone, side, self.steps) if config else None
         if self.adversary:
-            self.turns.append(self.adversary.turn)
+            self.phases.append(self.adversary.phase)
 
     def prepare(self, device: torch.device) -> None:
         for network in self.frozen.values():
@@ -110,20 +110,20 @@ class TokenizerStage:
     def build(self) -> VQVAE:
         return VQVAE(self.recipe.model)
 
-    def kind(self, turn: str, step: int) -> Hashable:
-        if self.adversary and turn == self.adversary.turn.name:
-            return self.adversary.penalises(step)
+    def kind(self, phase: str, step: int) -> Hashable:
+        if self.adversary and phase == self.adversary.phase.name:
+            return self.adversary.penalizes(step)
         return self._opposed(step)
 
     def _opposed(self, step: int) -> bool:
-        return self.adversary is not None and step >= self.adversary.turn.begins
+        return self.adversary is not None and step >= self.adversary.phase.start_step
 
-    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
-        if self.adversary and turn == self.adversary.turn.name:
+    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
+        if self.adversary and phase == self.adversary.phase.name:
             return self.adversary.losses(model, batch.content, draws, kept)
         return self._model_losses(model, batch.content, draws)
 
-    def _model_losses(self, model: nn.Module, images: Tensor, draws: Draws) -> Losses:
+    def _model_losses(self, model: nn.Module, images: Tensor, draws: StepRNG) -> Losses:
         weights = self.recipe.loss
         output: VQVAEOutput = model(images, self._num_scales(draws))
         pixel = pixel_losses(output.reconstruction, images)
@@ -134,12 +134,12 @@ class TokenizerStage:
             of_pixels = of_pixels + weights.perceptual.weight * logs["perceptual"]
         total = of_pixels + weights.vq * output.vq_loss
         if weights.crowding:
-            logs["crowding"] = self.vqvae.quantizer.crowding(output.features)
+            logs["crowding"] = self.vqvae.quantizer.entropy_loss(output.features)
             total = total + weights.crowding * logs["crowding"]
 
         kernel = self.vqvae.decoder.conv_out.weight
         gradients = torch.zeros(2, *kernel.shape, device=kernel.device)
-        if self.adversary and draws.step >= self.adversary.turn.begins:
+        if self.adversary and draws.step >= self.adversary.phase.start_step:
             logs["adversarial"] = self.adversary.judge(output.reconstruction, draws)
             if self.adversary.config.adaptive:
                 terms = (of_pixels, logs["adversarial"])
@@ -150,8 +150,8 @@ class TokenizerStage:
         kept = Kept(draws.places, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients)
         return Losses(total, {name: value.detach() for name, value in logs.items()}, kept)
 
-    def _num_scales(self, draws: Draws) -> Tensor | None:
-        """(B,) in 1..K: for a share of the images a random number of scales, for the others all (quantiser dropout)."""
+    def _num_scales(self, draws: StepRNG) -> Tensor | None:
+        """(B,) in 1..K: for a share of the images a random number of scales, for the others all (quantizer dropout)."""
         if self.recipe.quantizer_dropout == 0:
             return None
         scales = len(self.vqvae.scales)
@@ -160,21 +160,21 @@ class TokenizerStage:
 
     @torch.no_grad()
     def after_step(
-        self, draws: Draws, kept: Sequence[Kept], reduce: Callable[[Tensor], Tensor]
+        self, draws: StepRNG, kept: Sequence[Kept], reduce: Callable[[Tensor], Tensor]
     ) -> Mapping[str, Tensor]:
         quantizer = self.vqvae.quantizer
         counts = torch.stack([count_tokens(quantizer, part.tokens) for part in kept]).sum(dim=0)
         self.health.count(reduce(counts))
         if self.recipe.restart_dead_codes and (dead := self.health.dead(self.recipe.restart_dead_codes)):
             self._restart(dead, draws, kept, reduce)
-        if self.adversary and draws.step >= self.adversary.turn.begins:
+        if self.adversary and draws.step >= self.adversary.phase.start_step:
             shares = [part.gradients * (len(part.places) / draws.batch_size) for part in kept]
             self.adversary.adapt(*reduce(torch.stack(shares).sum(dim=0)))
             advance_spectral_norms(self.adversary.discriminator)
         return self._close_window() if self.health.steps >= self.recipe.usage_window else {}
 
     def _close_window(self) -> dict[str, Tensor]:
-        """Usage and perplexity of the window; the quantiser keeps its counts, as the released weights do."""
+        """Usage and perplexity of the window; the quantizer keeps its counts, as the released weights do."""
         quantizer = self.vqvae.quantizer
         quantizer.usage.copy_(self.health.counts / self.health.steps)
         return {
@@ -183,7 +183,9 @@ class TokenizerStage:
             for side, value in zip(quantizer.scales.sides, values, strict=True)
         }
 
-    def _restart(self, dead: list[int], draws: Draws, kept: Sequence[Kept], reduce: Callable[[Tensor], Tensor]) -> None:
+    def _restart(
+        self, dead: list[int], draws: StepRNG, kept: Sequence[Kept], reduce: Callable[[Tensor], Tensor]
+    ) -> None:
         """Put dead codewords where the data is: on vectors that the scales look up, each scale with an equal share."""
         quantizer = self.vqvae.quantizer
         samples = draws.integers("restart: sample", draws.batch_size, len(dead))
@@ -216,7 +218,7 @@ class TokenizerStage:
         return values
 
     @torch.no_grad()
-    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
+    def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row an image: the input, then the reconstruction after each scale."""
         images = batch.content[:PICTURED]
         columns = [images, *_vqvae(model).reconstruct(images)]
@@ -236,7 +238,7 @@ class TokenizerStage:
 
 
 class Adversary:
-    """The discriminator: its own turn, and what it says to the tokenizer (VQGAN, arXiv 2012.09841, section 3.1).
+    """The discriminator: its own phase, and what it says to the tokenizer (VQGAN, arXiv 2012.09841, section 3.1).
 
     Args:
         backbone: of a discriminator on features; None: one on pixels.
@@ -256,45 +258,47 @@ class Adversary:
             if backbone
             else PatchGAN(side, config.width, config.layers, config.spectral_norm)
         )
-        self.turn = Turn("discriminator", self.discriminator, config.optimizer, begins=round(config.start * steps))
+        self.phase = Phase(
+            "discriminator", self.discriminator, config.optimizer, start_step=round(config.start * steps)
+        )
         self.ramp_steps = round(config.ramp * steps)
         self.adaptive = torch.ones((), device="cpu")  # a number that goes with any device, also where the rest is meta
 
-    def penalises(self, step: int) -> bool:
-        """Whether the discriminator's turn of a step has R1."""
+    def penalizes(self, step: int) -> bool:
+        """Whether the discriminator's phase of a step has R1."""
         return self.config.r1 > 0 and step % self.config.r1_every == 0
 
     def weight(self, step: int) -> Tensor:
         """Of the adversarial term in a step, 0-dimensional; in its first step the scale is only measured."""
-        return self.config.weight * ramp(step, self.turn.begins + 1, self.ramp_steps) * self.adaptive
+        return self.config.weight * ramp(step, self.phase.start_step + 1, self.ramp_steps) * self.adaptive
 
     def adapt(self, of_others: Tensor, of_adversarial: Tensor) -> None:
         """Take the scale for the next step from the gradients that the terms have at the decoder's last kernel."""
         if self.config.adaptive:
             self.adaptive = adaptive_weight(of_others, of_adversarial, *self.config.adaptive)
 
-    def judge(self, reconstruction: Tensor, draws: Draws) -> Tensor:
+    def judge(self, reconstruction: Tensor, draws: StepRNG) -> Tensor:
         """The adversarial term, with gradients to the reconstruction and none to the discriminator."""
         constants = {name: value.detach() for name, value in self.discriminator.named_parameters()}
         seen = self.sees(self._augmented(reconstruction, draws, "generator"))
         return hinge_generator(functional_call(self.discriminator, constants, (seen,)))
 
-    def losses(self, model: nn.Module, images: Tensor, draws: Draws, kept: Kept) -> Losses:
-        """The discriminator's turn: the hinge loss on the images and their reconstructions, now and then R1."""
-        penalised = self.penalises(draws.step)
-        real = images.detach().requires_grad_(penalised)
+    def losses(self, model: nn.Module, images: Tensor, draws: StepRNG, kept: Kept) -> Losses:
+        """The discriminator's phase: the hinge loss on the images and their reconstructions, now and then R1."""
+        penalized = self.penalizes(draws.step)
+        real = images.detach().requires_grad_(penalized)
         fake = kept.reconstruction
         seen = torch.cat([self._augmented(real, draws, "real"), self._augmented(fake, draws, "fake")])
         logits = model(self.sees(seen))
         of_real, of_fake = [part[: len(real)] for part in logits], [part[len(real) :] for part in logits]
         total = hinge_discriminator(of_real, of_fake)
         logs = {"hinge": total, "real": -hinge_generator(of_real), "fake": -hinge_generator(of_fake)}
-        if penalised:
+        if penalized:
             logs["r1"] = gradient_penalty(of_real, real)
             total = total + self.config.r1 * self.config.r1_every * logs["r1"]
         return Losses(total, {f"discriminator/{name}": value.detach() for name, value in logs.items()}, kept)
 
-    def _augmented(self, images: Tensor, draws: Draws, purpose: str) -> Tensor:
+    def _augmented(self, images: Tensor, draws: StepRNG, purpose: str) -> Tensor:
         return augment(images, draws.uniform(f"DiffAugment {purpose}", NOISE), self.config.augment)
 
 

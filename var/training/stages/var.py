@@ -20,9 +20,9 @@ from var.pipeline import VARPipeline
 from var.sampling.generate import generate
 from var.sampling.logits import SamplingParams
 from var.training.config import VARRecipe
-from var.training.rng import Draws
+from var.training.rng import StepRNG
 from var.training.self_correction import nearest_codewords, perturb
-from var.training.stages import Losses, Turn
+from var.training.stages import Losses, Phase
 from var.utils.classes import spread
 from var.utils.images import grid, to_pil
 
@@ -92,7 +92,7 @@ class VARStage:
         self.config = recipe.model.config(self.vqvae.config, self.num_classes)
         # A block's AdaLN computes before all blocks, apart from the rest of its block.
         units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
-        self.turns = (Turn("model", self.build(), recipe.optimizer, NEVER_DECAYED, units=units),)
+        self.phases = (Phase("model", self.build(), recipe.optimizer, NEVER_DECAYED, units=units),)
         self.workers = recipe.data.workers if recipe.tokens is None else 0  # tokens are read faster than handed over
 
     def _labels(self) -> list[int]:
@@ -114,7 +114,7 @@ class VARStage:
     def build(self) -> VAR:
         return VAR(self.config)
 
-    def kind(self, turn: str, step: int) -> Hashable:
+    def kind(self, phase: str, step: int) -> Hashable:
         return "any"
 
     def _tokens(self, batch: Batch) -> Tensor:
@@ -123,7 +123,7 @@ class VARStage:
         with torch.no_grad(), torch.autocast(batch.content.device.type, enabled=False):  # the same as the cache's
             return self.vqvae.encode(batch.content)
 
-    def losses(self, turn: str, model: nn.Module, batch: Batch, draws: Draws, kept: Any) -> Losses:
+    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
         if self.train_data.labels is None:
             check_label(int(batch.labels.max()), self.num_classes)
         tokens = self._tokens(batch)
@@ -136,7 +136,7 @@ class VARStage:
         means = picture_means(TokenLosses(each.loss.detach(), each.accuracy), self.vqvae.scales)
         return Losses(each.loss.mean(), {name: values.mean() for name, values in means.items()})
 
-    def _pyramid(self, tokens: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    def _pyramid(self, tokens: Tensor, draws: StepRNG) -> tuple[Tensor, Tensor]:
         """What the transformer reads, (B, L - 1, C), and what it has to predict, (B, L)."""
         quantizer, config = self.vqvae.quantizer, self.recipe.self_correction
         if config is None or self.neighbors is None:
@@ -146,7 +146,9 @@ class VARStage:
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             return perturb(quantizer, tokens, self.neighbors, share, noise)
 
-    def after_step(self, draws: Draws, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]) -> Mapping[str, Tensor]:
+    def after_step(
+        self, draws: StepRNG, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]
+    ) -> Mapping[str, Tensor]:
         return {}
 
     @torch.no_grad()
@@ -155,7 +157,7 @@ class VARStage:
         logits = model(batch.labels, self.vqvae.quantizer.teacher_forcing_input(tokens))
         return picture_means(token_losses(logits, tokens), self.vqvae.scales)
 
-    def picture(self, model: nn.Module, batch: Batch) -> Image.Image:
+    def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row a class: pictures that the model draws, with the same random streams every time."""
         labels = [label for label in spread(self.present, PICTURED_CLASSES) for _ in range(PICTURED_PER_CLASS)]
         params = self.recipe.sampling or SamplingParams(cfg=2.0)
