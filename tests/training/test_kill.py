@@ -68,7 +68,7 @@ def test_killed_at_random_points_nothing_is_lost(
     pace = (time.monotonic() - began) / STEPS
     folder = killed.output / "checkpoints"
     # A server that has imported everything forks each run in no time; it looks for this module in PYTHONPATH alone.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests"))))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))))
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     chance = random.Random(0)

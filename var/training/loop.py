@@ -12,6 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, send_to_device
 from PIL import Image
+from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
@@ -372,8 +373,8 @@ def settings_today(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """A checkpoint's `fixed_settings`, where a size that came later has the value that it stands for."""
     if theirs.get("stage") != getattr(recipe, "stage", None) or "model" not in theirs:
         return theirs
-    then = type(recipe).model_validate(recipe.model_dump() | {"model": theirs["model"]})
-    return theirs | {"model": fixed_settings(then)["model"]}
+    sizes = TypeAdapter(type(recipe).model_fields["model"].annotation)
+    return theirs | {"model": sizes.dump_python(sizes.validate_python(theirs["model"]), mode="json")}
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
