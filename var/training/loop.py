@@ -373,7 +373,8 @@ def settings_today(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """A checkpoint's `fixed_settings`, where a size that came later has the value that it stands for."""
     if theirs.get("stage") != getattr(recipe, "stage", None) or "model" not in theirs:
         return theirs
-    sizes = TypeAdapter(type(recipe).model_fields["model"].annotation)
+    annotation: Any = type(recipe).model_fields["model"].annotation
+    sizes: TypeAdapter[Any] = TypeAdapter(annotation)
     return theirs | {"model": sizes.dump_python(sizes.validate_python(theirs["model"]), mode="json")}
 
 
