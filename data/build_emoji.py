@@ -304,7 +304,7 @@ def draw_svg(svg: str) -> NDArray[np.uint8]:
         BuildError: resvg-py is missing.
     """
     try:
-        import resvg_py  # type: ignore[import-not-found, unused-ignore]
+        import resvg_py  # type: ignore[import-not-found, unused-ignore]  # only this script needs it
     except ImportError as error:
         raise BuildError("resvg-py is missing: pip install resvg-py") from error
     return on_white(Image.open(BytesIO(resvg_py.svg_to_bytes(svg_string=svg, skip_system_fonts=True))))

@@ -47,7 +47,7 @@ class SamplingParams:
 
     def updated(self, **given: float | bool | None) -> Self:
         """The same with the values that are given in place of its own; None keeps it."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # checked above
+        return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # the names are this class's own
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
