@@ -41,7 +41,7 @@ class SpatialAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H * W, C)
         return x + self.proj(rearrange(h, "b 1 (h w) c -> b c h w", h=x.shape[2]))
 
 
@@ -112,9 +112,9 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], latent_dim, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.conv_in(images)
+        x = self.conv_in(images)  # (B, base_width, H, W)
         for i, level in enumerate(self.levels):
-            x = level(x)
+            x = level(x)  # (B, width of level i, H / 2**i, W / 2**i)
             if i < len(self.downsamples):
                 x = self.downsamples[i](x)
         return self.conv_out(F.silu(self.norm_out(self.middle(x))))
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.middle(self.conv_in(features))
+        x = self.middle(self.conv_in(features))  # (B, width of the coarsest level, h, w)
         for i, level in enumerate(self.levels):
             x = level(x)
             if i < len(self.upsamples):

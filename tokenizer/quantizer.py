@@ -18,7 +18,7 @@ from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 
 PHI_RESIDUAL = 0.5  # phi(h) = 0.5 h + 0.5 conv(h)
-SOFTNESS = 0.1  # of the choice in `crowding`: farther by this share of the mean least distance weighs 1 / e
+SOFTNESS = 0.1  # of the choice in `entropy_loss`: farther by this share of the mean least distance weighs 1 / e
 
 
 def resize_down(features: Tensor, side: int) -> Tensor:
@@ -59,7 +59,7 @@ class Quantizer(nn.Module):
     """Features <-> token pyramid.
 
     Args:
-        scales: the ladder of token maps; its last side is the side of the feature map.
+        scales: the scale schedule; its last side is that of the latent map.
         vocab_size: V, number of codewords.
         latent_dim: C.
         num_phi: how many phi convolutions the K scales share (released: 4; 1: one for all; K: one a scale).
@@ -90,7 +90,7 @@ class Quantizer(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, h * w) int64, the index of the nearest codeword for every position."""
-        z, codebook = self._compared(z)
+        z, codebook = self._compared(z)  # (B, h * w, C), (V, C)
         with torch.autocast(z.device.type, enabled=False):
             # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every codeword.
             return (codebook.square().sum(dim=-1) - 2 * (z @ codebook.T)).argmin(dim=-1)
@@ -102,8 +102,8 @@ class Quantizer(nn.Module):
 
     def scale_update(self, codes: Tensor, k: int) -> Tensor:
         """What scale k adds to f_hat: its codewords (B, side * side, C) -> (B, C, H, H)."""
-        h = rearrange(codes, "b (h w) c -> b c h w", h=self.scales.sides[k])
-        h = resize_up(h, self.scales.sides[-1])
+        h = rearrange(codes, "b (h w) c -> b c h w", h=self.scales.sides[k])  # (B, C, side, side)
+        h = resize_up(h, self.scales.sides[-1])  # (B, C, H, H)
         phi = self.phi[self.phi_index[k]]
         with torch.autocast(h.device.type, enabled=False):
             return (1 - PHI_RESIDUAL) * h + PHI_RESIDUAL * phi(h)
@@ -114,10 +114,10 @@ class Quantizer(nn.Module):
         Gradients reach the codebook and phi through f_hat; the features enter without any.
         """
         rest = features.detach().float()
-        f_hat = torch.zeros_like(rest)
+        f_hat = torch.zeros_like(rest)  # (B, C, H, H)
         for k, side in enumerate(self.scales.sides):
-            tokens = self.nearest(resize_down(rest, side).detach())
-            h = self.scale_update(self.codebook(tokens), k)
+            tokens = self.nearest(resize_down(rest, side).detach())  # (B, side * side)
+            h = self.scale_update(self.codebook(tokens), k)  # (B, C, H, H)
             f_hat = f_hat + h
             rest = rest - h.detach()
             yield ScaleStep(tokens, f_hat)
@@ -126,7 +126,7 @@ class Quantizer(nn.Module):
         """(B, L) int64 -> f_hat after each of the K scales, (B, C, H, H) float32 each."""
         f_hat: Tensor | None = None
         for k, part in enumerate(self.scales.split(tokens)):
-            h = self.scale_update(self.codebook(part), k)
+            h = self.scale_update(self.codebook(part), k)  # (B, C, H, H)
             f_hat = h if f_hat is None else f_hat + h
             yield f_hat
 
@@ -145,14 +145,12 @@ class Quantizer(nn.Module):
             described = [torch.zeros_like(features), *(step.f_hat for step in self.residual_pyramid(features))]
         terms = []
         for side, f_hat in zip(self.scales.sides, described, strict=False):
-            z, codebook = self._compared(resize_down(features - f_hat, side))
+            z, codebook = self._compared(resize_down(features - f_hat, side))  # (B, side * side, C), (V, C)
             with torch.autocast(z.device.type, enabled=False):
                 distance = z.square().sum(dim=-1, keepdim=True) - 2 * (z @ codebook.T) + codebook.square().sum(dim=-1)
             softness = SOFTNESS * distance.detach().amin(dim=-1).mean().clamp(min=1e-6)
             choice = F.softmax(-distance / softness, dim=-1).mean(dim=(0, 1))  # (V,)
-            terms.append(
-                (choice * (choice + 1e-9).log()).sum()
-            )  # the logarithm of a choice that underflowed is bounded
+            terms.append((choice * (choice + 1e-9).log()).sum())  # bounded where a choice underflows
         return torch.stack(terms).mean() / math.log(self.codebook.num_embeddings)
 
     def encode(self, features: Tensor) -> Tensor:
@@ -176,8 +174,8 @@ class Quantizer(nn.Module):
     def teacher_forcing_input(self, tokens: Tensor) -> Tensor:
         """(B, L) int64 -> (B, L - 1, C) float32, the transformer's inputs for all scales but the first of one token."""
         f_hats = zip(range(1, len(self.scales)), self.accumulate(tokens), strict=False)
-        inputs = [self.next_input(f_hat, k) for k, f_hat in f_hats]
-        return torch.cat(inputs, dim=1)
+        inputs = [self.next_input(f_hat, k) for k, f_hat in f_hats]  # (B, side * side, C) each
+        return torch.cat(inputs, dim=1)  # (B, L - 1, C)
 
     def forward(self, features: Tensor, num_scales: Tensor | None = None) -> Quantized:
         """Quantize for training (facts of the VQ loss: VAR paper, appendix; VQ-VAE arXiv 1711.00937, equation 3).
@@ -189,13 +187,13 @@ class Quantizer(nn.Module):
             num_scales: (B,) int64 in 1..K, how many scales each sample is passed on with (quantizer dropout,
                 arXiv 2107.03312, section III-C); None: all. The loss takes all scales in either case.
         """
-        f = features.float()
+        f = features.float()  # (B, C, H, H)
         steps = list(self.residual_pyramid(f))
         terms = [self.beta * F.mse_loss(step.f_hat.detach(), f) + F.mse_loss(step.f_hat, f.detach()) for step in steps]
         f_hat = steps[-1].f_hat
         if num_scales is not None:
             samples = torch.arange(len(f), device=f.device)
-            f_hat = torch.stack([step.f_hat.detach() for step in steps])[num_scales - 1, samples]
-        straight_through = f + (f_hat - f).detach()
-        tokens = self.scales.join([step.tokens for step in steps])
+            f_hat = torch.stack([step.f_hat.detach() for step in steps])[num_scales - 1, samples]  # (B, C, H, H)
+        straight_through = f + (f_hat - f).detach()  # (B, C, H, H)
+        tokens = self.scales.join([step.tokens for step in steps])  # (B, L)
         return Quantized(straight_through, tokens, torch.stack(terms).mean())

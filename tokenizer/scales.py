@@ -1,4 +1,4 @@
-"""The ladder of token maps: 1x1 first, the full latent map last (VAR paper, section 3.2)."""
+"""The scale schedule, the sides of the token maps: 1x1 first, the full latent map last (VAR paper, section 3.2)."""
 
 from dataclasses import dataclass
 from itertools import accumulate

@@ -12,8 +12,8 @@ from var.models.masks import block_causal, spans
 from var.models.transformer import (
     MLP,
     AdaLN,
+    AdaLNBlock,
     Attention,
-    Block,
     BlockConfig,
     KVCache,
     Modulation,
@@ -127,7 +127,7 @@ def test_adaln_is_silu_then_linear() -> None:
 
 @torch.no_grad()
 def test_block_takes_the_six_parts_in_the_order_of_the_released_weights() -> None:
-    block = Block(BlockConfig(8, 2, mlp_ratio=2.0))
+    block = AdaLNBlock(BlockConfig(8, 2, mlp_ratio=2.0))
     randomize(block, seed=0)
     condition, x = normal(2, 8), normal(2, 3, 8, seed=1)
     gate1, gate2, scale1, scale2, shift1, shift2 = block.adaln(condition).unbind(dim=1)
@@ -138,7 +138,7 @@ def test_block_takes_the_six_parts_in_the_order_of_the_released_weights() -> Non
 
 @torch.no_grad()
 def test_shared_adaln_adds_the_blocks_offset() -> None:
-    block = Block(BlockConfig(8, 2, mlp_ratio=2.0, norm="shared adaln"))
+    block = AdaLNBlock(BlockConfig(8, 2, mlp_ratio=2.0), shared=True)
     randomize(block, seed=0)
     shared = normal(2, 6, 1, 8)
     offset = dict(block.named_parameters())["adaln.offset"]
@@ -150,7 +150,7 @@ def test_shared_adaln_adds_the_blocks_offset() -> None:
 
 @torch.no_grad()
 def test_closed_gates_make_a_block_the_identity() -> None:
-    block = Block(BlockConfig(8, 2, mlp_ratio=2.0, qk_norm=False))
+    block = AdaLNBlock(BlockConfig(8, 2, mlp_ratio=2.0, qk_norm=False))
     x, zero = normal(2, 3, 8), torch.zeros(2, 1, 8)
     assert torch.equal(block(x, Modulation(zero, zero, *(normal(2, 1, 8) for _ in range(4)))), x)
 

@@ -16,6 +16,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import load_encoder, load_probe, read_config
 from var.hub.presets import AIM_RELEASED, AIM_SIZES, RELEASED, SHIPPED, best_layers, choose_layers
+from var.models import transformer
 from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.masks import fastest
 from var.models.pretraining import patches
@@ -208,11 +209,7 @@ def hidden_states(model: VAR, labels: Tensor, teacher_forcing_input: Tensor, lay
     condition = model.condition(labels)
     x = model.embed(condition, teacher_forcing_input)
     mask = fastest(model.scales, model.mask)
-    outputs = []
-    for block, modulation in zip(model.blocks[: max(layers) + 1], condition.blocks, strict=False):
-        x = block(x, modulation, mask)
-        outputs.append(x)
-    return [outputs[layer] for layer in layers]
+    return transformer.hidden_states(model.blocks, x, layers, condition.blocks, mask)
 
 
 def load_features(model: str, sizes: EncoderConfig | None = None) -> FeatureSource:

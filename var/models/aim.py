@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError, check_types
-from var.models.transformer import NORM_EPS, Block, BlockConfig, attend
+from var.models.transformer import NORM_EPS, Block, BlockConfig, attend, hidden_states, run_blocks
 from var.utils.device import choose_device, choose_dtype
 from var.utils.images import check_images, normalize, resize_and_center_crop
 
@@ -69,9 +69,7 @@ class EncoderConfig:
     @property
     def block(self) -> BlockConfig:
         """What its blocks are made of."""
-        return BlockConfig(
-            self.width, self.heads, self.mlp_ratio, norm="affine", qk_norm=False, bias=False, gelu="none"
-        )
+        return BlockConfig(self.width, self.heads, self.mlp_ratio, qk_norm=False, bias=False, gelu="none")
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
@@ -131,7 +129,7 @@ class Encoder(nn.Module):
         self.config = config
         self.patchify = nn.Conv2d(3, config.width, config.patch_size, stride=config.patch_size)
         self.patch_norm = nn.LayerNorm(config.width, eps=NORM_EPS)
-        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not name its type
+        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList names no type
             Block(config.block) for _ in range(config.depth)
         )
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)  # after the last block; the probe reads before it
@@ -147,8 +145,9 @@ class Encoder(nn.Module):
         """
         check_images(images, self.config.image_size)
         weight = self.patchify.weight
-        patches = rearrange(self.patchify(images.to(weight.device, weight.dtype)), "b d h w -> b (h w) d")
-        return self.patch_norm(patches) + self.position.to(patches.dtype)
+        x = self.patchify(images.to(weight.device, weight.dtype))  # (B, D, S / P, S / P)
+        x = self.patch_norm(rearrange(x, "b d h w -> b (h w) d"))  # (B, N, D)
+        return x + self.position.to(x.dtype)
 
     def extract_features(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Outputs of some blocks, every patch seeing every other; blocks after the last one asked for are not run.
@@ -165,13 +164,7 @@ class Encoder(nn.Module):
         """
         wanted = range(self.config.depth) if layers is None else layers
         check_layers(wanted, self.config.depth)
-        x = self.embed(images)
-        outputs = {}
-        for i, block in enumerate(self.blocks[: max(wanted) + 1]):
-            x = block(x)
-            if i in wanted:
-                outputs[i] = x
-        return [outputs[i] for i in wanted]
+        return hidden_states(self.blocks, self.embed(images), wanted)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, order: Tensor | None = None) -> Tensor:
         """What the pixel head reads: (B, 3, S, S) -> (B, N, D), behind the last norm.
@@ -181,11 +174,9 @@ class Encoder(nn.Module):
             mask: as `prefix_causal` makes it; None: every patch sees every other.
             order: (N,) int64, the patches in the order of the sequence; None: row by row.
         """
-        x = self.embed(images)
+        x = self.embed(images)  # (B, N, D)
         x = x if order is None else x[:, order]
-        for block in self.blocks:
-            x = block(x, mask=mask)
-        return self.norm(x)
+        return self.norm(run_blocks(self.blocks, x, mask=mask))
 
 
 class AttentiveProbe(nn.Module):
@@ -204,7 +195,7 @@ class AttentiveProbe(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, N, D) -> logits (B, classes)."""
-        x = self.norm(features.transpose(1, 2)).transpose(1, 2)
+        x = self.norm(features.transpose(1, 2)).transpose(1, 2)  # (B, N, D)
         k, v = (rearrange(part(x), "b n (h d) -> b n h d", h=self.heads) for part in (self.key, self.value))
         q = rearrange(self.query, "1 1 (h d) -> 1 1 h d", h=self.heads).expand(len(x), -1, -1, -1).to(k.dtype)
         gathered = attend(q, k, v, None, 1 / math.sqrt(k.shape[-1]))  # (B, 1, D)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenizer.scales import Scales
 
-COARSE = 1 / 4  # share of the tokens that the first span may hold: four spans on the ladders of the paper
+COARSE = 1 / 4  # share of the tokens that the first span may hold: four spans on the schedules of the paper
 SPANS_FROM = 256  # L: with fewer tokens, one masked call on the CPU takes no longer than several without a mask
 
 
@@ -49,10 +49,10 @@ def prefix_causal(prefix: Tensor, length: int) -> Tensor:
 
 
 def spans(scales: Scales, mask: Tensor) -> Spans:
-    """The same in spans: the coarse scales together, then one for each finer scale.
+    """block_causal(scales) in spans: the coarse scales together, then one for each finer scale.
 
     Args:
-        scales: the ladder.
+        scales: the scale schedule.
         mask: block_causal(scales), on the device of the attention; the first span's part of it is shared, not copied.
     """
     first = max(stop for stop in scales.offsets if stop <= max(COARSE * scales.total, scales.offsets[1]))

@@ -1,4 +1,4 @@
-"""How AIM learns: every patch after a prefix predicts the next one's pixels (arXiv 2401.08541, sections 3.1 and 3.2).
+"""AIM's pre-training: every patch after a prefix predicts the next one's pixels (arXiv 2401.08541, section 3).
 
 B batch, N patches, P side of a patch in pixels, D width of the encoder, C numbers that describe a patch.
 """
@@ -23,7 +23,7 @@ Order = Literal["raster", "spiral", "checkerboard", "random"]
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """The head on every patch's features, which is thrown away after pre-training.
+    """Sizes of the head on every patch's features, which is thrown away after pre-training.
 
     Attributes:
         depth: residual MLP blocks; 0 leaves one linear map.
@@ -67,12 +67,12 @@ class PixelHead(nn.Module):
 
     def forward(self, features: Tensor, places: Tensor) -> Tensor:
         """(B, N - 1, D) and the place in the image of each (N - 1,) -> (B, N - 1, C)."""
-        x = self.widen(features)
+        x = self.widen(features)  # (B, N - 1, head width)
         if self.position is not None:
             x = x + self.position[places].to(x.dtype)
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
             x = x + mlp(norm(x))
-        return self.predict(self.norm(x))
+        return self.predict(self.norm(x))  # (B, N - 1, C)
 
 
 class AIMPretrainer(nn.Module):
@@ -107,8 +107,8 @@ class AIMPretrainer(nn.Module):
                 than leaves a patch to predict.
         """
         check_prefix(prefix, len(images), len(self.order))
-        mask = prefix_causal(prefix.to(self.order.device), len(self.order))
-        features = self.encoder(images, mask, self.order)
+        mask = prefix_causal(prefix.to(self.order.device), len(self.order))  # (B, 1, N, N)
+        features = self.encoder(images, mask, self.order)  # (B, N, D)
         return self.head(features[:, :-1], self.order[:-1])
 
 
@@ -168,9 +168,8 @@ def _spiral(side: int) -> list[int]:
     visited: list[int] = []
     while rest:
         visited += rest.pop(0)
-        rest = [list(column) for column in zip(*rest, strict=True)][
-            ::-1
-        ]  # turned left, so that the next edge is on top
+        rest = [list(column) for column in zip(*rest, strict=True)]
+        rest.reverse()  # turned left, so that the next edge is on top
     return visited
 
 

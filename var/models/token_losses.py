@@ -1,4 +1,4 @@
-"""What logits say of the tokens that are there, one by one: pure functions, for training and for evaluation.
+"""Per-token cross-entropy and accuracy, pure functions for training and for evaluation.
 
 B batch, L tokens of all scales, V codebook size.
 """
@@ -19,7 +19,7 @@ class TokenLosses(NamedTuple):
 
 
 def token_losses(logits: Tensor, tokens: Tensor) -> TokenLosses:
-    """(B, L, V) logits under teacher forcing and (B, L) tokens -> what each costs, in the logits' type."""
+    """Cross-entropy and accuracy of (B, L) tokens under (B, L, V) teacher-forced logits, in the logits' type."""
     loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
     return TokenLosses(loss, (logits.detach().argmax(dim=-1) == tokens).to(loss.dtype))
 

@@ -4,7 +4,7 @@ B batch, L query tokens, T key tokens (cached ones included), D width, H heads.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from var.models.masks import Mask, Spans
 
@@ -27,8 +28,6 @@ class BlockConfig:
         width: D.
         heads: H.
         mlp_ratio: hidden width of the MLP over D.
-        norm: `adaln` and `shared adaln` take scale, shift and gate from a condition, by a Linear of the block's own or
-            by one of all blocks plus an offset; `affine` learns scale and shift and has no gate.
         qk_norm: q and k on the unit sphere, with a learned temperature a head.
         logit_scale: without qk_norm, factor on the dot products over sqrt(D / H).
         bias: on q, v, the projection and the MLP; one on k would cancel in the softmax.
@@ -38,7 +37,6 @@ class BlockConfig:
     width: int
     heads: int
     mlp_ratio: float = 4.0
-    norm: Literal["adaln", "shared adaln", "affine"] = "adaln"
     qk_norm: bool = True
     logit_scale: float = 1.0
     bias: bool = True
@@ -58,7 +56,7 @@ class Modulation(NamedTuple):
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the tokens drawn so far, allocated once for the whole picture by the loop that owns it."""
+    """Keys and values of the tokens so far, allocated once for all scales by the loop that owns it."""
 
     keys: Tensor  # (blocks, B, L, H, D / H)
     values: Tensor
@@ -91,18 +89,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
     """Softmax attention of queries (B, L, H, D / H) to keys and values (B, T, H, D / H) -> (B, L, D)."""
     if isinstance(mask, Spans):
         return attend_in_spans(q, k, v, mask, scale)
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))  # (B, H, L or T, D / H)
+    h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)  # (B, H, L, D / H)
     return rearrange(h, "b h l d -> b l (h d)")
 
 
 def attend_in_spans(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
-    """The same under a block-causal mask, one call a span, from the finest to the coarsest."""
+    """Attention under a block-causal mask, one call a span, from the finest to the coarsest."""
     queries = q.split([stop - start for start, stop in spans.bounds], dim=1)
     parts = []
     for query, (start, stop) in zip(reversed(queries), reversed(spans.bounds), strict=True):
         k, v = k[:, :stop], v[:, :stop]  # cut off those of the finer span: the less for the backward pass to pad
-        parts.append(attend(query, k, v, spans.coarse if start == 0 else None, scale))
+        parts.append(attend(query, k, v, spans.coarse if start == 0 else None, scale))  # (B, stop - start, D)
     return torch.cat(parts[::-1], dim=1)
 
 
@@ -130,15 +128,15 @@ class Attention(nn.Module):
         """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see all before them too."""
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
-        qkv = rearrange(F.linear(x, self.qkv.weight, bias), "b l (three h d) -> b l three h d", three=3, h=self.heads)
-        q, k, v = qkv.unbind(dim=2)  # (B, L, H, D / H) each
+            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # (3D,)
+        qkv = F.linear(x, self.qkv.weight, bias)  # (B, L, 3D)
+        q, k, v = rearrange(qkv, "b l (three h d) -> three b l h d", three=3, h=self.heads)  # (B, L, H, D / H) each
         if self.log_scale is not None:
-            temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]
+            temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]  # (H, 1)
             q, k = on_sphere(q, temperature), on_sphere(k)
         if cache is not None:
-            k, v = cache.extend(start, k, v)
-        return self.proj(attend(q, k, v, mask, self.softmax_scale))
+            k, v = cache.extend(start, k, v)  # (B, T, H, D / H)
+        return self.proj(attend(q, k, v, mask, self.softmax_scale))  # (B, L, D)
 
 
 class MLP(nn.Module):
@@ -152,7 +150,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(hidden, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate=self.gelu))
+        return self.down(F.gelu(self.up(x), approximate=self.gelu))  # (B, L, D)
 
 
 class AdaLN(nn.Module):
@@ -179,21 +177,37 @@ class AdaLNOffset(nn.Module):
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LayerNorm without parameters of its own, then the affine map that the condition asks for."""
+    """LayerNorm without parameters of its own, then the affine map that the condition asks for: (B, L, D)."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
 class Block(nn.Module):
-    """Attention and MLP, each a residual branch behind a norm."""
+    """Attention and MLP, each a residual branch behind a LayerNorm with scale and shift of its own (AIM)."""
 
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
-        width = config.width
-        if config.norm == "affine":
-            self.norm_attention = nn.LayerNorm(width, eps=NORM_EPS)
-            self.norm_mlp = nn.LayerNorm(width, eps=NORM_EPS)
-        else:
-            self.adaln = AdaLN(width, 6) if config.norm == "adaln" else AdaLNOffset(width)
+        self.norm_attention = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.norm_mlp = nn.LayerNorm(config.width, eps=NORM_EPS)
+        self.attention = Attention(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x = x + self.attention(self.norm_attention(x), mask, cache, start)
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class AdaLNBlock(nn.Module):
+    """Attention and MLP, each a residual branch whose norm and gate follow a condition (VAR).
+
+    Args:
+        config: sizes.
+        shared: the condition is the output of an AdaLN that all blocks share, to which the block adds an offset.
+    """
+
+    def __init__(self, config: BlockConfig, shared: bool = False) -> None:
+        super().__init__()
+        self.adaln = AdaLNOffset(config.width) if shared else AdaLN(config.width, 6)
         self.attention = Attention(config)
         self.mlp = MLP(config)
 
@@ -202,19 +216,57 @@ class Block(nn.Module):
         return Modulation(*self.adaln(condition).unbind(dim=1))
 
     def forward(
-        self,
-        x: Tensor,
-        m: Modulation | None = None,
-        mask: Mask = None,
-        cache: LayerCache | None = None,
-        start: int = 0,
+        self, x: Tensor, m: Modulation, mask: Mask = None, cache: LayerCache | None = None, start: int = 0
     ) -> Tensor:
-        """(B, L, D) -> (B, L, D); m is what the condition makes of a block with AdaLN, None for an affine one."""
-        if m is None:
-            x = x + self.attention(self.norm_attention(x), mask, cache, start)
-            return x + self.mlp(self.norm_mlp(x))
+        """(B, L, D) -> (B, L, D)."""
         x = x + self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache, start) * m.gate_attention
         return x + self.mlp(modulate(x, m.scale_mlp, m.shift_mlp)) * m.gate_mlp
+
+
+def run_blocks(
+    blocks: Iterable[Block | AdaLNBlock],
+    x: Tensor,
+    modulations: Sequence[Modulation] | None = None,
+    mask: Mask = None,
+    cache: KVCache | None = None,
+    start: int = 0,
+    recompute: bool = False,
+) -> Tensor:
+    """Run blocks one after another, in training, in cached generation and for hidden states.
+
+    Args:
+        blocks: all AdaLNBlocks, or all Blocks.
+        x: (B, L, D).
+        modulations: one for each AdaLNBlock; None for Blocks.
+        mask: which token sees which.
+        cache: keys and values of the tokens before `start`, extended by those of x.
+        start: position of x's first token.
+        recompute: keep only each block's input for the backward pass, and compute the block again there.
+
+    Returns:
+        (B, L, D).
+    """
+    for i, block in enumerate(blocks):
+        condition = () if modulations is None else (modulations[i],)
+        inputs = (x, *condition, mask, None if cache is None else cache.layer(i), start)
+        x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if recompute else block(*inputs)
+    return x
+
+
+def hidden_states(
+    blocks: Sequence[Block] | Sequence[AdaLNBlock],
+    x: Tensor,
+    layers: Sequence[int],
+    modulations: Sequence[Modulation] | None = None,
+    mask: Mask = None,
+) -> list[Tensor]:
+    """Outputs of some blocks, (B, L, D) each, in the order of `layers`; blocks after the last of them are not run."""
+    outputs, done = {}, 0
+    for layer in sorted(layers):
+        part = slice(done, layer + 1)
+        x = outputs[layer] = run_blocks(blocks[part], x, None if modulations is None else modulations[part], mask)
+        done = layer + 1
+    return [outputs[layer] for layer in layers]
 
 
 def stochastic_depth(blocks: Sequence[Modulation], rates: Sequence[float], noise: Tensor) -> list[Modulation]:

@@ -6,23 +6,23 @@ B batch, K scales, L tokens of all scales, C latent channels, D width, V codeboo
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint as recomputed
 
 from tokenizer.errors import InputError, check_types
 from tokenizer.scales import SCALES_256, Scales
 from var.models.masks import block_causal, fastest
 from var.models.transformer import (
     AdaLN,
+    AdaLNBlock,
     AdaLNOffset,
-    Block,
     BlockConfig,
     KVCache,
     Modulation,
     modulate,
+    run_blocks,
     stochastic_depth,
 )
 
@@ -40,8 +40,8 @@ class VARConfig:
         latent_dim: C, the tokenizer's.
         num_classes: labels are 0..num_classes - 1; num_classes itself is the null class.
         mlp_ratio: hidden width of the MLP over D.
-        qk_norm: q and k on the unit sphere with a learned temperature a head.
-        shared_adaln: one AdaLN for all blocks plus an offset a block (512 px model).
+        qk_norm: q and k on the unit sphere with a learned temperature for each head.
+        shared_adaln: one AdaLN for all blocks plus an offset for each block (512 px model).
         drop_path: rate of stochastic depth at the last block, rising linearly from 0; None for 0.1 * depth / 24.
 
     Raises:
@@ -86,15 +86,14 @@ class VARConfig:
     @property
     def block(self) -> BlockConfig:
         """What its blocks are made of."""
-        norm: Literal["shared adaln", "adaln"] = "shared adaln" if self.shared_adaln else "adaln"
-        return BlockConfig(self.width, self.heads, self.mlp_ratio, norm, self.qk_norm, logit_scale=0.25)
+        return BlockConfig(self.width, self.heads, self.mlp_ratio, self.qk_norm, logit_scale=0.25)
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 class Condition(NamedTuple):
-    """All that depends on the labels alone: computed once a picture, used at every scale."""
+    """Everything that depends on the labels alone: computed once an image, used at every scale."""
 
     start: Tensor  # (B, 1, D), the class embedding: the content of the first token
     blocks: list[Modulation]
@@ -116,8 +115,8 @@ class VAR(nn.Module):
         self.level_embedding = nn.Embedding(len(self.scales), width)
         self.feature_in = nn.Linear(config.latent_dim, width)
         self.shared_adaln = AdaLN(width, 6) if config.shared_adaln else None
-        self.blocks: Sequence[Block] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList does not name its type
-            Block(config.block) for _ in range(depth)
+        self.blocks: Sequence[AdaLNBlock] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList names no type
+            AdaLNBlock(config.block, config.shared_adaln) for _ in range(depth)
         )
         self.head_adaln = AdaLN(width, 2)
         self.head = nn.Linear(width, config.vocab_size)
@@ -136,22 +135,22 @@ class VAR(nn.Module):
 
     def condition(self, labels: Tensor) -> Condition:
         """(B,) int64 labels, num_classes for the null class -> everything that depends on them alone."""
-        embedding = self.class_embedding(labels)
-        shared = embedding if self.shared_adaln is None else self.shared_adaln(embedding)
+        embedding = self.class_embedding(labels)  # (B, D)
+        shared = embedding if self.shared_adaln is None else self.shared_adaln(embedding)  # (B, D) or (B, 6, 1, D)
         blocks = [block.modulation(shared) for block in self.blocks]
         with torch.autocast(labels.device.type, enabled=False):
-            head_scale, head_shift = self.head_adaln(embedding.float()).unbind(dim=1)
+            head_scale, head_shift = self.head_adaln(embedding.float()).unbind(dim=1)  # (B, 1, D) each
         return Condition(embedding[:, None], blocks, head_scale, head_shift)
 
     def embed(self, condition: Condition, teacher_forcing_input: Tensor) -> Tensor:
-        """What the first block reads, (B, L, D): the start token, then the coarser f_hat (B, L - 1, C) of a scale."""
-        features = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))
-        x = torch.cat([condition.start + self.start_position, features.to(condition.start.dtype)], dim=1)
+        """What the first block reads, (B, L, D): the start token, then every scale's input (B, L - 1, C)."""
+        tokens = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))  # (B, L - 1, D)
+        x = torch.cat([condition.start + self.start_position, tokens.to(condition.start.dtype)], dim=1)  # (B, L, D)
         return x + (self.position + self.level_embedding(self.levels))
 
     def _logits(self, x: Tensor, condition: Condition) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
-            return self.head(modulate(x.float(), condition.head_scale, condition.head_shift))
+            return self.head(modulate(x.float(), condition.head_scale, condition.head_shift))  # (B, L, V)
 
     def forward(
         self, labels: Tensor, teacher_forcing_input: Tensor, path_noise: Tensor | None = None, checkpoint: bool = False
@@ -175,14 +174,9 @@ class VAR(nn.Module):
         blocks = condition.blocks
         if path_noise is not None:
             blocks = stochastic_depth(blocks, self.config.drop_rates, path_noise)
-        x = self.embed(condition, teacher_forcing_input)
-        mask = fastest(self.scales, self.mask)
-        for block, modulation in zip(self.blocks, blocks, strict=True):
-            if checkpoint:
-                x = recomputed(block, x, modulation, mask, use_reentrant=False, preserve_rng_state=False)
-            else:
-                x = block(x, modulation, mask)
-        return self._logits(x, condition)
+        x = self.embed(condition, teacher_forcing_input)  # (B, L, D)
+        x = run_blocks(self.blocks, x, blocks, fastest(self.scales, self.mask), recompute=checkpoint)  # (B, L, D)
+        return self._logits(x, condition)  # (B, L, V)
 
     def _check_shapes(self, batch: int, teacher_forcing_input: Tensor, path_noise: Tensor | None) -> None:
         expected = (batch, self.scales.total - 1, self.config.latent_dim)
@@ -213,13 +207,12 @@ class VAR(nn.Module):
         """
         start, stop = self.scales.offsets[k : k + 2]
         if features is None:
-            x = condition.start + self.start_position
+            x = condition.start + self.start_position  # (B, 1, D)
         else:
-            x = self.feature_in(features.to(self.feature_in.weight.dtype))
+            x = self.feature_in(features.to(self.feature_in.weight.dtype))  # (B, side * side, D)
         x = x + self.position[:, start:stop] + self.level_embedding.weight[k]
-        for i, (block, modulation) in enumerate(zip(self.blocks, condition.blocks, strict=True)):
-            x = block(x, modulation, cache=cache.layer(i), start=start)
-        return self._logits(x, condition)
+        x = run_blocks(self.blocks, x, condition.blocks, cache=cache, start=start)
+        return self._logits(x, condition)  # (B, side * side, V)
 
 
 def gate_init(depth: int) -> float:
