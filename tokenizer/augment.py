@@ -1,4 +1,4 @@
-"""DiffAugment (arXiv 2006.10738): differentiable augmentation of what a discriminator sees, real and fake.
+"""DiffAugment (arXiv 2006.10738): differentiable augmentation of the discriminator's input, real and fake.
 
 Brightness, saturation, contrast, translation and cutout with the paper's strengths. The randomness is an argument, a
 row of numbers an image, so that an image is augmented the same way in whatever batch and on whatever process it lies.

@@ -1,4 +1,4 @@
-"""Input that cannot work: the one exception type, how errors are told, and the check of configurations' types."""
+"""Input that cannot work: the one exception type, how errors are printed, and the check of configurations' types."""
 
 import math
 from collections.abc import Callable

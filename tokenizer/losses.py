@@ -64,7 +64,7 @@ def hinge_discriminator(real_logits: Sequence[Tensor], fake_logits: Sequence[Ten
 
 
 def hinge_generator(fake_logits: Sequence[Tensor]) -> Tensor:
-    """What the generator minimizes against a hinge discriminator: minus the mean logit of its images, 0-dimensional."""
+    """Generator loss against a hinge discriminator: minus the mean logit of its images, 0-dimensional."""
     return -_mean_over_heads(fake_logits)
 
 
@@ -91,7 +91,7 @@ def gradient_penalty(logits: Sequence[Tensor], images: Tensor) -> Tensor:
     """R1 (arXiv 1801.04406): squared norm of the logits' gradient to each image, mean over the batch, 0-dimensional.
 
     Args:
-        logits: what a discriminator says to the real images, one map a head; all logits of an image are summed.
+        logits: the discriminator's output for real images, one map a head; all logits of an image are summed.
         images: the real images that these were computed from, with requires_grad set.
 
     Returns:

@@ -48,7 +48,7 @@ class ScaleStep(NamedTuple):
 
 
 class Quantized(NamedTuple):
-    """What training needs of a quantization."""
+    """Output of the training pass."""
 
     features: Tensor  # (B, C, H, H), straight-through: the value of f_hat, the gradient of f
     tokens: Tensor  # (B, L) int64
@@ -101,7 +101,7 @@ class Quantizer(nn.Module):
         return (F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)) if self.cosine else (z, codebook)
 
     def scale_update(self, codes: Tensor, k: int) -> Tensor:
-        """What scale k adds to f_hat: its codewords (B, side * side, C) -> (B, C, H, H)."""
+        """Scale k's part of f_hat: its codewords (B, side * side, C) -> (B, C, H, H)."""
         h = rearrange(codes, "b (h w) c -> b c h w", h=self.scales.sides[k])  # (B, C, side, side)
         h = resize_up(h, self.scales.sides[-1])  # (B, C, H, H)
         phi = self.phi[self.phi_index[k]]
@@ -109,7 +109,7 @@ class Quantizer(nn.Module):
             return (1 - PHI_RESIDUAL) * h + PHI_RESIDUAL * phi(h)
 
     def residual_pyramid(self, features: Tensor) -> Iterator[ScaleStep]:
-        """Quantize (B, C, H, H) scale by scale, coarse to fine: each scale describes what the coarser ones left over.
+        """Quantize (B, C, H, H) scale by scale, coarse to fine: each scale encodes the residual of the coarser ones.
 
         Gradients reach the codebook and phi through f_hat; the features enter without any.
         """
@@ -168,7 +168,7 @@ class Quantizer(nn.Module):
         return next(f_hats)
 
     def next_input(self, f_hat: Tensor, k: int) -> Tensor:
-        """What the transformer reads to predict scale k: the coarser f_hat (B, C, H, H) -> (B, side * side, C)."""
+        """The transformer's input for scale k: the coarser f_hat (B, C, H, H) -> (B, side * side, C)."""
         return rearrange(resize_down(f_hat, self.scales.sides[k]), "b c h w -> b (h w) c")
 
     def teacher_forcing_input(self, tokens: Tensor) -> Tensor:

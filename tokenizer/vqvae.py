@@ -88,7 +88,7 @@ class TokenizerConfig:
 
 
 class VQVAEOutput(NamedTuple):
-    """What training needs of a pass through the tokenizer."""
+    """Output of the training pass."""
 
     reconstruction: Tensor  # (B, 3, H, W), not clamped
     tokens: Tensor  # (B, L) int64
@@ -125,7 +125,7 @@ class VQVAE(nn.Module):
         return self.quant_conv.weight.dtype
 
     def features(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w), what the quantizer sees.
+        """(B, 3, H, W) in [-1, 1] -> (B, C, h, w), the latents before quantization.
 
         Raises:
             InputError: the images are not RGB or not of the model's side.
@@ -160,7 +160,7 @@ class VQVAE(nn.Module):
         return self.pixels(self.quantizer.decode(tokens, num_scales)).clamp(-1, 1)
 
     def reconstruct(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) in [-1, 1] -> K pictures (B, 3, H, W) float32 in [-1, 1]: from scale 0, 0..1, ..., all."""
+        """(B, 3, H, W) in [-1, 1] -> K images (B, 3, H, W) float32 in [-1, 1]: of scale 0, 0..1, ..., all."""
         f_hats = self.quantizer.accumulate(self.encode(images))
         return [self.pixels(f_hat).clamp(-1, 1) for f_hat in f_hats]
 
@@ -169,8 +169,9 @@ class VQVAE(nn.Module):
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
-            num_scales: (B,) int64, draw each image from so many scales (quantizer dropout); None: from all.
+            num_scales: (B,) int64, decode each image from so many scales (quantizer dropout); None: from all.
         """
-        features = self.features(images)
+        features = self.features(images)  # (B, C, h, w)
         quantized = self.quantizer(features, num_scales)
-        return VQVAEOutput(self.pixels(quantized.features), quantized.tokens, quantized.loss, features)
+        reconstruction = self.pixels(quantized.features)  # (B, 3, H, W)
+        return VQVAEOutput(reconstruction, quantized.tokens, quantized.loss, features)

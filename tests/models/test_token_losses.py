@@ -7,7 +7,7 @@ from helpers import SIDES, VOCAB, normal, random_tokens
 from scipy.special import log_softmax
 
 from tokenizer.scales import Scales
-from var.models.token_losses import picture_means, token_losses
+from var.models.token_losses import image_means, token_losses
 
 SCALES = Scales(SIDES)
 
@@ -26,7 +26,7 @@ def test_losses_and_hits_are_numpys() -> None:
 def test_means_of_pictures_and_scales_take_each_its_tokens() -> None:
     logits, tokens = normal(2, SCALES.total, VOCAB), random_tokens(2, SCALES.total)
     each = token_losses(logits, tokens)
-    means = picture_means(each, SCALES)
+    means = image_means(each, SCALES)
     assert list(means) == ["loss", "accuracy", *(f"{n}/{s}x{s}" for n in ("loss", "accuracy") for s in SIDES)]
     for name, values in each._asdict().items():
         assert torch.equal(means[name], values.mean(dim=1))

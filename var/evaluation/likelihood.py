@@ -17,12 +17,12 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 from var.evaluation.metrics.stats import Measured, check_any, check_float32, measured
-from var.models.token_losses import TokenLosses, picture_means, token_losses
+from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.pipeline import VARPipeline
 
 BITS = 1 / math.log(2)  # of a nat
 
-Values = dict[str, Tensor]  # of pictures, (N,) float64, by the names of `picture_means`
+Values = dict[str, Tensor]  # of pictures, (N,) float64, by the names of `image_means`
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def check_known(labels: Iterable[int], known: frozenset[int]) -> None:
 
 
 def _of_pictures(each: TokenLosses, scales: Scales) -> Values:
-    return picture_means(TokenLosses(*(values.cpu().double() for values in each)), scales)
+    return image_means(TokenLosses(*(values.cpu().double() for values in each)), scales)
 
 
 def _summed(values: Values, scales: Scales) -> Likelihood:

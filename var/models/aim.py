@@ -68,7 +68,7 @@ class EncoderConfig:
 
     @property
     def block(self) -> BlockConfig:
-        """What its blocks are made of."""
+        """Sizes of its blocks."""
         return BlockConfig(self.width, self.heads, self.mlp_ratio, qk_norm=False, bias=False, gelu="none")
 
     def to_dict(self) -> dict[str, object]:
@@ -167,7 +167,7 @@ class Encoder(nn.Module):
         return hidden_states(self.blocks, self.embed(images), wanted)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, order: Tensor | None = None) -> Tensor:
-        """What the pixel head reads: (B, 3, S, S) -> (B, N, D), behind the last norm.
+        """Input of the pixel head: (B, 3, S, S) -> (B, N, D), after the last norm.
 
         Args:
             images: normalized.
@@ -204,12 +204,12 @@ class AttentiveProbe(nn.Module):
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """An attentive probe that is kept apart from what gives its features.
+    """Sizes of an attentive probe that is kept apart from its encoder.
 
     Attributes:
         width: D of the features.
-        heads: of its attention.
-        num_classes: that it tells apart.
+        heads: number of attention heads.
+        num_classes: number of classes.
         layers: blocks, counted from 0, the mean of whose outputs it reads.
 
     Raises:
@@ -245,7 +245,7 @@ class Probe(AttentiveProbe):
 
 
 class AIMOutput(NamedTuple):
-    """What the model says of images."""
+    """Logits and features of images."""
 
     logits: Tensor  # (B, classes)
     features: Tensor  # (B, N, D), the mean over the probe layers
@@ -339,7 +339,7 @@ class ValTransforms:
 
 
 def val_transforms(size: int = 224) -> ValTransforms:
-    """From a picture to what the encoder reads: `torch.stack([transform(picture) for picture in pictures])`.
+    """Preprocessing of images for the encoder: `torch.stack([transform(image) for image in images])`.
 
     The short side becomes 256 / 224 of the size, the center square is kept, and pixels in [0, 1] lose ImageNet's mean
     and are divided by its standard deviation, so that they lie between -2.12 and 2.64. Resizing is the project's

@@ -116,7 +116,7 @@ def check_prefix(prefix: object, batch: int, patches: int) -> None:
     """Raise InputError unless the prefixes are (B,) int64 in 0..N - 1.
 
     The values of a tensor on the CPU are looked at, if it has any (a dry run's have none); elsewhere that would make
-    every step wait for the device, which is told to fail on its own.
+    every step wait for the device, which fails on its own.
     """
     if not isinstance(prefix, Tensor) or prefix.dtype != torch.int64 or tuple(prefix.shape) != (batch,):
         given = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else repr(prefix)
@@ -144,7 +144,7 @@ def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
     """The places of side x side patches in the order that they are predicted in, (side * side,) int64.
 
     Raster goes row by row, spiral outwards from the middle, checkerboard over all black fields and then all white ones;
-    random is drawn once, from the seed.
+    random is one permutation, from the seed.
 
     Raises:
         InputError: another kind.

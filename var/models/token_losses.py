@@ -24,8 +24,8 @@ def token_losses(logits: Tensor, tokens: Tensor) -> TokenLosses:
     return TokenLosses(loss, (logits.detach().argmax(dim=-1) == tokens).to(loss.dtype))
 
 
-def picture_means(each: TokenLosses, scales: Scales) -> dict[str, Tensor]:
-    """Means over each picture's tokens, (B,): loss and accuracy, then those of every scale, as loss/4x4."""
+def image_means(each: TokenLosses, scales: Scales) -> dict[str, Tensor]:
+    """Means over each image's tokens, (B,): loss and accuracy, then those of every scale, as loss/4x4."""
     means = {name: values.mean(dim=1) for name, values in each._asdict().items()}
     for name, values in each._asdict().items():
         for side, part in zip(scales.sides, scales.split(values), strict=True):

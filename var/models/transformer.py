@@ -22,7 +22,7 @@ MAX_LOG_SCALE = math.log(100)  # bound on the learned log temperature of the att
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What a block is made of.
+    """Sizes and kinds of a block's parts.
 
     Attributes:
         width: D.

@@ -85,7 +85,7 @@ class VARConfig:
 
     @property
     def block(self) -> BlockConfig:
-        """What its blocks are made of."""
+        """Sizes of its blocks."""
         return BlockConfig(self.width, self.heads, self.mlp_ratio, self.qk_norm, logit_scale=0.25)
 
     def to_dict(self) -> dict[str, object]:
@@ -143,7 +143,7 @@ class VAR(nn.Module):
         return Condition(embedding[:, None], blocks, head_scale, head_shift)
 
     def embed(self, condition: Condition, teacher_forcing_input: Tensor) -> Tensor:
-        """What the first block reads, (B, L, D): the start token, then every scale's input (B, L - 1, C)."""
+        """Input of the first block, (B, L, D): the start token, then every scale's input (B, L - 1, C)."""
         tokens = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))  # (B, L - 1, D)
         x = torch.cat([condition.start + self.start_position, tokens.to(condition.start.dtype)], dim=1)  # (B, L, D)
         return x + (self.position + self.level_embedding(self.levels))

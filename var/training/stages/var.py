@@ -14,7 +14,7 @@ from var.data.dataset import Batch, SampleDataset, open_dataset
 from var.data.sources import Split
 from var.data.tokens import open_tokens
 from var.hub.checkpoint import load_tokenizer
-from var.models.token_losses import TokenLosses, picture_means, token_losses
+from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
@@ -133,7 +133,7 @@ class VARStage:
         inputs, targets = self._pyramid(tokens, draws)
         logits = model(labels, inputs, path_noise, checkpoint=self.recipe.gradient_checkpointing)
         each = token_losses(logits, targets)
-        means = picture_means(TokenLosses(each.loss.detach(), each.accuracy), self.vqvae.scales)
+        means = image_means(TokenLosses(each.loss.detach(), each.accuracy), self.vqvae.scales)
         return Losses(each.loss.mean(), {name: values.mean() for name, values in means.items()})
 
     def _pyramid(self, tokens: Tensor, draws: StepRNG) -> tuple[Tensor, Tensor]:
@@ -155,7 +155,7 @@ class VARStage:
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         tokens = self._tokens(batch)
         logits = model(batch.labels, self.vqvae.quantizer.teacher_forcing_input(tokens))
-        return picture_means(token_losses(logits, tokens), self.vqvae.scales)
+        return image_means(token_losses(logits, tokens), self.vqvae.scales)
 
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row a class: pictures that the model draws, with the same random streams every time."""
