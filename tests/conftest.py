@@ -1,10 +1,43 @@
 """One thread: the models here are so small that threads only wait for one another, above all on a busy machine."""
 
+import sys
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
+from tiny import NAMES, Ended, Run, ended, tiny_pipeline
+from tiny_runs import WriteRun, write_run
+
+from var.cli import app
+from var.pipeline import VARPipeline
 
 torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=20, help="how often tests/training/test_kill.py kills its run")
+
+
+@pytest.fixture
+def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The `var` command in this process, in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["var", *map(str, arguments)])
+        return ended(app.main, capsys)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def pipe() -> VARPipeline:
+    """Random weights; knows classes 0, 1, 3 and 4."""
+    return tiny_pipeline(NAMES)
+
+
+@pytest.fixture(name="write_run")
+def _write_run(tmp_path: Path) -> WriteRun:
+    """Write the folder of a run of that depth."""
+    return partial(write_run, tmp_path)

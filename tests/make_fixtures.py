@@ -1,9 +1,9 @@
-"""Write tests/fixtures from ../shared/golden: `PYTHONPATH=. python tests/make_fixtures.py`, when one must change.
+"""Write tests/fixtures, when one must change: `VAR_GOLDEN=FOLDER PYTHONPATH=. python tests/make_fixtures.py`.
 
 golden_tokens: what the token-level golden tests need of the reference implementation's outputs, without the weights of
 the convolutions. golden_aim: the reference AIM's patch embedding, first block and head. own_tokenizer: a small
 tokenizer of ours with its outputs, from code that reproduces the golden pictures; it guards encoder and decoder where
-../shared is absent.
+those are absent.
 """
 
 import json

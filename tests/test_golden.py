@@ -1,6 +1,6 @@
-"""Equality with the reference implementation on its small models (see ../shared/golden/README.md).
+"""Equality with the reference implementation on its small models.
 
-What works on tokens runs in every clone, from tests/fixtures. Whole pictures need ../shared/golden.
+What works on tokens runs in every clone, from tests/fixtures. Whole pictures need the folder that VAR_GOLDEN names.
 """
 
 import json
@@ -15,6 +15,7 @@ from helpers import (
     GOLDEN_SCALES,
     Tensors,
     largest_difference,
+    needs_golden,
     read_tensors,
     small_vqvae,
     under,
@@ -30,7 +31,6 @@ from var.sampling.logits import cfg_at_scale, classifier_free_guidance, filter_l
 TOLERANCE = 1e-4
 FILTERS = ((0, 0.0), (7, 0.0), (0, 0.9), (5, 0.5), (20, 0.8))
 
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden pictures lie in ../shared/golden")
 both_models = pytest.mark.parametrize("name", GOLDEN_MODELS)
 
 

@@ -25,11 +25,6 @@ from var.sampling.logits import SamplingParams
 from var.utils.images import to_pil, to_rgb
 
 
-@pytest.fixture
-def pipe() -> VARPipeline:
-    return tiny_pipeline(NAMES)
-
-
 def same_pictures(a: PipelineOutput, b: PipelineOutput) -> bool:
     return a.labels == b.labels and a.indices == b.indices and torch.equal(a.tokens, b.tokens)
 

@@ -11,7 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import small_var, small_vqvae
+import safetensors.torch
+import torch
+from helpers import Tensors, small_var, small_vqvae
 from PIL import Image
 
 from var.pipeline import VARPipeline
@@ -20,6 +22,8 @@ from var.training.loop import build_stage
 from var.training.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
+Ended = tuple[int, str, str]  # a command's exit code, output, error output
+Run = Callable[..., Ended]
 TIMEOUT = 300  # seconds: a bound on what hangs, with room for a busy machine
 NAMES = {0: "red fox", 1: "tabby_cat", 3: "crane", 4: "crane"}  # of five classes; 2 was not trained on
 
@@ -111,6 +115,18 @@ def metrics(output: Path, split: str | None = None) -> list[dict[str, Any]]:
     ]
 
 
+def weights(folder: Path) -> Tensors:
+    files = sorted(folder.rglob("model.safetensors"))
+    assert files
+    return {f"{path.parent.name}/{k}": v for path in files for k, v in safetensors.torch.load_file(path).items()}
+
+
+def assert_same_weights(a: Path, b: Path) -> None:
+    ours, theirs = weights(a), weights(b)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
 def tiny_pipeline(classes: dict[int, str] | None = None) -> VARPipeline:
     """Random weights, 8 px, scales 1 2 4, five classes."""
     return VARPipeline(small_var(), small_vqvae(), classes)
@@ -135,7 +151,7 @@ def run(*arguments: object, cwd: Path = ROOT, **env: object) -> subprocess.Compl
     return subprocess.CompletedProcess(command, process.returncode, out, err)
 
 
-def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> Ended:
     """A command in this process: exit code, output, error output."""
     capsys.readouterr()
     code = 0
@@ -145,6 +161,16 @@ def ended(main: Callable[[], None], capsys: pytest.CaptureFixture[str]) -> tuple
         code = int(end.code or 0)
     out, err = capsys.readouterr()
     return code, out, err
+
+
+def refusal(result: Ended, *parts: str) -> None:
+    """A command must have ended with exit code 2 and one line of error output that contains all parts."""
+    code, out, err = result
+    assert (code, out) == (2, "")
+    (line,) = err.splitlines()
+    assert line.startswith("error: ")
+    for part in parts:
+        assert part in line
 
 
 def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIGTERM) -> None:

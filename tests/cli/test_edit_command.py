@@ -2,7 +2,6 @@
 
 import inspect
 import struct
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 from scipy import ndimage
-from tiny import NAMES, ended, run, tiny_pipeline
+from tiny import Ended, Run, refusal, run
 
-from var.cli import app
 from var.cli import edit as command
 from var.editing import windows
 from var.editing.edit import inpaint_windows
@@ -24,7 +22,6 @@ from var.pipeline import VARPipeline
 from var.sampling.generate import generate
 from var.sampling.logits import SamplingParams
 
-Run = Callable[..., tuple[int, str, str]]
 VERBS = list(command.EDIT.commands)
 WIDTH, HEIGHT = 24, 16  # of the picture; the model's is 8x8, with 4x4 tokens
 BOX = (8, 4, 14, 10)
@@ -44,23 +41,9 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0" * 100)) + chunk(b"IEND", b"")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved pipeline with random weights."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_pipeline(NAMES).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def pipe() -> VARPipeline:
-    return tiny_pipeline(NAMES)
-
-
 @pytest.fixture
-def edit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in a folder with pictures and masks, on the tiny model: exit code, output, error output."""
-    monkeypatch.chdir(tmp_path)
+def edit(var: Run, model: Path) -> Run:
+    """The command in a folder with pictures and masks, on the tiny model."""
     noise(WIDTH, HEIGHT).save("p.png")
     noise(6, 5).save("small.png")
     mask = Image.new("L", (WIDTH, HEIGHT))
@@ -72,11 +55,11 @@ def edit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     Path("cut.png").write_bytes(Path("p.png").read_bytes()[:300])
     Path("bomb.png").write_bytes(png_that_claims(30000, 30000))
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        given = [str(argument) for argument in arguments]
-        usual = [] if "--model" in given else ["--model", str(model), "--dtype", "float32"]
-        monkeypatch.setattr(sys, "argv", ["var", "edit", *given, *(usual if given[1:] else [])])
-        return ended(app.main, capsys)
+    def call(*arguments: object) -> Ended:
+        usual = [] if "--model" in arguments else ["--model", model, "--dtype", "float32"]
+        ended = var("edit", *arguments, *(usual if arguments[1:] else []))
+        assert all(len(line) < 300 for line in ended[2].splitlines())
+        return ended
 
     return call
 
@@ -104,16 +87,6 @@ def saved(result: tuple[int, str, str], stem: str) -> list[Image.Image]:
 def same(images: list[Image.Image], others: list[Image.Image]) -> bool:
     assert [image.mode for image in images] == ["RGB"] * len(others)
     return [(i.size, i.tobytes()) for i in images] == [(i.size, i.tobytes()) for i in others]
-
-
-def refusal(result: tuple[int, str, str], *parts: str) -> None:
-    code, out, err = result
-    assert (code, out) == (2, "")
-    (line,) = err.splitlines()
-    assert line.startswith("error: ")
-    assert len(line) < 300
-    for part in parts:
-        assert part in line
 
 
 # --- pictures

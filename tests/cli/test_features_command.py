@@ -4,32 +4,16 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import randomize
-from tiny import TIMEOUT, ended, environment, picture, run
+from tiny import TIMEOUT, Run, environment, picture, refusal, run
 
-from var.cli import app
 from var.hub.checkpoint import save_model
 from var.models.aim import Encoder, EncoderConfig
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit code, output, error output."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["var", *map(str, arguments)])
-        return ended(app.main, capsys)
-
-    return call
 
 
 @pytest.fixture(autouse=True)
@@ -45,15 +29,6 @@ def work(tmp_path: Path) -> Path:
         randomize(encoder, seed)
         save_model(tmp_path / name, encoder)
     return tmp_path
-
-
-def refusal(result: tuple[int, str, str], *parts: str) -> None:
-    code, out, err = result
-    assert (code, out) == (2, "")
-    (line,) = err.splitlines()
-    assert line.startswith("error: ")
-    for part in parts:
-        assert part in line
 
 
 def test_features_tells_what_it_did_and_then_that_nothing_is_left_to_do(var: Run, work: Path) -> None:

@@ -5,20 +5,15 @@ import runpy
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import small_var, small_vqvae
-from tiny import NAMES, TIMEOUT, ended, environment, run, tiny_pipeline
+from tiny import NAMES, TIMEOUT, Ended, Run, environment, refusal, run, tiny_pipeline
 
-from var.cli.evaluation.generate import generate
-from var.cli.run import run as run_command
 from var.evaluation.samples import rejection
 from var.pipeline import VARPipeline
-
-Run = Callable[..., tuple[int, str, str]]
 
 # A classifier of 1000 classes that needs no weights: a fixed projection of the pixels.
 CLASSIFIER = """
@@ -79,15 +74,14 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def draw(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit code, output, error output."""
+def draw(var: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """The command in the folder of the models."""
+    monkeypatch.chdir(work)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
 
-    def call(*options: object, model: str = "model") -> tuple[int, str, str]:
-        monkeypatch.chdir(work)
-        common = ["--model", model, "--device", "cpu", "--dtype", "float32"]
-        monkeypatch.setattr(sys, "argv", ["generate", *common, *map(str, options)])
-        monkeypatch.setattr("os.cpu_count", lambda: 1)
-        return ended(lambda: run_command(generate), capsys)
+    def call(*options: object, model: str = "model") -> Ended:
+        common = ("--model", model, "--device", "cpu", "--dtype", "float32")
+        return var("evaluate", "generate", *common, *options)
 
     return call
 
@@ -95,15 +89,6 @@ def draw(work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixt
 def hashes(folder: Path) -> dict[str, str]:
     files = [path for path in folder.rglob("*") if path.is_file()]
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def refusal(result: tuple[int, str, str], *parts: str) -> None:
-    code, out, err = result
-    assert (code, out) == (2, "")
-    (line,) = err.splitlines()
-    assert line.startswith("error: ")
-    for part in parts:
-        assert part in line
 
 
 def test_it_tells_what_was_drawn_and_then_that_nothing_is_left_to_do(draw: Run, work: Path) -> None:

@@ -1,51 +1,26 @@
 """`python sample.py`: the files that it writes, and that every mistake is one line and exit code 2."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
-from tiny import NAMES, ROOT, ended, run, tiny_pipeline
+from tiny import NAMES, ROOT, Ended, Run, refusal, run, tiny_pipeline
 
-from var.cli import sample as command
 from var.hub.presets import SHIPPED
 from var.pipeline import VARPipeline
 
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A saved pipeline with random weights."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny_pipeline(NAMES).save_pretrained(folder)
-    return folder
-
 
 @pytest.fixture
-def sample(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process, on the tiny model unless told otherwise: exit code, output, error output."""
+def sample(var: Run, model: Path) -> Run:
+    """The command on the tiny model unless told otherwise."""
 
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        given = [str(argument) for argument in arguments]
-        chosen = [] if "--model" in given else ["--model", str(model)]
-        typed = [] if "--dtype" in given else ["--dtype", "float32"]
-        monkeypatch.setattr(sys, "argv", ["sample.py", *chosen, *typed, *given])
-        return ended(command.main, capsys)
+    def call(*arguments: object) -> Ended:
+        chosen = [] if "--model" in arguments else ["--model", model]
+        typed = [] if "--dtype" in arguments else ["--dtype", "float32"]
+        return var("sample", *chosen, *typed, *arguments)
 
     return call
-
-
-def refusal(result: tuple[int, str, str], *parts: str) -> None:
-    code, out, err = result
-    assert (code, out) == (2, "")
-    (line,) = err.splitlines()
-    assert line.startswith("error: ")
-    for part in parts:
-        assert part in line
 
 
 # --- pictures

@@ -1,38 +1,23 @@
 """`var scaling RUN ... --out FOLDER`: tables, JSON and figures of runs that are made here."""
 
 import json
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_scaling_runs import Write, write  # noqa: F401  # fixture
-from tiny import ended
+from tiny import Run
+from tiny_runs import WriteRun
 
-from var.cli import scaling as command
-from var.cli.run import run as run_commands
 from var.evaluation.scaling.runs import block_parameters, training_flops
 from var.models.var import VARConfig
 
-Run = Callable[..., tuple[int, str, str]]
-
 
 @pytest.fixture
-def var_scaling(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["scaling", *map(str, arguments)])
-        return ended(lambda: run_commands(command.scaling), capsys)
-
-    return call
-
-
-@pytest.fixture
-def runs(write: Write) -> list[Path]:  # noqa: F811
+def runs(write_run: WriteRun) -> list[Path]:
     """Five sizes whose loss is (2 N)^-0.23, whatever the step, but for some that they begin with."""
-    folders = [write(depth, tuple(range(10, 110, 10))) for depth in (1, 2, 3, 5, 8)]
+    folders = [write_run(depth, tuple(range(10, 110, 10))) for depth in (1, 2, 3, 5, 8)]
     for folder in folders:
         size = sizes(folder)
         loss = (2 * block_parameters(size) / 1e9) ** -0.23
@@ -55,8 +40,8 @@ def found(results: dict[str, Any], axis: str, quantity: str) -> dict[str, Any]:
     return dict(one)
 
 
-def test_tables_json_and_figures(var_scaling: Run, runs: list[Path], tmp_path: Path) -> None:
-    code, out, err = var_scaling(*runs, "--out", tmp_path / "laws", "--resamples", 100)
+def test_tables_json_and_figures(var: Run, runs: list[Path], tmp_path: Path) -> None:
+    code, out, err = var("scaling", *runs, "--out", tmp_path / "laws", "--resamples", 100)
     assert (code, err) == (0, "")
     results = json.loads((tmp_path / "laws" / "scaling.json").read_text())
     law = found(results, "parameters", "loss_last")["fit"]
@@ -93,38 +78,36 @@ def test_tables_json_and_figures(var_scaling: Run, runs: list[Path], tmp_path: P
     ]
 
 
-def test_json_on_the_screen_is_what_is_written(var_scaling: Run, runs: list[Path], tmp_path: Path) -> None:
-    code, out, _ = var_scaling(*runs[:3], "--out", tmp_path / "laws", "--resamples", 100, "--json")
+def test_json_on_the_screen_is_what_is_written(var: Run, runs: list[Path], tmp_path: Path) -> None:
+    code, out, _ = var("scaling", *runs[:3], "--out", tmp_path / "laws", "--resamples", 100, "--json")
     assert code == 0
     assert out == (tmp_path / "laws" / "scaling.json").read_text()
-    again, same, _ = var_scaling(*runs[:3][::-1], "--out", tmp_path / "laws", "--resamples", 100, "--json")
+    again, same, _ = var("scaling", *runs[:3][::-1], "--out", tmp_path / "laws", "--resamples", 100, "--json")
     assert (again, same) == (0, out)
 
 
-def test_runs_that_cannot_be_compared_leave_nothing(var_scaling: Run, runs: list[Path], tmp_path: Path) -> None:
+def test_runs_that_cannot_be_compared_leave_nothing(var: Run, runs: list[Path], tmp_path: Path) -> None:
     for given, part in (
         (runs[:2], "at least 3"),
         ([*runs[:2], runs[0]], "same size"),
         ([*runs[:2], tmp_path / "no"], "does not exist"),
     ):
-        code, out, err = var_scaling(*given, "--out", tmp_path / "laws")
+        code, out, err = var("scaling", *given, "--out", tmp_path / "laws")
         assert (code, out) == (2, "")
         (line,) = err.splitlines()
         assert part in line
     assert not (tmp_path / "laws").exists()
 
 
-def test_an_output_that_is_a_file(var_scaling: Run, runs: list[Path], tmp_path: Path) -> None:
+def test_an_output_that_is_a_file(var: Run, runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "laws").write_text("mine")
-    code, _, err = var_scaling(*runs, "--out", tmp_path / "laws")
+    code, _, err = var("scaling", *runs, "--out", tmp_path / "laws")
     assert code == 2
     assert "is a file" in err
 
 
-def test_a_missing_package_is_told(
-    var_scaling: Run, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_is_told(var: Run, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    code, _, err = var_scaling(*runs, "--out", tmp_path / "laws")
+    code, _, err = var("scaling", *runs, "--out", tmp_path / "laws")
     assert code == 2
     assert "pip install" in err

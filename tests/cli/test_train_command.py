@@ -1,27 +1,9 @@
 """`python train.py RECIPE key=value`: what it prints, and that every mistake is one line and exit code 2."""
 
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import ROOT, TOKENIZER, VAR, ended, image_folder, merged, run, write_recipe
-
-from var.cli import train as command
-
-Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def train(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """The command in this process: exit code, output, error output."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
-        return ended(command.main, capsys)
-
-    return call
+from tiny import ROOT, TOKENIZER, VAR, Run, image_folder, merged, refusal, run, write_recipe
 
 
 @pytest.fixture
@@ -34,17 +16,8 @@ def recipe(tmp_path: Path, images: Path) -> Path:
     return write_recipe(tmp_path / "recipe.yaml", merged(TOKENIZER, {"data": {"source": str(images)}}))
 
 
-def refusal(result: tuple[int, str, str], *parts: str) -> None:
-    code, _, err = result
-    assert code == 2
-    (line,) = err.splitlines()
-    assert line.startswith("error: ")
-    for part in parts:
-        assert part in line
-
-
-def test_both_stages_one_after_the_other(train: Run, recipe: Path, images: Path, tmp_path: Path) -> None:
-    code, out, err = train(recipe, "steps=2", "output=first")
+def test_both_stages_one_after_the_other(var: Run, recipe: Path, images: Path, tmp_path: Path) -> None:
+    code, out, err = var("train", recipe, "steps=2", "output=first")
     assert code == 0, err
     assert "step 2/2" in out
     assert "images/s" in out
@@ -52,7 +25,7 @@ def test_both_stages_one_after_the_other(train: Run, recipe: Path, images: Path,
     assert "step 2  validation  psnr" in out
     assert out.splitlines()[-1] == "model: first/model"
     base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "first/model"})
-    code, out, err = train(write_recipe(tmp_path / "var.yaml", base, steps=2), "output=second")
+    code, out, err = var("train", write_recipe(tmp_path / "var.yaml", base, steps=2), "output=second")
     assert code == 0, err
     assert out.splitlines()[-1] == "model: second/model"
     assert (tmp_path / "second" / "model" / "transformer" / "config.json").is_file()
@@ -74,53 +47,58 @@ def test_both_stages_one_after_the_other(train: Run, recipe: Path, images: Path,
     ],
 )
 def test_recipes_that_cannot_work(
-    train: Run, recipe: Path, override: str, parts: tuple[str, ...], tmp_path: Path
+    var: Run, recipe: Path, override: str, parts: tuple[str, ...], tmp_path: Path
 ) -> None:
-    refusal(train(recipe, override), *parts)
+    refusal(var("train", recipe, override), *parts)
     assert not (tmp_path / "recipe").exists()  # stopped before anything was written
 
 
-def test_files_that_are_not_there(train: Run, tmp_path: Path, images: Path) -> None:
-    refusal(train(), "recipe", "--help lists the options")
-    refusal(train(tmp_path / "none.yaml"), "none.yaml does not exist")
+def test_files_that_are_not_there(var: Run, tmp_path: Path, images: Path) -> None:
+    refusal(var("train"), "recipe", "--help lists the options")
+    refusal(var("train", tmp_path / "none.yaml"), "none.yaml does not exist")
     (tmp_path / "empty").mkdir()
     base = merged(TOKENIZER, {"data": {"source": str(tmp_path / "empty")}})
     refusal(
-        train(write_recipe(tmp_path / "r.yaml", base)),
+        var("train", write_recipe(tmp_path / "r.yaml", base)),
         str(tmp_path / "empty"),
         "holds neither a train folder nor train*.parquet",
     )
     base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "no/tokenizer"})
-    refusal(train(write_recipe(tmp_path / "v.yaml", base)), "tokenizer='no/tokenizer' does not exist")
+    refusal(var("train", write_recipe(tmp_path / "v.yaml", base)), "tokenizer='no/tokenizer' does not exist")
 
 
-def test_a_model_without_a_start_for_its_scales(train: Run, recipe: Path, images: Path, tmp_path: Path) -> None:
+def test_a_model_without_a_start_for_its_scales(var: Run, recipe: Path, images: Path, tmp_path: Path) -> None:
     """The transformer needs a first scale of one token, whatever the tokenizer was trained with."""
-    assert train(recipe, "steps=1", "model.scales=[2,4]", "output=first")[0] == 0
+    assert var("train", recipe, "steps=1", "model.scales=[2,4]", "output=first")[0] == 0
     base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "first/model"})
-    refusal(train(write_recipe(tmp_path / "v.yaml", base)), "scales [2, 4] must begin with 1")
+    refusal(var("train", write_recipe(tmp_path / "v.yaml", base)), "scales [2, 4] must begin with 1")
 
 
-def test_an_output_that_cannot_be_made(train: Run, recipe: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_made(var: Run, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    refusal(train(recipe, "output=file"), "cannot write file", "is a file", "give another folder")
-    refusal(train(recipe, "output=file/run"), "cannot write file/run", "is a file")
+    refusal(var("train", recipe, "output=file"), "cannot write file", "is a file", "give another folder")
+    refusal(var("train", recipe, "output=file/run"), "cannot write file/run", "is a file")
     assert (tmp_path / "file").read_text() == "mine"
 
 
-def test_too_many_truncated_images(train: Run, recipe: Path, images: Path) -> None:
+def test_too_many_truncated_images(var: Run, recipe: Path, images: Path) -> None:
     for path in sorted(images.glob("train/*/*.png"))[:6]:
         path.write_bytes(path.read_bytes()[:60])
-    code, out, err = train(recipe, "data.max_unreadable=0.001", "batch_size=8")
+    code, out, err = var("train", recipe, "data.max_unreadable=0.001", "batch_size=8")
     assert (code, "model: " in out) == (2, False)
     line = err.splitlines()[-1]
     for part in ("images could not be read for 8 wanted", "data.max_unreadable=0.001", ".png", "repair or remove"):
         assert part in line
 
 
-def test_checkpoints_of_another_recipe(train: Run, recipe: Path) -> None:
-    assert train(recipe, "steps=1")[0] == 0
-    refusal(train(recipe, "steps=2", "model.latent_dim=8"), "belong to another recipe", "with model=", "another output")
+def test_checkpoints_of_another_recipe(var: Run, recipe: Path) -> None:
+    assert var("train", recipe, "steps=1")[0] == 0
+    refusal(
+        var("train", recipe, "steps=2", "model.latent_dim=8"),
+        "belong to another recipe",
+        "with model=",
+        "another output",
+    )
 
 
 def test_the_script_in_a_process_of_its_own(recipe: Path, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """Training data: what is read from folders and tables, in which order, and what happens to images that are damaged."""
 
 import json
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tokenizer.errors import InputError
 from var.data.config import DataConfig
 from var.data.dataset import (
     SUBSTITUTES,
@@ -85,13 +84,6 @@ def sample(dataset: ImageDataset, index: int, epoch: int = 0) -> Sample:
     found = dataset[epoch, index]
     assert isinstance(found, Sample), found
     return found
-
-
-def refusal(call: Callable[[], object]) -> str:
-    with pytest.raises(InputError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- where images come from
@@ -256,8 +248,8 @@ def test_nothing_is_held_out_where_there_is_a_validation_split(parquet: Path) ->
 
 def test_holding_out_everything_is_refused(tmp_path: Path) -> None:
     write_folder(tmp_path, {"a": 2}, "train")
-    text = refusal(lambda: opened(tmp_path, validation_fraction=0.9))
-    assert "validation_fraction=0.9 holds out 2 of 2 training images" in text
+    with refused("validation_fraction=0.9 holds out 2 of 2 training images"):
+        opened(tmp_path, validation_fraction=0.9)
 
 
 # --- what cannot be used
@@ -265,78 +257,90 @@ def test_holding_out_everything_is_refused(tmp_path: Path) -> None:
 
 def test_hub_dataset_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([1], train=1, extra=1))
-    text = refusal(lambda: opened("owner/name", "validation"))
-    assert "'owner/name' has no validation split, only train, extra" in text
-    assert "or set data.validation_fraction" in text
+    with refused("'owner/name' has no validation split, only train, extra", "or set data.validation_fraction"):
+        opened("owner/name", "validation")
     monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([-1], train=1))
-    assert "holds -1, which means unlabelled" in refusal(lambda: opened("owner/name"))
+    with refused("holds -1, which means unlabelled"):
+        opened("owner/name")
 
     def unreachable(name: str) -> None:
         raise ConnectionError("Couldn't reach it\n(offline)")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
-    text = refusal(lambda: opened("owner/name"))
-    assert "'owner/name'" in text
-    assert "(Couldn't reach it (offline)): check the name and the connection, or give a folder" in text
+    with refused("'owner/name'", "(Couldn't reach it (offline)): check the name and the connection, or give a folder"):
+        opened("owner/name")
 
 
 @pytest.mark.parametrize("source", ["no/such/folder/here", "./nowhere", "/no/where", "nowhere", "parquet"])
 def test_source_that_does_not_exist(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets, "load_dataset", lambda name: pytest.fail("a path was taken for a hub name"))
-    assert f"{source!r} does not exist: give a folder, or a hub dataset" in refusal(lambda: opened(source))
+    with refused(f"{source!r} does not exist: give a folder, or a hub dataset"):
+        opened(source)
 
 
 def test_folder_that_cannot_be_used(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.touch()
-    assert "is a file: give the folder" in refusal(lambda: opened(file))
-    assert "neither a train folder nor train*.parquet files" in refusal(lambda: opened(tmp_path))
+    with refused("is a file: give the folder"):
+        opened(file)
+    with refused("neither a train folder nor train*.parquet files"):
+        opened(tmp_path)
     (tmp_path / "train").mkdir()
-    assert "holds no images: expected train/CLASS/*.jpg, or *.jpg" in refusal(lambda: opened(tmp_path))
+    with refused("holds no images: expected train/CLASS/*.jpg, or *.jpg"):
+        opened(tmp_path)
     (tmp_path / "train/cat").mkdir()
-    assert "holds no images: expected train/CLASS/*.jpg" in refusal(lambda: opened(tmp_path))
+    with refused("holds no images: expected train/CLASS/*.jpg"):
+        opened(tmp_path)
     write_folder(tmp_path, {"dog": 1}, "train")
-    text = refusal(lambda: opened(tmp_path, "validation"))
-    assert "has no validation folder: add val/CLASS/*.jpg, or set data.validation_fraction" in text
+    with refused("has no validation folder: add val/CLASS/*.jpg, or set data.validation_fraction"):
+        opened(tmp_path, "validation")
     write_folder(tmp_path, {"owl": 1}, "val")
-    assert f"owl is not in {tmp_path / 'train'}" in refusal(lambda: opened(tmp_path, "validation"))
+    with refused(f"owl is not in {tmp_path / 'train'}"):
+        opened(tmp_path, "validation")
 
 
 def test_class_folders_of_the_same_number(tmp_path: Path) -> None:
     write_folder(tmp_path, {"1": 1, "01": 1}, "train")
-    assert "same number" in refusal(lambda: opened(tmp_path))
+    with refused("same number"):
+        opened(tmp_path)
 
 
 def test_parquet_that_cannot_be_used(tmp_path: Path, parquet: Path) -> None:
-    assert "data.image_column='img'" in refusal(lambda: opened(parquet, image_column="img"))
-    text = refusal(lambda: opened(parquet, label_column="kind"))
-    assert "choose one of image, label, or null for unconditional training" in text
-    assert "'label' of" in refusal(lambda: opened(parquet, image_column="label"))
-    assert "struct<bytes: binary, path: string>: labels must be integers" in refusal(
-        lambda: opened(parquet, label_column="image")
-    )
-    text = refusal(lambda: opened(parquet, classes=(3, 5)))
-    assert "no training images of [5], only of 3, 207, 970" in text
+    with refused("data.image_column='img'"):
+        opened(parquet, image_column="img")
+    with refused("choose one of image, label, or null for unconditional training"):
+        opened(parquet, label_column="kind")
+    with refused("'label' of"):
+        opened(parquet, image_column="label")
+    with refused("struct<bytes: binary, path: string>: labels must be integers"):
+        opened(parquet, label_column="image")
+    with refused("no training images of [5], only of 3, 207, 970"):
+        opened(parquet, classes=(3, 5))
     (parquet / "validation.parquet").unlink()
-    text = refusal(lambda: opened(parquet, "validation"))
-    assert "no validation*.parquet" in text
-    assert "data.validation_fraction" in text
+    with refused("no validation*.parquet", "data.validation_fraction"):
+        opened(parquet, "validation")
     (parquet / "classes.json").write_text("[]")
-    assert "is not of the form" in refusal(lambda: opened(parquet))
+    with refused("is not of the form"):
+        opened(parquet)
 
     data = encoded(picture(0))
     write_parquet(tmp_path / "unlabelled/train.parquet", [data], None)
-    assert "data.label_column='label' is no column" in refusal(lambda: opened(tmp_path / "unlabelled"))
+    with refused("data.label_column='label' is no column"):
+        opened(tmp_path / "unlabelled")
     write_parquet(tmp_path / "gap/train.parquet", [data, data], [1, None])
-    assert "lacks 1 of 2 labels" in refusal(lambda: opened(tmp_path / "gap"))
+    with refused("lacks 1 of 2 labels"):
+        opened(tmp_path / "gap")
     write_parquet(tmp_path / "words/train.parquet", [data], ["dog"])
-    assert "holds string: labels must be integers" in refusal(lambda: opened(tmp_path / "words"))
+    with refused("holds string: labels must be integers"):
+        opened(tmp_path / "words")
     write_parquet(tmp_path / "other/train.parquet", [data], [1])
     write_parquet(tmp_path / "other/validation.parquet", [data], [2])
-    assert "no validation images" in refusal(lambda: opened(tmp_path / "other", "validation", classes=(1,)))
+    with refused("no validation images"):
+        opened(tmp_path / "other", "validation", classes=(1,))
     (tmp_path / "damaged").mkdir()
     (tmp_path / "damaged/train.parquet").write_bytes(b"PAR1 and nothing else")
-    assert "cannot be read as Parquet" in refusal(lambda: opened(tmp_path / "damaged"))
+    with refused("cannot be read as Parquet"):
+        opened(tmp_path / "damaged")
 
 
 # --- what becomes of an image
@@ -690,7 +694,8 @@ def test_dataset_orders_by_its_seed(parquet: Path) -> None:
 
 
 def test_nothing_to_train_on() -> None:
-    assert "empty" in refusal(lambda: sampler(0, 4, 0, 0, 1, 0, 1))
+    with refused("empty"):
+        sampler(0, 4, 0, 0, 1, 0, 1)
 
 
 # --- batches

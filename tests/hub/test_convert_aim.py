@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import FIXTURES, GOLDEN, Tensors, read_tensors, refused, under
+from helpers import FIXTURES, GOLDEN, Tensors, needs_golden, read_tensors, refused, under
 from tiny_aim import small_aim
 
 from var.hub.convert import load_official_aim, load_official_tokenizer, load_official_var, to_official_aim
 from var.hub.presets import AIM_RELEASED, AIM_SIZES
 from var.models.aim import AIM, AIMConfig, EncoderConfig
-
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the whole file lies in ../shared/golden")
 
 
 def released(**sizes: Any) -> Tensors:

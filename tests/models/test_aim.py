@@ -8,7 +8,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import FIXTURES, GOLDEN, Tensors, largest_difference, normal, read_tensors, refused, small_var, under
+from helpers import (
+    FIXTURES,
+    GOLDEN,
+    Tensors,
+    largest_difference,
+    needs_golden,
+    normal,
+    read_tensors,
+    refused,
+    small_var,
+    under,
+)
 from PIL import Image
 from tiny_aim import SIZES, small_aim
 from torch import Tensor, nn
@@ -29,8 +40,6 @@ from var.models.aim import (
 
 TOLERANCE = 1e-4
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-needs_golden = pytest.mark.skipif(not GOLDEN.is_dir(), reason="the other blocks' weights lie in ../shared/golden")
 
 
 @pytest.fixture(autouse=True)

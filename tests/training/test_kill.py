@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo  # what a run imports late is imported here once for all processes
-from test_training import assert_same_weights
-from tiny import ROOT, TIMEOUT, image_folder, metrics, tokenizer_recipe
+from tiny import ROOT, TIMEOUT, assert_same_weights, image_folder, metrics, tokenizer_recipe
 
 from var.training.checkpointing import checkpoints
 from var.training.config import TokenizerRecipe

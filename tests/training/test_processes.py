@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import largest_difference
-from test_training import images, tokenizer_run, weights  # noqa: F401  # fixtures
-from tiny import ROOT, metrics, run, tokenizer_recipe, var_recipe
+from tiny import ROOT, metrics, run, tokenizer_recipe, var_recipe, weights
 
 from var.training.checkpointing import checkpoints
 from var.training.config import Recipe, TokenizerRecipe, VARRecipe
@@ -71,8 +70,8 @@ def assert_alike(one: Recipe, other: Recipe, steps: int = 6) -> None:
 
 @pytest.mark.parametrize("stage", ["tokenizer", "var"])
 def test_accumulated_gradients_are_those_of_the_large_batch(
-    stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path  # noqa: F811
-) -> None:  # fmt: skip
+    stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path
+) -> None:
     """Three micro-batches of 3, 3 and 2 images, in both turns of the adversarial stage."""
     whole = recipe_of(stage, tmp_path / "whole", images, tokenizer_run)
     parts = recipe_of(stage, tmp_path / "parts", images, tokenizer_run, accumulate=3)
@@ -82,9 +81,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "var"])
-def test_two_processes_train_like_one(
-    stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path  # noqa: F811
-) -> None:  # fmt: skip
+def test_two_processes_train_like_one(stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
     one = recipe_of(stage, tmp_path / "one", images, tokenizer_run)
     two = recipe_of(stage, tmp_path / "two", images, tokenizer_run, accumulate=2)
     train(one)  # type: ignore[arg-type]
@@ -92,9 +89,7 @@ def test_two_processes_train_like_one(
     assert_alike(one, two)
 
 
-def test_sharded_parameters_and_a_run_that_moves(
-    images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path  # noqa: F811
-) -> None:  # fmt: skip
+def test_sharded_parameters_and_a_run_that_moves(images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
     """A run of six steps equals one that goes on sharded (FSDP2), then replicated (DDP), then on one process again."""
     whole = recipe_of("var", tmp_path / "whole", images, tokenizer_run, validate_every=10)
     assert isinstance(whole, VARRecipe)
@@ -126,7 +121,7 @@ def test_sharded_parameters_and_a_run_that_moves(
     assert json.loads((moved.output / "model" / "transformer" / "config.json").read_text())
 
 
-def test_a_batch_that_does_not_divide(images: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_batch_that_does_not_divide(images: Path, tmp_path: Path) -> None:
     from helpers import refused
 
     with refused("batch_size=4", "accumulate=5", "at least 5"):

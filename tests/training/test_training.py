@@ -14,10 +14,22 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import Tensors, refused
+from helpers import refused
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tiny import ROOT, TIMEOUT, environment, image_folder, metrics, run, stop_at, tokenizer_recipe, var_recipe
+from tiny import (
+    ROOT,
+    TIMEOUT,
+    assert_same_weights,
+    environment,
+    image_folder,
+    metrics,
+    run,
+    stop_at,
+    tokenizer_recipe,
+    var_recipe,
+    weights,
+)
 from torch import Tensor
 
 from var.data.dataset import validation_loader
@@ -30,30 +42,6 @@ from var.training.loop import Trainer, build_accelerator, build_stage, train
 from var.training.rng import StepRNG
 
 LATENT_TOKENS = 1 + 4 + 16
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return image_folder(tmp_path_factory.mktemp("data") / "images")
-
-
-@pytest.fixture(scope="module")
-def tokenizer_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenizerRecipe:
-    """A finished run of the first stage that learns eight images by heart."""
-    recipe = tokenizer_recipe(
-        tmp_path_factory.mktemp("runs") / "tokenizer",
-        images,
-        steps=60,
-        batch_size=8,
-        data={"crop": "center"},
-        ema=0.5,
-        restart_dead_codes=10,
-        validate_every=40,
-        sample_every=40,
-        checkpoint_every=20,
-    )
-    assert train(recipe) == recipe.output / "model"
-    return recipe
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +62,6 @@ def var_run(images: Path, tokenizer_run: TokenizerRecipe, tmp_path_factory: pyte
     )
     train(recipe)
     return recipe
-
-
-def weights(folder: Path) -> Tensors:
-    files = sorted(folder.rglob("model.safetensors"))
-    assert files
-    return {f"{path.parent.name}/{k}": v for path in files for k, v in safetensors.torch.load_file(path).items()}
-
-
-def assert_same_weights(a: Path, b: Path) -> None:
-    ours, theirs = weights(a), weights(b)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 # --- what a run does and leaves behind

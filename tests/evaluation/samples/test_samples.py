@@ -32,12 +32,6 @@ from var.pipeline import VARPipeline
 JUDGE = "brightness"
 
 
-@pytest.fixture(scope="module")
-def pipe() -> VARPipeline:
-    """Knows classes 0, 1, 3 and 4."""
-    return tiny_pipeline(NAMES)
-
-
 def settings_of(pipe: VARPipeline, **changes: Any) -> Settings:
     """Four classes of five pictures in batches of three, so that some batches have two classes."""
     return sample_settings(pipe, "tiny", **{"num_per_class": 5, "batch": 3, "top_k": 0, **changes})

@@ -1,15 +1,13 @@
 """Runs as scaling laws see them: sizes and FLOPs counted from the model, and folders that cannot be compared."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import refused
-from tiny import VAR as SIZES
-from tiny import merged, write_recipe
+from tiny_runs import WriteRun, config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -22,12 +20,7 @@ from var.evaluation.scaling.runs import (
     training_flops,
 )
 from var.models import masks
-from var.models.var import VAR, VARConfig
-from var.training.config import VARRecipe
-from var.training.logger import write_recipe as write_checked
-from var.training.recipe import load_recipe
-
-Write = Callable[..., Path]
+from var.models.var import VAR
 
 # --- sizes and compute
 
@@ -37,12 +30,6 @@ CONFIGS = {
     "mlp": {"mlp_ratio": 2.5, "qk_norm": False},
     "classes": {"num_classes": 70, "vocab_size": 11},
 }
-
-
-def config(**changes: Any) -> VARConfig:
-    """Scales whose first span holds one token, so that attention in spans computes just what the mask lets through."""
-    sizes = {"depth": 3, "width": 24, "heads": 2, "scales": (1, 4, 6), "vocab_size": 32, "latent_dim": 5}
-    return VARConfig(**(sizes | {"num_classes": 4} | changes))
 
 
 @pytest.mark.parametrize("changes", CONFIGS.values(), ids=CONFIGS)
@@ -82,41 +69,6 @@ def test_parameters_are_the_papers_count_and_biases() -> None:
 
 # --- reading
 
-RECIPE = merged(SIZES, {"data": {"source": "pictures"}, "tokenizer": "tok", "batch_size": 8, "tokens": "cache"})
-
-
-@pytest.fixture
-def write(tmp_path: Path) -> Write:
-    """A run's folder: the files that a scaling law reads."""
-
-    def call(
-        depth: int, validated: tuple[int, ...] = (10, 20), name: str = "", tokenizer: str = "", **changes: Any
-    ) -> Path:
-        folder = tmp_path / (name or f"d{depth}")
-        recipe = load_recipe(write_recipe(tmp_path / "given.yaml", RECIPE, **changes))
-        assert isinstance(recipe, VARRecipe)
-        write_checked(recipe, folder / "recipe.yaml")
-        sizes = config(depth=depth, width=8 * depth, heads=depth, scales=changes.get("scales", (1, 2, 4)))
-        for part, content in (("transformer", "weights"), ("tokenizer", tokenizer)):
-            (folder / "model" / part).mkdir(parents=True, exist_ok=True)
-            (folder / "model" / part / "config.json").write_text(
-                json.dumps({"config": sizes.to_dict()} if content == "weights" else {})
-            )
-            (folder / "model" / part / "model.safetensors").write_text(content)
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines(depth, validated)))
-        return folder
-
-    return call
-
-
-def lines(depth: int, steps: tuple[int, ...]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
-    for step in steps:
-        found.append({"step": step, "split": "train", "loss": 100.0, "accuracy": 0.0})
-        numbers = {"loss": 5 / depth, "accuracy": 0.1 * depth, "loss/4x4": 6 / depth, "accuracy/4x4": 0.05 * depth}
-        found.append({"step": step, "split": "validation", "loss/1x1": 1.0, "accuracy/1x1": 0.5, **numbers})
-    return found
-
 
 def change(folder: Path, step: int, **values: Any) -> None:
     """Other values in the validation of that step; "gone" takes one away."""
@@ -128,8 +80,8 @@ def change(folder: Path, step: int, **values: Any) -> None:
     path.write_text("".join(json.dumps({k: v for k, v in line.items() if v != "gone"}) + "\n" for line in kept))
 
 
-def test_a_run_is_read(write: Write) -> None:
-    run = read_run(write(2))
+def test_a_run_is_read(write_run: WriteRun) -> None:
+    run = read_run(write_run(2))
     sizes = config(depth=2, width=16, heads=2, scales=(1, 2, 4))
     assert run.config == sizes
     assert run.curve.name == "d2"
@@ -145,9 +97,9 @@ def test_a_run_is_read(write: Write) -> None:
     }
 
 
-def test_runs_come_by_size_and_may_differ_in_length_and_how_they_were_computed(write: Write) -> None:
+def test_runs_come_by_size_and_may_differ_in_length_and_how_they_were_computed(write_run: WriteRun) -> None:
     free: dict[str, Any] = {"steps": 99, "seed": 3, "log_every": 7, "accumulate": 2, "tokens": "elsewhere"}
-    folders = [write(3, (10, 20, 30), **free, optimizer={"lr": 0.5}), write(1, tokenizer=""), write(2)]
+    folders = [write_run(3, (10, 20, 30), **free, optimizer={"lr": 0.5}), write_run(1, tokenizer=""), write_run(2)]
     runs = read_runs(folders)
     assert [run.curve.name for run in runs] == ["d1", "d2", "d3"]
     assert [run.recipe.optimizer.lr for run in runs] == [1e-2, 1e-2, 0.5]
@@ -168,28 +120,28 @@ def test_runs_come_by_size_and_may_differ_in_length_and_how_they_were_computed(w
         ({"ema": 0.9}, ("ema is None and 0.9",)),
     ],
 )
-def test_runs_that_cannot_be_compared(write: Write, changes: dict[str, Any], parts: tuple[str, ...]) -> None:
+def test_runs_that_cannot_be_compared(write_run: WriteRun, changes: dict[str, Any], parts: tuple[str, ...]) -> None:
     changes = dict(changes)
     recipe_scales = changes.pop("scales", None)
-    other = write(3, **changes)
+    other = write_run(3, **changes)
     if recipe_scales:
         path = other / "model" / "transformer" / "config.json"
         known = json.loads(path.read_text())
         path.write_text(json.dumps({"config": known["config"] | {"scales": recipe_scales}}))
     with refused("cannot be compared", "d1", "d3", *parts):
-        read_runs([write(1), write(2), other])
+        read_runs([write_run(1), write_run(2), other])
 
 
-def test_two_runs_of_one_size_or_one_name(write: Write, tmp_path: Path) -> None:
+def test_two_runs_of_one_size_or_one_name(write_run: WriteRun, tmp_path: Path) -> None:
     with refused("d2 and", "again have the same size"):
-        read_runs([write(1), write(2), write(2, name="again")])
+        read_runs([write_run(1), write_run(2), write_run(2, name="again")])
     with refused("same name"):
-        read_runs([write(1), write(2), write(3, name="deeper/d1")])
+        read_runs([write_run(1), write_run(2), write_run(3, name="deeper/d1")])
 
 
-def test_too_few_runs(write: Write) -> None:
+def test_too_few_runs(write_run: WriteRun) -> None:
     with refused("2 runs given", "at least 3"):
-        read_runs([write(1), write(2)])
+        read_runs([write_run(1), write_run(2)])
 
 
 @pytest.mark.parametrize(
@@ -201,17 +153,17 @@ def test_too_few_runs(write: Write) -> None:
         ("model/tokenizer/model.safetensors", ("model.safetensors cannot be read", "let the run finish")),
     ],
 )
-def test_missing_files(write: Write, file: str, parts: tuple[str, ...]) -> None:
-    folder = write(2)
+def test_missing_files(write_run: WriteRun, file: str, parts: tuple[str, ...]) -> None:
+    folder = write_run(2)
     (folder / file).unlink()
     with refused("d2", *parts):
         read_run(folder)
 
 
-def test_a_folder_that_is_not_there_and_one_of_another_stage(write: Write, tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_and_one_of_another_stage(write_run: WriteRun, tmp_path: Path) -> None:
     with refused("nowhere does not exist"):
         read_run(tmp_path / "nowhere")
-    folder = write(2)
+    folder = write_run(2)
     path = folder / "recipe.yaml"
     path.write_text((Path(__file__).parents[3] / "configs" / "tiny_imagenet_aim.yaml").read_text())
     with refused("stage=aim"):
@@ -233,15 +185,15 @@ def test_a_folder_that_is_not_there_and_one_of_another_stage(write: Write, tmp_p
         ({"accuracy": 1.0}, ("error_all=0 of the validation at step 20 has no logarithm",)),
     ],
 )
-def test_validations_that_are_not_numbers(write: Write, values: dict[str, Any], parts: tuple[str, ...]) -> None:
-    folder = write(2)
+def test_validations_that_are_not_numbers(write_run: WriteRun, values: dict[str, Any], parts: tuple[str, ...]) -> None:
+    folder = write_run(2)
     change(folder, 20, **values)
     with refused("d2", *parts):
         read_run(folder)
 
 
-def test_metrics_without_validation_torn_or_of_two_runs(write: Write) -> None:
-    folder = write(2)
+def test_metrics_without_validation_torn_or_of_two_runs(write_run: WriteRun) -> None:
+    folder = write_run(2)
     path = folder / "metrics.jsonl"
     text = path.read_text()
     path.write_text("".join(line + "\n" for line in text.splitlines() if "train" in line))
