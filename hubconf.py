@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING as _TYPE_CHECKING
 from typing import Any as _Any
 
 if _TYPE_CHECKING:
-    from var.models.aim import AIM as _AIM
+    from var.aim import AIM as _AIM
 
 # What torch.hub looks for before it calls an entry point; names without an underscore are listed as entry points.
 dependencies = ["einops", "huggingface_hub", "numpy", "PIL", "safetensors", "torch"]
@@ -17,8 +17,9 @@ def _entry_point(name: str) -> "_Callable[..., _AIM]":
         from dataclasses import asdict
 
         from tokenizer.errors import InputError
+        from var.aim import AIM
         from var.hub.presets import AIM_SIZES, best_layers, choose_layers
-        from var.models.aim import AIM, AIMConfig
+        from var.models.aim import AIMConfig
 
         if pretrained:
             return AIM.from_pretrained(name, probe_layers=probe_layers, **options)

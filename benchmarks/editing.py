@@ -31,7 +31,7 @@ from var.cli.run import run
 from var.data.config import DataConfig
 from var.data.dataset import Unreadable, open_dataset
 from var.editing.edit import back_project, encoder_view
-from var.editing.image_masks import Hole, pull_push_fill
+from var.editing.image_masks import Mask, pull_push_fill
 from var.networks.backbones import load_perceptual
 from var.utils.images import to_pil, to_tensor
 
@@ -70,7 +70,7 @@ def from_model(pipe: VARPipeline, num: int) -> Pictures:
     return Pictures(drawn.images, drawn.labels)
 
 
-def central(side: int) -> Hole:
+def central(side: int) -> Mask:
     """The central quarter of a square."""
     hole = np.zeros((side, side), dtype=bool)
     hole[side // 4 : side - side // 4, side // 4 : side - side // 4] = True
@@ -80,24 +80,24 @@ def central(side: int) -> Hole:
 # --- fills that need no model
 
 
-def mean_fill(image: Image.Image, hole: Hole) -> Image.Image:
+def mean_fill(image: Image.Image, hole: Mask) -> Image.Image:
     """The mean of the known pixels."""
     pixels = np.array(image)
     pixels[hole] = pixels[~hole].mean(axis=0).round()
     return Image.fromarray(pixels)
 
 
-def telea(image: Image.Image, hole: Hole) -> Image.Image:
+def telea(image: Image.Image, hole: Mask) -> Image.Image:
     """OpenCV's fast marching (Telea, 2004)."""
     return Image.fromarray(cv2.inpaint(np.array(image), hole.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA))
 
 
-def smooth_fill(image: Image.Image, hole: Hole) -> Image.Image:
+def smooth_fill(image: Image.Image, hole: Mask) -> Image.Image:
     """What the encoder is shown in place of the hole."""
     return to_pil(pull_push_fill(to_tensor(image)[None], torch.from_numpy(hole)))[0]
 
 
-def reconstruction(pipe: VARPipeline, image: Image.Image, hole: Hole) -> Image.Image:
+def reconstruction(pipe: VARPipeline, image: Image.Image, hole: Mask) -> Image.Image:
     """The tokenizer's reconstruction of the picture, hole and all: what no editing with it can surpass."""
     return Image.composite(pipe.reconstruct(image), image, Image.fromarray(hole))
 
@@ -118,14 +118,14 @@ def stacked(images: list[Image.Image]) -> Tensor:
     return torch.stack([to_tensor(image) for image in images])
 
 
-def psnr_of_each(results: list[Image.Image], images: list[Image.Image], hole: Hole) -> Tensor:
+def psnr_of_each(results: list[Image.Image], images: list[Image.Image], hole: Mask) -> Tensor:
     """(B,) dB of the hole."""
     error = ((stacked(results) - stacked(images)) / 2).square()[:, :, torch.from_numpy(hole)].mean(dim=(1, 2))
     return -10 * error.clamp(min=1e-10).log10()
 
 
 @torch.inference_mode()
-def score(results: list[Image.Image], images: list[Image.Image], hole: Hole, distance: Distance) -> Scores:
+def score(results: list[Image.Image], images: list[Image.Image], hole: Mask, distance: Distance) -> Scores:
     """Means over all pictures."""
     psnr = psnr_of_each(results, images, hole)
     pairs = (stacked(results), stacked(images))
@@ -136,7 +136,7 @@ def score(results: list[Image.Image], images: list[Image.Image], hole: Hole, dis
     return Scores(*(float(number) for number in numbers))
 
 
-def inpainting(pipe: VARPipeline, hole: Hole, known_classes: bool) -> dict[str, Method]:
+def inpainting(pipe: VARPipeline, hole: Mask, known_classes: bool) -> dict[str, Method]:
     """The rows of the table."""
 
     def redrawn(with_class: bool, **options: Any) -> Method:
@@ -145,7 +145,7 @@ def inpainting(pipe: VARPipeline, hole: Hole, known_classes: bool) -> dict[str, 
 
         return method
 
-    leaky = {"hide": False, "dilate": 0, "match": False, "feather": 0}
+    leaky = {"hide_masked": False, "dilate": 0, "color_match": False, "feather": 0}
     methods: dict[str, Method] = {
         "mean of the known pixels": lambda image, *_: mean_fill(image, hole),
         "Telea (OpenCV)": lambda image, *_: telea(image, hole),
@@ -153,14 +153,14 @@ def inpainting(pipe: VARPipeline, hole: Hole, known_classes: bool) -> dict[str, 
         "tokenizer's reconstruction (knows the hole)": lambda image, *_: reconstruction(pipe, image, hole),
         "in-painting, null class": redrawn(False),
         "- hole not dilated": redrawn(False, dilate=0),
-        "- colours not matched": redrawn(False, match=False),
-        "- hole shown to the encoder (leaks)": redrawn(False, hide=False),
+        "- colours not matched": redrawn(False, color_match=False),
+        "- hole shown to the encoder (leaks)": redrawn(False, hide_masked=False),
         "- none of the three, as the reference does (leaks)": redrawn(False, **leaky),
     }
     if known_classes:
         methods["in-painting, true class"] = redrawn(True)
         methods["- cfg 1.5"] = redrawn(True, cfg=1.5)
-        methods["- colours not matched, true class"] = redrawn(True, match=False)
+        methods["- colours not matched, true class"] = redrawn(True, color_match=False)
     return methods
 
 
@@ -220,7 +220,7 @@ def agreement(pipe: VARPipeline, images: list[Image.Image]) -> Iterator[dict[str
         yield {"tokens": kind, "agreement": [round(share, 3) for share in torch.cat(shares).mean(dim=0).tolist()]}
 
 
-def measure(pictures: Pictures, methods: dict[str, Method], hole: Hole, distance: Distance) -> Drawn:
+def measure(pictures: Pictures, methods: dict[str, Method], hole: Mask, distance: Distance) -> Drawn:
     """Print the scores of each method, a JSON line each; what they drew."""
     everything = {}
     for name, method in methods.items():
@@ -232,7 +232,7 @@ def measure(pictures: Pictures, methods: dict[str, Method], hole: Hole, distance
     return everything
 
 
-def draw_figure(path: Path, pictures: Pictures, drawn: Drawn, hole: Hole) -> None:
+def draw_figure(path: Path, pictures: Pictures, drawn: Drawn, hole: Mask) -> None:
     """Twelve pictures, evenly spaced from the best in-painting (null class) to the worst by PSNR of the hole."""
     psnr = psnr_of_each(drawn["in-painting, null class"], pictures.images, hole)
     order = psnr.argsort(descending=True).tolist()

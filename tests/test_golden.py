@@ -25,7 +25,7 @@ from tokenizer.vqvae import VQVAE
 from var.editing.image_masks import mask_at_scales
 from var.hub.convert import load_official, load_official_tokenizer, to_official
 from var.models.var import VAR
-from var.sampling.generate import Generated, Known, generate
+from var.sampling.generate import ForcedTokens, Generated, generate
 from var.sampling.logits import cfg_at_scale, classifier_free_guidance, filter_logits
 
 TOLERANCE = 1e-4
@@ -78,14 +78,14 @@ def test_greedy_tokens(name: str) -> None:
     assert torch.equal(drawn.tokens, io["greedy_tokens"])
 
 
-def known_of_edit(vqvae: VQVAE, io: Tensors) -> Known:
+def known_of_edit(vqvae: VQVAE, io: Tensors) -> ForcedTokens:
     """For both rows, the tokens of image 0 outside the hole."""
     keep = mask_at_scales(io["edit_mask"].bool(), vqvae.scales)
-    return Known(io["tokens"][:1].expand(2, -1), keep.expand(2, -1))
+    return ForcedTokens(io["tokens"][:1].expand(2, -1), keep.expand(2, -1))
 
 
 def greedy_edit(vqvae: VQVAE, model: VAR, io: Tensors) -> Generated:
-    return generate(model, vqvae, io["edit_labels"], cfg=1.5, top_k=1, top_p=0.0, known=known_of_edit(vqvae, io))
+    return generate(model, vqvae, io["edit_labels"], cfg=1.5, top_k=1, top_p=0.0, forced=known_of_edit(vqvae, io))
 
 
 @both_models
@@ -93,9 +93,9 @@ def greedy_edit(vqvae: VQVAE, model: VAR, io: Tensors) -> Generated:
 def test_greedy_edit(name: str) -> None:
     vqvae, model, io = from_fixture(name)
     known, drawn = known_of_edit(vqvae, io), greedy_edit(vqvae, model, io).tokens
-    assert known.keep.any()
-    assert not known.keep.all()
-    assert torch.equal(drawn, torch.where(known.keep, known.tokens, io["edit_sampled_tokens"]))
+    assert known.forced.any()
+    assert not known.forced.all()
+    assert torch.equal(drawn, torch.where(known.forced, known.tokens, io["edit_sampled_tokens"]))
     # Where tokens are kept, what would have been drawn is in the golden file too, and follows from the final tokens.
     features = vqvae.quantizer.teacher_forcing_input(drawn)
     null = torch.full_like(io["edit_labels"], model.config.num_classes)

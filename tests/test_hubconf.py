@@ -12,9 +12,10 @@ from helpers import refused
 from tiny import ROOT, run
 from tiny_aim import SIZES, small_aim
 
+from var.aim import AIM
 from var.hub.checkpoint import save_model
 from var.hub.presets import AIM_RELEASED, AIM_SIZES, ReleasedAIM
-from var.models.aim import AIM, EncoderConfig
+from var.models.aim import EncoderConfig
 
 ENTRIES = {"aim_600M": "aim-600M", "aim_1B": "aim-1B", "aim_3B": "aim-3B", "aim_7B": "aim-7B"}
 

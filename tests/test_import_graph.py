@@ -15,7 +15,7 @@ FLOORS = (
     ("var.models",),
     ("var.sampling", "var.networks", "var.data"),
     ("var.editing", "var.hub"),
-    ("var.pipeline",),
+    ("var.pipeline", "var.aim"),
     ("var.features",),
     ("var.training",),
     ("var.evaluation",),
@@ -23,12 +23,6 @@ FLOORS = (
     ("var", "var.__main__", "var.convert", "var.generate"),  # what users import or start; nothing inside does
 )
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-
-# Imports that go up, each with what it takes to be rid of it.
-EXCEPTIONS = {
-    # AIM.from_pretrained finds, downloads and converts weights: it belongs on the pipeline's floor.
-    ("var.models.aim", "var.hub.download"),
-}
 
 
 @cache
@@ -69,12 +63,7 @@ def test_every_import_exists_and_none_goes_up(module: str) -> None:
     for other in sorted(imports()[module]):
         assert other in modules(), f"{module} imports {other}, which does not exist"
         there = room(other)
-        if (module, other) not in EXCEPTIONS:
-            assert there == here or FLOOR[there] < FLOOR[here], f"{module} imports {other}, of {there}"
-
-
-def test_every_exception_is_still_needed() -> None:
-    assert {(module, other) for module, other in EXCEPTIONS if other in imports()[module]} == EXCEPTIONS
+        assert there == here or FLOOR[there] < FLOOR[here], f"{module} imports {other}, of {there}"
 
 
 def test_nothing_imports_in_circles() -> None:
@@ -84,8 +73,7 @@ def test_nothing_imports_in_circles() -> None:
         assert module not in above, " -> ".join((*above[above.index(module) :], module))
         if module not in done:
             for other in imports()[module]:
-                if (module, other) not in EXCEPTIONS:
-                    visit(other, (*above, module))
+                visit(other, (*above, module))
             done.add(module)
 
     for module in modules():

@@ -17,11 +17,13 @@ from tiny import NAMES, tiny_pipeline
 import var
 from tokenizer.scales import SCALES_256, SCALES_512
 from var.editing.edit import inpaint_windows, upscale
+from var.editing.params import BlendParams
 from var.editing.windows import bounding_square, sliding, window_around
+from var.hub.load import find_folder
 from var.hub.presets import SHIPPED
-from var.pipeline import EditOutput, PipelineOutput, VARPipeline, find_folder
+from var.pipeline import EditOutput, PipelineOutput, VARPipeline
 from var.sampling.generate import generate
-from var.sampling.logits import SamplingParams
+from var.sampling.params import SamplingParams
 from var.utils.images import to_pil, to_rgb
 
 
@@ -49,7 +51,7 @@ def test_pictures_come_in_the_order_asked_for(pipe: VARPipeline) -> None:
     assert [(image.mode, image.size) for image in out.images] == [("RGB", (8, 8))] * 6
     assert (out.tokens.dtype, tuple(out.tokens.shape)) == (torch.int64, (6, 21))
     assert len({tuple(row) for row in out.tokens.tolist()}) == 6  # each its own
-    assert out.per_scale is None
+    assert out.intermediates is None
 
 
 def test_one_class_without_a_list(pipe: VARPipeline) -> None:
@@ -118,13 +120,13 @@ def test_sampling_of_a_folder_that_cannot_work(pipe: VARPipeline, tmp_path: Path
 
 
 def test_the_picture_after_every_scale(pipe: VARPipeline) -> None:
-    out = pipe([3, 0], num=2, per_scale=True, batch_size=3)
-    assert out.per_scale is not None
-    assert [len(stages) for stages in out.per_scale] == [len(SIDES)] * 4
-    assert pixels([stages[-1] for stages in out.per_scale]) == pixels(out.images)
+    out = pipe([3, 0], num=2, intermediates=True, batch_size=3)
+    assert out.intermediates is not None
+    assert [len(stages) for stages in out.intermediates] == [len(SIDES)] * 4
+    assert pixels([stages[-1] for stages in out.intermediates]) == pixels(out.images)
     for k in range(len(SIDES)):
         decoded = to_pil(pipe.vqvae.decode(out.tokens, num_scales=k + 1))
-        assert pixels([stages[k] for stages in out.per_scale]) == pixels(decoded)
+        assert pixels([stages[k] for stages in out.intermediates]) == pixels(decoded)
 
 
 # --- classes
@@ -259,14 +261,14 @@ def test_what_is_kept_of_a_picture_of_any_mode_stays_bit_for_bit(pipe: VARPipeli
     out = pipe.inpaint(image, BOX, num=2) if way == "inpaint" else pipe.edit(image, BOX, "red fox", num=2)
     assert (image.tobytes(), dict(image.getexif())) == before
     assert rgb.size == ((14, 20) if mode == "turned" else (20, 14))
-    assert np.array_equal(np.asarray(out.picture), np.asarray(rgb))
-    assert np.array_equal(out.hole, hole_of(rgb.size, BOX))
+    assert np.array_equal(np.asarray(out.image), np.asarray(rgb))
+    assert np.array_equal(out.mask, hole_of(rgb.size, BOX))
     assert len(out.images) == 2
     for result in out.images:
         assert (result.mode, result.size) == ("RGB", rgb.size)
         changed = (np.asarray(result) != np.asarray(rgb)).any(axis=-1)
-        assert changed[out.hole].mean() > 0.5
-        assert not changed[beyond(out.hole, 2)].any()  # 14 px show 4 tokens, and the feather is half of one
+        assert changed[out.mask].mean() > 0.5
+        assert not changed[beyond(out.mask, 2)].any()  # 14 px show 4 tokens, and the feather is half of one
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -278,8 +280,8 @@ def test_room_and_fine_detail_for_pictures_of_any_mode(pipe: VARPipeline, mode: 
     assert out.images[0].crop((3, 0, rgb.width + 3, rgb.height)).tobytes() == rgb.tobytes()
     small = pipe.upscale(in_mode(mode, (6, 3)))
     assert small.images[0].size == ((4, 8) if mode == "turned" else (8, 4))
-    assert np.array_equal(np.asarray(small.picture), np.asarray(to_rgb(in_mode(mode, (6, 3)))))
-    assert small.hole.all()
+    assert np.array_equal(np.asarray(small.image), np.asarray(to_rgb(in_mode(mode, (6, 3)))))
+    assert small.mask.all()
 
 
 def test_masks_of_every_kind_say_the_same(pipe: VARPipeline) -> None:
@@ -299,7 +301,7 @@ def test_what_is_in_the_hole_does_not_leak(pipe: VARPipeline, size: tuple[int, i
     for options in ({}, {"composite": False}, {"context": 1.2, "dilate": 0, "feather": 3.0}):
         one, same = (pipe.inpaint(picture, box, label, num=2, **options) for picture in (image, other))
         assert pixels(one.images) == pixels(same.images)
-    leaks = [pipe.inpaint(picture, box, label, hide=False, dilate=0, context=1.0) for picture in (image, other)]
+    leaks = [pipe.inpaint(picture, box, label, hide_masked=False, dilate=0, context=1.0) for picture in (image, other)]
     assert pixels(leaks[0].images) != pixels(leaks[1].images)
 
 
@@ -308,7 +310,7 @@ def test_an_empty_hole(pipe: VARPipeline, mask: Any) -> None:
     image = noise(20, 14)
     out = pipe.inpaint(image, mask, num=2)
     assert pixels(out.images) == [image.tobytes()] * 2
-    assert not out.hole.any()
+    assert not out.mask.any()
 
 
 @pytest.mark.parametrize("side", [8, 5, 23])
@@ -333,10 +335,11 @@ def test_a_hole_all_over_is_what_the_model_draws(pipe: VARPipeline, options: dic
 def test_edits_are_redraw_through_their_windows(pipe: VARPipeline) -> None:
     """What each passes on."""
     image, hole = noise(20, 14), hole_of((20, 14), BOX)
-    options: dict[str, Any] = {"cfg": 1.0, "seed": 4, "top_k": 3, "dilate": 0, "match": False, "feather": 0.5}
+    options: dict[str, Any] = {"cfg": 1.0, "seed": 4, "top_k": 3, "dilate": 0, "color_match": False, "feather": 0.5}
+    params = SamplingParams(cfg=1.0, top_k=3), BlendParams(dilate=0, color_match=False, feather=0.5)
 
     def expected(hole: np.ndarray, windows: Any, labels: list[int], canvas: Image.Image = image) -> list[bytes]:
-        return pixels(inpaint_windows(pipe.model, pipe.vqvae, canvas, hole, windows, labels, **options))
+        return pixels(inpaint_windows(pipe.model, pipe.vqvae, canvas, hole, windows, labels, *params, seed=4))
 
     none = [CLASSES] * 2
     assert pixels(pipe.inpaint(image, BOX, num=2, **options).images) == expected(hole, [window_around(hole)], none)
@@ -344,12 +347,24 @@ def test_edits_are_redraw_through_their_windows(pipe: VARPipeline) -> None:
     assert pixels(pipe.inpaint(image, BOX, 0, context=1.5, **options).images) == close
     assert pixels(pipe.edit(image, BOX, "red fox", context=1.5, **options).images) == close
     out = pipe.outpaint(image, right=6, label=3, num=2, method="shrink", **options)
-    assert pixels(out.images) == expected(out.hole, [bounding_square((26, 14))], [3, 3], out.picture)
+    assert pixels(out.images) == expected(out.mask, [bounding_square((26, 14))], [3, 3], out.image)
     out = pipe.outpaint(image, right=6, num=2, method="slide", **options)
-    assert pixels(out.images) == expected(out.hole, sliding(out.hole, 14), none, out.picture)
+    assert pixels(out.images) == expected(out.mask, sliding(out.mask, 14), none, out.image)
     small, few = noise(5, 3), {"cfg": 1.0, "seed": 4, "top_k": 3}
     out = pipe.upscale(small, 3, num=2, num_scales=1, consistent=False, **few)
-    assert pixels(out.images) == pixels(upscale(pipe.model, pipe.vqvae, small, [3, 3], 1, False, **few))
+    assert pixels(out.images) == pixels(upscale(pipe.model, pipe.vqvae, small, [3, 3], 1, False, params[0], 4))
+
+
+def test_options_of_an_edit_under_older_names_and_of_none(pipe: VARPipeline) -> None:
+    image = noise(20, 14)
+    options: dict[str, Any] = {"hide": False, "match": False}
+    with pytest.warns(FutureWarning, match="hide= is now hide_masked=|match= is now color_match="):
+        older = pipe.inpaint(image, BOX, **options)
+    assert pixels(older.images) == pixels(pipe.inpaint(image, BOX, hide_masked=False, color_match=False).images)
+    with pytest.raises(TypeError, match="'fether'"):
+        pipe.edit(image, BOX, 3, fether=1.0)  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="'dilate'"):
+        pipe.upscale(noise(5, 3), dilate=1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("way", ["inpaint", "shrink", "slide", "upscale"])
@@ -384,16 +399,16 @@ def test_outpainting_leaves_the_picture_where_it_is(
     image, (left, right, top, bottom) = noise(13, 9), room
     out = pipe.outpaint(image, *room, method=method, feather=1.0)
     size = (13 + left + right, 9 + top + bottom)
-    assert out.picture.size == size
-    assert out.hole.sum() == size[0] * size[1] - 13 * 9
-    assert not out.hole[top : top + 9, left : left + 13].any()
+    assert out.image.size == size
+    assert out.mask.sum() == size[0] * size[1] - 13 * 9
+    assert not out.mask[top : top + 9, left : left + 13].any()
     (result,) = out.images
     assert result.size == size
-    changed = (np.asarray(result) != np.asarray(out.picture)).any(axis=-1)
-    assert not changed[beyond(out.hole, 1)].any()
-    assert changed[out.hole].mean() > 0.9
-    kept = beyond(out.hole, 1)
-    assert np.array_equal(np.asarray(result)[kept], np.asarray(out.picture)[kept])
+    changed = (np.asarray(result) != np.asarray(out.image)).any(axis=-1)
+    assert not changed[beyond(out.mask, 1)].any()
+    assert changed[out.mask].mean() > 0.9
+    kept = beyond(out.mask, 1)
+    assert np.array_equal(np.asarray(result)[kept], np.asarray(out.image)[kept])
     assert np.asarray(image)[5, 6].tolist() == np.asarray(result)[top + 5, left + 6].tolist()
 
 
@@ -417,8 +432,8 @@ def test_every_way_of_editing_works_on_the_presets_ladders(scales: Any) -> None:
     image = noise(60, 40)
     out = pipe.edit(image, (10, 5, 30, 30), 2)
     changed = (np.asarray(out.images[0]) != np.asarray(image)).any(axis=-1)
-    assert changed[out.hole].mean() > 0.5
-    assert not changed[beyond(out.hole, 2)].any()  # 40 px show 16 or 32 tokens
+    assert changed[out.mask].mean() > 0.5
+    assert not changed[beyond(out.mask, 2)].any()  # 40 px show 16 or 32 tokens
     assert pipe.outpaint(image, left=20).images[0].size == (80, 40)
     side = vqvae.config.image_side
     assert side in (256, 512)
@@ -503,7 +518,7 @@ def test_bfloat16_keeps_head_and_quantiser_in_float32(pipe: VARPipeline, tmp_pat
     loaded = VARPipeline.from_pretrained(tmp_path / "model", dtype="bfloat16")
     assert loaded.model.blocks[0].mlp.up.weight.dtype == loaded.vqvae.dtype == torch.bfloat16
     assert loaded.model.head.weight.dtype == loaded.vqvae.quantizer.codebook.weight.dtype == torch.float32
-    out = loaded([3, 0], per_scale=True)
+    out = loaded([3, 0], intermediates=True)
     assert [image.size for image in out.images] == [(8, 8)] * 2
     assert loaded.reconstruct(out.images[0]).size == (8, 8)
 

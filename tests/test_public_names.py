@@ -4,8 +4,8 @@ import var
 import var.convert
 import var.generate
 import var.sampling
+from var.aim import AIM
 from var.hub import convert
-from var.models.aim import AIM
 from var.pipeline import VARPipeline
 from var.sampling import generate, logits
 

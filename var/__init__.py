@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from var.models.aim import AIM
+    from var.aim import AIM
     from var.pipeline import VARPipeline
 
 __all__ = ["AIM", "VARPipeline"]
@@ -16,7 +16,7 @@ def __getattr__(name: str) -> object:
 
         return VARPipeline
     if name == "AIM":
-        from var.models.aim import AIM
+        from var.aim import AIM
 
         return AIM
     raise AttributeError(f"module 'var' has no attribute {name!r}")

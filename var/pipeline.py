@@ -1,4 +1,4 @@
-"""VARPipeline: labels in, pictures out. What users import."""
+"""VARPipeline: labels in, images out. What users import."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,40 +14,36 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.editing.edit import DrawOptions, InpaintOptions, inpaint_windows, upscale
-from var.editing.image_masks import Hole, Mask, read_hole
+from var.editing.edit import inpaint_windows, upscale
+from var.editing.image_masks import Mask, MaskLike, read_mask
+from var.editing.params import BlendParams, EditOptions, current_names
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
-from var.hub.checkpoint import load_tokenizer, load_var, read_config, save_model
-from var.hub.download import load_released
-from var.hub.presets import RELEASED, SHIPPED, check_name
+from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.models.var import VAR
-from var.sampling.generate import SamplingOptions, check_fit, generate_batches, index_within_class
-from var.sampling.logits import SamplingParams
+from var.sampling.generate import check_fit, generate_batches, index_within_class
+from var.sampling.params import SamplingOptions, SamplingParams, check_known, with_options
 from var.utils.classes import find_label, imagenet_names, listing
 from var.utils.device import choose_device, choose_dtype
-from var.utils.files import cache_folder, replacing
 from var.utils.images import load_image, resize_and_crop, to_pil, to_rgb, to_tensor
-
-TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a saved pipeline
 
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """Pictures in the order of the labels, `num` of each.
+    """Images in the order of the labels, `num` of each.
 
     Attributes:
-        images: RGB pictures of the model's side.
-        labels: label of each picture.
-        indices: number of each picture within its class; with the seed and the label it names the random stream.
+        images: RGB images of the model's size.
+        labels: label of each image.
+        indices: number of each image within its class; with the seed and the label it names the random stream.
         tokens: (B, L) int64 on the CPU.
-        per_scale: for each picture, what it looks like after each scale; None unless asked for.
+        intermediates: for each image, what it looks like after each scale; None unless asked for.
     """
 
     images: list[Image.Image]
     labels: list[int]
     indices: list[int]
     tokens: Tensor
-    per_scale: list[list[Image.Image]] | None
+    intermediates: list[list[Image.Image]] | None
 
 
 @dataclass(frozen=True)
@@ -56,13 +52,13 @@ class EditOutput:
 
     Attributes:
         images: RGB, all of one size.
-        picture: what was edited: RGB, upright, with gray room where it was extended.
-        hole: (height, width) of `picture`, True where it was drawn anew.
+        image: what was edited: RGB, upright, with gray room where it was extended.
+        mask: (height, width) of `image`, True where it was inpainted.
     """
 
     images: list[Image.Image]
-    picture: Image.Image
-    hole: Hole
+    image: Image.Image
+    mask: Mask
 
 
 class VARPipeline:
@@ -119,32 +115,10 @@ class VARPipeline:
         """
         target = choose_device(device)
         number_type = choose_dtype(dtype, target)
-        if (vae_file or var_file) and str(name) not in RELEASED:
-            raise InputError(
-                f"vae_file and var_file go with a released name ({', '.join(RELEASED)}), not with {name!r}"
-            )
-        if vae_file or var_file:
-            vqvae, model = load_released(str(name), _path(vae_file), _path(var_file))
-            pipe = cls(model, vqvae)
-        else:
-            pipe = cls._from_folder(find_folder(name))
+        pipe = cls(*load_pipeline(name, vae_file, var_file))
         pipe.model.cast(number_type).to(target)
         pipe.vqvae.cast(number_type).to(target)
         return pipe
-
-    @classmethod
-    def _from_folder(cls, folder: Path) -> Self:
-        for part in (TOKENIZER, TRANSFORMER):
-            if not (folder / part).is_dir():
-                raise InputError(f"{folder} has no folder {part}: a model has two, {TOKENIZER} and {TRANSFORMER}")
-        entries = read_config(folder / TRANSFORMER)
-        names = entries.get("classes")
-        try:
-            classes = None if names is None else {int(label): str(name) for label, name in names.items()}
-        except (AttributeError, ValueError) as error:
-            raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({error})") from error
-        sampling = read_sampling(entries.get("sampling"), folder / TRANSFORMER)
-        return cls(load_var(folder / TRANSFORMER), load_tokenizer(folder / TOKENIZER), classes, sampling)
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
         """Write `tokenizer/` and `transformer/`, each of config.json and model.safetensors; dtype None: as they are.
@@ -152,14 +126,7 @@ class VARPipeline:
         Raises:
             InputError: the folder cannot be written.
         """
-        extra: dict[str, object] = {}
-        if self.classes is not None:
-            extra["classes"] = {str(label): name for label, name in sorted(self.classes.items())}
-        if self.sampling is not None:
-            extra["sampling"] = self.sampling.to_dict()
-        with replacing(Path(folder), (TOKENIZER, TRANSFORMER)) as new:
-            save_model(new / TRANSFORMER, self.model, extra, dtype)
-            save_model(new / TOKENIZER, self.vqvae, dtype=dtype)
+        save_pipeline(Path(folder), PipelineParts(self.model, self.vqvae, self.classes, self.sampling), dtype)
 
     def label(self, given: int | str) -> int:
         """The label of a class given by index or name.
@@ -199,40 +166,37 @@ class VARPipeline:
         top_p: float | None = None,
         seed: int = 0,
         smooth: bool | None = None,
-        per_scale: bool = False,
+        intermediates: bool = False,
         batch_size: int = 16,
     ) -> PipelineOutput:
-        """Draw `num` pictures of each class.
+        """Generate `num` images of each class.
 
         What is None is the model's own default (`sampling` in its config.json), else that of `SamplingParams`.
 
         Args:
             labels: indices or names of classes.
-            num: pictures a class.
-            cfg: classifier-free guidance at the last scale (rises linearly from 0); 0 switches it off.
-            top_k: keep the best tokens; 0 keeps all.
-            top_p: keep the smallest set of tokens whose probability exceeds it; 0 keeps all.
-            seed: a picture's random draws follow from the seed, its label and its number within the class alone.
-            smooth: mix codewords; smoother pictures, not for metrics.
-            per_scale: also decode the picture after every scale.
-            batch_size: pictures drawn at once.
+            num: images a class.
+            cfg, top_k, top_p, smooth: as `SamplingParams` has them.
+            seed: an image's random draws follow from the seed, its label and its number within the class alone.
+            intermediates: also decode the image after every scale.
+            batch_size: images generated at once.
 
         Raises:
             InputError: an unknown class, or an option out of range.
         """
         asked = [labels] if isinstance(labels, int | str | Integral) else list(labels)
         rows = [label for given in asked for label in self._rows(given, num)]
+        sampling = self._sampling({"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth})
         images: list[Image.Image] = []
         growth: list[list[Image.Image]] = []
         tokens: list[Tensor] = []
-        options = self._sampling(cfg=cfg, top_k=top_k, top_p=top_p, smooth=smooth)
-        options["seed"] = seed
-        for drawn in generate_batches(self.model, self.vqvae, rows, batch_size, **options):
-            images += to_pil(drawn.images)
-            tokens.append(drawn.tokens.cpu())
-            if per_scale:
-                growth += self._growth(drawn.f_hats)
-        return PipelineOutput(images, rows, index_within_class(rows), torch.cat(tokens), growth if per_scale else None)
+        for batch in generate_batches(self.model, self.vqvae, rows, batch_size, sampling, seed):
+            images += to_pil(batch.images)
+            tokens.append(batch.tokens.cpu())
+            if intermediates:
+                growth += self._growth(batch.f_hats)
+        shown = growth if intermediates else None
+        return PipelineOutput(images, rows, index_within_class(rows), torch.cat(tokens), shown)
 
     @torch.inference_mode()
     def _growth(self, f_hats: list[Tensor]) -> list[list[Image.Image]]:
@@ -242,45 +206,45 @@ class VARPipeline:
     def inpaint(
         self,
         image: Image.Image,
-        mask: Mask,
+        mask: MaskLike,
         label: int | str | None = None,
         num: int = 1,
         context: float | None = None,
-        **options: Unpack[InpaintOptions],
+        **options: Unpack[EditOptions],
     ) -> EditOutput:
-        """Fill a hole of a picture.
+        """Fill a masked part of an image.
 
-        The model sees the largest square of the picture that has the hole near its middle; one that reaches over the
-        edges if the hole is longer than the picture's shorter side.
+        The model sees the largest square of the image that has the mask near its middle; one that reaches over the
+        edges if the mask is longer than the image's shorter side.
 
         Args:
             image: of any size and mode; transparent parts become white.
-            mask: the hole: a picture of the same size, white where it is filled (transparent is kept), a boolean array
-                (height, width), a box (left, top, right, bottom) in pixels, or a list of boxes. An empty hole gives the
-                picture as it is, or what the tokenizer makes of it with composite=False.
-            label: index or name of a class; None for no class, as the paper fills holes.
+            mask: an image of the same size, white where it is filled (transparent is kept), a boolean array (height,
+                width), a box (left, top, right, bottom) in pixels, or a list of boxes. An empty mask gives the image as
+                it is, or what the tokenizer makes of it with composite=False.
+            label: index or name of a class; None for no class, as the paper inpaints.
             num: results.
-            context: side of the square that the model sees over the hole's longer side; None: as large as it can be.
-                A small one gives a small hole in a large picture more of the model's pixels, and less to go by; 1
-                shows nothing but the hole.
-            options: as `var.editing.edit.inpaint_windows` takes them: dilate, hide, composite, match, feather; cfg,
-                top_k, top_p, seed, smooth, batch_size.
+            context: side of the square that the model sees over the mask's longer side; None: as large as it can be.
+                A small one gives a small mask in a large image more of the model's pixels, and less to go by; 1
+                shows nothing but the mask.
+            options: fields of `SamplingParams` (cfg, top_k, top_p, smooth) and of `BlendParams` (dilate, hide_masked,
+                composite, color_match, feather); seed (0), batch_size (16).
 
         Raises:
             InputError: an image that cannot be read, a mask of another size, an unknown class, an option out of range.
         """
-        picture = to_rgb(load_image(image))
-        hole = read_hole(mask, picture.size)
-        return self._redraw(picture, hole, [window_around(hole, context)], label, num, **options)
+        image = to_rgb(load_image(image))
+        found = read_mask(mask, image.size)
+        return self._inpaint(image, found, [window_around(found, context)], label, num, options)
 
     def edit(
         self,
         image: Image.Image,
-        mask: Mask,
+        mask: MaskLike,
         label: int | str,
         num: int = 1,
         context: float | None = None,
-        **options: Unpack[InpaintOptions],
+        **options: Unpack[EditOptions],
     ) -> EditOutput:
         """Put something of a class where the mask is (class-conditional editing); all else as `inpaint`."""
         return self.inpaint(image, mask, label, num, context, **options)
@@ -295,47 +259,45 @@ class VARPipeline:
         label: int | str | None = None,
         num: int = 1,
         method: str = "auto",
-        **options: Unpack[InpaintOptions],
+        **options: Unpack[EditOptions],
     ) -> EditOutput:
-        """Continue a picture beyond its edges.
+        """Continue an image beyond its edges.
 
         Args:
             image: of any size and mode.
             left, right, top, bottom: pixels that are added on each side.
             label: index or name of a class; None for no class.
             num: results.
-            method: `shrink` shows the model all of the extended picture at once, so that its parts go together, in as
-                many pixels as the model has; `slide` moves a square as large as the picture's shorter side outwards by
-                halves, so that the new parts are as detailed as the picture, each drawn with sight of its neighbors
-                alone, so that edges may show. `auto` shrinks until the extended picture is twice as long as the given
+            method: `shrink` shows the model all of the extended image at once, so that its parts go together, in as
+                many pixels as the model has; `slide` moves a square as large as the image's shorter side outwards by
+                halves, so that the new parts are as detailed as the image, each generated with sight of its neighbors
+                alone, so that edges may show. `auto` shrinks until the extended image is twice as long as the given
                 one's shorter side.
             options: as `inpaint` takes them.
 
         Raises:
             InputError: no extension, one too large, an unknown method; and as `inpaint`.
         """
-        picture = to_rgb(load_image(image))
-        canvas, hole = pad_canvas(picture, left, right, top, bottom)
-        windows = outpaint_windows(picture.size, hole, method)
-        return self._redraw(canvas, hole, windows, label, num, **options)
+        image = to_rgb(load_image(image))
+        canvas, mask = pad_canvas(image, left, right, top, bottom)
+        return self._inpaint(canvas, mask, outpaint_windows(image.size, mask, method), label, num, options)
 
-    def _redraw(
+    def _inpaint(
         self,
-        picture: Image.Image,
-        hole: Hole,
+        image: Image.Image,
+        mask: Mask,
         windows: Iterable[Window],
         label: int | str | None,
         num: int,
-        **options: Unpack[InpaintOptions],
+        options: EditOptions,
     ) -> EditOutput:
-        asked: InpaintOptions = {**self._sampling(), **options}
-        images = inpaint_windows(self.model, self.vqvae, picture, hole, windows, self._rows(label, num), **asked)
-        return EditOutput(images, picture, hole)
-
-    def _sampling(self, **given: float | bool | None) -> SamplingOptions:
-        """The options given, and for those that are None the model's."""
-        params = (self.sampling or SamplingParams()).updated(**given)
-        return SamplingOptions(cfg=params.cfg, top_k=params.top_k, top_p=params.top_p, smooth=params.smooth)
+        seed, batch_size = options.pop("seed", 0), options.pop("batch_size", 16)
+        given = current_names(options)
+        check_known(given, SamplingParams(), BlendParams())
+        sampling, blend = self._sampling(given), with_options(BlendParams(), given)
+        rows = self._rows(label, num)
+        images = inpaint_windows(self.model, self.vqvae, image, mask, windows, rows, sampling, blend, seed, batch_size)
+        return EditOutput(images, image, mask)
 
     def upscale(
         self,
@@ -344,29 +306,36 @@ class VARPipeline:
         num: int = 1,
         num_scales: int | None = None,
         consistent: bool = True,
-        **options: Unpack[DrawOptions],
+        seed: int = 0,
+        batch_size: int = 16,
+        **options: Unpack[SamplingOptions],
     ) -> EditOutput:
-        """Draw a small picture in the model's size: super-resolution.
+        """Show a small image in the model's size: super-resolution.
 
-        The picture is enlarged and encoded, its coarse tokens are kept, the fine ones drawn; `var.editing.edit.upscale`
-        tells why. The longer side becomes the model's.
+        The image is enlarged and encoded, its coarse tokens are kept, the fine ones generated;
+        `var.editing.edit.upscale` tells why. The longer side becomes the model's.
 
         Args:
-            image: smaller than the model's pictures, of any mode.
+            image: smaller than the model's images, of any mode.
             label: index or name of a class; None for no class.
             num: results.
             num_scales: how many coarse scales are kept; None: those whose tokens are at least as wide, in pixels of the
-                small picture, as the last scale's are in one of full size.
-            consistent: the results, reduced to the small picture's size, are the small picture.
-            options: cfg, top_k, top_p, seed, smooth, batch_size.
+                small image, as the last scale's are in one of full size.
+            consistent: the results, reduced to the small image's size, are the small image.
+            seed, batch_size: as `__call__` takes them.
+            options: fields of `SamplingParams`: cfg, top_k, top_p, smooth.
 
         Raises:
-            InputError: a picture that is not smaller; and as `inpaint`.
+            InputError: an image that is not smaller; and as `inpaint`.
         """
-        picture = to_rgb(load_image(image))
-        asked: DrawOptions = {**self._sampling(), **options}
-        images = upscale(self.model, self.vqvae, picture, self._rows(label, num), num_scales, consistent, **asked)
-        return EditOutput(images, picture, np.ones(picture.size[::-1], dtype=bool))
+        image = to_rgb(load_image(image))
+        check_known(options, SamplingParams())
+        sampling, rows = self._sampling(options), self._rows(label, num)
+        images = upscale(self.model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size)
+        return EditOutput(images, image, np.ones(image.size[::-1], dtype=bool))
+
+    def _sampling(self, options: Mapping[str, object]) -> SamplingParams:
+        return with_options(self.sampling or SamplingParams(), options)
 
     def _rows(self, label: int | str | None, num: int) -> list[int]:
         if num < 1:
@@ -375,47 +344,7 @@ class VARPipeline:
 
     @torch.inference_mode()
     def reconstruct(self, image: Image.Image) -> Image.Image:
-        """An image of any size and mode -> its center square through the tokenizer and back, at the model's side."""
+        """An image of any size and mode -> its center square through the tokenizer and back, at the model's size."""
         side = self.vqvae.config.image_side
         square = to_tensor(resize_and_crop(to_rgb(load_image(image)), side, side))[None].to(self.model.position.device)
         return to_pil(self.vqvae.decode(self.vqvae.encode(square)))[0]
-
-
-def read_sampling(entry: object, folder: Path) -> SamplingParams | None:
-    """The entry `sampling` of a transformer's config.json; None: it has none.
-
-    Raises:
-        InputError: unknown options, or values out of range.
-    """
-    if entry is None:
-        return None
-    known = SamplingParams().to_dict()
-    if not isinstance(entry, dict) or not entry.keys() <= known.keys():
-        raise InputError(f"{folder}: sampling={entry!r} must map {', '.join(known)} to values")
-    for name, value in entry.items():
-        if type(value) is not type(known[name]) and not (name in ("cfg", "top_p") and type(value) is int):
-            raise InputError(f"{folder}: sampling has {name}={value!r}, which must be like {known[name]}")
-    return SamplingParams(**entry)
-
-
-def find_folder(name: str | Path) -> Path:
-    """The folder of a model: the one given, a shipped one, or the conversion of a released one (made if need be).
-
-    Raises:
-        InputError: an unknown name; released weights that cannot be had.
-    """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    check_name(str(name))
-    if str(name) in SHIPPED:
-        return SHIPPED[str(name)]
-    converted = cache_folder() / str(name)
-    if not converted.is_dir():
-        vqvae, model = load_released(str(name))
-        VARPipeline(model, vqvae).save_pretrained(converted)
-    return converted
-
-
-def _path(file: str | Path | None) -> Path | None:
-    return None if file is None else Path(file).expanduser()

@@ -15,12 +15,12 @@ from tiny import Ended, Run, refusal, run
 
 from var.cli import edit as command
 from var.editing import windows
-from var.editing.edit import inpaint_windows
 from var.editing.edit import upscale as library_upscale
 from var.editing.image_masks import overlay
+from var.editing.params import BlendParams
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
-from var.sampling.logits import SamplingParams
+from var.sampling.params import SamplingParams
 
 VERBS = list(command.EDIT.commands)
 WIDTH, HEIGHT = 24, 16  # of the picture; the model's is 8x8, with 4x4 tokens
@@ -104,7 +104,7 @@ def test_files_and_what_is_printed(edit: Run, pipe: VARPipeline) -> None:
     drawn = pipe.inpaint(read("p.png"), BOX, num=2)
     assert same([read(path) for path in paths[:2]], drawn.images)
     assert not same(drawn.images[:1], drawn.images[1:])
-    assert same([read(paths[2])], [overlay(read("p.png"), drawn.hole)])
+    assert same([read(paths[2])], [overlay(read("p.png"), drawn.mask)])
 
 
 def test_by_default_four_results_in_the_folder_edits(edit: Run, pipe: VARPipeline) -> None:
@@ -143,9 +143,9 @@ CHANGES: list[tuple[tuple[object, ...], dict[str, Any]]] = [
     (("--smooth",), {"smooth": True}),
     (("--dilate", 0), {"dilate": 0}),
     (("--feather", 0), {"feather": 0.0}),
-    (("--no-hide",), {"hide": False}),
+    (("--no-hide",), {"hide_masked": False}),
     (("--no-composite",), {"composite": False}),
-    (("--no-match",), {"match": False}),
+    (("--no-match",), {"color_match": False}),
     (("--context", 1.5), {"context": 1.5}),
 ]
 
@@ -190,7 +190,7 @@ def test_pictures_of_other_modes(edit: Run, pipe: VARPipeline, make: Callable[[P
     drawn = pipe.inpaint(image, BOX, num=2)
     assert same(images, drawn.images)
     assert images[0].size == (WIDTH, HEIGHT)
-    assert not np.asarray(ImageChops.difference(images[0], drawn.picture))[12:].any()
+    assert not np.asarray(ImageChops.difference(images[0], drawn.image))[12:].any()
     assert "exif" not in read("edits/q_inpaint_0.png").info  # nothing that would turn it once more
 
 
@@ -203,7 +203,7 @@ def test_outpaint(edit: Run, pipe: VARPipeline, method: str | None) -> None:
     drawn = pipe.outpaint(read("p.png"), **room, label=3, num=2, method=method or "auto")
     assert same(images, drawn.images)
     assert images[0].size == (WIDTH + 12, HEIGHT + 4)
-    assert same([read("edits/p_outpaint_mask.png")], [overlay(drawn.picture, drawn.hole)])
+    assert same([read("edits/p_outpaint_mask.png")], [overlay(drawn.image, drawn.mask)])
     assert Path("edits/p_outpaint_sheet.png").is_file()
 
 
@@ -467,7 +467,7 @@ def test_help_tells_the_librarys_defaults() -> None:
         return told(alias).removeprefix("the model's, else ")
 
     params = SamplingParams()
-    drawn, redrawn = inspect.signature(generate).parameters, inspect.signature(inpaint_windows).parameters
+    drawn, redrawn = inspect.signature(generate).parameters, inspect.signature(BlendParams).parameters
     enlarged = inspect.signature(library_upscale).parameters
     words = {True: "on", False: "off"}
     assert told(command.Seed) == str(drawn["seed"].default)
@@ -475,7 +475,11 @@ def test_help_tells_the_librarys_defaults() -> None:
     assert told_of_models(command.TopP) == str(params.top_p)
     assert told_of_models(command.Cfg) == f"{params.cfg:g}"
     assert told(command.Dilate) == str(redrawn["dilate"].default)
-    for alias, name in ((command.Hide, "hide"), (command.Composite, "composite"), (command.Match, "match")):
+    for alias, name in (
+        (command.Hide, "hide_masked"),
+        (command.Composite, "composite"),
+        (command.Match, "color_match"),
+    ):
         assert told(alias) == words[redrawn[name].default]
     assert told(command.Consistent) == words[enlarged["consistent"].default]
     assert redrawn["feather"].default is enlarged["num_scales"].default is None  # told in words

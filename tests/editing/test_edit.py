@@ -16,24 +16,26 @@ from torch import Tensor
 import var.editing.edit
 from tokenizer.vqvae import VQVAE
 from var.editing.edit import back_project, encoder_view, generate_masked, inpaint_windows, match_colors, upscale
-from var.editing.image_masks import Hole, mask_at_scales, pull_push_fill
+from var.editing.image_masks import Mask, mask_at_scales, pull_push_fill
+from var.editing.params import BlendParams
 from var.editing.windows import Window, bounding_square, crop_mask, sliding, window_around
 from var.models.var import VAR
-from var.sampling.generate import Generated, Known, generate, generate_batches
+from var.sampling.generate import ForcedTokens, Generated, generate, generate_batches
+from var.sampling.params import FOR_METRICS, SamplingParams, with_options
 from var.utils.images import to_pil, to_tensor
 
 MODEL, TOKENIZER = small_var(seed=1), small_vqvae(seed=2)
 SIDE = TOKENIZER.config.image_side
 LENGTH = TOKENIZER.scales.total
 
-Draws = list[tuple[Known, Generated]]  # what the loop over scales was told, and what it drew
+Draws = list[tuple[ForcedTokens, Generated]]  # what the loop over scales was told, and what it drew
 
 
 def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def hole_of(width: int, height: int, *boxes: tuple[int, int, int, int]) -> Hole:
+def hole_of(width: int, height: int, *boxes: tuple[int, int, int, int]) -> Mask:
     hole = np.zeros((height, width), dtype=bool)
     for left, top, right, bottom in boxes:
         hole[top:bottom, left:right] = True
@@ -42,22 +44,24 @@ def hole_of(width: int, height: int, *boxes: tuple[int, int, int, int]) -> Hole:
 
 def filled(
     picture: Image.Image,
-    hole: Hole,
+    hole: Mask,
     windows: Iterable[Window] | None = None,
     labels: Iterable[int] = (1,),
     **options: Any,
 ) -> list[np.ndarray]:
     windows = [window_around(hole)] if windows is None else windows
-    images = inpaint_windows(MODEL, TOKENIZER, picture, hole, windows, list(labels), **({"seed": 3} | options))
+    rest = {name: options.pop(name) for name in ("seed", "batch_size") if name in options}
+    params = with_options(FOR_METRICS, options), with_options(BlendParams(), options)
+    images = inpaint_windows(MODEL, TOKENIZER, picture, hole, windows, list(labels), *params, **({"seed": 3} | rest))
     assert {(image.mode, image.size) for image in images} == {("RGB", picture.size)}
     return [np.asarray(image) for image in images]
 
 
-def changed(picture: Image.Image, result: np.ndarray) -> Hole:
+def changed(picture: Image.Image, result: np.ndarray) -> Mask:
     return (np.asarray(picture) != result).any(axis=-1)
 
 
-def distance_from(hole: Hole) -> np.ndarray:
+def distance_from(hole: Mask) -> np.ndarray:
     """Of every pixel to the nearest one of the hole."""
     places = np.argwhere(hole)
     grid = np.moveaxis(np.indices(hole.shape), 0, -1)
@@ -69,8 +73,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Draws:
     """What the loop over scales is told and draws from now on."""
     seen: Draws = []
 
-    def recorded(model: VAR, vqvae: VQVAE, labels: list[int], n: int, known: Known, **options: Any) -> Any:
-        for part in generate_batches(model, vqvae, labels, n, known, **options):
+    def recorded(
+        model: VAR, vqvae: VQVAE, labels: list[int], n: int, sampling: SamplingParams, seed: int, known: ForcedTokens
+    ) -> Any:
+        for part in generate_batches(model, vqvae, labels, n, sampling, seed, known):
             seen.append((known, part))
             yield part
 
@@ -82,7 +88,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Draws:
 
 
 @st.composite
-def pictures_with_holes(draw: st.DrawFn) -> tuple[Image.Image, Hole]:
+def pictures_with_holes(draw: st.DrawFn) -> tuple[Image.Image, Mask]:
     """Of any shape; some box and some speckles are hidden, and something is known."""
     width, height, seed = draw(st.integers(3, 24)), draw(st.integers(3, 24)), draw(st.integers(0, 10**6))
     left, top = draw(st.integers(0, width - 1)), draw(st.integers(0, height - 1))
@@ -98,7 +104,7 @@ OPTIONS = st.fixed_dictionaries(
     optional={
         "dilate": st.integers(0, 2),
         "composite": st.booleans(),
-        "match": st.booleans(),
+        "color_match": st.booleans(),
         "feather": st.sampled_from([0.0, 1.0, 5.0]),
         "smooth": st.booleans(),
         "cfg": st.sampled_from([0.0, 3.0]),
@@ -109,7 +115,7 @@ OPTIONS = st.fixed_dictionaries(
 any_windows = st.sampled_from(["around", "close", "whole", "sliding"])
 
 
-def some_windows(hole: Hole, kind: str) -> Iterable[Window]:
+def some_windows(hole: Mask, kind: str) -> Iterable[Window]:
     height, width = hole.shape
     ways: dict[str, Callable[[], Iterable[Window]]] = {
         "around": lambda: [window_around(hole)],
@@ -128,7 +134,7 @@ def some_windows(hole: Hole, kind: str) -> Iterable[Window]:
 )
 @settings(max_examples=40, deadline=None)
 def test_what_is_in_the_hole_changes_nothing(
-    given_picture: tuple[Image.Image, Hole], kind: str, options: dict[str, Any], label: int
+    given_picture: tuple[Image.Image, Mask], kind: str, options: dict[str, Any], label: int
 ) -> None:
     picture, hole = given_picture
     pixels = np.asarray(picture).copy()
@@ -144,7 +150,7 @@ def test_a_hole_that_is_not_hidden_leaks() -> None:
     pixels = np.asarray(picture).copy()
     pixels[hole] = 255 - pixels[hole]
     for dilate in (0, 1):
-        one, other = (filled(p, hole, hide=False, dilate=dilate)[0] for p in (picture, Image.fromarray(pixels)))
+        one, other = (filled(p, hole, hide_masked=False, dilate=dilate)[0] for p in (picture, Image.fromarray(pixels)))
         assert not np.array_equal(one[hole], other[hole])
 
 
@@ -181,7 +187,7 @@ def test_pixels_are_hidden_before_the_picture_is_resized() -> None:
 )
 @settings(max_examples=40, deadline=None)
 def test_outside_hole_and_feather_the_picture_stays_bit_for_bit(
-    given_picture: tuple[Image.Image, Hole], kind: str, feather: float | None
+    given_picture: tuple[Image.Image, Mask], kind: str, feather: float | None
 ) -> None:
     picture, hole = given_picture
     before, hole_before = picture.tobytes(), hole.copy()
@@ -242,7 +248,7 @@ def test_a_hole_all_over_is_plain_generation(label: int, smooth: bool) -> None:
     options: dict[str, Any] = {"seed": 7, "cfg": 2.0, "smooth": smooth}
     for size, match in (((SIDE, SIDE), True), ((SIDE, SIDE), False), ((13, 20), True)):
         hole = hole_of(*size, (0, 0, *size))
-        results = filled(noise(*size), hole, labels=[label] * 2, match=match, **options)
+        results = filled(noise(*size), hole, labels=[label] * 2, color_match=match, **options)
         window = window_around(hole)
         for result, square in zip(
             results, to_pil(generate(MODEL, TOKENIZER, [label] * 2, **options).images), strict=True
@@ -256,14 +262,14 @@ def test_a_hole_all_over_is_plain_generation(label: int, smooth: bool) -> None:
 def test_kept_tokens_are_those_of_the_encoded_picture(drawn: Draws, dilate: int, band: int) -> None:
     vqvae, model = small_vqvae(scales=(1, 2, 4, 8)), small_var(scales=(1, 2, 4, 8))
     picture, hole = noise(16, 16), hole_of(16, 16, (6, 8, 8, 10))  # one token of the last scale
-    inpaint_windows(model, vqvae, picture, hole, [window_around(hole)], [1, 2], dilate=dilate, seed=1)
+    inpaint_windows(model, vqvae, picture, hole, [window_around(hole)], [1, 2], blend=BlendParams(dilate), seed=1)
     ((known, out),) = drawn
     encoded = vqvae.encode(encoder_view(picture, hole, 16)[None]).expand(2, -1)
     keep = torch.ones(8, 8, dtype=torch.bool)
     keep[4, 3] = False
     kept = mask_at_scales(keep, vqvae.scales, dilate)
     assert (~kept[-64:]).sum() == (2 * band + 1) ** 2
-    assert torch.equal(known.keep, kept.expand(2, -1))
+    assert torch.equal(known.forced, kept.expand(2, -1))
     assert torch.equal(out.tokens[:, kept], encoded[:, kept])
     assert not torch.equal(out.tokens[:, ~kept], encoded[:, ~kept])
 
@@ -272,10 +278,10 @@ def test_complete_encodes_one_picture_for_all_or_one_each() -> None:
     keep = torch.zeros(LENGTH, dtype=torch.bool)
     keep[5:15] = True
     pictures = normal(3, 3, SIDE, SIDE).clamp(-1, 1)
-    each = generate_masked(MODEL, TOKENIZER, pictures, keep, [1, 1, 2], batch_size=2, seed=4)
+    each = generate_masked(MODEL, TOKENIZER, pictures, keep, [1, 1, 2], FOR_METRICS, batch_size=2, seed=4)
     assert each.shape == (3, 3, SIDE, SIDE)
     assert each.abs().max() <= 1
-    one = generate_masked(MODEL, TOKENIZER, pictures[:1], keep, [1, 1, 2], seed=4)
+    one = generate_masked(MODEL, TOKENIZER, pictures[:1], keep, [1, 1, 2], FOR_METRICS, seed=4)
     assert largest_difference(one[:1], each[:1]) < 1e-4
     assert largest_difference(one[1:], each[1:]) > 0.01
 
@@ -298,9 +304,9 @@ def test_sliding_windows_see_what_was_drawn_before(drawn: Draws) -> None:
         seen = encoder_view(Image.fromarray(start).crop(windows[1].box), rest[:, 8:], SIDE)
         with torch.no_grad():
             encoded = TOKENIZER.encode(seen[None])[0]
-        assert known.keep[row, -16:].reshape(4, 4).sum(dim=0).tolist() == [4, 0, 0, 0]  # half of it, less the band
+        assert known.forced[row, -16:].reshape(4, 4).sum(dim=0).tolist() == [4, 0, 0, 0]  # half of it, less the band
         assert torch.equal(known.tokens[row], encoded)
-        assert torch.equal(second.tokens[row][known.keep[row]], encoded[known.keep[row]])
+        assert torch.equal(second.tokens[row][known.forced[row]], encoded[known.forced[row]])
     assert not np.array_equal(results[0], results[1])
 
 
@@ -344,7 +350,7 @@ def test_matched_takes_a_hole_of_another_resolution() -> None:
 
 def test_match_changes_the_hole_alone() -> None:
     picture, hole = noise(16, 16), hole_of(16, 16, (5, 5, 11, 11))
-    one, other = (filled(picture, hole, feather=0.0, match=match)[0] for match in (True, False))
+    one, other = (filled(picture, hole, feather=0.0, color_match=match)[0] for match in (True, False))
     assert not np.array_equal(one[hole], other[hole])
     assert np.array_equal(one[~hole], other[~hole])
 
@@ -389,7 +395,9 @@ def test_other_options_out_of_range_are_refused(option: dict[str, Any]) -> None:
 
 
 def enlarged(picture: Image.Image, **options: Any) -> list[Image.Image]:
-    return upscale(MODEL, TOKENIZER, picture, [1, 1], **({"seed": 3} | options))
+    rest = {name: options.pop(name) for name in ("num_scales", "consistent", "seed") if name in options}
+    sampling = with_options(FOR_METRICS, options)
+    return upscale(MODEL, TOKENIZER, picture, [1, 1], sampling=sampling, **({"seed": 3} | rest))
 
 
 @pytest.mark.parametrize(
@@ -419,7 +427,7 @@ def test_a_picture_that_is_not_square_keeps_all_tokens_of_its_scales(drawn: Draw
     enlarged(small, num_scales=2)
     ((known, out),) = drawn
     coarse = TOKENIZER.scales.levels() < 2
-    assert torch.equal(known.keep, coarse.expand(2, -1))
+    assert torch.equal(known.forced, coarse.expand(2, -1))
     assert torch.equal(out.tokens[:, coarse], known.tokens[:, coarse])
     window = bounding_square(size)
     outside = ~crop_mask(np.ones(size[::-1], dtype=bool), window)

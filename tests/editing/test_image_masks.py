@@ -15,15 +15,15 @@ from torch import Tensor
 
 from tokenizer.scales import SCALES_256, SCALES_512, Scales
 from var.editing.image_masks import (
-    KEPT_WHOLE,
-    Hole,
+    FORCED_WHOLE,
     Mask,
+    MaskLike,
     feathered_alpha,
     mask_at_scales,
     masked_downscale,
     overlay,
     pull_push_fill,
-    read_hole,
+    read_mask,
     token_mask,
 )
 
@@ -31,24 +31,24 @@ HOLE = np.array([[0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dt
 SIZE = (6, 3)
 
 
-def random_hole(height: int, width: int, share: float, seed: int) -> Hole:
+def random_hole(height: int, width: int, share: float, seed: int) -> Mask:
     return np.random.default_rng(seed).random((height, width)) < share
 
 
 # --- what tells where a hole is
 
 
-def gray(values: Hole | np.ndarray) -> Image.Image:
+def gray(values: Mask | np.ndarray) -> Image.Image:
     return Image.fromarray(np.asarray(values, dtype=np.uint8))
 
 
-def palette(hole: Hole) -> Image.Image:
+def palette(hole: Mask) -> Image.Image:
     image = Image.fromarray(hole.astype(np.uint8)).convert("P")
     image.putpalette([200, 0, 0, 0, 255, 255])  # dark red, bright cyan
     return image
 
 
-def with_alpha(hole: Hole, mode: str) -> Image.Image:
+def with_alpha(hole: Mask, mode: str) -> Image.Image:
     """White all over; transparent, so kept, outside the hole."""
     image = Image.new("L", SIZE, "white").convert(mode)
     image.putalpha(gray(hole * 255))
@@ -71,7 +71,7 @@ MASKS: dict[str, Image.Image] = {
 def test_masks_of_any_mode(mode: str) -> None:
     assert MASKS[mode].mode == mode
     before = MASKS[mode].tobytes()
-    hole = read_hole(MASKS[mode], SIZE)
+    hole = read_mask(MASKS[mode], SIZE)
     assert hole.dtype == bool
     assert np.array_equal(hole, HOLE)
     assert MASKS[mode].tobytes() == before
@@ -80,38 +80,38 @@ def test_masks_of_any_mode(mode: str) -> None:
 def test_a_palettes_transparent_entry_is_kept() -> None:
     mask = palette(HOLE)
     mask.info["transparency"] = 1
-    assert not read_hole(mask, SIZE).any()
+    assert not read_mask(mask, SIZE).any()
 
 
 def test_black_that_is_half_transparent_is_kept() -> None:
-    assert not read_hole(Image.new("RGBA", SIZE, (0, 0, 0, 128)), SIZE).any()
+    assert not read_mask(Image.new("RGBA", SIZE, (0, 0, 0, 128)), SIZE).any()
 
 
 def test_a_mask_is_turned_upright_as_its_picture_is() -> None:
     exif, file = Image.Exif(), BytesIO()
     exif[0x0112] = 6
     gray(HOLE * 255).save(file, "PNG", exif=exif)
-    assert np.array_equal(read_hole(Image.open(file), SIZE[::-1]), np.rot90(HOLE, -1))
+    assert np.array_equal(read_mask(Image.open(file), SIZE[::-1]), np.rot90(HOLE, -1))
 
 
 @pytest.mark.parametrize(
     "mask",
     [HOLE, [(1, 0, 3, 2), (5, 2, 6, 3)], ((1, 0, 3, 2), (5, 2, 6, 3)), [(1, 0, 2, 2), (1, 0, 3, 2), (5, 2, 6, 3)]],
 )
-def test_arrays_and_lists_of_boxes(mask: Mask) -> None:
-    assert np.array_equal(read_hole(mask, SIZE), HOLE)
+def test_arrays_and_lists_of_boxes(mask: MaskLike) -> None:
+    assert np.array_equal(read_mask(mask, SIZE), HOLE)
 
 
 def test_one_box() -> None:
-    hole = read_hole((1, 0, 3, 2), SIZE)
+    hole = read_mask((1, 0, 3, 2), SIZE)
     assert hole.sum() == 4
     assert hole[0:2, 1:3].all()
-    assert read_hole((0, 0, 6, 3), SIZE).all()
+    assert read_mask((0, 0, 6, 3), SIZE).all()
 
 
 def test_no_hole_is_one_too() -> None:
     for mask in ([], np.zeros((3, 6), dtype=bool), Image.new("1", SIZE)):
-        hole = read_hole(mask, SIZE)
+        hole = read_mask(mask, SIZE)
         assert hole.shape == (3, 6)
         assert not hole.any()
 
@@ -119,15 +119,15 @@ def test_no_hole_is_one_too() -> None:
 @pytest.mark.parametrize("size", [(3, 6), (6, 4), (5, 3), (12, 6)])
 def test_masks_of_another_size_are_refused(size: tuple[int, int]) -> None:
     with refused(f"{size[0]}x{size[1]} px", "6x3 px", "picture's size"):
-        read_hole(Image.new("L", size), SIZE)
+        read_mask(Image.new("L", size), SIZE)
     with refused(str(size[::-1]), "(3, 6) needed"):
-        read_hole(np.zeros(size[::-1], dtype=bool), SIZE)
+        read_mask(np.zeros(size[::-1], dtype=bool), SIZE)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int64])
 def test_arrays_of_other_numbers_are_refused(dtype: type) -> None:
     with refused(np.dtype(dtype).name, "boolean"):
-        read_hole(HOLE.astype(dtype), SIZE)  # type: ignore[arg-type]
+        read_mask(HOLE.astype(dtype), SIZE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_arrays_of_other_numbers_are_refused(dtype: type) -> None:
 def test_boxes_without_area_or_outside_are_refused(box: tuple[int, int, int, int]) -> None:
     for mask in (box, [(0, 0, 1, 1), box]):
         with refused(",".join(map(str, box)), "6x3 px", "left < right"):
-            read_hole(mask, SIZE)
+            read_mask(mask, SIZE)
 
 
 @pytest.mark.parametrize(
@@ -146,20 +146,20 @@ def test_boxes_without_area_or_outside_are_refused(box: tuple[int, int, int, int
 )
 def test_anything_else_is_refused(mask: object) -> None:
     with refused("must be a picture, a boolean array, or boxes of four whole numbers"):
-        read_hole(mask, SIZE)  # type: ignore[arg-type]
+        read_mask(mask, SIZE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("box", [(0.5, 0, 3, 2), (0, 0, 2**70, 2), (float("nan"), 0, 1, 1), (0, 0, float("inf"), 1)])
 def test_boxes_of_numbers_that_are_no_pixels_are_refused(box: tuple[int, int, int, int]) -> None:
     with refused("box"):
-        read_hole(box, SIZE)
+        read_mask(box, SIZE)
 
 
 def test_a_mask_that_cannot_be_read_is_refused() -> None:
     file = BytesIO()
     Image.effect_noise(SIZE, 80).save(file, "PNG")
     with refused("cannot read the mask"):
-        read_hole(Image.open(BytesIO(file.getvalue()[:60])), SIZE)
+        read_mask(Image.open(BytesIO(file.getvalue()[:60])), SIZE)
 
 
 # --- tokens
@@ -213,7 +213,7 @@ def test_every_scale_keeps_what_the_resized_mask_keeps(
     for side in sides:
         part = ours[start : start + side * side].tolist()
         start += side * side
-        if side * side <= KEPT_WHOLE:
+        if side * side <= FORCED_WHOLE:
             assert part == [len(lost) < last * last]
             continue
         narrow = Fraction(last, side) < 2 * dilate  # a token narrower than twice the band
@@ -257,7 +257,7 @@ def test_everything_and_nothing_kept(scales: Scales, dilate: int) -> None:
 def test_scales_of_few_tokens_are_kept_whole() -> None:
     keep = torch.zeros(16, 16, dtype=torch.bool)
     keep[0, 15] = True
-    assert KEPT_WHOLE == 3
+    assert FORCED_WHOLE == 3
     kept = mask_at_scales(keep, SCALES_256, dilate=1)
     assert kept[0]
     assert not kept[1:].any()
@@ -381,16 +381,16 @@ def test_reduced_takes_the_mean_of_the_known_pixels_of_a_cell() -> None:
 
 def test_boxes_that_are_not_in_a_list_of_their_own_are_refused() -> None:
     with refused("must be a picture"):
-        read_hole([0, 0, 1, 1, 2, 2, 3, 3], SIZE)  # type: ignore[arg-type, list-item]
+        read_mask([0, 0, 1, 1, 2, 2, 3, 3], SIZE)  # type: ignore[arg-type, list-item]
     with refused("must be a picture"):
-        read_hole(np.zeros((50, 60), dtype=bool).tolist(), SIZE)
-    assert np.array_equal(read_hole([0, 0, 2, 1], SIZE), read_hole((0, 0, 2, 1), SIZE))  # type: ignore[arg-type, list-item]
+        read_mask(np.zeros((50, 60), dtype=bool).tolist(), SIZE)
+    assert np.array_equal(read_mask([0, 0, 2, 1], SIZE), read_mask((0, 0, 2, 1), SIZE))  # type: ignore[arg-type, list-item]
 
 
 @pytest.mark.parametrize("mode", ["L", "I", "F", "I;16"])
 def test_a_mask_that_marks_too_darkly_is_refused(mode: str) -> None:
     values = np.zeros(SIZE[::-1], dtype={"L": np.uint8, "I": np.int32, "F": np.float32, "I;16": np.uint16}[mode])
-    assert not read_hole(Image.fromarray(values), SIZE).any()
+    assert not read_mask(Image.fromarray(values), SIZE).any()
     values[1, 1] = 1
     with refused("brightest pixel is 1", "half of the full scale"):
-        read_hole(Image.fromarray(values), SIZE)
+        read_mask(Image.fromarray(values), SIZE)

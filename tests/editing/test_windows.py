@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from var.editing.image_masks import Hole
+from var.editing.image_masks import Mask
 from var.editing.windows import (
     MAX_GROWTH,
     Window,
@@ -32,14 +32,14 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def hole_of(size: tuple[int, int], box: tuple[int, int, int, int]) -> Hole:
+def hole_of(size: tuple[int, int], box: tuple[int, int, int, int]) -> Mask:
     hole = np.zeros(size[::-1], dtype=bool)
     hole[box[1] : box[3], box[0] : box[2]] = True
     return hole
 
 
 @st.composite
-def holes(draw: st.DrawFn, lengths: st.SearchStrategy[int] = lengths) -> Hole:
+def holes(draw: st.DrawFn, lengths: st.SearchStrategy[int] = lengths) -> Mask:
     """Two pixels of any picture, or one."""
     width, height = draw(lengths), draw(lengths)
     hole = np.zeros((height, width), dtype=bool)
@@ -53,7 +53,7 @@ def inside(window: Window, size: tuple[int, int]) -> bool:
     return min(left, top) >= 0 and right <= size[0] and bottom <= size[1]
 
 
-def extent(hole: Hole) -> tuple[int, int, int, int]:
+def extent(hole: Mask) -> tuple[int, int, int, int]:
     rows, columns = np.nonzero(hole)
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
@@ -63,7 +63,7 @@ def extent(hole: Hole) -> tuple[int, int, int, int]:
 
 @given(holes(), st.one_of(st.none(), st.floats(1, 50)))
 @settings(max_examples=200, deadline=None)
-def test_the_window_holds_the_hole_and_stays_in_the_picture(hole: Hole, context: float | None) -> None:
+def test_the_window_holds_the_hole_and_stays_in_the_picture(hole: Mask, context: float | None) -> None:
     window, (height, width) = window_around(hole, context), hole.shape
     left, top, right, bottom = extent(hole)
     assert window.left <= left
@@ -164,7 +164,7 @@ def test_sliding_windows_fill_an_extension_from_what_is_known(
 
 @given(holes(st.integers(1, 12)), st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
-def test_sliding_windows_fill_any_hole(known: Hole, side: int) -> None:
+def test_sliding_windows_fill_any_hole(known: Mask, side: int) -> None:
     """Also one with known pixels far from one another."""
     side = max(min(side, *known.shape), min(known.shape) // 2)
     left_over = ~known

@@ -14,11 +14,12 @@ from helpers import Tensors, refused, small_var, small_vqvae
 from tiny import ROOT, run
 from tiny_aim import SIZES, small_aim
 
+from var.aim import AIM
 from var.hub.checkpoint import CONFIG, WEIGHTS
 from var.hub.convert import to_official, to_official_aim
 from var.hub.download import find, load_released, read_weights
 from var.hub.presets import AIM_RELEASED, RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER, Released, ReleasedAIM
-from var.models.aim import AIM, EncoderConfig
+from var.models.aim import EncoderConfig
 from var.pipeline import VARPipeline
 from var.utils.files import cache_folder
 

@@ -25,10 +25,10 @@ from tiny_aim import SIZES, small_aim
 from torch import Tensor, nn
 
 import var
+from var.aim import AIM
 from var.hub.checkpoint import CONFIG, save_model
 from var.hub.convert import load_official_aim
 from var.models.aim import (
-    AIM,
     AIMConfig,
     AttentiveProbe,
     Encoder,

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tokenizer.scales import Scales
 from tokenizer.vqvae import VQVAE
 from var.models.var import VAR
-from var.sampling.generate import Generated, Known, generate, generate_batches, index_within_class
+from var.sampling.generate import ForcedTokens, Generated, generate, generate_batches, index_within_class
 from var.sampling.logits import (
     RandomStreams,
     cfg_at_scale,
@@ -22,6 +22,7 @@ from var.sampling.logits import (
     gumbel_softmax,
     sample_tokens,
 )
+from var.sampling.params import SamplingParams
 
 
 def models() -> tuple[VAR, VQVAE]:
@@ -296,7 +297,7 @@ def test_kept_tokens_stay_and_the_others_follow_from_the_final_ones(
     labels = [1, CLASSES]
     tokens = random_tokens(2, model.scales.total, seed=seed)
     keep = random_mask(2, model.scales.total, share, seed + 1)
-    out = generate(model, vqvae, labels, cfg, 0, 0.0, seed, smooth, known=Known(tokens, keep))
+    out = generate(model, vqvae, labels, cfg, 0, 0.0, seed, smooth, forced=ForcedTokens(tokens, keep))
     assert torch.equal(out.tokens[keep], tokens[keep])
     if smooth:
         return  # what follows a scale is drawn to fit its mixtures, not its tokens
@@ -322,7 +323,8 @@ def test_nothing_kept_is_plain_generation(both: tuple[VAR, VQVAE], seed: int, cf
     tokens = random_tokens(2, model.scales.total, seed=seed)
     options = {"cfg": cfg, "top_k": 20, "top_p": 0.9, "seed": seed, "smooth": smooth}
     plain = generate(model, vqvae, [1, 3], **options)
-    out = generate(model, vqvae, [1, 3], **options, known=Known(tokens, torch.zeros_like(tokens, dtype=torch.bool)))
+    none = ForcedTokens(tokens, torch.zeros_like(tokens, dtype=torch.bool))
+    out = generate(model, vqvae, [1, 3], **options, forced=none)
     assert torch.equal(out.tokens, plain.tokens)
     assert torch.equal(out.images, plain.images)
     assert all(torch.equal(a, b) for a, b in zip(out.f_hats, plain.f_hats, strict=True))
@@ -333,8 +335,8 @@ def test_nothing_kept_is_plain_generation(both: tuple[VAR, VQVAE], seed: int, cf
 def test_everything_kept_is_the_tokenizers_picture(both: tuple[VAR, VQVAE], seed: int, smooth: bool) -> None:
     model, vqvae = both
     tokens = random_tokens(2, model.scales.total, seed=seed)
-    known = Known(tokens, torch.ones_like(tokens, dtype=torch.bool))
-    out = generate(model, vqvae, [1, 3], cfg=2.0, seed=seed, smooth=smooth, known=known)
+    known = ForcedTokens(tokens, torch.ones_like(tokens, dtype=torch.bool))
+    out = generate(model, vqvae, [1, 3], cfg=2.0, seed=seed, smooth=smooth, forced=known)
     assert torch.equal(out.tokens, tokens)
     assert largest_difference(out.images, vqvae.decode(tokens)) < 1e-5
 
@@ -346,10 +348,10 @@ def test_known_tokens_change_nothing_before_their_scale(smooth: bool) -> None:
     plain = sample(labels, **options)
     tokens, keep = (plain.tokens + 1) % VOCAB, random_mask(CLASSES, model.scales.total, 0.5, seed=4)
     last = keep & (model.scales.levels() == len(SIDES) - 1)
-    out = sample(labels, **options, known=Known(tokens, last))
+    out = sample(labels, **options, forced=ForcedTokens(tokens, last))
     assert torch.equal(out.tokens, torch.where(last, tokens, plain.tokens))  # the same random numbers elsewhere
     second = keep & (model.scales.levels() == 1)
-    out = sample(labels, **options, known=Known(tokens, second))
+    out = sample(labels, **options, forced=ForcedTokens(tokens, second))
     assert torch.equal(out.tokens[:, :5], torch.where(second, tokens, plain.tokens)[:, :5])
     assert not torch.equal(out.tokens[:, 5:], plain.tokens[:, 5:])  # drawn to fit them
 
@@ -358,10 +360,10 @@ def test_known_tokens_change_nothing_before_their_scale(smooth: bool) -> None:
 def test_known_tokens_in_batches(batch_size: int) -> None:
     model, vqvae = models()
     labels = [2, 1, 2, CLASSES, 2]
-    known = Known(random_tokens(5, model.scales.total), random_mask(5, model.scales.total, 0.4, seed=1))
+    known = ForcedTokens(random_tokens(5, model.scales.total), random_mask(5, model.scales.total, 0.4, seed=1))
     for given_known in (known, None):
-        whole = generate(model, vqvae, labels, seed=5, cfg=2.0, known=given_known)
-        parts = list(generate_batches(model, vqvae, labels, batch_size, given_known, seed=5, cfg=2.0))
+        whole = generate(model, vqvae, labels, seed=5, cfg=2.0, forced=given_known)
+        parts = list(generate_batches(model, vqvae, labels, batch_size, SamplingParams(cfg=2.0), 5, given_known))
         assert [len(part.tokens) for part in parts[:-1]] == [batch_size] * (len(parts) - 1)
         assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
         assert largest_difference(torch.cat([part.images for part in parts]), whole.images) < 1e-4
@@ -376,7 +378,7 @@ def test_known_tokens_are_not_written_to() -> None:
     tokens, keep = random_tokens(1, 21) - 5, random_mask(1, 21, 0.5, seed=1)
     keep &= tokens >= 0
     copies = tokens.clone(), keep.clone()
-    sample([1], known=Known(tokens, keep))
+    sample([1], forced=ForcedTokens(tokens, keep))
     assert torch.equal(tokens, copies[0])
     assert torch.equal(keep, copies[1])
 
@@ -384,31 +386,31 @@ def test_known_tokens_are_not_written_to() -> None:
 @pytest.mark.parametrize(
     "known",
     [
-        Known(random_tokens(1, 20), torch.ones(1, 20, dtype=torch.bool)),
-        Known(random_tokens(1, 21), torch.ones(1, 20, dtype=torch.bool)),
-        Known(random_tokens(2, 21), torch.ones(2, 21, dtype=torch.bool)),
-        Known(random_tokens(1, 21)[0], torch.ones(21, dtype=torch.bool)),
+        ForcedTokens(random_tokens(1, 20), torch.ones(1, 20, dtype=torch.bool)),
+        ForcedTokens(random_tokens(1, 21), torch.ones(1, 20, dtype=torch.bool)),
+        ForcedTokens(random_tokens(2, 21), torch.ones(2, 21, dtype=torch.bool)),
+        ForcedTokens(random_tokens(1, 21)[0], torch.ones(21, dtype=torch.bool)),
     ],
 )
-def test_known_tokens_of_another_shape_are_refused(known: Known) -> None:
+def test_known_tokens_of_another_shape_are_refused(known: ForcedTokens) -> None:
     with refused(str(tuple(known.tokens.shape)), "(1, 21) needed"):
-        sample([1], known=known)
+        sample([1], forced=known)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
 def test_what_is_kept_must_be_booleans(dtype: torch.dtype) -> None:
     with refused(str(dtype), "booleans"):
-        sample([1], known=Known(random_tokens(1, 21), torch.ones(1, 21, dtype=dtype)))
+        sample([1], forced=ForcedTokens(random_tokens(1, 21), torch.ones(1, 21, dtype=dtype)))
 
 
 @pytest.mark.parametrize("token", [-1, VOCAB, 10**9])
 def test_kept_tokens_outside_the_codebook_are_refused(token: int) -> None:
     tokens, keep = random_tokens(1, 21), random_mask(1, 21, 0.5, seed=1)
     kept, others = keep[0].nonzero()[0, 0], (~keep)[0].nonzero()[0, 0]
-    expected = sample([1], known=Known(tokens, keep)).tokens
+    expected = sample([1], forced=ForcedTokens(tokens, keep)).tokens
     without_meaning = tokens.clone()
     without_meaning[0, others] = token
-    assert torch.equal(sample([1], known=Known(without_meaning, keep)).tokens, expected)
+    assert torch.equal(sample([1], forced=ForcedTokens(without_meaning, keep)).tokens, expected)
     tokens[0, kept] = token
     with refused(f"0..{VOCAB - 1}", "codebook"):
-        sample([1], known=Known(tokens, keep))
+        sample([1], forced=ForcedTokens(tokens, keep))

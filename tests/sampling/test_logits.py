@@ -15,13 +15,13 @@ from scipy.stats import chisquare, kstest
 from var.sampling.logits import (
     RandomStreams,
     cfg_at_scale,
-    check_sampling,
     classifier_free_guidance,
     derive_seed,
     filter_logits,
     gumbel_softmax,
     sample_tokens,
 )
+from var.sampling.params import check_sampling
 
 
 def kept_by_hand(logits: NDArray[Any], top_k: int, top_p: float) -> set[int]:

@@ -178,7 +178,9 @@ def inpaint(
 ) -> None:
     """Fill a hole in IMAGE with what goes with the rest of it."""
     drawing = given(label=label, num=num, seed=seed, cfg=cfg, top_k=top_k, top_p=top_p, smooth=smooth)
-    hole = given(context=context, dilate=dilate, feather=feather, hide=hide, composite=composite, match=match)
+    hole = given(
+        context=context, dilate=dilate, feather=feather, hide_masked=hide, composite=composite, color_match=match
+    )
     fill(Job("inpaint", image, model, out, device, dtype, drawing | hole), mask, box)
 
 
@@ -207,7 +209,7 @@ def outpaint(
 ) -> None:
     """Continue IMAGE beyond its edges, by shrink-and-place or, if it grows a lot, by a window that slides outwards."""
     drawing = given(label=label, num=num, seed=seed, cfg=cfg, top_k=top_k, top_p=top_p, smooth=smooth)
-    hole = given(method=method, dilate=dilate, feather=feather, composite=composite, match=match)
+    hole = given(method=method, dilate=dilate, feather=feather, composite=composite, color_match=match)
     job = Job("outpaint", image, model, out, device, dtype, drawing | hole)
     picture = job.read()
     from var.editing.windows import outpaint_windows, pad_canvas
@@ -241,7 +243,9 @@ def by_class(
 ) -> None:
     """Put something of a class into a hole in IMAGE."""
     drawing = given(label=label, num=num, seed=seed, cfg=cfg, top_k=top_k, top_p=top_p, smooth=smooth)
-    hole = given(context=context, dilate=dilate, feather=feather, hide=hide, composite=composite, match=match)
+    hole = given(
+        context=context, dilate=dilate, feather=feather, hide_masked=hide, composite=composite, color_match=match
+    )
     fill(Job("class", image, model, out, device, dtype, drawing | hole), mask, box)
 
 
@@ -296,7 +300,7 @@ class Job:
 
     def read(self) -> "Image.Image":
         """The picture, RGB and upright; before that, what can be refused without a look at it is."""
-        from var.sampling.logits import check_sampling
+        from var.sampling.params import check_sampling
         from var.utils.files import check_writable
         from var.utils.images import open_picture, to_rgb
 
@@ -331,8 +335,8 @@ class Job:
         results = {str(i): image for i, image in enumerate(edited.images)}
         if self.verb == "upscale":
             return results | {"sheet": grid([*enlarged(edited), *tiles], COLUMNS)}
-        mask = overlay(edited.picture, edited.hole)
-        return results | {"mask": mask, "sheet": grid([tile(edited.picture), tile(mask), *tiles], COLUMNS)}
+        mask = overlay(edited.image, edited.mask)
+        return results | {"mask": mask, "sheet": grid([tile(edited.image), tile(mask), *tiles], COLUMNS)}
 
 
 def fill(job: Job, mask: Path | None, boxes: list[str] | None) -> None:
@@ -341,11 +345,11 @@ def fill(job: Job, mask: Path | None, boxes: list[str] | None) -> None:
         raise InputError("give the hole either by --mask FILE or by --box x0,y0,x1,y1")
     corners = [corners_of(box) for box in boxes or ()]
     picture = job.read()
-    from var.editing.image_masks import box_hole, mask_hole
+    from var.editing.image_masks import mask_from_boxes, mask_from_image
     from var.editing.windows import window_around
     from var.utils.images import open_picture
 
-    hole = box_hole(corners, picture.size) if mask is None else mask_hole(open_picture(mask), picture.size)
+    hole = mask_from_boxes(corners, picture.size) if mask is None else mask_from_image(open_picture(mask), picture.size)
     if not hole.any():
         raise InputError(f"mask {mask} is empty: white marks what is filled; black and transparent parts are kept")
     window_around(
@@ -368,8 +372,8 @@ def enlarged(edited: "EditOutput") -> "list[Image.Image]":
     from PIL.Image import Resampling
 
     result = edited.images[0]
-    smooth = tile(edited.picture.resize(result.size, Resampling.BICUBIC))
-    return [edited.picture.resize(smooth.size, Resampling.NEAREST), smooth]
+    smooth = tile(edited.image.resize(result.size, Resampling.BICUBIC))
+    return [edited.image.resize(smooth.size, Resampling.NEAREST), smooth]
 
 
 def tile(image: "Image.Image") -> "Image.Image":

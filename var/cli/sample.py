@@ -70,7 +70,7 @@ def sample(
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
     mixed = True if smooth else None  # None: the model's default
-    drawn = pipe(labels, num, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed, smooth=mixed, per_scale=scales)
+    drawn = pipe(labels, num, cfg=cfg, top_k=top_k, top_p=top_p, seed=seed, smooth=mixed, intermediates=scales)
     seconds = time.perf_counter() - loaded
     for path in save(drawn, out, columns=min(num, COLUMNS)):
         typer.echo(path)
@@ -86,12 +86,12 @@ def save(drawn: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
         name = f"{label}_{index}"
         save_picture(folder / f"{name}.png", image)
         paths.append(folder / f"{name}.png")
-        if drawn.per_scale is not None:
-            for k, stage in enumerate(drawn.per_scale[i]):
+        if drawn.intermediates is not None:
+            for k, stage in enumerate(drawn.intermediates[i]):
                 save_picture(folder / f"{name}_scale{k}.png", stage)
                 paths.append(folder / f"{name}_scale{k}.png")
-    if drawn.per_scale is not None:
-        frames = [growing(list(stages), columns) for stages in zip(*drawn.per_scale, strict=True)]
+    if drawn.intermediates is not None:
+        frames = [growing(list(stages), columns) for stages in zip(*drawn.intermediates, strict=True)]
         save_picture(folder / "growth.gif", frames[0], [*frames[1:], *[frames[-1]] * 3], milliseconds=350)
         paths.append(folder / "growth.gif")
     save_picture(folder / "grid.png", grid([enlarge(image, GRID_TILE) for image in drawn.images], columns))

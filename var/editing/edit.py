@@ -1,14 +1,13 @@
-"""Zero-shot editing: known tokens stay, the model draws the rest (VAR paper, section 4.4).
+"""Zero-shot editing: known tokens stay, the model generates the others (VAR paper, section 4.4).
 
-A picture is seen through square windows. What is known of a window becomes tokens, without a look into the hole; the
-model draws the others to go with them; the result is laid over the picture, which stays as it was outside the hole.
+An image is seen through square windows. What is known of a window becomes tokens, without a look under the mask;
+the model generates the others to go with them; the result is pasted over the image, which stays as it was elsewhere.
 
-B results, L tokens of all scales, S side of the model's pictures, m side of a small one.
+B results, L tokens of all scales, S side of the model's images, m side of a small one.
 """
 
 from collections.abc import Iterable
 from itertools import cycle
-from typing import Unpack
 
 import numpy as np
 import torch
@@ -18,145 +17,127 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.editing.image_masks import Hole, feathered_alpha, mask_at_scales, masked_downscale, pull_push_fill, token_mask
+from var.editing.image_masks import Mask, feathered_alpha, mask_at_scales, masked_downscale, pull_push_fill, token_mask
+from var.editing.params import BlendParams
 from var.editing.windows import Window, bounding_square, crop_mask, paste, remove_window
 from var.models.var import VAR
-from var.sampling.generate import Known, SamplingOptions, check_batch_size, generate_batches
+from var.sampling.generate import ForcedTokens, check_batch_size, generate_batches
 from var.sampling.logits import derive_seed
+from var.sampling.params import SamplingParams
 from var.utils.images import to_pil, to_tensor
 
 BACK_PROJECTIONS = 10
-
-
-class DrawOptions(SamplingOptions, total=False):
-    """What can be asked of every edit: how tokens are drawn, and how many results at once."""
-
-    batch_size: int
-
-
-class InpaintOptions(DrawOptions, total=False):
-    """What can be asked of an edit with a hole: the arguments of these names of `inpaint_windows`."""
-
-    dilate: int
-    hide: bool
-    composite: bool
-    match: bool
-    feather: float | None
+DEFAULT_SAMPLING, DEFAULT_BLEND = SamplingParams(), BlendParams()
 
 
 def inpaint_windows(
     model: VAR,
     vqvae: VQVAE,
-    picture: Image.Image,
-    hole: Hole,
+    image: Image.Image,
+    mask: Mask,
     windows: Iterable[Window],
     labels: list[int],
-    dilate: int = 1,
-    hide: bool = True,
-    composite: bool = True,
-    match: bool = True,
-    feather: float | None = None,
-    **options: Unpack[DrawOptions],
+    sampling: SamplingParams = DEFAULT_SAMPLING,
+    blend: BlendParams = DEFAULT_BLEND,
+    seed: int = 0,
+    batch_size: int = 16,
 ) -> list[Image.Image]:
-    """Draw a picture's hole anew, one result a label.
+    """Inpaint an image, one result a label.
 
     Args:
-        picture: RGB, of any size.
-        hole: of the picture.
-        windows: looked through one after the other; each fills what is left of the hole in it.
+        image: RGB, of any size.
+        mask: of the image.
+        windows: looked through one after the other; each fills what is left of the mask in it.
         labels: B labels; model.config.num_classes for no class.
-        dilate: so many more tokens around the hole are drawn anew: the encoder looks beyond a token's pixels, so those
-            beside the hole describe it too.
-        hide: the hole's pixels are hidden before encoding, by a smooth continuation of those around it.
-        composite: the result is the picture itself outside the hole; without it, the model's drawing of all it saw.
-        match: shift the drawing's colors smoothly so that they meet those around the hole. Goes with composite.
-        feather: over so many pixels outside the hole the drawing fades into the picture; None: half a token.
-        options: as `generate_batches` takes them.
+        sampling: how tokens are drawn.
+        blend: how results go with the image around the mask.
+        seed: of the first window; those of the others follow from it.
+        batch_size: results generated at once.
 
     Returns:
-        B pictures of the same size.
+        B images of the same size.
 
     Raises:
-        InputError: an option out of range.
+        InputError: an unknown label, a batch_size below 1, a negative seed.
     """
-    if feather is not None and not 0 <= feather < float("inf"):
-        raise InputError(f"feather={feather} must be 0 (a hard edge) or more pixels")
-    if composite and not hole.any():
-        return [picture.copy() for _ in labels]
-    pictures, seed = [picture], options.get("seed", 0)
+    if blend.composite and not mask.any():
+        return [image.copy() for _ in labels]
+    images = [image]
     for n, window in enumerate(windows):
-        square_hole, outside = ~crop_mask(~hole, window), ~crop_mask(np.ones_like(hole), window)
-        hidden = square_hole if hide else outside
-        seen = torch.stack([encoder_view(p.crop(window.box), hidden, vqvae.config.image_side) for p in pictures])
-        keep = mask_at_scales(token_mask(square_hole, vqvae.scales.sides[-1]), vqvae.scales, dilate)
-        options["seed"] = derive_seed(seed, n)
-        drawn = generate_masked(model, vqvae, seen, keep, labels, **options)
-        if composite and match:
-            drawn = match_colors(drawn, seen, square_hole)
+        square_mask, outside = ~crop_mask(~mask, window), ~crop_mask(np.ones_like(mask), window)
+        hidden = square_mask if blend.hide_masked else outside
+        seen = torch.stack([encoder_view(i.crop(window.box), hidden, vqvae.config.image_side) for i in images])
+        forced = mask_at_scales(token_mask(square_mask, vqvae.scales.sides[-1]), vqvae.scales, blend.dilate)
+        generated = generate_masked(model, vqvae, seen, forced, labels, sampling, derive_seed(seed, n), batch_size)
+        if blend.composite and blend.color_match:
+            generated = match_colors(generated, seen, square_mask)
         half_token = window.side / vqvae.scales.sides[-1] / 2
-        laid_over = crop_mask(hole, window) if composite else np.ones_like(square_hole)
-        alpha = feathered_alpha(laid_over, half_token if feather is None else feather)
-        squares = [square.resize((window.side,) * 2, Image.Resampling.LANCZOS) for square in to_pil(drawn)]
-        pictures = [paste(p, square, alpha, window) for p, square in zip(cycle(pictures), squares, strict=False)]
-        hole = remove_window(hole, window)
-    return pictures
+        pasted = crop_mask(mask, window) if blend.composite else np.ones_like(square_mask)
+        alpha = feathered_alpha(pasted, half_token if blend.feather is None else blend.feather)
+        squares = [square.resize((window.side,) * 2, Image.Resampling.LANCZOS) for square in to_pil(generated)]
+        images = [paste(i, square, alpha, window) for i, square in zip(cycle(images), squares, strict=False)]
+        mask = remove_window(mask, window)
+    return images
 
 
 def upscale(
     model: VAR,
     vqvae: VQVAE,
-    picture: Image.Image,
+    image: Image.Image,
     labels: list[int],
     num_scales: int | None = None,
     consistent: bool = True,
-    **options: Unpack[DrawOptions],
+    sampling: SamplingParams = DEFAULT_SAMPLING,
+    seed: int = 0,
+    batch_size: int = 16,
 ) -> list[Image.Image]:
-    """Draw the fine scales of a small picture, one result a label.
+    """Generate the fine scales of a small image, one result a label.
 
-    The picture is enlarged to the model's side (Lanczos) and encoded as any other. Averaged over large cells, the
-    features of an enlarged picture are close to those of the sharp one, as both show the same at that size. So the
-    tokens of coarse maps are kept; the finer ones would describe the picture's blur and are drawn.
+    The image is enlarged to the model's side (Lanczos) and encoded as any other. Averaged over large cells, the
+    features of an enlarged image are close to those of the sharp one, as both show the same at that size. So the
+    tokens of coarse maps are kept; the finer ones would describe the image's blur and are generated.
     Encoded at its own size, it would show the encoder objects smaller and sharper than those it was trained on.
 
     Args:
-        picture: RGB, smaller than the model's side; its longer side becomes the model's.
+        image: RGB, smaller than the model's side; its longer side becomes the model's.
         labels: B labels; model.config.num_classes for no class.
-        num_scales: scales that are kept; None: those whose cells are at least as large as when the picture is in
+        num_scales: scales whose tokens are kept; None: those whose cells are at least as large as when the image is in
             full size and its last token map is used.
-        consistent: the result, reduced to the small picture's size, is the small picture.
-        options: as `generate_batches` takes them.
+        consistent: the result, reduced to the small image's size, is the small image.
+        sampling, seed, batch_size: as in `inpaint_windows`.
 
     Returns:
-        B pictures.
+        B images.
 
     Raises:
-        InputError: the picture is not smaller than the model's, num_scales not in 1..K, an option out of range.
+        InputError: the image is not smaller than the model's, num_scales not in 1..K, an option out of range.
     """
     side, sides = vqvae.config.image_side, vqvae.scales.sides
-    window = bounding_square(picture.size)
+    window = bounding_square(image.size)
     if window.side >= side:
         raise InputError(
-            f"the picture has {picture.width}x{picture.height} px: upscale takes pictures smaller than the model's, "
+            f"the picture has {image.width}x{image.height} px: upscale takes images smaller than the model's, "
             f"{side}x{side} px"
         )
     if num_scales is not None and not 1 <= num_scales <= len(sides):
         raise InputError(f"num_scales={num_scales} must be in 1..{len(sides)}")
-    kept = num_scales or max(sum(s * side <= sides[-1] * window.side for s in sides), 1)
-    outside = ~crop_mask(np.ones(picture.size[::-1], dtype=bool), window)
-    square = picture.crop(window.box)
-    keep = vqvae.scales.levels() < kept  # beside the picture too: its continuation there is cropped away in the end
-    drawn = generate_masked(model, vqvae, encoder_view(square, outside, side)[None], keep, labels, **options)
+    num_forced = num_scales or max(sum(s * side <= sides[-1] * window.side for s in sides), 1)
+    outside = ~crop_mask(np.ones(image.size[::-1], dtype=bool), window)
+    square = image.crop(window.box)
+    forced = vqvae.scales.levels() < num_forced  # beside the image too: its continuation there is cropped away
+    seen = encoder_view(square, outside, side)[None]
+    generated = generate_masked(model, vqvae, seen, forced, labels, sampling, seed, batch_size)
     if consistent:
-        drawn = back_project(drawn, encoder_view(square, outside, window.side)[None])
+        generated = back_project(generated, encoder_view(square, outside, window.side)[None])
     left, top = (round(-edge * side / window.side) for edge in (window.left, window.top))
-    width, height = (max(round(length * side / window.side), 1) for length in picture.size)
-    results = [result.crop((left, top, left + width, top + height)) for result in to_pil(drawn)]
+    width, height = (max(round(length * side / window.side), 1) for length in image.size)
+    results = [result.crop((left, top, left + width, top + height)) for result in to_pil(generated)]
     for result in results:
-        result.info = picture.info  # with its color profile
+        result.info = image.info  # with its color profile
     return results
 
 
-def encoder_view(square: Image.Image, hidden: Hole, side: int) -> Tensor:
+def encoder_view(square: Image.Image, hidden: Mask, side: int) -> Tensor:
     """What the encoder is shown of a square: (3, side, side) in [-1, 1], hidden pixels continued from the others.
 
     They are hidden before the square is resized, which would mix them with their neighbors. A square four times as
@@ -164,11 +145,11 @@ def encoder_view(square: Image.Image, hidden: Hole, side: int) -> Tensor:
     """
     factor = 1
     if hidden.any():
-        pixels, hole = to_tensor(square)[None], torch.from_numpy(hidden)
+        pixels, mask = to_tensor(square)[None], torch.from_numpy(hidden)
         if square.width >= 4 * side:
             factor = square.width // (2 * side)
-            pixels, hole = masked_downscale(pixels, hole, factor)
-        square = to_pil(pull_push_fill(pixels, hole))[0]
+            pixels, mask = masked_downscale(pixels, mask, factor)
+        square = to_pil(pull_push_fill(pixels, mask))[0]
     length = hidden.shape[0] / factor  # the last cells may reach over the edge
     return to_tensor(square.resize((side, side), Image.Resampling.LANCZOS, box=(0, 0, length, length)))
 
@@ -178,16 +159,17 @@ def generate_masked(
     model: VAR,
     vqvae: VQVAE,
     seen: Tensor,
-    keep: Tensor,
+    forced: Tensor,
     labels: list[int],
+    sampling: SamplingParams,
+    seed: int = 0,
     batch_size: int = 16,
-    **sampling: Unpack[SamplingOptions],
 ) -> Tensor:
-    """Encode what is seen, keep what is to be kept, draw the rest.
+    """Encode what is seen, force some of its tokens, generate the others.
 
     Args:
         seen: (B, 3, S, S) in [-1, 1], or (1, 3, S, S) for all.
-        keep: (L,) bool.
+        forced: (L,) bool, True where the token of what is seen stays.
         labels: B labels.
 
     Returns:
@@ -196,36 +178,36 @@ def generate_masked(
     check_batch_size(batch_size)
     device = model.position.device
     tokens = torch.cat([vqvae.encode(part.to(device)) for part in seen.split(batch_size)])
-    known = Known(tokens.expand(len(labels), -1), keep.to(device).expand(len(labels), -1))
-    return torch.cat(
-        [part.images.cpu() for part in generate_batches(model, vqvae, labels, batch_size, known, **sampling)]
-    )
+    given = ForcedTokens(tokens.expand(len(labels), -1), forced.to(device).expand(len(labels), -1))
+    batches = generate_batches(model, vqvae, labels, batch_size, sampling, seed, given)
+    return torch.cat([batch.images.cpu() for batch in batches])
 
 
-def match_colors(drawn: Tensor, seen: Tensor, hole: Hole) -> Tensor:
-    """Shift the colors of what was drawn in a hole so that they meet the known ones around it.
+def match_colors(generated: Tensor, seen: Tensor, mask: Mask) -> Tensor:
+    """Shift the colors of what was generated in a mask so that they meet the known ones around it.
 
-    The difference between what is known and what was drawn there is continued smoothly into the hole and added, as
+    The difference between what is known and what was generated there is continued smoothly into the mask and added, as
     Poisson image editing does it by a membrane (Perez et al., 2003, equation 5).
 
     Args:
-        drawn: (B, 3, S, S).
-        seen: (B, 3, S, S) or (1, 3, S, S); without influence in the hole.
-        hole: (m, m), of the same square at any resolution.
+        generated: (B, 3, S, S).
+        seen: (B, 3, S, S) or (1, 3, S, S); without influence in the mask.
+        mask: (m, m), of the same square at any resolution.
 
     Returns:
-        (B, 3, S, S): what is seen outside the hole.
+        (B, 3, S, S): what is seen outside the mask.
     """
-    touched = F.adaptive_max_pool2d(torch.from_numpy(hole)[None, None].float(), drawn.shape[-1])[0, 0] > 0
-    return drawn + pull_push_fill(seen - drawn, touched)
+    touched = F.adaptive_max_pool2d(torch.from_numpy(mask)[None, None].float(), generated.shape[-1])[0, 0] > 0
+    return generated + pull_push_fill(seen - generated, touched)
 
 
-def back_project(drawn: Tensor, small: Tensor) -> Tensor:
-    """Change pictures (B, 3, S, S) so that they become the small one (1, 3, m, m) when they are reduced.
+def back_project(generated: Tensor, small: Tensor) -> Tensor:
+    """Change images (B, 3, S, S) so that they become the small one (1, 3, m, m) when they are reduced.
 
     What is missing after reduction is enlarged and added, again and again (Irani and Peleg, 1991).
     """
     for _ in range(BACK_PROJECTIONS):
-        reduced = F.interpolate(drawn, size=small.shape[-2:], mode="bicubic", antialias=True)
-        drawn = (drawn + F.interpolate(small - reduced, size=drawn.shape[-2:], mode="bicubic")).clamp(-1, 1)
-    return drawn
+        reduced = F.interpolate(generated, size=small.shape[-2:], mode="bicubic", antialias=True)
+        missing = F.interpolate(small - reduced, size=generated.shape[-2:], mode="bicubic")
+        generated = (generated + missing).clamp(-1, 1)
+    return generated

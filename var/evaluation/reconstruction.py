@@ -20,9 +20,9 @@ from tokenizer.vqvae import VQVAE
 from var.evaluation.metrics.extractors import Extractor
 from var.evaluation.metrics.metrics import Moments, frechet_distance
 from var.evaluation.metrics.stats import Measured, check_any, check_float32, measured
-from var.hub.checkpoint import CONFIG, load_tokenizer
+from var.hub.checkpoint import CONFIG, TOKENIZER, load_tokenizer
+from var.hub.load import find_folder
 from var.networks.backbones import ssim
-from var.pipeline import TOKENIZER, find_folder
 from var.training.codebook import count_tokens, describe
 from var.utils.images import to_pil, to_tensor
 

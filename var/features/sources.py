@@ -14,14 +14,15 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.hub.checkpoint import load_encoder, load_probe, read_config
+from var.hub.checkpoint import TRANSFORMER, load_encoder, load_probe, read_config
+from var.hub.download import load_aim_by_name
 from var.hub.presets import AIM_RELEASED, AIM_SIZES, RELEASED, SHIPPED, best_layers, choose_layers
 from var.models import transformer
 from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.masks import fastest
 from var.models.pretraining import patches
 from var.models.var import VAR
-from var.pipeline import TRANSFORMER, VARPipeline
+from var.pipeline import VARPipeline
 from var.utils.device import choose_device, choose_dtype
 from var.utils.images import check_images, normalize
 
@@ -274,7 +275,7 @@ def _trained(model: str) -> FeatureSource:
 
 
 def _with_probe(name: str | Path) -> FeatureSource:
-    aim = AIM.from_pretrained(name, device="cpu", dtype="float32")
+    aim = load_aim_by_name(name)
     return EncoderFeatures(aim.encoder.requires_grad_(False), aim.config.probe_layers)
 
 

@@ -17,7 +17,8 @@ from var.models.var import VAR, VARConfig
 from var.utils.files import replacing
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-PIPELINE_PARTS = {"VQVAE": "tokenizer", "VAR": "transformer"}  # folders of a pipeline's models
+TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a pipeline's models
+PIPELINE_PARTS = {"VQVAE": TOKENIZER, "VAR": TRANSFORMER}
 
 
 def save_model(

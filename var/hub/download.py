@@ -63,11 +63,11 @@ def load_released(name: str, vae_file: Path | None = None, var_file: Path | None
 
 def load_aim_by_name(
     name: str | Path,
-    probe_layers: Layers,
+    probe_layers: Layers = None,
     backbone_file: str | Path | None = None,
     head_file: str | Path | None = None,
 ) -> AIM:
-    """The AIM of a folder, or a released one, converted once for each of its heads: see AIM.from_pretrained.
+    """The AIM of a folder, or a released one, converted once for each of its heads: see var.AIM.from_pretrained.
 
     Raises:
         InputError: an unknown name, weights that cannot be had, a probe that reads other layers than those asked for.
@@ -103,7 +103,7 @@ def load_released_aim(
 
     Args:
         name: one of presets.AIM_RELEASED.
-        probe_layers: as in AIM.from_pretrained.
+        probe_layers: as in var.AIM.from_pretrained.
         backbone_file: the released encoder here, or one file with encoder and head; None looks in `released/` of the
             cache folder, then on the hub.
         head_file: the same for the head.

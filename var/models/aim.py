@@ -4,10 +4,8 @@ B batch, N patches, P side of a patch in pixels, D width, H heads.
 """
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import NamedTuple, Self
 
 import torch
@@ -17,7 +15,6 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError, check_types
 from var.models.transformer import NORM_EPS, Block, BlockConfig, attend, hidden_states, run_blocks
-from var.utils.device import choose_device, choose_dtype
 from var.utils.images import check_images, normalize, resize_and_center_crop
 
 
@@ -252,51 +249,13 @@ class AIMOutput(NamedTuple):
 
 
 class AIM(nn.Module):
-    """The frozen encoder with an attentive probe."""
+    """The frozen encoder with an attentive probe; `var.AIM` is the same, and loads by name."""
 
     def __init__(self, config: AIMConfig) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.encoder)
         self.probe = AttentiveProbe(config.width, config.heads, config.num_classes)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        probe_layers: str | Sequence[int] | None = None,
-        device: str = "auto",
-        dtype: str = "auto",
-        backbone_file: str | Path | None = None,
-        head_file: str | Path | None = None,
-    ) -> "AIM":
-        """Load an encoder with its probe, in evaluation mode.
-
-        Args:
-            name: a released model (`aim-600M`, `aim-1B`, `aim-3B`, `aim-7B`: downloaded from the Hugging Face hub and
-                converted once), or a folder that `var.hub.checkpoint.save_model` or training wrote.
-            probe_layers: what the probe reads, as `var.hub.presets.choose_layers` says: "best", "last", or a list of
-                blocks counted from 0. Of a released model it chooses one of the two heads; the probe in a folder, and
-                that of `head_file`, must read them. None: whatever that probe reads, else "best".
-            device: auto, cpu, cuda, cuda:N or mps.
-            dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
-            backbone_file: released encoder file on this machine, or one with encoder and head, for released names.
-            head_file: released head file on this machine, for released names.
-
-        Raises:
-            InputError: unknown name, missing, damaged or foreign files, no connection, layers that the probe does not
-                read, an impossible device or dtype.
-        """
-        if not isinstance(name, str | os.PathLike):
-            raise InputError(f"model {name!r} is neither a name nor a folder: give one such as 'aim-600M'")
-        from var.hub.download import (
-            load_aim_by_name,  # finds and converts weights for the classes here, so is above them
-        )
-
-        target = choose_device(device)
-        number_type = choose_dtype(dtype, target)
-        return load_aim_by_name(name, probe_layers, backbone_file, head_file).cast(number_type).to(target)
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights in dtype; the statistics of the probe's norm stay in float32."""

@@ -5,7 +5,7 @@ B batch, K scales, L tokens of all scales, C latent channels, V codebook size, H
 
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple, TypedDict, Unpack
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ from var.models.var import VAR
 from var.sampling.logits import (
     RandomStreams,
     cfg_at_scale,
-    check_sampling,
     classifier_free_guidance,
     filter_logits,
     gumbel_softmax,
     sample_tokens,
 )
+from var.sampling.params import FOR_METRICS, SamplingParams, check_sampling
 
 
 class Generated(NamedTuple):
@@ -29,24 +29,14 @@ class Generated(NamedTuple):
 
     tokens: Tensor  # (B, L) int64
     images: Tensor  # (B, 3, H, W) float32 in [-1, 1]
-    f_hats: list[Tensor]  # K times (B, C, H, H): the sum after each scale; decode one to see the picture grow
+    f_hats: list[Tensor]  # K times (B, C, H, H): the sum after each scale; decode one to see the image grow
 
 
-class Known(NamedTuple):
-    """Tokens that are given, not drawn: the rest is drawn so that it goes with them (VAR paper, section 4.4)."""
+class ForcedTokens(NamedTuple):
+    """Tokens that are given: the others are generated so that they go with them (VAR paper, section 4.4)."""
 
-    tokens: Tensor  # (B, L) int64; those that are not kept do not matter
-    keep: Tensor  # (B, L) bool
-
-
-class SamplingOptions(TypedDict, total=False):
-    """What can be asked of the draws: the arguments of these names of `generate`."""
-
-    cfg: float
-    top_k: int
-    top_p: float
-    seed: int
-    smooth: bool
+    tokens: Tensor  # (B, L) int64; those that are not forced do not matter
+    forced: Tensor  # (B, L) bool
 
 
 def index_within_class(labels: list[int]) -> list[int]:
@@ -63,35 +53,32 @@ def generate(
     model: VAR,
     vqvae: VQVAE,
     labels: list[int] | Tensor,
-    cfg: float = 1.5,
-    top_k: int = 900,
-    top_p: float = 0.96,
+    cfg: float = FOR_METRICS.cfg,
+    top_k: int = FOR_METRICS.top_k,
+    top_p: float = FOR_METRICS.top_p,
     seed: int = 0,
-    smooth: bool = False,
+    smooth: bool = FOR_METRICS.smooth,
     indices: list[int] | None = None,
-    known: Known | None = None,
+    forced: ForcedTokens | None = None,
 ) -> Generated:
-    """Draw one picture a label, or what is not known of it.
+    """Generate one image a label, or what is not forced of it.
 
-    The known tokens of a scale replace those drawn, so that every finer scale is drawn to fit them. What is drawn
-    elsewhere takes the same random numbers with and without them.
+    The forced tokens of a scale replace those sampled, so that every finer scale is sampled to fit them. What is
+    sampled elsewhere takes the same random numbers with and without them.
 
     Args:
         model: the transformer, in evaluation mode.
         vqvae: the tokenizer that it was trained on.
         labels: B class labels; model.config.num_classes is the null class.
-        cfg: guidance at the last scale, rising linearly from 0; 0 switches it off and halves the work. It does nothing
-            where all labels are the null class, and is off then too.
-        top_k: keep that many of the best tokens; 0 keeps all; more than the codebook has keeps all too.
-        top_p: of these keep the smallest set whose probability exceeds it; 0 keeps all.
-        seed: together with the label and the index it fixes a picture's random draws.
-        smooth: mix codewords by a Gumbel softmax; smoother pictures, not for metrics. The tokens returned are
-            those of largest weight; the pictures show the mixtures.
-        indices: B numbers that tell pictures of one class apart; None counts them up within each class.
-        known: tokens that are given; None draws all.
+        cfg, top_k, top_p, smooth: as SamplingParams has them. Guidance of 0 halves the work, and is off where all
+            labels are the null class. With smooth the tokens returned are those of largest weight; the images show
+            the mixtures.
+        seed: together with the label and the index it fixes an image's random draws.
+        indices: B numbers that tell images of one class apart; None counts them up within each class.
+        forced: tokens that are given; None generates all.
 
     Raises:
-        InputError: an option out of range, an unknown label, a tokenizer that does not fit the transformer, known
+        InputError: an option out of range, an unknown label, a tokenizer that does not fit the transformer, forced
             tokens that do not fit.
     """
     labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
@@ -107,8 +94,8 @@ def generate(
     null = model.config.num_classes
     guided = cfg > 0 and any(label != null for label in labels)
     rows = labels + [null] * len(labels) if guided else labels
-    given = None if known is None else known_at_scales(known, vqvae, len(labels))
-    features: Tensor | None = None
+    given = None if forced is None else forced_at_scales(forced, vqvae, len(labels))
+    next_input: Tensor | None = None
     f_hat = torch.zeros((), device=device)
     tokens: list[Tensor] = []
     f_hats: list[Tensor] = []
@@ -116,7 +103,7 @@ def generate(
         condition = model.condition(torch.tensor(rows, device=device))
         cache = model.new_cache(len(rows))
         for k in range(len(scales)):
-            logits = model.step(k, features, condition, cache)
+            logits = model.step(k, next_input, condition, cache)
             if guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = classifier_free_guidance(conditional, unconditional, cfg_at_scale(cfg, k, len(scales)))
@@ -126,15 +113,15 @@ def generate(
             else:
                 drawn, codes = sample_codewords(logits, streams, quantizer.codebook.weight)
             if given is not None:
-                tokens_k, keep_k = given[k]
-                drawn = torch.where(keep_k, tokens_k, drawn)
-                codes = torch.where(keep_k[..., None], quantizer.codebook(tokens_k), codes)
+                tokens_k, forced_k = given[k]
+                drawn = torch.where(forced_k, tokens_k, drawn)
+                codes = torch.where(forced_k[..., None], quantizer.codebook(tokens_k), codes)
             f_hat = f_hat + quantizer.scale_update(codes, k)
             tokens.append(drawn)
             f_hats.append(f_hat)
             if k + 1 < len(scales):
-                features = quantizer.next_input(f_hat, k + 1)
-                features = features.repeat(2, 1, 1) if guided else features
+                next_input = quantizer.next_input(f_hat, k + 1)
+                next_input = next_input.repeat(2, 1, 1) if guided else next_input
         pixels = vqvae.pixels(f_hat)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
     return Generated(scales.join(tokens), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
@@ -145,10 +132,11 @@ def generate_batches(
     vqvae: VQVAE,
     labels: list[int],
     batch_size: int,
-    known: Known | None = None,
-    **options: Unpack[SamplingOptions],
+    sampling: SamplingParams = FOR_METRICS,
+    seed: int = 0,
+    forced: ForcedTokens | None = None,
 ) -> Iterator[Generated]:
-    """The same pictures as `generate` draws of all labels at once, at most batch_size at a time.
+    """Generate the images of `generate`, at most batch_size at a time.
 
     Raises:
         InputError: as `generate`, and for a batch_size below 1.
@@ -157,8 +145,9 @@ def generate_batches(
     indices = index_within_class(labels)
     for first in range(0, max(len(labels), 1), batch_size):
         part = slice(first, first + batch_size)
-        given = None if known is None else Known(known.tokens[part], known.keep[part])
-        yield generate(model, vqvae, labels[part], **options, indices=indices[part], known=given)
+        given = None if forced is None else ForcedTokens(forced.tokens[part], forced.forced[part])
+        options = sampling.to_dict()
+        yield generate(model, vqvae, labels[part], **options, seed=seed, indices=indices[part], forced=given)
 
 
 def check_batch_size(batch_size: int) -> None:
@@ -167,26 +156,26 @@ def check_batch_size(batch_size: int) -> None:
         raise InputError(f"batch_size={batch_size} must be at least 1")
 
 
-def known_at_scales(known: Known, vqvae: VQVAE, batch: int) -> list[tuple[Tensor, Tensor]]:
-    """Known tokens and where they are kept, (B, side * side) each, scale by scale.
+def forced_at_scales(given: ForcedTokens, vqvae: VQVAE, batch: int) -> list[tuple[Tensor, Tensor]]:
+    """Forced tokens and where they are, (B, side * side) each, scale by scale.
 
     Raises:
-        InputError: not of shape (B, L), not booleans, or kept tokens that are none of the codebook's.
+        InputError: not of shape (B, L), not booleans, or forced tokens that are none of the codebook's.
     """
-    tokens, keep = known
+    tokens, forced = given
     expected = (batch, vqvae.scales.total)
-    if tokens.shape != expected or keep.shape != expected or keep.dtype != torch.bool:
+    if tokens.shape != expected or forced.shape != expected or forced.dtype != torch.bool:
         raise InputError(
-            f"known tokens of shape {tuple(tokens.shape)} and what is kept of them, {keep.dtype} of shape "
-            f"{tuple(keep.shape)}, given: {expected} needed, and booleans"
+            f"forced tokens of shape {tuple(tokens.shape)} and where they are, {forced.dtype} of shape "
+            f"{tuple(forced.shape)}, given: {expected} needed, and booleans"
         )
     device = vqvae.quantizer.codebook.weight.device
-    tokens, keep = tokens.to(device), keep.to(device)
+    tokens, forced = tokens.to(device), forced.to(device)
     inside = (tokens >= 0) & (tokens < vqvae.config.vocab_size)
-    if not (inside | ~keep).all():
-        raise InputError(f"known tokens must be in 0..{vqvae.config.vocab_size - 1}, the codebook's indices")
+    if not (inside | ~forced).all():
+        raise InputError(f"forced tokens must be in 0..{vqvae.config.vocab_size - 1}, the codebook's indices")
     tokens = tokens.where(inside, 0)
-    return list(zip(vqvae.scales.split(tokens), vqvae.scales.split(keep), strict=True))
+    return list(zip(vqvae.scales.split(tokens), vqvae.scales.split(forced), strict=True))
 
 
 def sample_codewords(logits: Tensor, streams: RandomStreams, codebook: Tensor) -> tuple[Tensor, Tensor]:

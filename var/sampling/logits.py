@@ -3,57 +3,12 @@
 B batch, L tokens of one scale, V codebook size.
 """
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Self
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
-
-
-def check_sampling(cfg: float, top_k: int, top_p: float) -> None:
-    """Raise InputError if an option is out of range: cfg >= 0 and finite, top_k >= 0, 0 <= top_p <= 1."""
-    if not 0 <= cfg < float("inf"):
-        raise InputError(f"cfg={cfg} must be a finite number, 0 (no guidance) or more; 1.5 to 4 is usual")
-    if top_k < 0:
-        raise InputError(f"top_k={top_k} must be 0 (keeps all tokens) or more")
-    if not 0 <= top_p <= 1:
-        raise InputError(f"top_p={top_p} must be in [0, 1]; 0 keeps all tokens")
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """How tokens are sampled; the defaults make good images, and measures of the distribution take less guidance.
-
-    Attributes:
-        cfg: classifier-free guidance at the last scale, rising linearly from 0; 0 switches it off.
-        top_k: keep that many of the best tokens; 0 keeps all.
-        top_p: of these keep the smallest set whose probability exceeds it; 0 keeps all.
-        smooth: mix codewords; smoother images, not for metrics.
-
-    Raises:
-        InputError: a value out of range.
-    """
-
-    cfg: float = 4.0
-    top_k: int = 900
-    top_p: float = 0.96
-    smooth: bool = False
-
-    def __post_init__(self) -> None:
-        check_sampling(self.cfg, self.top_k, self.top_p)
-
-    def updated(self, **given: float | bool | None) -> Self:
-        """The same with the values that are given in place of its own; None keeps it."""
-        return replace(self, **{name: value for name, value in given.items() if value is not None})  # type: ignore[arg-type]  # the names are this class's own
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-FOR_METRICS = SamplingParams(cfg=1.5)  # of the paper's FID
+from var.sampling.params import check_sampling
 
 
 def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:

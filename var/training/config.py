@@ -14,7 +14,7 @@ from var.models.aim import EncoderConfig
 from var.models.pretraining import HeadConfig
 from var.models.var import VARConfig
 from var.networks.backbones import BACKBONES, PERCEPTUAL
-from var.sampling.logits import SamplingParams
+from var.sampling.params import SamplingParams
 
 
 class OptimizerConfig(Section):

@@ -15,11 +15,12 @@ from tiny import image_folder, metrics, picture, tiny_pipeline, write_recipe
 from tiny_aim import SIZES, small_aim
 from torch import Tensor
 
+from var.aim import AIM
 from var.data.dataset import Batch, collate, open_dataset
 from var.features.sources import FeatureSource, VARFeatures, hidden_states, load_classifier, load_features
 from var.hub.checkpoint import CONFIG, WEIGHTS, load_encoder, load_probe, save_model
 from var.hub.presets import AIM_SIZES
-from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
+from var.models.aim import AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.training.config import AIMRecipe, ProbeRecipe
 from var.training.estimate.estimate import Estimate, estimate
 from var.training.loop import Trainer, build_accelerator, build_stage, train

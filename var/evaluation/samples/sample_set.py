@@ -23,7 +23,7 @@ from tokenizer.errors import InputError, one_line
 from var.evaluation.samples.npz import LABELS, open_npz, write_images
 from var.evaluation.samples.rejection import best
 from var.pipeline import VARPipeline
-from var.sampling.logits import FOR_METRICS
+from var.sampling.params import FOR_METRICS, with_options
 from var.utils.files import check_writable, written_beside
 from var.utils.images import open_picture
 from var.utils.provenance import device_name, fingerprint, version, versions
@@ -139,7 +139,7 @@ def sample_settings(
     labels = pipe.known_labels() if classes is None else sorted({pipe.label(given) for given in classes})
     if not labels or labels[-1] >= MOST:
         raise InputError(f"classes {labels[-1:] or 'of none'} given: at least one, and labels below {MOST:,}, needed")
-    params = (pipe.sampling or FOR_METRICS).updated(cfg=cfg, top_k=top_k, top_p=top_p)
+    params = with_options(pipe.sampling or FOR_METRICS, {"cfg": cfg, "top_k": top_k, "top_p": top_p})
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
     if reject is not None and not 0 < reject <= 1:

@@ -18,7 +18,7 @@ from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
-from var.sampling.logits import SamplingParams
+from var.sampling.params import SamplingParams
 from var.training.config import VARRecipe
 from var.training.rng import StepRNG
 from var.training.self_correction import nearest_codewords, perturb

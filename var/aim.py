@@ -1,0 +1,55 @@
+"""AIM as users import it: the network of `var.models.aim`, loaded by name."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from tokenizer.errors import InputError
+from var.hub.download import load_aim_by_name
+from var.models import aim
+from var.utils.device import choose_device, choose_dtype
+
+
+class AIM(aim.AIM):
+    """The frozen encoder with an attentive probe; `AIM(config)` has random weights."""
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        probe_layers: str | Sequence[int] | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        backbone_file: str | Path | None = None,
+        head_file: str | Path | None = None,
+    ) -> Self:
+        """Load an encoder with its probe, in evaluation mode.
+
+        Args:
+            name: a released model (`aim-600M`, `aim-1B`, `aim-3B`, `aim-7B`: downloaded from the Hugging Face hub and
+                converted once), or a folder that `var.hub.checkpoint.save_model` or training wrote.
+            probe_layers: what the probe reads, as `var.hub.presets.choose_layers` says: "best", "last", or a list of
+                blocks counted from 0. Of a released model it chooses one of the two heads; the probe in a folder, and
+                that of `head_file`, must read them. None: whatever that probe reads, else "best".
+            device: auto, cpu, cuda, cuda:N or mps.
+            dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+            backbone_file: released encoder file on this machine, or one with encoder and head, for released names.
+            head_file: released head file on this machine, for released names.
+
+        Raises:
+            InputError: unknown name, missing, damaged or foreign files, no connection, layers that the probe does not
+                read, an impossible device or dtype.
+        """
+        if not isinstance(name, str | os.PathLike):
+            raise InputError(f"model {name!r} is neither a name nor a folder: give one such as 'aim-600M'")
+        target = choose_device(device)
+        number_type = choose_dtype(dtype, target)
+        loaded = load_aim_by_name(name, probe_layers, backbone_file, head_file)
+        with torch.device("meta"):
+            model = cls(loaded.config)
+        model.encoder, model.probe = loaded.encoder, loaded.probe
+        return model.eval().cast(number_type).to(target)

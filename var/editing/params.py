@@ -1,0 +1,63 @@
+"""Blending options as a value that checks itself. Imports no torch: the commands take their defaults from here."""
+
+import warnings
+from dataclasses import dataclass
+
+from tokenizer.errors import InputError
+from var.sampling.params import SamplingOptions
+
+RENAMED = {"hide": "hide_masked", "match": "color_match"}  # read for one release
+
+
+@dataclass(frozen=True)
+class BlendParams:
+    """How what is inpainted goes with the image around it.
+
+    Attributes:
+        dilate: so many more tokens around the mask are generated too: the encoder looks beyond a token's pixels, so
+            those beside the mask describe what is under it too.
+        hide_masked: masked pixels are hidden before encoding, by a smooth continuation of those around them.
+        composite: the result is the image itself outside the mask; without it, all that the model generated.
+        color_match: shift the colors of what was generated smoothly so that they meet those around the mask. Goes with
+            composite.
+        feather: over so many pixels outside the mask the result fades into the image; None: half a token.
+
+    Raises:
+        InputError: a value out of range.
+    """
+
+    dilate: int = 1
+    hide_masked: bool = True
+    composite: bool = True
+    color_match: bool = True
+    feather: float | None = None
+
+    def __post_init__(self) -> None:
+        check_dilate(self.dilate)
+        if self.feather is not None and not 0 <= self.feather < float("inf"):
+            raise InputError(f"feather={self.feather} must be 0 (a hard edge) or more pixels")
+
+
+def check_dilate(dilate: int) -> None:
+    """Raise InputError for a band of less than nothing."""
+    if dilate < 0:
+        raise InputError(f"dilate={dilate} must be 0 or more tokens")
+
+
+class EditOptions(SamplingOptions, total=False):
+    """Keywords of an edit with a mask: those of sampling, and the fields of BlendParams."""
+
+    seed: int
+    batch_size: int
+    dilate: int
+    hide_masked: bool
+    composite: bool
+    color_match: bool
+    feather: float | None
+
+
+def current_names(options: EditOptions) -> dict[str, object]:
+    """The options under today's names, with a warning for each older one."""
+    for old in RENAMED.keys() & options.keys():
+        warnings.warn(f"{old}= is now {RENAMED[old]}=", FutureWarning, stacklevel=4)
+    return {RENAMED.get(name, name): value for name, value in options.items()}

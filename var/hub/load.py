@@ -1,0 +1,108 @@
+"""Pipelines on disk and by name: a folder of `tokenizer/` and `transformer/`, each as `checkpoint` writes it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.hub.checkpoint import TOKENIZER, TRANSFORMER, load_tokenizer, load_var, read_config, save_model
+from var.hub.download import load_released
+from var.hub.presets import RELEASED, SHIPPED, check_name
+from var.models.var import VAR
+from var.sampling.params import SamplingParams
+from var.utils.files import cache_folder, replacing
+
+
+class PipelineParts(NamedTuple):
+    """What a pipeline is made of; see VARPipeline."""
+
+    model: VAR
+    vqvae: VQVAE
+    classes: Mapping[int, str] | None = None
+    sampling: SamplingParams | None = None
+
+
+def load_pipeline(
+    name: str | Path, vae_file: str | Path | None = None, var_file: str | Path | None = None
+) -> PipelineParts:
+    """The parts of a pipeline, in float32: see VARPipeline.from_pretrained.
+
+    Raises:
+        InputError: unknown name, missing or damaged files, no connection.
+    """
+    files = [Path(file).expanduser() if file else None for file in (vae_file, var_file)]
+    if not any(files):
+        return _load_folder(find_folder(name))
+    if str(name) not in RELEASED:
+        raise InputError(f"vae_file and var_file go with a released name ({', '.join(RELEASED)}), not with {name!r}")
+    vqvae, model = load_released(str(name), *files)
+    return PipelineParts(model, vqvae)
+
+
+def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None = None) -> None:
+    """Write a pipeline's folder, whole or not at all; dtype None: weights as they are.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    extra: dict[str, object] = {}
+    if parts.classes is not None:
+        extra["classes"] = {str(label): name for label, name in sorted(parts.classes.items())}
+    if parts.sampling is not None:
+        extra["sampling"] = parts.sampling.to_dict()
+    with replacing(folder, (TOKENIZER, TRANSFORMER)) as new:
+        save_model(new / TRANSFORMER, parts.model, extra, dtype)
+        save_model(new / TOKENIZER, parts.vqvae, dtype=dtype)
+
+
+def find_folder(name: str | Path) -> Path:
+    """The folder of a model: the one given, a shipped one, or the conversion of a released one (made if need be).
+
+    Raises:
+        InputError: an unknown name; released weights that cannot be had.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    check_name(str(name))
+    if str(name) in SHIPPED:
+        return SHIPPED[str(name)]
+    converted = cache_folder() / str(name)
+    if not converted.is_dir():
+        vqvae, model = load_released(str(name))
+        save_pipeline(converted, PipelineParts(model, vqvae))
+    return converted
+
+
+def _load_folder(folder: Path) -> PipelineParts:
+    for part in (TOKENIZER, TRANSFORMER):
+        if not (folder / part).is_dir():
+            raise InputError(f"{folder} has no folder {part}: a model has two, {TOKENIZER} and {TRANSFORMER}")
+    entries = read_config(folder / TRANSFORMER)
+    names = entries.get("classes")
+    try:
+        classes = None if names is None else {int(label): str(name) for label, name in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({error})") from error
+    sampling = _read_sampling(entries.get("sampling"), folder / TRANSFORMER)
+    return PipelineParts(load_var(folder / TRANSFORMER), load_tokenizer(folder / TOKENIZER), classes, sampling)
+
+
+def _read_sampling(entry: object, folder: Path) -> SamplingParams | None:
+    """The entry `sampling` of a transformer's config.json; None: it has none.
+
+    Raises:
+        InputError: unknown options, or values out of range.
+    """
+    if entry is None:
+        return None
+    known = SamplingParams().to_dict()
+    if not isinstance(entry, dict) or not entry.keys() <= known.keys():
+        raise InputError(f"{folder}: sampling={entry!r} must map {', '.join(known)} to values")
+    for name, value in entry.items():
+        if type(value) is not type(known[name]) and not (name in ("cfg", "top_p") and type(value) is int):
+            raise InputError(f"{folder}: sampling has {name}={value!r}, which must be like {known[name]}")
+    return SamplingParams(**entry)
