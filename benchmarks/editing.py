@@ -32,7 +32,7 @@ from var.data.config import DataConfig
 from var.data.dataset import Unreadable, open_dataset
 from var.editing.edit import back_project, encoder_view
 from var.editing.image_masks import Mask, pull_push_fill
-from var.networks.backbones import load_perceptual
+from var.networks.perceptual import load_perceptual
 from var.utils.images import to_pil, to_tensor
 
 PERCEPTUAL_SIDE = 128

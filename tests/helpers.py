@@ -84,6 +84,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def random_images(batch: int, side: int, seed: int = 0) -> Tensor:
+    """(batch, 3, side, side), uniform in [-1, 1]."""
+    return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
 def random_tokens(batch: int, length: int, vocab: int = VOCAB, seed: int = 0) -> Tensor:
     return torch.randint(vocab, (batch, length), generator=torch.Generator().manual_seed(seed))
 
@@ -102,3 +107,15 @@ def refused(*parts: str) -> Iterator[None]:
     assert "\n" not in message
     for part in parts:
         assert re.search(re.escape(part), message), f"{part!r} is not in {message!r}"
+
+
+@contextmanager
+def no_downloads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside, torch.hub reaches no network."""
+
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
+        yield

@@ -14,7 +14,8 @@ from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.presets import AIM_RELEASED
 from var.models.aim import Encoder
 from var.models.var import VAR
-from var.networks.backbones import BACKBONES, PERCEPTUAL
+from var.networks.backbones import BACKBONES
+from var.networks.perceptual import PERCEPTUAL
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, TokenizerRecipe, VARRecipe
 from var.training.recipe import load_recipe
 from var.training.stages.probe import candidates

@@ -20,13 +20,13 @@ CLASSIFIER = """
 from types import SimpleNamespace
 import torch
 from var.evaluation.samples import rejection
-from var.evaluation.metrics.extractors import Features
+from var.evaluation.metrics.extractors import ExtractedFeatures
 
 class Classifier(SimpleNamespace):
     def __call__(self, images):
         weight = torch.randn(192, 1000, generator=torch.Generator().manual_seed(0))
         pixels = images.double().flatten(1) / 255
-        return Features(pixels, (pixels @ weight.double()).float(), None)
+        return ExtractedFeatures(pixels, (pixels @ weight.double()).float(), None)
 
 def opened(name, weights=None, device="auto"):
     return Classifier(name=name, version="1")

@@ -237,7 +237,7 @@ def evaluate(var: Run, tmp_path: Path) -> Run:
 
 def test_the_command_prints_and_writes(evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("var.evaluation.metrics.extractors.open_extractor", lambda *_: Colors())
-    monkeypatch.setattr("var.networks.backbones.load_perceptual", lambda *_: Distance())
+    monkeypatch.setattr("var.networks.perceptual.load_perceptual", lambda *_: Distance())
     code, out, err = evaluate("--extractor", "colours", "--lpips", "lpips-alex", "--per-scale", "--json", "r.json")
     assert code == 0
     assert "5 pictures of 6; 1 could not be read" in out

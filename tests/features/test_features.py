@@ -19,9 +19,9 @@ from tiny import picture, tiny_pipeline
 from var.features import extract
 from var.features.classify import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbors
 from var.features.extract import FeatureSummary, open_source, write_features
-from var.features.pictures import Picture, Pictures, folder_pictures, split_pictures
+from var.features.images import ImageList, LabeledImage, list_folder, list_split
 from var.features.sources import EncoderFeatures, load_features
-from var.features.table import Features, Pool, Settings, read_features
+from var.features.table import FeatureTable, Pool, Settings, read_features
 from var.hub.checkpoint import save_model
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, val_transforms
 from var.utils import files
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 def write(encoder: Encoder, folder: Path, out: Path, **options: Any) -> FeatureSummary:
     return write_features(
-        EncoderFeatures(encoder), folder_pictures(folder), out, "tiny", **{"layers": [0, 2], "batch": 2} | options
+        EncoderFeatures(encoder), list_folder(folder), out, "tiny", **{"layers": [0, 2], "batch": 2} | options
     )
 
 
@@ -150,7 +150,7 @@ def test_labels_are_numbered_as_in_training(tmp_path: Path) -> None:
 def test_hidden_files_and_other_files_are_passed_over(folder: Path, tmp_path: Path) -> None:
     images(folder, "bar/._2.png", ".thumbnails/x.png")
     (folder / "bar" / "notes.txt").write_text("no image")
-    assert folder_pictures(folder).count == 7
+    assert list_folder(folder).count == 7
     write(tiny_encoder(), folder, tmp_path / "f.parquet")
     assert set(column(tmp_path / "f.parquet", "label")) == {0, 1}  # the hidden folder is no class
 
@@ -175,8 +175,8 @@ def test_a_split_of_a_recipe_source(tmp_path: Path) -> None:
         (tmp_path / "tables").mkdir(exist_ok=True)
         pq.write_table(table, tmp_path / "tables" / f"{split}.parquet")
 
-    def features_of(source: str, split: Any) -> Features:
-        pictures = split_pictures(str(tmp_path / source), split)
+    def features_of(source: str, split: Any) -> FeatureTable:
+        pictures = list_split(str(tmp_path / source), split)
         write_features(EncoderFeatures(encoder), pictures, tmp_path / f"{source}-{split}.parquet", "tiny")
         return read_features(tmp_path / f"{source}-{split}.parquet")
 
@@ -188,11 +188,11 @@ def test_a_split_of_a_recipe_source(tmp_path: Path) -> None:
     assert column(tmp_path / "images-train.parquet", "path") == ["train/a/0.png", "train/b/1.png"]
     assert features_of("images", "validation").labels.tolist() == [1]  # numbered as in train/
     below = tmp_path / "below"
-    write_features(EncoderFeatures(encoder), folder_pictures(folder / "train"), below, "tiny")
+    write_features(EncoderFeatures(encoder), list_folder(folder / "train"), below, "tiny")
     assert np.array_equal(read_features(below).values, by_files.values)
     (tmp_path / "tables" / "train.parquet").write_bytes(b"")
     with refused("cannot be read as Parquet"):
-        split_pictures(str(tmp_path / "tables"), "train")
+        list_split(str(tmp_path / "tables"), "train")
 
 
 def test_unreadable_images_are_told_and_left_out(folder: Path, tmp_path: Path) -> None:
@@ -336,10 +336,10 @@ def test_class_names_of_a_split_that_changed_do_not_mix(tmp_path: Path) -> None:
     folder = images(tmp_path / "images", "train/a/0.png", "train/b/1.png")
     table = pa.table({"image": [{"bytes": (folder / "train/a/0.png").read_bytes(), "path": None}] * 2, "label": [0, 1]})
     pq.write_table(table, tmp_path / "train.parquet")
-    before = split_pictures(str(tmp_path), "train").checksum
-    assert split_pictures(str(tmp_path), "train").checksum == before
+    before = list_split(str(tmp_path), "train").checksum
+    assert list_split(str(tmp_path), "train").checksum == before
     (tmp_path / "classes.json").write_text(json.dumps({"0": {"name": "cat"}, "1": {"name": "dog"}}))
-    named = split_pictures(str(tmp_path), "train")
+    named = list_split(str(tmp_path), "train")
     assert named.class_names == {0: "cat", 1: "dog"}
     assert named.checksum != before
 
@@ -417,15 +417,15 @@ def test_a_disk_that_is_full(folder: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_folders_that_cannot_be_read(tmp_path: Path) -> None:
     with refused("nowhere does not exist"):
-        folder_pictures(tmp_path / "nowhere")
+        list_folder(tmp_path / "nowhere")
     (tmp_path / "a.txt").write_text("")
     with refused("a.txt is a file: give a folder"):
-        folder_pictures(tmp_path / "a.txt")
+        list_folder(tmp_path / "a.txt")
     with refused("holds no image files", ".jpg"):
-        folder_pictures(tmp_path)
+        list_folder(tmp_path)
     (tmp_path / "train-0.parquet").write_bytes(b"")
     with refused("holds no image files but Parquet", "--split train"):
-        folder_pictures(tmp_path)
+        list_folder(tmp_path)
 
 
 def test_encoders_are_opened_with_and_without_a_probe(tmp_path: Path) -> None:
@@ -440,7 +440,7 @@ def test_encoders_are_opened_with_and_without_a_probe(tmp_path: Path) -> None:
         opened = open_source(tmp_path / name, device="cpu", dtype="float32")
         assert torch.equal(opened.features(pixels, [2])[0], expected)
     half = open_source(tmp_path / "encoder", device="cpu", dtype="bfloat16")
-    assert half.place == (torch.device("cpu"), torch.bfloat16)
+    assert (half.device, half.dtype) == (torch.device("cpu"), torch.bfloat16)
     assert half.features(pixels, [2])[0].dtype == torch.bfloat16
     with refused("'nowhere' is neither a folder nor a known name"):
         open_source("nowhere")
@@ -464,7 +464,7 @@ def test_layers_of_a_folder_with_a_probe_are_the_probes(folder: Path, tmp_path: 
                     source.choose(layers)
                 continue
             out = tmp_path / f"{name}-{layers}"
-            write_features(source, folder_pictures(folder), out, name, layers)
+            write_features(source, list_folder(folder), out, name, layers)
             found[name, str(layers)] = read_features(out).settings.layers
     assert found == {
         ("encoder", "None"): (0, 1, 2),
@@ -481,7 +481,7 @@ def test_layers_of_a_folder_with_a_probe_are_the_probes(folder: Path, tmp_path: 
 def test_features_of_a_var_are_its_hidden_states(folder: Path, tmp_path: Path, dtype: str) -> None:
     tiny_pipeline().save_pretrained(tmp_path / "pipeline")
     source = open_source(tmp_path / "pipeline", device="cpu", dtype=dtype)
-    write_features(source, folder_pictures(folder), tmp_path / "f.parquet", "pipeline", [1])
+    write_features(source, list_folder(folder), tmp_path / "f.parquet", "pipeline", [1])
     found = read_features(tmp_path / "f.parquet")
     assert (found.settings.image_size, found.settings.patches, found.settings.dtype) == (8, 21, dtype)
     with Image.open(folder / "bar/10.png") as image:
@@ -496,7 +496,7 @@ def test_features_of_baselines(folder: Path, tmp_path: Path) -> None:
         for call in range(2):  # the same weights, whatever was drawn before
             torch.manual_seed(call)
             source = open_source(name, sizes, "cpu", "float32")
-            write_features(source, folder_pictures(folder), tmp_path / f"{name}{call}", name)
+            write_features(source, list_folder(folder), tmp_path / f"{name}{call}", name)
             weights.add((name, read_features(tmp_path / f"{name}{call}").settings.weights))
             assert read_features(tmp_path / f"{name}{call}").values.shape == (7, width)
     assert len(weights) == len({fingerprint for _, fingerprint in weights}) == 2
@@ -508,7 +508,7 @@ def test_features_of_baselines(folder: Path, tmp_path: Path) -> None:
         open_source("pixels")
 
 
-def made_up(values: NDArray[np.floating[Any]], labels: NDArray[np.int64], **changes: Any) -> Features:
+def made_up(values: NDArray[np.floating[Any]], labels: NDArray[np.int64], **changes: Any) -> FeatureTable:
     settings: dict[str, Any] = {
         "model": "tiny",
         "weights": "1",
@@ -522,10 +522,10 @@ def made_up(values: NDArray[np.floating[Any]], labels: NDArray[np.int64], **chan
         "checksum": "",
         "version": "",
     }
-    return Features(Settings(**(settings | changes)), values.astype(np.float32), labels, {})
+    return FeatureTable(Settings(**(settings | changes)), values.astype(np.float32), labels, {})
 
 
-def clusters(count: int, spread: float, seed: int, classes: int = 8, width: int = 16) -> Features:
+def clusters(count: int, spread: float, seed: int, classes: int = 8, width: int = 16) -> FeatureTable:
     """Points around one center a class; labels are not 0, 1, 2 ..."""
     centers = np.random.default_rng(0).normal(size=(classes, width))
     rng = np.random.default_rng((1, seed))
@@ -578,7 +578,7 @@ def test_the_strength_is_chosen_on_what_was_held_out() -> None:
     """Few images and many numbers that say nothing: weak regularization fits them."""
     rng = np.random.default_rng(0)
 
-    def noisy(count: int) -> Features:
+    def noisy(count: int) -> FeatureTable:
         labels = rng.integers(2, size=count)
         values = rng.normal(size=(count, 200))
         values[:, :20] += 0.5 * labels[:, None]
@@ -619,7 +619,7 @@ def test_features_that_cannot_be_compared() -> None:
     train, validation = clusters(100, 1, 0), clusters(50, 1, 1)
     check_comparable(train, validation)
 
-    def changed(**changes: Any) -> Features:
+    def changed(**changes: Any) -> FeatureTable:
         return made_up(validation.values, validation.labels, **changes)
 
     check_comparable(train, changed(dtype="bfloat16", images=3, checksum="other"))
@@ -667,10 +667,10 @@ def test_files_that_hold_no_features(folder: Path, tmp_path: Path) -> None:
 
 
 def test_a_bug_in_reading_is_no_unreadable_image(folder: Path, tmp_path: Path) -> None:
-    pictures = folder_pictures(folder)
+    pictures = list_folder(folder)
 
-    def broken(side: int) -> Callable[[int], Picture]:
-        def read(i: int) -> Picture:
+    def broken(side: int) -> Callable[[int], LabeledImage]:
+        def read(i: int) -> LabeledImage:
             raise ZeroDivisionError
 
         return read
@@ -678,7 +678,7 @@ def test_a_bug_in_reading_is_no_unreadable_image(folder: Path, tmp_path: Path) -
     with pytest.raises(ZeroDivisionError):
         write_features(
             EncoderFeatures(tiny_encoder()),
-            Pictures(pictures.count, pictures.checksum, {}, broken),
+            ImageList(pictures.count, pictures.checksum, {}, broken),
             tmp_path / "f.parquet",
             "tiny",
         )

@@ -24,7 +24,7 @@ from var.hub.checkpoint import (
     save_model,
 )
 from var.models.aim import Encoder, EncoderConfig, sincos_2d_pos_embed
-from var.utils.files import replacing
+from var.utils.files import atomic_folder
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
@@ -131,7 +131,7 @@ def test_a_failure_in_the_last_step_brings_the_old_model_back(
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", failing)
-    with refused("cannot write", "Input/output"), replacing(var_folder, (CONFIG, WEIGHTS)) as new:
+    with refused("cannot write", "Input/output"), atomic_folder(var_folder, (CONFIG, WEIGHTS)) as new:
         (new / CONFIG).write_text("{}")
     monkeypatch.undo()
     assert equal(load_var(var_folder), small_var())

@@ -17,7 +17,7 @@ from tiny_aim import SIZES, small_aim
 from var.aim import AIM
 from var.hub.checkpoint import CONFIG, WEIGHTS
 from var.hub.convert import to_official, to_official_aim
-from var.hub.download import find, load_released, read_weights
+from var.hub.download import find, load_released
 from var.hub.presets import AIM_RELEASED, RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER, Released, ReleasedAIM
 from var.models.aim import EncoderConfig
 from var.pipeline import VARPipeline
@@ -129,53 +129,6 @@ def test_a_conversion_is_kept(tiny: VARPipeline, cache: Path) -> None:
     assert_same(again, tiny)
     assert [path.name for path in cache.iterdir()] == [NAME]
     assert again.classes is None
-
-
-def test_safetensors_are_read_too(tmp_path: Path) -> None:
-    safetensors.torch.save_file({"weight": torch.arange(3.0)}, tmp_path / "a.safetensors")
-    assert torch.equal(read_weights(tmp_path / "a.safetensors")["weight"], torch.arange(3.0))
-
-
-class Sly:
-    """Runs code when it is unpickled."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-
-    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
-        return Path.touch, (self.target,)
-
-
-def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
-    torch.save({"weight": torch.zeros(3), "sly": Sly(tmp_path / "ran")}, tmp_path / FILE)
-    with refused(str(tmp_path / FILE), "something else than weights"):
-        read_weights(tmp_path / FILE)
-    assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-@pytest.mark.parametrize("damage", ["truncated", "empty", "zeros", "text"])
-def test_damaged_files(suffix: str, damage: str, tmp_path: Path) -> None:
-    path = tmp_path / f"file{suffix}"
-    state: Tensors = {"weight": torch.zeros(1000)}
-    torch.save(state, path) if suffix == ".pth" else safetensors.torch.save_file(state, path)
-    data = path.read_bytes()
-    damaged = {"truncated": data[:-900], "empty": b"", "zeros": bytes(len(data)), "text": b"not found\n" * 99}
-    path.write_bytes(damaged[damage])
-    with refused(str(path), "download it again"):
-        read_weights(path)
-
-
-@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {"model": {"weight": torch.zeros(3)}}, {"a": 1}])
-def test_files_of_something_else(content: Any, tmp_path: Path) -> None:
-    torch.save(content, tmp_path / FILE)
-    with refused(str(tmp_path / FILE), "not a state dict"):
-        read_weights(tmp_path / FILE)
-
-
-def test_a_missing_file(tmp_path: Path) -> None:
-    with refused(str(tmp_path / "none.pth"), "does not exist"):
-        read_weights(tmp_path / "none.pth")
 
 
 def test_the_wrong_model(tiny: VARPipeline, tmp_path: Path) -> None:

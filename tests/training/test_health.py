@@ -1,8 +1,6 @@
 """What a run survives and counts, and where it ends."""
 
 import json
-import os
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,7 @@ from tiny import tokenizer_recipe
 
 from var.data.dataset import Batch, Unreadable
 from var.training.config import TokenizerRecipe
-from var.training.health import RunHealth, catch_interrupts
+from var.training.health import RunHealth
 
 
 class Alone:
@@ -181,29 +179,3 @@ def test_counts_are_those_of_all_processes_and_taken_over_by_the_main_one(recipe
     second = guard_of(recipe, WithOther(8))
     second.load_state_dict({"unreadable": 8, "seen": 9, "skipped_steps": 3, "skipped_in_a_row": 2})
     assert (second.unreadable, second.seen, second.skipped_steps) == (0, 0, 3)
-
-
-# --- signals
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_sets_a_flag_and_handlers_come_back(number: signal.Signals) -> None:
-    received: list[int] = []
-    before = signal.signal(number, lambda number, frame: received.append(number))
-    try:
-        with catch_interrupts() as interrupted:
-            assert interrupted() is False
-            os.kill(os.getpid(), number)
-            assert interrupted() is True
-        assert received == []
-        os.kill(os.getpid(), number)
-        assert received == [number]
-    finally:
-        signal.signal(number, before)
-
-
-def test_handlers_come_back_after_an_error() -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with pytest.raises(RuntimeError), catch_interrupts():
-        raise RuntimeError
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before

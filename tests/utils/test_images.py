@@ -18,12 +18,12 @@ from var.utils.images import (
     check_images,
     crop_and_resize,
     enlarge,
-    grid,
+    image_grid,
     load_image,
-    open_picture,
+    open_image,
     resize_and_center_crop,
     resize_and_crop,
-    save_picture,
+    save_image,
     to_pil,
     to_rgb,
     to_tensor,
@@ -122,7 +122,7 @@ def test_enlarge_takes_the_smallest_whole_factor(side: int, size: tuple[int, int
 
 def test_grid_lays_pictures_out_row_by_row() -> None:
     colors = ["red", "lime", "blue"]
-    sheet = grid([Image.new("RGB", (4, 3), color) for color in colors], columns=2, gap=2)
+    sheet = image_grid([Image.new("RGB", (4, 3), color) for color in colors], columns=2, gap=2)
     assert sheet.size == (10, 8)
     assert sheet.getpixel((0, 0)) == (255, 0, 0)
     assert sheet.getpixel((9, 0)) == (0, 255, 0)
@@ -132,13 +132,13 @@ def test_grid_lays_pictures_out_row_by_row() -> None:
 
 
 def test_grid_is_no_wider_than_its_pictures() -> None:
-    assert grid([Image.new("RGB", (4, 3))] * 2, columns=5, gap=1).size == (9, 3)
-    assert grid([Image.new("RGB", (4, 3))], columns=1, gap=0).size == (4, 3)
+    assert image_grid([Image.new("RGB", (4, 3))] * 2, columns=5, gap=1).size == (9, 3)
+    assert image_grid([Image.new("RGB", (4, 3))], columns=1, gap=0).size == (4, 3)
 
 
 def test_saved_png_is_the_picture(tmp_path: Path) -> None:
     image = noise(6, 5)
-    save_picture(tmp_path / "new" / "a.png", image)
+    save_image(tmp_path / "new" / "a.png", image)
     loaded = Image.open(tmp_path / "new" / "a.png")
     assert loaded.format == "PNG"
     assert np.array_equal(np.asarray(loaded), np.asarray(image))
@@ -147,7 +147,7 @@ def test_saved_png_is_the_picture(tmp_path: Path) -> None:
 
 def test_saved_gif_has_all_frames(tmp_path: Path) -> None:
     first, *others = (Image.new("RGB", (4, 4), color) for color in ("red", "lime", "blue"))
-    save_picture(tmp_path / "a.gif", first, frames=others, milliseconds=100)
+    save_image(tmp_path / "a.gif", first, frames=others, milliseconds=100)
     loaded = Image.open(tmp_path / "a.gif")
     assert (loaded.n_frames, loaded.info["duration"], loaded.info["loop"]) == (3, 100, 0)
     loaded.seek(2)
@@ -157,7 +157,7 @@ def test_saved_gif_has_all_frames(tmp_path: Path) -> None:
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with refused(str(tmp_path / "file" / "a.png"), "cannot write"):
-        save_picture(tmp_path / "file" / "a.png", noise(2, 2))
+        save_image(tmp_path / "file" / "a.png", noise(2, 2))
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -189,7 +189,7 @@ def test_pictures_are_read_as_they_are(file_format: str, tmp_path: Path) -> None
     image = noise(12, 10)
     image = image.convert("P") if file_format == "GIF" else image
     image.save(tmp_path / "a", file_format, **({"lossless": True} if file_format == "WEBP" else {}))
-    read = open_picture(tmp_path / "a")
+    read = open_image(tmp_path / "a")
     assert (read.mode, read.size) == (image.mode, (12, 10))
     (tmp_path / "a").unlink()  # all of it has been read
     if file_format != "JPEG":
@@ -199,7 +199,7 @@ def test_pictures_are_read_as_they_are(file_format: str, tmp_path: Path) -> None
 def test_a_file_may_be_given_as_text_and_under_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise(2, 2).save(tmp_path / "a.png")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert open_picture("~/a.png").size == open_picture(str(tmp_path / "a.png")).size == (2, 2)
+    assert open_image("~/a.png").size == open_image(str(tmp_path / "a.png")).size == (2, 2)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "WEBP"])
@@ -208,7 +208,7 @@ def test_which_way_is_up_survives_reading(file_format: str, tmp_path: Path) -> N
     exif[0x0112] = 6
     image = gradient(16, 8)
     image.save(tmp_path / "turned", file_format, exif=exif, quality=100)
-    upright = np.asarray(to_rgb(open_picture(tmp_path / "turned"))).astype(int)
+    upright = np.asarray(to_rgb(open_image(tmp_path / "turned"))).astype(int)
     assert upright.shape == (16, 8, 3)
     assert np.abs(upright - np.rot90(np.asarray(image), -1)).max() < 5
 
@@ -218,7 +218,7 @@ def test_which_way_is_up_survives_reading(file_format: str, tmp_path: Path) -> N
 def test_files_that_are_not_there(name: str, tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with refused(str(tmp_path / name), "cannot read"):
-        open_picture(tmp_path / name)
+        open_image(tmp_path / name)
 
 
 @pytest.mark.usefixtures("no_warnings")
@@ -226,7 +226,7 @@ def test_files_that_are_not_there(name: str, tmp_path: Path) -> None:
 def test_files_that_are_no_pictures(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with refused(str(tmp_path / "a.png"), "not an image", "JPEG, PNG, WEBP"):
-        open_picture(tmp_path / "a.png")
+        open_image(tmp_path / "a.png")
 
 
 @pytest.mark.usefixtures("no_warnings")
@@ -237,21 +237,21 @@ def test_truncated_pictures(file_format: str, share: float, tmp_path: Path) -> N
     content = (tmp_path / "a").read_bytes()
     (tmp_path / "a").write_bytes(content[: int(share * len(content))])
     with refused(str(tmp_path / "a")):
-        open_picture(tmp_path / "a")
+        open_image(tmp_path / "a")
 
 
 @pytest.mark.usefixtures("no_warnings")
 @pytest.mark.parametrize("size", [(20000, 20000), (100000, 100000), (2**31 - 1, 2**31 - 1), (2**31 - 1, 1)])
 def test_decompression_bombs(size: tuple[int, int], tmp_path: Path) -> None:
     with refused(str(tmp_path / "bomb.png"), "pixels"):
-        open_picture(bomb(tmp_path / "bomb.png", *size))
+        open_image(bomb(tmp_path / "bomb.png", *size))
 
 
 @pytest.mark.usefixtures("no_warnings")
 @pytest.mark.parametrize("size", [(8193, 8192), (10000, 10000), (13000, 13000), (1, MAX_PIXELS + 1)])
 def test_pictures_too_large_to_edit_are_refused_before_they_are_read(size: tuple[int, int], tmp_path: Path) -> None:
     with refused(str(tmp_path / "large.png"), f"{size[0]}x{size[1]} px", f"{MAX_PIXELS:,} pixels", "reduce it"):
-        open_picture(bomb(tmp_path / "large.png", *size))
+        open_image(bomb(tmp_path / "large.png", *size))
 
 
 def test_an_image_that_is_loaded(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from var.features.classify import Accuracy, Regression
-    from var.features.table import Features
+    from var.features.table import FeatureTable
 
 
 def classify(
@@ -22,7 +22,7 @@ def classify(
     """Classify by nearest neighbours and by logistic regression; the files are what `var features` wrote."""
     from var.features.classify import check_comparable, linear, nearest_neighbors
     from var.features.table import read_features
-    from var.utils.files import check_target, written_beside
+    from var.utils.files import atomic_write, check_target
 
     if json_file is not None:
         check_target(json_file, "accuracy.json", [train, validation])
@@ -35,12 +35,12 @@ def classify(
     stopped = "" if regression.converged else ", not converged"
     typer.echo(line("logistic regression", regression.accuracy, f"C={regression.strength:g}{stopped}"))
     if json_file is not None:
-        with written_beside(json_file) as beside:
+        with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(results(known, asked, k, neighbours, regression), indent=2) + "\n")
 
 
 def results(
-    train: "Features", validation: "Features", k: int, neighbours: "Accuracy", regression: "Regression"
+    train: "FeatureTable", validation: "FeatureTable", k: int, neighbours: "Accuracy", regression: "Regression"
 ) -> dict[str, Any]:
     """What is written."""
     settings = train.settings
@@ -62,7 +62,7 @@ def results(
     }
 
 
-def heading(train: "Features", validation: "Features") -> str:
+def heading(train: "FeatureTable", validation: "FeatureTable") -> str:
     """What was compared, for the eye."""
     settings, classes = train.settings, len(set(train.labels.tolist()))
     layers = ", ".join(map(str, settings.layers))

@@ -302,16 +302,16 @@ class Job:
         """The picture, RGB and upright; before that, what can be refused without a look at it is."""
         from var.sampling.params import check_sampling
         from var.utils.files import check_writable
-        from var.utils.images import open_picture, to_rgb
+        from var.utils.images import open_image, to_rgb
 
         check_writable(self.out)
         check_sampling(*(self.options.get(name, 0) for name in ("cfg", "top_k", "top_p")))
-        return to_rgb(open_picture(self.image))
+        return to_rgb(open_image(self.image))
 
     def finish(self, draw: "Callable[[VARPipeline], EditOutput]") -> None:
         """Load the model, draw, save and tell what was saved."""
         from var.pipeline import VARPipeline
-        from var.utils.images import save_picture
+        from var.utils.images import save_image
 
         pipe = VARPipeline.from_pretrained(self.model, device=self.device, dtype=self.dtype)
         loaded = time.perf_counter()
@@ -320,7 +320,7 @@ class Job:
         stem = f"{self.image.stem.lstrip('.')[:LONGEST_STEM] or 'picture'}_{self.verb}"
         saved = {self.out / f"{stem}_{name}.png": picture for name, picture in self.pictures(edited).items()}
         for path, picture in saved.items():
-            save_picture(path, picture)
+            save_image(path, picture)
         for path in saved:
             typer.echo(path)
         count = len(edited.images)
@@ -329,14 +329,14 @@ class Job:
     def pictures(self, edited: "EditOutput") -> "dict[str, Image.Image]":
         """What is saved, by name: the results, the hole and the sheet."""
         from var.editing.image_masks import overlay
-        from var.utils.images import grid
+        from var.utils.images import image_grid
 
         tiles = [tile(image) for image in edited.images]
         results = {str(i): image for i, image in enumerate(edited.images)}
         if self.verb == "upscale":
-            return results | {"sheet": grid([*enlarged(edited), *tiles], COLUMNS)}
+            return results | {"sheet": image_grid([*enlarged(edited), *tiles], COLUMNS)}
         mask = overlay(edited.image, edited.mask)
-        return results | {"mask": mask, "sheet": grid([tile(edited.image), tile(mask), *tiles], COLUMNS)}
+        return results | {"mask": mask, "sheet": image_grid([tile(edited.image), tile(mask), *tiles], COLUMNS)}
 
 
 def fill(job: Job, mask: Path | None, boxes: list[str] | None) -> None:
@@ -347,9 +347,9 @@ def fill(job: Job, mask: Path | None, boxes: list[str] | None) -> None:
     picture = job.read()
     from var.editing.image_masks import mask_from_boxes, mask_from_image
     from var.editing.windows import window_around
-    from var.utils.images import open_picture
+    from var.utils.images import open_image
 
-    hole = mask_from_boxes(corners, picture.size) if mask is None else mask_from_image(open_picture(mask), picture.size)
+    hole = mask_from_boxes(corners, picture.size) if mask is None else mask_from_image(open_image(mask), picture.size)
     if not hole.any():
         raise InputError(f"mask {mask} is empty: white marks what is filled; black and transparent parts are kept")
     window_around(

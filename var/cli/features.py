@@ -58,11 +58,11 @@ def features(
     """Write the features of all images of FOLDER. Run it again to go on where it stopped."""
     blocks = None if layers is None else blocks_of(layers)
     from var.features.extract import EXAMPLE, open_source, write_features
-    from var.features.pictures import folder_pictures, split_pictures
+    from var.features.images import list_folder, list_split
     from var.utils.files import check_target
 
     check_target(out, EXAMPLE)
-    pictures = folder_pictures(Path(source)) if split is None else split_pictures(source, split)
+    pictures = list_folder(Path(source)) if split is None else list_split(source, split)
     found = open_source(model, None if sizes is None else read_sizes(sizes), device, dtype)
     tell = partial(typer.echo, err=True)
     began = time.perf_counter()

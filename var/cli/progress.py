@@ -1,6 +1,5 @@
 """How commands that take long tell how far they are, and how they stop."""
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -8,6 +7,8 @@ from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
 from typing import NoReturn
+
+from var.utils.signals import handle_stop_signals
 
 LONGEST_WAIT = timedelta(hours=12)  # for the other processes: the last share of one may take long on a CPU
 
@@ -57,9 +58,5 @@ def stopping(is_main_process: bool) -> Iterator[None]:
             print("stopped: the same command goes on with what is missing", file=sys.stderr)
         raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
+    with handle_stop_signals(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -79,27 +79,27 @@ def sample(
 
 def save(drawn: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
     """Write CLASS_INDEX.png for each picture, grid.png, and what was kept of the scales; all paths, the grid last."""
-    from var.utils.images import enlarge, grid, save_picture
+    from var.utils.images import enlarge, image_grid, save_image
 
     paths = []
     for i, (label, index, image) in enumerate(zip(drawn.labels, drawn.indices, drawn.images, strict=True)):
         name = f"{label}_{index}"
-        save_picture(folder / f"{name}.png", image)
+        save_image(folder / f"{name}.png", image)
         paths.append(folder / f"{name}.png")
         if drawn.intermediates is not None:
             for k, stage in enumerate(drawn.intermediates[i]):
-                save_picture(folder / f"{name}_scale{k}.png", stage)
+                save_image(folder / f"{name}_scale{k}.png", stage)
                 paths.append(folder / f"{name}_scale{k}.png")
     if drawn.intermediates is not None:
         frames = [growing(list(stages), columns) for stages in zip(*drawn.intermediates, strict=True)]
-        save_picture(folder / "growth.gif", frames[0], [*frames[1:], *[frames[-1]] * 3], milliseconds=350)
+        save_image(folder / "growth.gif", frames[0], [*frames[1:], *[frames[-1]] * 3], milliseconds=350)
         paths.append(folder / "growth.gif")
-    save_picture(folder / "grid.png", grid([enlarge(image, GRID_TILE) for image in drawn.images], columns))
+    save_image(folder / "grid.png", image_grid([enlarge(image, GRID_TILE) for image in drawn.images], columns))
     return [*paths, folder / "grid.png"]
 
 
 def growing(images: "list[Image.Image]", columns: int) -> "Image.Image":
     """One frame of the GIF: all pictures after one scale."""
-    from var.utils.images import enlarge, grid
+    from var.utils.images import enlarge, image_grid
 
-    return grid([enlarge(image, GRID_TILE) for image in images], columns)
+    return image_grid([enlarge(image, GRID_TILE) for image in images], columns)

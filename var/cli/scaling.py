@@ -41,14 +41,14 @@ def scaling(
     from var.evaluation.scaling.figures import draw_compute, draw_parameters
     from var.evaluation.scaling.laws import analyze
     from var.evaluation.scaling.runs import read_runs
-    from var.utils.files import check_writable, written_beside
+    from var.utils.files import atomic_write, check_writable
 
     check_writable(out)
     read = read_runs(runs)
     curves = [run.curve for run in read]
     findings = analyze(curves, resamples, seed)
     text = json.dumps(results(read, findings, resamples, seed), indent=2, allow_nan=False) + "\n"
-    with written_beside(out / "scaling.json") as beside:
+    with atomic_write(out / "scaling.json") as beside:
         beside.write_text(text)
     draw_parameters(findings, curves, out / "parameters.png")
     draw_compute(findings, curves, out / "compute.png")

@@ -7,7 +7,6 @@ sees what an uninterrupted one would have seen.
 
 import math
 import os
-import signal
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -24,6 +23,7 @@ from tokenizer.errors import InputError
 from var.data.config import DataConfig, JitterConfig
 from var.data.sources import Listing, ShardSource, Split, list_images
 from var.utils.images import FORMATS, crop_and_resize, resize_and_crop, to_rgb, to_tensor
+from var.utils.signals import ignore_stop_signals
 from var.utils.torchvision_compat import import_torchvision
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
@@ -367,7 +367,7 @@ def loader(dataset: SampleDataset, batch_sampler: Iterable[list[Key]], workers: 
         num_workers=workers,
         collate_fn=partial(collate, empty=dataset.empty),
         persistent_workers=workers > 0,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=ignore_stop_signals,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every pass draws from the global stream, which dropout uses
     )
@@ -378,11 +378,6 @@ def validation_loader(
 ) -> "DataLoader[Batch]":
     """The batches of `validation_batches`, read in this process."""
     return loader(dataset, validation_batches(dataset, batch_size, config.validation_images, rank, world), workers=0)
-
-
-def _ignore_signals(worker: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def _cpus() -> int:

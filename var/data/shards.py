@@ -12,7 +12,6 @@ they are relative to the index. A remote shard is fetched whole, once for all pr
 bounded size.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -34,6 +33,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from tokenizer.errors import InputError, one_line
+from var.utils.provenance import sha256
 
 RETRIES = (1, 2, 4, 8, 16)  # seconds before trying again to fetch what may come back
 TIMEOUT = 60  # seconds without a byte
@@ -198,7 +198,7 @@ class ShardCache:
         """The shard, open for reading, fetched first if need be. Raises OSError where that fails."""
         if not is_remote(url):
             return Path(url).open("rb")
-        path = self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:16]}.tar"
+        path = self.folder / f"{sha256([url.encode()])[:16]}.tar"
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             try:

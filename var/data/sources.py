@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
@@ -15,12 +15,12 @@ from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
 from var.data.shards import ShardCache, ShardReader, read_index
 from var.utils.classes import class_labels
-from var.utils.files import cache_folder
+from var.utils.files import cache_folder, subfolders
+from var.utils.images import IMAGE_SUFFIXES, find_images
 
 Split = Literal["train", "validation"]
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "valid", "val", "test")}
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jp2"})
 _HELD_OUT = 0  # seed of the choice, the same for all runs: a stage must not train on what another one holds out
 
 
@@ -171,16 +171,16 @@ def _list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
             f"data.source={str(folder)!r} has no {split} folder: add val/CLASS/*.jpg, or set data.validation_fraction "
             "to hold out that fraction of the training images"
         )
-    if config.label_column is None or not _subfolders(train_folder):
+    if config.label_column is None or not subfolders(train_folder):
         return _list_unlabeled(split_folder)
     try:
-        classes = class_labels(_subfolders(train_folder))
+        classes = class_labels(subfolders(train_folder))
     except InputError as error:
         raise InputError(f"{train_folder}: {error}") from error
     files: list[str] = []
     labels: list[int] = []
-    for name in sorted(_subfolders(split_folder)):
-        found = sorted(_image_files(split_folder, name))
+    for name in subfolders(split_folder):
+        found = [f"{name}/{file}" for file in find_images(split_folder / name)]
         if found and name not in classes:
             raise InputError(f"class folder {split_folder / name} is not in {train_folder}: add or remove it")
         files += found
@@ -195,7 +195,7 @@ def _list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
 
 
 def _list_unlabeled(split_folder: Path) -> Listing:
-    files = sorted(_image_files(split_folder, "."))
+    files = sorted(find_images(split_folder), key=lambda name: "/" in name)  # those of no subfolder first
     if not files:
         raise InputError(f"{split_folder} holds no images: expected {split_folder.name}/CLASS/*.jpg, or *.jpg")
     return _unlabeled(FolderSource(split_folder, files), len(files))
@@ -203,17 +203,6 @@ def _list_unlabeled(split_folder: Path) -> Listing:
 
 def _unlabeled(source: Source, count: int) -> Listing:
     return Listing(source, np.arange(count), np.zeros(count, np.int64), 1, {})
-
-
-def _subfolders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-
-
-def _image_files(split_folder: Path, name: str) -> Iterator[str]:
-    for parent, _, files in os.walk(split_folder / name, followlinks=True):
-        relative = os.path.relpath(parent, split_folder)
-        yield from (f"{relative}/{file}" for file in files if Path(file).suffix.lower() in IMAGE_SUFFIXES)
 
 
 class TableSource:

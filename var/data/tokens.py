@@ -6,12 +6,9 @@ the training images from number 3 * SHARD_SAMPLES on. A record of the same name,
 not be read, and a checksum over all of it; it is written last, so that a shard that has one is whole.
 """
 
-import hashlib
 import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -38,7 +35,8 @@ from var.data.dataset import (
     open_dataset,
 )
 from var.data.sources import Split
-from var.utils.files import check_writable
+from var.utils.files import atomic_write, check_no_other_files, check_writable
+from var.utils.provenance import as_key, sha256
 
 log = logging.getLogger(__name__)
 
@@ -333,18 +331,14 @@ def _settings(recipe: TokenRecipe, vqvae: VQVAE) -> dict[str, Any]:
 def _fingerprint(vqvae: VQVAE) -> str:
     """A checksum of what encodes; the decoder may change under a cache."""
     config = {name: value for name, value in vqvae.config.to_dict().items() if name != "decoder_width"}
-    hashing = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for part in (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer):
-        for parameter in part.parameters():
-            hashing.update(parameter.detach().cpu().numpy().tobytes())
-    return hashing.hexdigest()
+    parts = (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer)
+    return sha256([as_key(config), *(parameter for part in parts for parameter in part.parameters())])
 
 
 def _begin(folder: Path, settings: dict[str, Any], recipe: TokenRecipe, vqvae: VQVAE, shard_samples: int) -> None:
     """Write the manifest of a new cache."""
     check_writable(folder)
-    if folder.is_dir() and (foreign := sorted({path.name for path in folder.iterdir()} - {_beside(MANIFEST)})):
-        raise InputError(f"tokens={str(folder)!r} holds other files, such as {foreign[0]}: give a new folder")
+    check_no_other_files(folder, (MANIFEST,))
     manifest = Manifest(
         settings=settings,
         scales=list(vqvae.scales.sides),
@@ -365,7 +359,7 @@ def _info(dataset: ImageDataset) -> SplitInfo:
     listing = dataset.listing
     return SplitInfo(
         samples=len(dataset),
-        labels=None if dataset.labels is None else hashlib.sha256(dataset.labels.astype("<i8").tobytes()).hexdigest(),
+        labels=None if dataset.labels is None else sha256([dataset.labels.astype("<i8").tobytes()]),
         num_classes=listing.num_classes,
         class_names=dataset.class_names,
         streamed=None if listing.shards is None else np.unique(listing.shards, return_counts=True)[1].tolist(),
@@ -413,9 +407,7 @@ def _read_record(folder: Path, shard: Shard) -> Record:
 
 
 def _checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[int, str, str]]]) -> str:
-    hashing = hashlib.sha256(tokens)
-    hashing.update(json.dumps([labels, sorted(unreadable.items())]).encode())
-    return hashing.hexdigest()
+    return sha256([tokens, json.dumps([labels, sorted(unreadable.items())]).encode()])
 
 
 def _encode(
@@ -506,28 +498,11 @@ def _summary(folder: Path, shards: list[Shard], manifest: Manifest, encoded: int
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files beside their places and rename them, one after the other, each whole and on the disk."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, content in files.items():
-            beside = folder / _beside(name)
-            with beside.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(folder / name)
-    except OSError as error:
-        for name in files:
-            with suppress(OSError):
-                (folder / _beside(name)).unlink()
-        raise InputError(
-            f"tokens={str(folder)!r} cannot be written ({one_line(error)}): make room there or give another folder; "
-            "the same command goes on with what is missing"
-        ) from error
-
-
-def _beside(name: str) -> str:
-    return f"{name}.new"
+    """Write files one after the other, each whole and on the disk."""
+    remedy = "make room there or give another folder with tokens=FOLDER; the same command goes on with what is missing"
+    for name, content in files.items():
+        with atomic_write(folder / name, remedy) as beside:
+            beside.write_bytes(content)
 
 
 def _size(path: Path) -> int:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +21,9 @@ from var.evaluation.metrics.metrics import Moments, frechet_distance
 from var.evaluation.metrics.stats import Measured, check_any, check_float32, measured
 from var.hub.checkpoint import CONFIG, TOKENIZER, load_tokenizer
 from var.hub.load import find_folder
-from var.networks.backbones import ssim
+from var.networks.perceptual import ssim
 from var.training.codebook import count_tokens, describe
-from var.utils.images import to_pil, to_tensor
+from var.utils.images import from_uint8, to_uint8
 
 Batches = Iterable[tuple[Tensor, list[int]]]  # (B, 3, S, S) in [-1, 1] and labels, which play no part here
 Distance = Callable[[Tensor, Tensor], Tensor]  # reconstructions and images -> (B,)
@@ -120,12 +119,13 @@ def reconstruction(
     for images, _ in batches:
         tokens = vqvae.encode(images.to(device))
         counts += count_tokens(vqvae.quantizer, tokens).cpu()
-        shown, original = _eight_bit(vqvae.decode(tokens)), _eight_bit(images)
-        parts.append(_differences(shown.pixels, original.pixels))
+        integers = [to_uint8(each).cpu() for each in (vqvae.decode(tokens), images)]
+        shown, original = map(from_uint8, integers)
+        parts.append(_differences(shown, original))
         if perceptual is not None:
-            parts[-1]["perceptual"] = perceptual(shown.pixels.to(device), original.pixels.to(device)).cpu()
+            parts[-1]["perceptual"] = perceptual(shown.to(device), original.to(device)).cpu()
         if features is not None:
-            features.add(shown.integers, original.integers)
+            features.add(*integers)
     check_any(parts)
     means = {name: measured(torch.cat([part[name] for part in parts]), name) for name in parts[0]}
     return Reconstruction(
@@ -156,7 +156,7 @@ def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[Measured, ...]:
 
 def _psnr_of_scales(vqvae: VQVAE, images: Tensor, device: torch.device) -> Iterator[Tensor]:
     for shown in vqvae.reconstruct(images.to(device)):
-        yield psnr(_eight_bit(shown).pixels.double(), images.double())
+        yield psnr(from_uint8(to_uint8(shown).cpu()).double(), images.double())
 
 
 def usages(counts: Tensor) -> tuple[Usage, ...]:
@@ -184,19 +184,6 @@ class _FeaturePair:
         """The Frechet distance between the two. Raises InputError for fewer than two pictures."""
         shown, original = self.moments
         return frechet_distance(shown.statistics(), original.statistics())
-
-
-class _EightBit(NamedTuple):
-    """Pictures as they would be read from files, on the CPU."""
-
-    integers: Tensor  # (B, 3, S, S) uint8
-    pixels: Tensor  # (B, 3, S, S) float32 in [-1, 1]
-
-
-def _eight_bit(images: Tensor) -> _EightBit:
-    pictures = to_pil(images)
-    integers = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures])).permute(0, 3, 1, 2)
-    return _EightBit(integers.contiguous(), torch.stack([to_tensor(picture) for picture in pictures]))
 
 
 def _differences(shown: Tensor, images: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.errors import InputError
-from var.features.table import Features
+from var.features.table import FeatureTable
 
 try:
     from sklearn.exceptions import ConvergenceWarning
@@ -46,7 +46,7 @@ class Regression(NamedTuple):
     converged: bool  # whether the last fit needed fewer than ITERATIONS
 
 
-def check_comparable(train: Features, validation: Features) -> None:
+def check_comparable(train: FeatureTable, validation: FeatureTable) -> None:
     """Raise InputError unless both are features of one model with the same classes, two of them at least."""
     difference = validation.settings.difference(train.settings, COMPARED)
     if difference is not None:
@@ -67,7 +67,7 @@ def check_comparable(train: Features, validation: Features) -> None:
             )
 
 
-def nearest_neighbors(train: Features, validation: Features, k: int = 20) -> Accuracy:
+def nearest_neighbors(train: FeatureTable, validation: FeatureTable, k: int = 20) -> Accuracy:
     """Classes by the votes of the k training features of highest cosine, each weighted by one over its distance.
 
     Only classes that have a vote count as named.
@@ -82,7 +82,7 @@ def nearest_neighbors(train: Features, validation: Features, k: int = 20) -> Acc
     return _accuracy(classifier.fit(train.values, train.labels), validation.values, validation.labels)
 
 
-def linear(train: Features, validation: Features) -> Regression:
+def linear(train: FeatureTable, validation: FeatureTable) -> Regression:
     """Multinomial logistic regression on features standardized by the training set's means and deviations.
 
     Its strength is that of STRENGTHS with the highest top-1 on a held-out tenth of the training set, spread over the

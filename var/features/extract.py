@@ -6,7 +6,6 @@ images; each is written beside its place and renamed, so that one that is there 
 B batch, N patches, D width, S side of the images, F length of a feature.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -15,7 +14,6 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, fields
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +25,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.features.pictures import Picture, Pictures
+from var.features.images import ImageList, LabeledImage
 from var.features.sources import FeatureSource, load_features
 from var.features.table import Pool, Settings, as_table, read_settings, schema_of, table_writer
 from var.models.aim import EncoderConfig
 from var.utils.device import choose_device, choose_dtype
-from var.utils.files import check_target, written_beside
+from var.utils.files import atomic_write, check_no_other_files, check_target
+from var.utils.provenance import as_key, sha256, version
 
 log = logging.getLogger(__name__)
 
@@ -71,15 +70,15 @@ def open_source(
         InputError: an unknown name, sizes that are missing, weights that cannot be had, an impossible device or dtype.
     """
     target = choose_device(device)
-    number_type = choose_dtype(dtype, target)
+    computed_in = choose_dtype(dtype, target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return load_features(str(name), sizes).to(target, number_type)
+        return load_features(str(name), sizes).to(target, computed_in)
 
 
 def write_features(
     source: FeatureSource,
-    pictures: Pictures,
+    pictures: ImageList,
     out: Path,
     model: str,
     layers: str | Sequence[int] | None = None,
@@ -95,7 +94,7 @@ def write_features(
 
     Args:
         source: on the device and in the dtype that it is to run in.
-        pictures: from `folder_pictures` or `split_pictures`.
+        pictures: from `list_folder` or `list_split`.
         out: the file.
         model: what the file calls the source.
         layers: as `FeatureSource.choose` takes them.
@@ -127,7 +126,7 @@ def write_features(
                     rows.append(next(tables))
                     computed += len(chunk)
                     progress(computed, total)
-                with written_beside(part.file) as beside, table_writer(beside, schema_of(settings)) as writer:
+                with atomic_write(part.file) as beside, table_writer(beside, schema_of(settings)) as writer:
                     writer.write_table(pa.concat_tables(rows).combine_chunks())
         try:
             _join(parts, settings, out)
@@ -149,7 +148,7 @@ class _Part(NamedTuple):
 
 
 def _settings(
-    source: FeatureSource, pictures: Pictures, model: str, layers: str | Sequence[int] | None, pool: Pool
+    source: FeatureSource, pictures: ImageList, model: str, layers: str | Sequence[int] | None, pool: Pool
 ) -> Settings:
     return Settings(
         model=model,
@@ -159,28 +158,18 @@ def _settings(
         image_size=source.image_size,
         patches=source.patches,
         width=source.width,
-        dtype=str(source.place[1]).removeprefix("torch."),
+        dtype=str(source.dtype).removeprefix("torch."),
         images=pictures.count,
         checksum=pictures.checksum,
-        version=_version(),
+        version=version(),
     )
 
 
 def _fingerprint(source: FeatureSource) -> str:
     told = [type(source).__name__, source.image_size, source.patches]
     told += [network.config.to_dict() for network in source.networks.values()]
-    hashing = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
-    for network in source.networks.values():
-        for parameter in network.parameters():
-            hashing.update(parameter.detach().to(torch.bfloat16).cpu().contiguous().view(torch.int16).numpy().data)
-    return hashing.hexdigest()
-
-
-def _version() -> str:
-    try:
-        return metadata.version("var-next-scale")
-    except metadata.PackageNotFoundError:  # run from a clone
-        return "unknown"
+    weights = (weight.to(torch.bfloat16) for network in source.networks.values() for weight in network.parameters())
+    return sha256([as_key(told), *weights])
 
 
 def _check_same(settings: Settings, theirs: Settings, place: Path) -> None:
@@ -201,10 +190,9 @@ def _parts(folder: Path, settings: Settings, batch: int) -> list[_Part]:
     """The parts of a run, which is begun or goes on."""
     file = folder / MANIFEST
     if not file.exists():
-        if folder.exists() and (foreign := sorted(path.name for path in folder.iterdir() if path.suffix != ".new")):
-            raise InputError(f"{folder} holds other files, such as {foreign[0]}: give another --out")
+        check_no_other_files(folder, (MANIFEST,), "give another --out")
         whole = max(1, min(PART_IMAGES, PART_BYTES // (4 * settings.length)) // batch)  # batches
-        with written_beside(file) as beside:
+        with atomic_write(file) as beside:
             beside.write_text(json.dumps({"part_images": whole * batch, "settings": asdict(settings)}, indent=1))
     try:
         manifest = json.loads(file.read_bytes())
@@ -222,7 +210,7 @@ def _parts(folder: Path, settings: Settings, batch: int) -> list[_Part]:
 def _extracted(
     source: FeatureSource,
     settings: Settings,
-    pictures: Pictures,
+    pictures: ImageList,
     parts: Sequence[_Part],
     batch: int,
     tell: Callable[[str], object],
@@ -234,7 +222,7 @@ def _extracted(
             for failure in found:
                 if isinstance(failure, InputError):
                     tell(f"left out: {failure}")
-            readable = [picture for picture in found if isinstance(picture, Picture)]
+            readable = [picture for picture in found if isinstance(picture, LabeledImage)]
             values = np.empty((0, settings.length), np.float32)
             if readable:
                 values = _features(source, torch.stack([picture.pixels for picture in readable]), settings)
@@ -246,10 +234,12 @@ def _extracted(
             yield as_table(readable, values, settings, pictures.class_names)
 
 
-def _read_ahead(read: Callable[[int], Picture], chunks: Sequence[range]) -> Generator[list[Picture | InputError]]:
+def _read_ahead(
+    read: Callable[[int], LabeledImage], chunks: Sequence[range]
+) -> Generator[list[LabeledImage | InputError]]:
     """The images of each chunk, the next one being read in threads meanwhile."""
 
-    def outcome(i: int) -> Picture | InputError:
+    def outcome(i: int) -> LabeledImage | InputError:
         try:
             return read(i)
         except InputError as error:
@@ -268,7 +258,7 @@ def _read_ahead(read: Callable[[int], Picture], chunks: Sequence[range]) -> Gene
 @torch.inference_mode()
 def _features(source: FeatureSource, pixels: Tensor, settings: Settings) -> NDArray[np.float32]:
     """(B, 3, S, S) in [-1, 1] -> (B, F); means are taken in float32."""
-    outputs = source.features(pixels.to(source.place[0]), settings.layers)
+    outputs = source.features(pixels.to(source.device), settings.layers)
     patches = torch.stack(outputs).float().mean(dim=0)  # (B, N, D)
     return (patches.mean(dim=1) if settings.pool == "mean" else patches.flatten(1)).cpu().numpy()
 
@@ -277,7 +267,7 @@ def _join(parts: Sequence[_Part], settings: Settings, out: Path) -> None:
     """The parts one after the other, of which only one is in memory; those without readable images leave no trace."""
     if not any(_read_part(part, pq.read_metadata).num_rows for part in parts):
         raise NoImagesError(f"none of the {settings.images} images could be read: see the lines above")
-    with written_beside(out) as beside, table_writer(beside, schema_of(settings)) as writer:
+    with atomic_write(out) as beside, table_writer(beside, schema_of(settings)) as writer:
         for part in parts:
             table = _read_part(part, lambda file: pq.ParquetFile(file).read())
             if len(table):

@@ -91,11 +91,19 @@ class FeatureSource(ABC):
         return self
 
     @property
-    def place(self) -> tuple[torch.device, torch.dtype]:
-        """Where it computes and in which type: those of the first weight."""
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._first_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which type it computes."""
+        return self._first_weight.dtype
+
+    @property
+    def _first_weight(self) -> Tensor:
         weights = (weight for network in self.networks.values() for weight in network.parameters())
-        weight = next(weights, torch.empty(0))
-        return weight.device, weight.dtype
+        return next(weights, torch.empty(0))
 
 
 class EncoderFeatures(FeatureSource):
@@ -165,7 +173,7 @@ class ProbeClassifier:
             InputError: images of another size or no floating-point numbers.
         """
         check_images(images, self.source.image_size)
-        outputs = self.source.features(images.to(self.source.place[0], torch.float32), self.probe.config.layers)
+        outputs = self.source.features(images.to(self.source.device, torch.float32), self.probe.config.layers)
         features = torch.stack(outputs).float().mean(dim=0)
         return AIMOutput(self.probe(features), features)
 
@@ -186,10 +194,10 @@ def load_classifier(
             impossible device or dtype.
     """
     target = choose_device(device)
-    number_type = choose_dtype(dtype, target)
+    computed_in = choose_dtype(dtype, target)
     probe = load_probe(Path(folder).expanduser())
-    source = _read_by(Path(folder).expanduser(), probe.config, model).to(target, number_type)
-    return ProbeClassifier(source, probe.requires_grad_(False).to(source.place[0]))
+    source = _read_by(Path(folder).expanduser(), probe.config, model).to(target, computed_in)
+    return ProbeClassifier(source, probe.requires_grad_(False).to(source.device))
 
 
 def hidden_states(model: VAR, labels: Tensor, teacher_forcing_input: Tensor, layers: Sequence[int]) -> list[Tensor]:

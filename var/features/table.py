@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.errors import InputError, one_line
-from var.features.pictures import Picture
+from var.features.images import LabeledImage
 
 try:
     import pyarrow as pa
@@ -79,7 +79,7 @@ class Settings:
         return cls(**{**values, "layers": tuple(values["layers"])})
 
 
-class Features(NamedTuple):
+class FeatureTable(NamedTuple):
     """A features file in memory: M images."""
 
     settings: Settings
@@ -88,7 +88,7 @@ class Features(NamedTuple):
     class_names: dict[int, str]
 
 
-def read_features(file: Path) -> Features:
+def read_features(file: Path) -> FeatureTable:
     """A features file with the label of every image.
 
     Raises:
@@ -112,7 +112,7 @@ def read_features(file: Path) -> Features:
         raise InputError(f"{file}: {labels.null_count} of {len(labels)} images have no label: {remedy}")
     array = labels.to_numpy().astype(np.int64)
     named = dict(zip(array.tolist(), table["class_name"].to_pylist(), strict=True))
-    return Features(settings, values, array, {label: name for label, name in named.items() if name is not None})
+    return FeatureTable(settings, values, array, {label: name for label, name in named.items() if name is not None})
 
 
 def read_settings(file: Path, remedy: str = "make one with var features") -> Settings:
@@ -146,7 +146,7 @@ def schema_of(settings: Settings) -> pa.Schema:
 
 
 def as_table(
-    pictures: Sequence[Picture], values: NDArray[np.float32], settings: Settings, class_names: Mapping[int, str]
+    pictures: Sequence[LabeledImage], values: NDArray[np.float32], settings: Settings, class_names: Mapping[int, str]
 ) -> pa.Table:
     columns = {
         "path": [picture.path for picture in pictures],

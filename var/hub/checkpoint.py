@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.models.var import VAR, VARConfig
-from var.utils.files import replacing
+from var.utils.files import atomic_folder
+from var.utils.weights import load_strict, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a pipeline's models
@@ -41,7 +41,7 @@ def save_model(
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
-    with replacing(folder, (CONFIG, WEIGHTS)) as new:
+    with atomic_folder(folder, (CONFIG, WEIGHTS)) as new:
         (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         safetensors.torch.save_file(state, new / WEIGHTS)
 
@@ -141,7 +141,7 @@ def load_weights(folder: Path, model: nn.Module) -> Started:
     folder = part if part.is_dir() else folder
     if (given := read_config(folder).get("model")) != kind:
         raise InputError(f"init={str(folder)!r} holds a {given!r}, a {kind!r} is needed here")
-    state, ours = _read_weights(folder), model.state_dict()
+    state, ours = read_weights(folder / WEIGHTS), model.state_dict()
     loaded = [name for name, value in ours.items() if name in state and state[name].shape == value.shape]
     if not loaded:
         raise InputError(f"init={str(folder)!r} has no tensor that fits this model: give one of similar sizes")
@@ -149,13 +149,6 @@ def load_weights(folder: Path, model: nn.Module) -> Started:
         for name in loaded:
             ours[name].copy_(state[name])
     return Started(loaded, sorted(ours.keys() - set(loaded)), sorted(state.keys() - set(loaded)))
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    try:
-        return safetensors.torch.load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS} is damaged ({error}): copy or download it again") from error
 
 
 def _load(folder: Path, kind: type, config_type: type) -> Any:
@@ -167,14 +160,5 @@ def _load(folder: Path, kind: type, config_type: type) -> Any:
             model: nn.Module = kind(config_type(**entries["config"]))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from error
-    state = _read_weights(folder)
-    expected = model.state_dict()
-    wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]
-    if wrong:
-        raise InputError(
-            f"{folder / WEIGHTS} does not fit {CONFIG}: {len(wrong)} tensors differ, the first is {wrong[0]}"
-        )
-    # Numbers that are counts in the model are read as they are, all others as float32, whatever they were stored as.
-    state = {key: value.to(expected[key].dtype) for key, value in state.items()}
-    model.load_state_dict(state, strict=True, assign=True)
+    load_strict(model, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} does not fit {CONFIG}")
     return model.eval()

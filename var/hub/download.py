@@ -1,14 +1,10 @@
 """Released weights: found in a folder or downloaded, converted once, kept as a folder of ours."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from pickle import UnpicklingError
 
-import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from tokenizer.errors import InputError
@@ -28,6 +24,7 @@ from var.hub.presets import (
 from var.models.aim import AIM
 from var.models.var import VAR
 from var.utils.files import cache_folder
+from var.utils.weights import check_weights_exist, read_weights
 
 Layers = str | Sequence[int] | None  # that a probe reads, as users ask for them
 
@@ -114,7 +111,7 @@ def load_released_aim(
     """
     preset = AIM_RELEASED[name]
     for given in filter(None, (backbone_file, head_file)):  # before what their names and contents tell of the layers
-        check_is_there(given)
+        check_weights_exist(given)
     if head_file is not None:
         files, layers = _with_head(preset, probe_layers, backbone_file, head_file)
     elif backbone_file is not None:
@@ -286,30 +283,3 @@ def download(file: str, repository: str) -> Path:
     except Exception as error:  # the HTTP library's errors, which differ by version
         kind = UnreachableError if isinstance(error, LocalEntryNotFoundError) else InputError
         raise kind(f"{file} could not be downloaded ({type(error).__name__})") from error
-
-
-def check_is_there(path: Path) -> None:
-    """Raise InputError unless a file of weights is there."""
-    if not path.is_file():
-        raise InputError(f"weights file {path} does not exist: give the path of a released file")
-
-
-def read_weights(path: Path) -> Mapping[str, Tensor]:
-    """The tensors of a .safetensors file, or of a torch file that holds nothing but tensors.
-
-    Raises:
-        InputError: missing, damaged, or something else than weights.
-    """
-    check_is_there(path)
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except UnpicklingError as error:  # what torch's restricted reader raises on anything but weights
-        raise InputError(f"{path} holds something else than weights, or is damaged: download it again") from error
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError) as error:  # torn files
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path} is damaged ({reason}): download it again") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} is not a state dict of tensors: give a released file")
-    return state

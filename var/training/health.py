@@ -2,10 +2,8 @@
 
 import errno
 import json
-import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import FrameType
 
 import torch
 from accelerate import Accelerator
@@ -120,19 +118,3 @@ def disk_full_as_input_error(recipe: Recipe) -> Iterator[None]:
             f"the disk of {recipe.output} is full ({error.strerror}): make room there, then the same command goes on "
             "from the last checkpoint"
         ) from error
-
-
-@contextmanager
-def catch_interrupts() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM and Ctrl-C only set a flag, which the value tells: the step under way is finished first."""
-    received: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-
-    before = {number: signal.signal(number, remember) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda: bool(received)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

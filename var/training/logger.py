@@ -1,6 +1,5 @@
 """What a run shows: a live line, TensorBoard, a JSON-lines file of all numbers, pictures; Weights & Biases if asked."""
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -18,8 +17,9 @@ from torch.utils.tensorboard import SummaryWriter
 from tokenizer.errors import InputError
 from var.training.config import Recipe, TokenizerRecipe
 from var.training.throughput import Clock
-from var.utils.files import written_beside
-from var.utils.images import save_picture
+from var.utils.files import atomic_write
+from var.utils.images import save_image
+from var.utils.provenance import sha256
 
 METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"
 
@@ -86,7 +86,7 @@ class Report:
 
     def picture(self, step: int, sheet: Image.Image) -> None:
         """Keep a sheet as PNG and in TensorBoard."""
-        save_picture(self.recipe.output / "pictures" / f"step-{step:08d}.png", sheet)
+        save_image(self.recipe.output / "pictures" / f"step-{step:08d}.png", sheet)
         self.writer.add_image("sheet", np.asarray(sheet), step, dataformats="HWC")
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -116,7 +116,7 @@ def open_wandb(recipe: Recipe) -> Any:
     run = wandb.init(
         project=recipe.wandb,
         name=output.name,
-        id=hashlib.sha256(str(output).encode()).hexdigest()[:16],
+        id=sha256([str(output).encode()])[:16],
         resume="allow",
         dir=str(output),
         config=recipe.model_dump(mode="json"),
@@ -144,7 +144,7 @@ def write_recipe(recipe: Recipe, file: Path) -> None:
     adversarial = recipe.loss.adversarial if isinstance(recipe, TokenizerRecipe) else None
     unread = meant_for_one - adversarial.model_fields_set if adversarial else set()
     values = recipe.model_dump(mode="json", exclude={"loss": {"adversarial": unread}})
-    with written_beside(file) as beside:
+    with atomic_write(file) as beside:
         beside.write_text(OmegaConf.to_yaml(OmegaConf.create(_verbatim(values))), encoding="utf-8")
 
 

@@ -34,7 +34,7 @@ from var.training.distributed import (
     unshard,
 )
 from var.training.ema import EMA
-from var.training.health import RunHealth, catch_interrupts, disk_full_as_input_error
+from var.training.health import RunHealth, disk_full_as_input_error
 from var.training.logger import Report, check_wandb
 from var.training.phase_runner import PhaseRunner
 from var.training.rng import StepRNG
@@ -45,6 +45,7 @@ from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.training.stages.var import VARStage, check_labels, open_split, open_tokenizer
 from var.utils.device import choose_device, choose_dtype
 from var.utils.files import check_writable
+from var.utils.signals import catch_interrupts
 
 log = logging.getLogger(__name__)
 

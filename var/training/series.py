@@ -13,6 +13,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
 from var.training.config import VARRecipe
 from var.training.logger import RECIPE, write_recipe
+from var.utils.signals import handle_stop_signals
 
 
 def series(recipe: VARRecipe, depths: Sequence[int]) -> list[VARRecipe]:
@@ -110,15 +111,12 @@ def _run(command: Sequence[str]) -> int:
             for process in started:
                 process.send_signal(number)
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        started.append(subprocess.Popen(command))
-        code = started[0].wait()
+        with handle_stop_signals(remember):
+            started.append(subprocess.Popen(command))
+            code = started[0].wait()
     except OSError as error:
         raise InputError(f"{command[0]} cannot be started ({error.strerror}): name a command to launch with") from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     if received:
         return 128 + received[0]
     return code if code >= 0 else 128 - code

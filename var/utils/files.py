@@ -48,8 +48,8 @@ def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] =
 
 
 @contextmanager
-def replacing(folder: Path, entries: Collection[str]) -> Iterator[Path]:
-    """A new folder beside the target, put in its place when the block ends and removed if it raises.
+def atomic_folder(folder: Path, entries: Collection[str]) -> Iterator[Path]:
+    """Give a new folder beside the target, put in its place when the block ends and removed if it raises.
 
     Args:
         folder: the target. It may exist, holding nothing but entries of these names: other files are not ours to lose.
@@ -81,14 +81,18 @@ def check_replaceable(folder: Path, entries: Collection[str]) -> None:
     """Raise InputError if there is something at the target that is not ours to lose."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder")
-    foreign = sorted({path.name for path in folder.iterdir()} - set(entries)) if folder.is_dir() else []
-    if foreign:
-        raise InputError(f"{folder} holds other files, such as {foreign[0]}: give a new folder")
+    check_no_other_files(folder, entries)
 
 
 @contextmanager
-def written_beside(file: Path) -> Iterator[Path]:
-    """A path beside the file, renamed to it when the block ends; whoever reads the file finds it whole.
+def atomic_write(
+    file: Path, remedy: str = "make room there or give another place", durable: bool = True
+) -> Iterator[Path]:
+    """Give a path beside the file, renamed to it when the block ends; whoever reads the file finds it whole.
+
+    Args:
+        remedy: what to do where it cannot be written.
+        durable: wait until it is on the disk, so that it is whole after a loss of power too.
 
     Raises:
         InputError: it cannot be written.
@@ -97,12 +101,26 @@ def written_beside(file: Path) -> Iterator[Path]:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         yield beside
-        with beside.open("rb+") as written:
-            os.fsync(written.fileno())
+        if durable:
+            with beside.open("rb+") as written:
+                os.fsync(written.fileno())
         beside.replace(file)
     except OSError as error:
-        remedy = "make room there or give another place"
         raise InputError(f"cannot write {file}: {error.strerror or one_line(error)}: {remedy}") from error
     finally:
         with suppress(OSError):  # it is there only if something failed, and then that is what to tell
             beside.unlink()
+
+
+def check_no_other_files(folder: Path, entries: Collection[str], remedy: str = "give a new folder") -> None:
+    """Raise InputError if the folder, which need not exist, holds anything but these and what a killed write left."""
+    if not folder.is_dir():
+        return
+    ours = {*entries, *(f".{name}.new" for name in entries)}
+    if foreign := sorted({path.name for path in folder.iterdir()} - ours):
+        raise InputError(f"{folder} holds other files, such as {foreign[0]}: {remedy}")
+
+
+def subfolders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder, sorted, without hidden ones."""
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))

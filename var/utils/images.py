@@ -2,9 +2,9 @@
 
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -13,9 +13,18 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
+from var.utils.files import atomic_write
 
 # Pillow tries all its forty formats one by one otherwise (a third of the time of a small WebP), Ghostscript among them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+
+IMAGE_SUFFIXES = frozenset(  # of these formats
+    f".{suffix}"
+    for suffix in (
+        *("apng", "bmp", "gif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx"),
+        *("pbm", "pfm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
+    )
+)
 
 MAX_PIXELS = 2**26  # of a picture that is edited, 8192 x 8192
 
@@ -23,15 +32,46 @@ MAX_PIXELS = 2**26  # of a picture that is edited, 8192 x 8192
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
+def find_images(folder: Path) -> list[str]:
+    """List the image files below a folder by their paths in it ("b/1.png"), sorted; links to folders are followed.
+
+    Hidden files and folders are passed over: the `._1.png` that some systems leave are no images.
+
+    Raises:
+        InputError: a folder that cannot be read.
+    """
+    return sorted(_walk_images(folder))
+
+
+def _walk_images(folder: Path) -> Iterator[str]:
+    def refuse(error: OSError) -> NoReturn:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        below = Path(parent).relative_to(folder)
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
+                yield (below / name).as_posix()
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> uint8; values are rounded to the nearest of 256."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_uint8(images: Tensor) -> Tensor:
+    """(..., 3, H, W) uint8 -> float32 in [-1, 1]."""
+    return images.float().div_(127.5).sub_(1)
+
+
 def to_pil(images: Tensor) -> list[Image.Image]:
-    """(B, 3, H, W) in [-1, 1] -> B RGB pictures; values are rounded to the nearest of 256."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [
-        Image.fromarray(np.ascontiguousarray(image)) for image in rearrange(pixels, "b c h w -> b h w c").cpu().numpy()
-    ]
+    """(B, 3, H, W) in [-1, 1] -> B RGB images; values are rounded to the nearest of 256."""
+    pixels = rearrange(to_uint8(images), "b c h w -> b h w c").cpu().numpy()
+    return [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
 
 
-def open_picture(file: str | Path) -> Image.Image:
+def open_image(file: str | Path) -> Image.Image:
     """Read a picture in the size and mode that it is stored in.
 
     Raises:
@@ -145,7 +185,7 @@ def crop_and_resize(image: Image.Image, side: int, area: float, aspect: float, a
 
 def to_tensor(image: Image.Image) -> Tensor:
     """RGB image -> (3, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float().div_(127.5).sub_(1)
+    return from_uint8(torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous())
 
 
 def normalize(images: Tensor) -> Tensor:
@@ -155,7 +195,7 @@ def normalize(images: Tensor) -> Tensor:
 
 
 def denormalize(images: Tensor) -> Tensor:
-    """The inverse of `standardized`."""
+    """The inverse of `normalize`."""
     mean, std = (images.new_tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     return (images * std + mean) * 2 - 1
 
@@ -168,7 +208,7 @@ def enlarge(image: Image.Image, side: int) -> Image.Image:
     )
 
 
-def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
+def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
     """Pictures of one size side by side, row by row, white between them."""
     columns = min(columns, len(images))
     width, height = images[0].width + gap, images[0].height + gap
@@ -179,20 +219,12 @@ def grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Ima
     return sheet
 
 
-def save_picture(path: Path, picture: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:
+def save_image(path: Path, picture: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:
     """Write a PNG, or a GIF that goes on with `frames`, beside its place and rename it.
 
     Raises:
         InputError: the place cannot be written.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.new")
     animation = {"save_all": True, "append_images": list(frames), "duration": milliseconds, "loop": 0} if frames else {}
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, durable=False) as beside:  # thousands of small ones would wait for the disk
         picture.save(beside, format=path.suffix[1:].upper(), **animation)
-        beside.replace(path)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}: give another folder") from error
-    finally:
-        with suppress(OSError):  # it is there only if something failed, and then that is what to tell
-            beside.unlink()

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import platform
+from collections.abc import Iterable, Iterator
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 PACKAGE = "var-next-scale"
 
@@ -16,7 +19,7 @@ def versions() -> dict[str, str]:
     return {package: version(package) for package in (PACKAGE, "torch")}
 
 
-def version(package: str) -> str:
+def version(package: str = PACKAGE) -> str:
     """Of an installed package."""
     try:
         return metadata.version(package)
@@ -31,12 +34,36 @@ def device_name(device: torch.device) -> str:
     return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
+def sha256(parts: Iterable[bytes | Tensor]) -> str:
+    """SHA-256 of parts one after the other; of a tensor those bytes that its numbers have in memory."""
+    hashing = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            hashing.update(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        else:
+            hashing.update(part)
+    return hashing.hexdigest()
+
+
+def file_sha256(file: Path) -> str:
+    """SHA-256 of a file."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def as_key(value: Any) -> bytes:
+    """JSON that is the same for equal values, for `sha256`."""
+    return json.dumps(value, sort_keys=True).encode()
+
+
 def fingerprint(*networks: Any) -> str:
     """SHA-256 of models' configurations and weights, as they were loaded and in the type that they run in."""
-    hashing = hashlib.sha256()
-    for network in networks:
-        hashing.update(json.dumps(network.config.to_dict(), sort_keys=True).encode())
-        for name, value in network.state_dict().items():
-            hashing.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            hashing.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return hashing.hexdigest()
+
+    def parts() -> Iterator[bytes | Tensor]:
+        for network in networks:
+            yield as_key(network.config.to_dict())
+            for name, value in network.state_dict().items():
+                yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
+                yield value
+
+    return sha256(parts())

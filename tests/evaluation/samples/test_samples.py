@@ -21,7 +21,7 @@ from tiny import NAMES, tiny_pipeline
 from torch import Tensor
 
 from tokenizer.errors import InputError
-from var.evaluation.metrics.extractors import Features
+from var.evaluation.metrics.extractors import ExtractedFeatures
 from var.evaluation.samples import generate as samples
 from var.evaluation.samples import rejection, sample_set
 from var.evaluation.samples.generate import Workers, draw_samples
@@ -205,7 +205,7 @@ def test_stopped_while_it_writes_pictures(
     pipe: VARPipeline, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Then the same call draws what is missing, and none of the batches that are there."""
-    save, count = samples.save_picture, [0]
+    save, count = samples.save_image, [0]
 
     def stopped(path: Path, image: Image.Image) -> None:
         count[0] += 1
@@ -215,7 +215,7 @@ def test_stopped_while_it_writes_pictures(
         save(path, image)
 
     with monkeypatch.context() as patch:
-        patch.setattr(samples, "save_picture", stopped)
+        patch.setattr(samples, "save_image", stopped)
         patch.setattr(samples, "THREADS", 1)
         with pytest.raises(Stop):
             draw_samples(pipe, settings_of(pipe), tmp_path)
@@ -468,8 +468,8 @@ def fake_extractor(logits: Tensor | None) -> Callable[..., Any]:
     """In place of open_extractor: one that gives these logits whatever it sees."""
 
     class Extractor(SimpleNamespace):
-        def __call__(self, images: Tensor) -> Features:
-            return Features(torch.zeros(len(images), 2), logits, None)
+        def __call__(self, images: Tensor) -> ExtractedFeatures:
+            return ExtractedFeatures(torch.zeros(len(images), 2), logits, None)
 
     return lambda name, weights=None, device="auto": Extractor(name=name, version="1, f")
 

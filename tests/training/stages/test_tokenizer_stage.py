@@ -19,11 +19,12 @@ from tokenizer.quantizer import resize_down
 from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch, open_dataset
 from var.hub.checkpoint import load_tokenizer
-from var.networks import backbones
+from var.networks import backbones, perceptual
+from var.networks.backbone import Frozen
 from var.training.rng import StepRNG
 from var.training.stages import Losses
 from var.training.stages.tokenizer import Adversary, Kept, TokenizerStage, frozen_networks
-from var.utils.images import grid, to_pil
+from var.utils.images import image_grid, to_pil
 
 BATCH, STEPS, BEGINS = 6, 20, 5  # the discriminator has a turn from step 5 on
 ALL = range(BATCH)
@@ -45,7 +46,7 @@ FEATURES = {
 PERCEPTUAL = {"network": "vgg16", "weight": 0.7}
 
 
-class SmallDistance(backbones.Frozen):
+class SmallDistance(Frozen):
     """In place of a perceptual network, which would need larger images."""
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class SmallDistance(backbones.Frozen):
         return (self.network(reconstruction) - self.network(images)).square().mean(dim=(1, 2, 3))
 
 
-class SmallBackbone(backbones.Frozen):
+class SmallBackbone(Frozen):
     """In place of a frozen feature network."""
 
     channels = (8, 8)
@@ -85,14 +86,14 @@ def build(source: Path, tmp_path: Path) -> Build:
     def backbone(name: str, weights: Path | None) -> Any:
         return SmallBackbone() if name == "vgg16" else backbones.load_backbone(name, weights)
 
-    def perceptual(name: str, weights: Path | None) -> nn.Module:
-        return SmallDistance() if name == "vgg16" else backbones.load_perceptual(name, weights)
+    def distance(name: str, weights: Path | None) -> nn.Module:
+        return SmallDistance() if name == "vgg16" else perceptual.load_perceptual(name, weights)
 
     def built(**changes: Any) -> TokenizerStage:
         recipe = tokenizer_recipe(tmp_path / "run", source, batch_size=BATCH, steps=STEPS, **changes)
         data = open_dataset(recipe.data, "train", recipe.model.image_side, recipe.seed)
         torch.manual_seed(0)  # the spectral norms' first vectors
-        stage = TokenizerStage(recipe, frozen_networks(recipe, backbone, perceptual), data, data)
+        stage = TokenizerStage(recipe, frozen_networks(recipe, backbone, distance), data, data)
         randomize(stage.vqvae, seed=1)
         if stage.adversary:
             randomize(stage.adversary.discriminator, seed=2)
@@ -591,7 +592,7 @@ def test_validation_tells_of_each_image(build: Build) -> None:
 def test_a_sheet_has_the_input_and_the_reconstruction_after_each_scale(build: Build) -> None:
     stage, images = build(), pictures()
     columns = torch.stack([images, *stage.vqvae.reconstruct(images)], dim=1)  # (B, 4, 3, 8, 8)
-    assert stage.preview(stage.vqvae, batch()) == grid(to_pil(columns.flatten(0, 1)), columns=4)
+    assert stage.preview(stage.vqvae, batch()) == image_grid(to_pil(columns.flatten(0, 1)), columns=4)
 
 
 @torch.no_grad()

@@ -103,11 +103,11 @@ def spread(value: "Measured", form: str, factor: float = 1) -> str:
 
 def finish(lines: Iterable[str], warnings: Iterable[str], results: Mapping[str, Any], json_file: Path | None) -> None:
     """Print a table and warnings, and write the results."""
-    from var.utils.files import written_beside
+    from var.utils.files import atomic_write
 
     typer.echo("\n".join(lines))
     for warning in warnings:
         typer.echo(f"warning: {warning}", err=True)
     if json_file is not None:
-        with written_beside(json_file) as beside:
+        with atomic_write(json_file) as beside:
             beside.write_text(json.dumps({**results, "warnings": list(warnings)}, indent=2) + "\n")

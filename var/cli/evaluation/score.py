@@ -47,7 +47,7 @@ def score(
     from var.evaluation.metrics.reference import open_reference
     from var.evaluation.metrics.score import score as measure
     from var.evaluation.samples.image_sets import open_image_set
-    from var.utils.files import check_target, written_beside
+    from var.utils.files import atomic_write, check_target
 
     if json_file is not None:
         check_target(json_file, "score.json", [images, reference, weights])
@@ -61,7 +61,7 @@ def score(
     for warning in report.warnings:
         typer.echo(f"warning: {warning}", err=True)
     if json_file is not None:
-        with written_beside(json_file) as beside:
+        with atomic_write(json_file) as beside:
             beside.write_text(json.dumps(report.as_json(), indent=2) + "\n")
 
 

@@ -72,7 +72,7 @@ def tokenizer(
     from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source
     from var.evaluation.metrics.extractors import open_extractor
     from var.evaluation.reconstruction import open_tokenizer, psnr_of_scales, reconstruction
-    from var.networks.backbones import load_perceptual
+    from var.networks.perceptual import load_perceptual
     from var.utils.device import choose_device
     from var.utils.files import check_target
     from var.utils.provenance import device_name, fingerprint, versions

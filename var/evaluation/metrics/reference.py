@@ -21,7 +21,8 @@ from var.evaluation.metrics.extractors import INCEPTION, Extractor
 from var.evaluation.metrics.metrics import TOO_FEW, Moments, Statistics, check_covariance, finite, statistics
 from var.evaluation.samples.image_sets import ImageSet, npz_images, open_image_set
 from var.evaluation.samples.npz import IMAGES, LABELS, Npz, open_npz, write_images
-from var.utils.files import written_beside
+from var.utils.files import atomic_write
+from var.utils.images import to_uint8
 
 COUNT = "statistics_count"  # array of the number of pictures behind mu and sigma
 
@@ -143,7 +144,7 @@ def write_statistics(
     check_enough(images)
     seen = extract(images.batches(batch_size), extractor, lambda done: progress(done, images.count))
     arrays = _arrays(statistics(seen.pool), seen.spatial, extractor)
-    with written_beside(out) as beside, beside.open("wb") as file:
+    with atomic_write(out) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     return len(seen.pool)
 
@@ -177,7 +178,7 @@ def write_reference(
 
         def kept() -> Iterator[Tensor]:
             for pictures, numbers in batches:
-                pixels = ((pictures + 1) * 127.5).round().to(torch.uint8)
+                pixels = to_uint8(pictures)
                 waiting.write(pixels.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
                 labels.extend(numbers)
                 if extractor is None:

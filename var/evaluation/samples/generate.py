@@ -13,9 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from tokenizer.errors import InputError
@@ -34,7 +32,7 @@ from var.evaluation.samples.sample_set import (
 )
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
-from var.utils.images import save_picture, to_pil
+from var.utils.images import save_image, to_pil, to_uint8
 
 THREADS = 8  # that write pictures while the next ones are drawn; Pillow lets them run side by side
 
@@ -147,12 +145,12 @@ def _drawn(
     with ThreadPoolExecutor(THREADS) as pool:
         for batch in todo:
             with _one_thread(pipe.model.position.device):
-                images = to_pil(_draw(pipe, settings, batch))
-                scores = None if judge is None else judge(_stacked(images), batch.labels)
+                images = _draw(pipe, settings, batch)
+                scores = None if judge is None else judge(to_uint8(images).cpu(), batch.labels)
             if waiting is not None:
                 yield finish(*waiting)
             files = [folder / PICTURES / sample.file for sample in batch.samples]
-            waiting = batch, scores, list(map(pool.submit, [save_picture] * len(files), files, images))
+            waiting = batch, scores, list(map(pool.submit, [save_image] * len(files), files, to_pil(images)))
         if waiting is not None:
             yield finish(*waiting)
 
@@ -161,11 +159,6 @@ def _draw(pipe: VARPipeline, settings: Settings, batch: Batch) -> Tensor:
     indices = [sample.index for sample in batch.samples]
     options = {name: getattr(settings, name) for name in ("cfg", "top_k", "top_p", "seed")}
     return generate(pipe.model, pipe.vqvae, batch.labels, indices=indices, **options).images
-
-
-def _stacked(images: Sequence[Image.Image]) -> Tensor:
-    """B pictures -> (B, 3, H, W) uint8."""
-    return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2).contiguous()
 
 
 @contextmanager

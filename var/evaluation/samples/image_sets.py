@@ -22,13 +22,12 @@ from torch import Tensor
 from tokenizer.errors import InputError, one_line
 from var.evaluation.samples.npz import LABELS, Images, Npz, open_npz
 from var.sampling.generate import index_within_class
-from var.utils.images import FORMATS, open_picture, to_rgb
+from var.utils.images import FORMATS, IMAGE_SUFFIXES, find_images, open_image, to_rgb
 
 LOSSY = ("JPEG", "JPEG2000", "WEBP")  # formats that mostly change what they keep
 THREADS = 8  # that read pictures; Pillow lets them run side by side
 
 _LABEL_INDEX = re.compile(r"(\d+)_\d+")  # as `var evaluate generate` names pictures
-_SUFFIXES = frozenset(suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS)
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,9 @@ class _Header(NamedTuple):
 
 
 def _folder(folder: Path) -> ImageSet:
-    names = sorted(
-        file.relative_to(folder)
-        for file in folder.rglob("*")
-        if file.suffix.lower() in _SUFFIXES and file.is_file() and not _hidden(file.relative_to(folder))
-    )
+    names = [Path(name) for name in find_images(folder)]
     if not names:
-        raise InputError(f"{folder} holds no pictures: known are {', '.join(sorted(_SUFFIXES))}")
+        raise InputError(f"{folder} holds no pictures: known are {', '.join(sorted(IMAGE_SUFFIXES))}")
     labels = _labels(names)
     if labels is not None:
         rounds = sorted(zip(index_within_class(labels), labels, names, strict=True))
@@ -136,10 +131,6 @@ def _folder(folder: Path) -> ImageSet:
         lossy=sum(header.format in LOSSY for header in headers),
         _read=partial(_read_files, files),
     )
-
-
-def _hidden(name: Path) -> bool:
-    return any(part.startswith(".") for part in name.parts)
 
 
 def _labels(names: Sequence[Path]) -> list[int] | None:
@@ -174,7 +165,7 @@ def _read_files(files: Sequence[Path], start: int, stop: int) -> list[Tensor]:
 
 def _read_file(file: Path) -> Tensor:
     try:
-        return _as_tensor(np.array(to_rgb(open_picture(file))))
+        return _as_tensor(np.array(to_rgb(open_image(file))))
     except InputError:
         raise
     except Exception as error:  # damaged metadata makes Pillow raise nearly anything

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.errors import InputError, one_line
-from var.utils.files import written_beside
+from var.utils.files import atomic_write
 
 IMAGES, LABELS = "arr_0", "arr_1"  # as np.savez calls what it is given first and second
 
@@ -48,7 +48,7 @@ def write_images(
     if count < 1:
         raise InputError(f"{path}: {count} pictures given, at least 1 needed")
     expected = (*shape, 3)
-    with written_beside(path) as beside, zipfile.ZipFile(beside, "w") as file:
+    with atomic_write(path) as beside, zipfile.ZipFile(beside, "w") as file:
         with _new_member(file, IMAGES, np.dtype(np.uint8), (count, *expected)) as member:
             written = 0
             for image in images:

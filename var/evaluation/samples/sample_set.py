@@ -24,8 +24,8 @@ from var.evaluation.samples.npz import LABELS, open_npz, write_images
 from var.evaluation.samples.rejection import best
 from var.pipeline import VARPipeline
 from var.sampling.params import FOR_METRICS, with_options
-from var.utils.files import check_writable, written_beside
-from var.utils.images import open_picture
+from var.utils.files import atomic_write, check_no_other_files, check_writable
+from var.utils.images import open_image
 from var.utils.provenance import device_name, fingerprint, version, versions
 
 SETTINGS, PICTURES, SCORES, NPZ = "settings.json", "images", "scores", "samples.npz"
@@ -182,7 +182,7 @@ class Records:
 
     def write(self, batch: Batch, scores: Sequence[float]) -> None:
         content = {sample.file: score for sample, score in zip(batch.samples, scores, strict=True)}
-        with written_beside(self.file(batch)) as beside:
+        with atomic_write(self.file(batch)) as beside:
             beside.write_text(json.dumps(content, indent=1))
 
     def read(self, batch: Batch) -> list[float] | None:
@@ -213,18 +213,16 @@ def begin_set(folder: Path, settings: Settings) -> None:
         InputError: other settings or other files are there, or the folder cannot be written.
     """
     check_writable(folder)
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    if SETTINGS not in names:
-        if foreign := sorted(names - {f".{SETTINGS}.new"}):
-            raise InputError(f"{folder} holds other files, such as {foreign[0]}: give a new folder")
-        with written_beside(folder / SETTINGS) as beside:
+    if not (folder / SETTINGS).exists():
+        check_no_other_files(folder, (SETTINGS,))
+        with atomic_write(folder / SETTINGS) as beside:
             beside.write_text(json.dumps(asdict(settings), indent=1) + "\n")
     check_same_set(folder, settings)
     try:
         (folder / PICTURES).mkdir(exist_ok=True)
         known = {sample.file for batch in settings.batches for sample in batch.samples}
         for path in (folder / PICTURES).iterdir():
-            if re.fullmatch(r"\.\d{6}_\d{6}\.png\.\d+\.new", path.name):  # of a process that was killed
+            if re.fullmatch(r"\.\d{6}_\d{6}\.png(\.\d+)?\.new", path.name):  # of a process that was killed
                 path.unlink()
             elif path.name not in known:
                 raise InputError(f"{folder / PICTURES} holds other files, such as {path.name}: move them away")
@@ -350,6 +348,6 @@ def _npz_parts(folder: Path, settings: Settings) -> tuple[list[Path], NDArray[np
 
 def _pixels(file: Path) -> NDArray[np.uint8]:
     try:
-        return np.asarray(open_picture(file))
+        return np.asarray(open_image(file))
     except InputError as error:
         raise InputError(f"{file} is damaged: remove it, and the same command draws it anew") from error

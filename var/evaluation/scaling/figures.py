@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from var.evaluation.scaling.laws import QUANTITIES, Axis, Curve, FitResult, Quantity
-from var.utils.files import written_beside
+from var.utils.files import atomic_write
 
 NAMES: dict[Quantity, str] = {
     "loss_last": "loss, last scale",
@@ -119,5 +119,5 @@ def _amount(number: float) -> str:
 
 
 def _save(figure: Figure, file: Path) -> None:
-    with written_beside(file) as beside:
+    with atomic_write(file) as beside:
         figure.savefig(beside, format="png", dpi=130)

@@ -3,7 +3,6 @@
 L tokens of all scales, D width, V codebook size, C latent channels.
 """
 
-import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from var.models.var import VAR, VARConfig
 from var.training.config import VARRecipe
 from var.training.logger import METRICS, RECIPE
 from var.training.recipe import load_recipe
+from var.utils.provenance import file_sha256, sha256
 
 BILLION, PETA = 1e9, 1e15
 SIZES = ("depth", "width", "heads")
@@ -194,14 +194,10 @@ def _quantities(path: Path, step: int, line: Mapping[str, Any], side: int) -> di
 
 
 def _digest(*files: Path) -> str:
-    total = hashlib.sha256()
-    for path in files:
-        try:
-            with path.open("rb") as file:
-                total.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {one_line(error)}: let the run finish") from error
-    return total.hexdigest()
+    try:
+        return sha256([bytes.fromhex(file_sha256(path)) for path in files])
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read: {one_line(error)}: let the run finish") from error
 
 
 # --- comparing

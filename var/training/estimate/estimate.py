@@ -30,7 +30,8 @@ from var.hub.checkpoint import read_config
 from var.hub.presets import AIM_RELEASED, RELEASED, SHIPPED
 from var.models.aim import Encoder
 from var.models.var import VAR
-from var.networks.backbones import outline_backbone, outline_perceptual
+from var.networks.backbones import build_backbone
+from var.networks.perceptual import build_perceptual
 from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, Recipe, TokenizerRecipe, VARRecipe, VARSizes
 from var.training.distributed import sharding_asked_for
 from var.training.estimate.images import Images, find_images
@@ -219,7 +220,7 @@ def _plan(recipe: AnyRecipe, images: Images) -> _Plan:
 
 
 def _tokenizer_plan(recipe: TokenizerRecipe, images: Images) -> _Plan:
-    networks = frozen_networks(recipe, lambda name, _: outline_backbone(name), lambda name, _: outline_perceptual(name))
+    networks = frozen_networks(recipe, lambda name, _: build_backbone(name), lambda name, _: build_perceptual(name))
     data = _stand_in(recipe, images, recipe.model.image_side)
     with torch.device("meta"):
         stage = TokenizerStage(recipe, networks, data, data)

@@ -28,7 +28,7 @@ from var.models.pretraining import (
 from var.training.config import AIMRecipe
 from var.training.rng import StepRNG
 from var.training.stages import Losses, Phase
-from var.utils.images import denormalize, grid, normalize, to_pil
+from var.utils.images import denormalize, image_grid, normalize, to_pil
 
 PICTURED = 8  # images on the sheet
 
@@ -132,7 +132,7 @@ class AIMStage:
         images = batch.content[:PICTURED]
         predictions = model(normalize(images), self._half(images)).float()
         drawn = self._drawn(predictions, images)
-        return grid(to_pil(torch.cat([images, drawn])), columns=len(images))
+        return image_grid(to_pil(torch.cat([images, drawn])), columns=len(images))
 
     def _drawn(self, predictions: Tensor, images: Tensor) -> Tensor:
         """Images with their second half as predicted; normalized pixels take the true patches' mean and deviation."""

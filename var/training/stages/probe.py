@@ -23,8 +23,8 @@ from var.models.aim import AIM, AIMConfig, AttentiveProbe, Probe, ProbeConfig, c
 from var.training.config import ProbeRecipe
 from var.training.rng import StepRNG
 from var.training.stages import Losses, Phase
-from var.utils.files import replacing
-from var.utils.images import grid, to_pil
+from var.utils.files import atomic_folder
+from var.utils.images import image_grid, to_pil
 
 SCORES = "probes.json"  # in the exported folder: what each candidate reached
 RIGHT, WRONG = (-0.6, 0.6, -0.6), (0.8, -0.8, -0.8)  # frames on the sheet, in [-1, 1]
@@ -196,7 +196,7 @@ class ProbeStage:
         """A row of images for each candidate, in a green frame where its probe is right, in a red one where not."""
         _, top1, _ = self._judged(model, batch)
         images = [picture for right in top1 for picture in to_pil(framed(batch.content, right > 0))]
-        return grid(images, columns=len(batch.content))
+        return image_grid(images, columns=len(batch.content))
 
     @torch.no_grad()
     def export(self, model: nn.Module, folder: Path) -> None:
@@ -209,7 +209,7 @@ class ProbeStage:
         # Of equally good ones the later blocks.
         best = max(range(len(scores)), key=lambda i: (scores[i].top1, i))
         told = {"images": images, "best": list(scores[best].layers), "probes": [score._asdict() for score in scores]}
-        with replacing(folder, (CONFIG, WEIGHTS, SCORES)) as new:
+        with atomic_folder(folder, (CONFIG, WEIGHTS, SCORES)) as new:
             model = self._whole(probes.probes[self.names[best]], scores[best].layers)
             save_model(new, model, self._described())
             (new / SCORES).write_text(json.dumps(told, indent=2) + "\n")

@@ -26,12 +26,14 @@ from tokenizer.losses import (
 from tokenizer.vqvae import VQVAE, VQVAEOutput
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
-from var.networks.backbones import Backbone, Enlarged, load_backbone, load_perceptual, ssim
+from var.networks.backbone import Backbone
+from var.networks.backbones import load_backbone
+from var.networks.perceptual import Enlarged, load_perceptual, ssim
 from var.training.codebook import CodebookHealth, count_tokens, vectors_seen
 from var.training.config import AdversarialConfig, TokenizerRecipe
 from var.training.rng import StepRNG
 from var.training.stages import Losses, Phase
-from var.utils.images import grid, to_pil
+from var.utils.images import image_grid, to_pil
 
 PICTURED = 8  # images on the sheet
 
@@ -222,7 +224,7 @@ class TokenizerStage:
         """One row an image: the input, then the reconstruction after each scale."""
         images = batch.content[:PICTURED]
         columns = [images, *_vqvae(model).reconstruct(images)]
-        return grid(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), columns=len(columns))
+        return image_grid(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), columns=len(columns))
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_model(folder, _vqvae(model))

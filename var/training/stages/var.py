@@ -24,7 +24,7 @@ from var.training.rng import StepRNG
 from var.training.self_correction import nearest_codewords, perturb
 from var.training.stages import Losses, Phase
 from var.utils.classes import spread
-from var.utils.images import grid, to_pil
+from var.utils.images import image_grid, to_pil
 
 PICTURED_CLASSES, PICTURED_PER_CLASS = 8, 4
 
@@ -161,7 +161,9 @@ class VARStage:
         """One row a class: pictures that the model draws, with the same random streams every time."""
         labels = [label for label in spread(self.present, PICTURED_CLASSES) for _ in range(PICTURED_PER_CLASS)]
         params = self.recipe.sampling or SamplingParams(cfg=2.0)
-        return grid(to_pil(generate(_var(model), self.vqvae, labels, **params.to_dict()).images), PICTURED_PER_CLASS)
+        return image_grid(
+            to_pil(generate(_var(model), self.vqvae, labels, **params.to_dict()).images), PICTURED_PER_CLASS
+        )
 
     def export(self, model: nn.Module, folder: Path) -> None:
         names = {label: self.train_data.class_names.get(label, str(label)) for label in self.present}

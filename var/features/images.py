@@ -3,7 +3,6 @@
 S side of the images.
 """
 
-import hashlib
 import os
 import sys
 import threading
@@ -11,20 +10,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
-from PIL import Image
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.utils.classes import class_labels
-from var.utils.images import FORMATS, open_picture, resize_and_center_crop
+from var.utils.files import subfolders
+from var.utils.images import IMAGE_SUFFIXES, find_images, open_image, resize_and_center_crop
+from var.utils.provenance import sha256
 
 if TYPE_CHECKING:
     from var.data.sources import Encoded, Source, Split
 
 
-class Picture(NamedTuple):
+class LabeledImage(NamedTuple):
     """An image as `var.utils.images.resize_and_center_crop` gives it."""
 
     path: str
@@ -33,7 +33,7 @@ class Picture(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class ImageList:
     """Images in a fixed order, found but not opened.
 
     Attributes:
@@ -47,10 +47,10 @@ class Pictures:
     count: int
     checksum: str
     class_names: Mapping[int, str]
-    reader: Callable[[int], Callable[[int], Picture]]
+    reader: Callable[[int], Callable[[int], LabeledImage]]
 
 
-def folder_pictures(folder: Path) -> Pictures:
+def list_folder(folder: Path) -> ImageList:
     """All images below a folder, sorted by path; those in subfolders are labeled by the first of them.
 
     Labels number the folder's sorted subfolders; where all their names are numbers, they are the labels themselves, as
@@ -61,38 +61,40 @@ def folder_pictures(folder: Path) -> Pictures:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder" if folder.exists() else f"{folder} does not exist")
-    names = sorted(_image_names(folder))
+    names = find_images(folder)
     if not names:
-        tables = next(folder.glob("**/*.parquet"), None)
-        remedy = "say which of its images with --split train or validation" if tables else f"known are {_suffix_list()}"
-        raise InputError(f"{folder} holds no image files{' but Parquet' if tables else ''}: {remedy}")
-    classes = class_labels(entry.name for entry in os.scandir(folder) if entry.is_dir() and _visible(entry.name))
+        if next(folder.glob("**/*.parquet"), None):
+            found, remedy = "image files but Parquet", "say which of its images with --split train or validation"
+        else:
+            found, remedy = "image files", f"known are {', '.join(sorted(IMAGE_SUFFIXES))}"
+        raise InputError(f"{folder} holds no {found}: {remedy}")
+    classes = class_labels(subfolders(folder))
     numbered = all(name.isdecimal() for name in classes)
 
     def label_of(name: str) -> int | None:
         first, inside, _ = name.partition("/")
         return classes[first] if inside else None
 
-    def reader(side: int) -> Callable[[int], Picture]:
-        def read(i: int) -> Picture:
+    def reader(side: int) -> Callable[[int], LabeledImage]:
+        def read(i: int) -> LabeledImage:
             path = folder / names[i]
             try:
-                pixels = resize_and_center_crop(open_picture(path), side)
+                pixels = resize_and_center_crop(open_image(path), side)
             except InputError:
                 raise
             except Exception as error:  # damaged metadata makes Pillow raise nearly anything
                 raise InputError(f"cannot read {path}: {one_line(error)}") from error
-            return Picture(_text(names[i]), label_of(names[i]), pixels)
+            return LabeledImage(_text(names[i]), label_of(names[i]), pixels)
 
         return read
 
     class_names = {} if numbered else {label: _text(name) for name, label in classes.items()}
     # An image's class is in its path, but its label depends on the other subfolders too.
     checksum = _checksum(part for name in names for part in (os.fsencode(name), str(label_of(name)).encode()))
-    return Pictures(len(names), checksum, class_names, reader)
+    return ImageList(len(names), checksum, class_names, reader)
 
 
-def split_pictures(source: str, split: "Split") -> Pictures:
+def list_split(source: str, split: "Split") -> ImageList:
     """The images of a split of what a recipe takes as data.source, in its order and with its labels.
 
     Args:
@@ -116,21 +118,21 @@ def split_pictures(source: str, split: "Split") -> Pictures:
     listing = listing._replace(source=_OneByOne(listing.source))
     prefix = f"{Path(source)}/"
 
-    def reader(side: int) -> Callable[[int], Picture]:
+    def reader(side: int) -> Callable[[int], LabeledImage]:
         dataset = ImageDataset(listing, config, side, seed=0, augment=False)
 
-        def read(i: int) -> Picture:
+        def read(i: int) -> LabeledImage:
             found = dataset[0, i]
             if isinstance(found, Unreadable):
                 raise InputError(f"cannot read {found.place}: {found.reason}")
-            return Picture(_text(found.place.removeprefix(prefix)), found.label, found.content)
+            return LabeledImage(_text(found.place.removeprefix(prefix)), found.label, found.content)
 
         return read
 
     told = [os.fsencode(listing.source.place(int(row))) for row in listing.rows]
     labels = [] if listing.labels is None else [listing.labels.tobytes()]
     classes = [f"{label}={name}".encode() for label, name in sorted(listing.class_names.items())]
-    return Pictures(len(told), _checksum([*told, *labels, *classes]), listing.class_names, reader)
+    return ImageList(len(told), _checksum([*told, *labels, *classes]), listing.class_names, reader)
 
 
 @contextmanager
@@ -164,35 +166,7 @@ class _OneByOne:
 
 
 def _checksum(texts: Iterable[bytes]) -> str:
-    hashing = hashlib.sha256()
-    for text in texts:
-        hashing.update(text + b"\0")  # which no path contains
-    return hashing.hexdigest()
-
-
-def _image_names(folder: Path) -> Iterator[str]:
-    def refuse(error: OSError) -> NoReturn:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = filter(_visible, folders)
-        below = Path(parent).relative_to(folder)
-        suffixes = _suffixes()
-        yield from (
-            (below / file).as_posix() for file in files if _visible(file) and Path(file).suffix.lower() in suffixes
-        )
-
-
-def _visible(name: str) -> bool:
-    return not name.startswith(".")
-
-
-def _suffixes() -> frozenset[str]:
-    return frozenset(suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS)
-
-
-def _suffix_list() -> str:
-    return ", ".join(sorted(_suffixes()))
+    return sha256(text + b"\0" for text in texts)  # which no path contains
 
 
 def _text(given: str) -> str:

@@ -1,0 +1,98 @@
+"""Files of weights: read in both formats, nothing in them run, and refused in one line."""
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from helpers import Tensors, refused
+
+from tokenizer.errors import InputError
+from var.utils.weights import load_strict, read_weights
+
+FILE = "weights.pth"
+
+
+def test_safetensors_are_read_too(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"weight": torch.arange(3.0)}, tmp_path / "a.safetensors")
+    assert torch.equal(read_weights(tmp_path / "a.safetensors")["weight"], torch.arange(3.0))
+
+
+class Sly:
+    """Runs code when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+        return Path.touch, (self.target,)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(3), "sly": Sly(tmp_path / "ran")}, tmp_path / FILE)
+    with refused(str(tmp_path / FILE), "something else than weights"):
+        read_weights(tmp_path / FILE)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "zeros", "text"])
+def test_damaged_files(suffix: str, damage: str, tmp_path: Path) -> None:
+    path = tmp_path / f"file{suffix}"
+    state: Tensors = {"weight": torch.zeros(1000)}
+    torch.save(state, path) if suffix == ".pth" else safetensors.torch.save_file(state, path)
+    data = path.read_bytes()
+    damaged = {"truncated": data[:-900], "empty": b"", "zeros": bytes(len(data)), "text": b"not found\n" * 99}
+    path.write_bytes(damaged[damage])
+    with refused(str(path), "download it again"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {"model": {"weight": torch.zeros(3)}}, {"a": 1}])
+def test_files_of_something_else(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / FILE)
+    with refused(str(tmp_path / FILE), "not a state dict"):
+        read_weights(tmp_path / FILE)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with refused(str(tmp_path / "none.pth"), "does not exist"):
+        read_weights(tmp_path / "none.pth")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_foreign_files_are_told_in_our_words_alone(tmp_path: Path) -> None:
+    """torch advises to run what is in them, and warns of TorchScript."""
+    torch.save(torch.nn.Linear(1, 1), tmp_path / "module.pth")
+    torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), tmp_path / "script.pth")
+    (tmp_path / "text.pth").write_text("no weights")
+    (tmp_path / "pops.pth").write_bytes(b"\x80\x02000.")
+    for name in ("module.pth", "script.pth", "text.pth", "pops.pth"):
+        with warnings.catch_warnings(record=True) as told, pytest.raises(InputError) as caught:
+            read_weights(tmp_path / name)
+        assert not told
+        message = str(caught.value)
+        assert message.startswith(f"{tmp_path / name} is damaged or holds something else than weights")
+        assert "nothing in it was run" in message
+        assert "weights_only" not in message
+
+
+def test_the_old_format_of_torch_is_read(tmp_path: Path) -> None:
+    torch.save({"weight": torch.arange(3.0)}, tmp_path / FILE, _use_new_zipfile_serialization=False)
+    assert torch.equal(read_weights(tmp_path / FILE)["weight"], torch.arange(3.0))
+
+
+def test_strict_loading_takes_all_tensors_in_the_modules_dtypes() -> None:
+    with torch.device("meta"):
+        module = torch.nn.BatchNorm1d(2)
+    state = torch.nn.BatchNorm1d(2).half().state_dict()
+    load_strict(module, state, "it does not fit")
+    assert {name: value.dtype for name, value in module.state_dict().items()} == {
+        name: torch.int64 if name == "num_batches_tracked" else torch.float32 for name in state
+    }
+    for wrong in ({}, state | {"more": torch.zeros(1)}, state | {"weight": torch.zeros(3)}):
+        with refused("it does not fit: ", "tensors differ, the first is"):
+            load_strict(module, wrong, "it does not fit")

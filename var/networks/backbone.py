@@ -1,0 +1,132 @@
+"""What all frozen networks share: feature maps of images in [-1, 1], and where packages and weights come from.
+
+Images are (B, 3, H, W) in [-1, 1]. The networks work in the images' precision, float32 unless autocast is on, and see
+the images at the size they have: nothing is resized. Packages are imported when they are asked for.
+"""
+
+import importlib
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from pickle import UnpicklingError
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError, one_line
+from var.utils.images import IMAGENET_MEAN, IMAGENET_STD
+from var.utils.torchvision_compat import import_torchvision
+from var.utils.weights import StateDict, read_weights
+
+
+class Normalization(NamedTuple):
+    """Mean and standard deviation of each channel, for images in [-1, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET = Normalization(tuple(2 * mean - 1 for mean in IMAGENET_MEAN), tuple(2 * std for std in IMAGENET_STD))
+
+
+class Frozen(nn.Module):
+    """A module whose parameters are not trained and which stays in evaluation mode whatever it is told."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False)
+        self.train(False)
+
+    def train(self, mode: bool = True) -> "Frozen":
+        return super().train(False)
+
+
+class Backbone(Frozen):
+    """A frozen network that gives several feature maps of an image; gradients pass through it to the image.
+
+    Attributes:
+        channels: of the maps, first to last.
+        smallest_side: of images that leave something of every map.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, network: nn.Module, channels: Sequence[int], normalization: Normalization, smallest_side: int
+    ) -> None:
+        super().__init__(network)
+        self.channels = tuple(channels)
+        self.smallest_side = smallest_side
+        for name, values in normalization._asdict().items():
+            self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) in [-1, 1] -> one map (B, C, h, w) for each of `channels`.
+
+        Raises:
+            InputError: images smaller than smallest_side.
+        """
+        if min(images.shape[-2:]) < self.smallest_side:
+            raise InputError(
+                f"images of {images.shape[-2]}x{images.shape[-1]} px are too small for this perceptual network, which "
+                f"needs {self.smallest_side} px: choose another backbone or larger images"
+            )
+        return self.network((images - self.mean) / self.std)
+
+
+class IntermediateLayers(nn.Module):
+    """Layers one after the other, and the outputs of those numbered in `taps`."""
+
+    def __init__(self, layers: Iterable[nn.Module], taps: Sequence[int]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.taps = taps
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        maps = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index in self.taps:
+                maps.append(x)
+        return maps
+
+
+def read_or_download(weights: Path | None, url: str) -> StateDict:
+    """The tensors of a file, or of what a URL gives, which torch keeps in its cache.
+
+    Raises:
+        InputError: a file that cannot be used, a download that failed.
+    """
+    if weights is not None:
+        return read_weights(weights)
+    try:
+        with redirect_stdout(StringIO()):  # torch announces the download even without progress
+            return torch.hub.load_state_dict_from_url(
+                url, map_location="cpu", progress=False, check_hash=True, weights_only=True
+            )
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:  # no connection, no space, another file
+        raise InputError(
+            f"{url} could not be downloaded ({one_line(error)}): fetch it elsewhere and give its path as the weights "
+            f"(of `var evaluate tokenizer` --lpips-weights)"
+        ) from error
+
+
+def torchvision_url(weights: str) -> str:
+    """The address of torchvision's weights of a name, such as VGG16_Weights.IMAGENET1K_V1."""
+    return str(import_torchvision().models.get_weight(weights).url)
+
+
+def import_package(module: str, package: str) -> ModuleType:
+    """Import a module of an optional package.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{package} is not installed: pip install {package}") from error

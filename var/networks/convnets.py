@@ -1,0 +1,58 @@
+"""The convolutions of VGG16, AlexNet and SqueezeNet as torchvision has them, looked at after the layers of LPIPS."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from var.networks.backbone import IMAGENET, Backbone, IntermediateLayers, read_or_download, torchvision_url
+from var.utils.torchvision_compat import import_torchvision
+from var.utils.weights import StateDict
+
+
+class ConvNet(NamedTuple):
+    """One of torchvision's networks.
+
+    Attributes:
+        weights: torchvision's name.
+        taps: ReLUs and fire modules among its `features`, the last of which ends the network.
+        channels: of the maps behind them.
+        smallest_side: of images, in pixels.
+    """
+
+    weights: str
+    taps: tuple[int, ...]
+    channels: tuple[int, ...]
+    smallest_side: int
+
+
+CONVNETS = {
+    "vgg16": ConvNet(  # relu1_2, relu2_2, relu3_3, relu4_3, relu5_3
+        "VGG16_Weights.IMAGENET1K_V1", (3, 8, 15, 22, 29), (64, 128, 256, 512, 512), 16
+    ),
+    "alexnet": ConvNet("AlexNet_Weights.IMAGENET1K_V1", (1, 4, 7, 9, 11), (64, 192, 384, 256, 256), 31),
+    "squeezenet1_1": ConvNet(
+        "SqueezeNet1_1_Weights.IMAGENET1K_V1", (1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512), 17
+    ),
+}
+
+
+def build(name: str) -> nn.Module:
+    """Build a network without weights on the meta device."""
+    models: Any = import_torchvision().models
+    with torch.device("meta"):  # the classifier, most of the network, is never needed
+        features: nn.Module = getattr(models, name)(weights=None).features[: CONVNETS[name].taps[-1] + 1]
+    return features
+
+
+def read(name: str, weights: Path | None) -> StateDict:
+    """Read its tensors by torchvision's names; None: torchvision's file."""
+    state = read_or_download(weights, "" if weights else torchvision_url(CONVNETS[name].weights))
+    return {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
+
+
+def look_through(name: str, features: Any) -> Backbone:
+    """The maps of a network."""
+    net = CONVNETS[name]
+    return Backbone(IntermediateLayers(features, net.taps), net.channels, IMAGENET, net.smallest_side)
