@@ -8,7 +8,7 @@ import pytest
 from helpers import small_vqvae
 from tiny import TOKENIZER, VAR, Run, image_folder, merged, refusal, write_recipe
 
-from var.data import tokens
+from var.data import tokenize as tokens
 from var.hub.checkpoint import save_model
 
 

@@ -23,16 +23,9 @@ from tiny import picture
 
 from var.data import shards as module
 from var.data.config import DataConfig
-from var.data.dataset import (
-    ImageDataset,
-    Sample,
-    ShardOrder,
-    StepSampler,
-    Unreadable,
-    epoch_order,
-    loader,
-    open_dataset,
-)
+from var.data.dataset import ImageDataset, Sample, Unreadable, open_dataset
+from var.data.loader import StepSampler, loader
+from var.data.order import ShardOrder, epoch_order
 from var.data.shards import OpenShard, ShardCache, read_index, write_index
 
 SIDE = 16
@@ -505,7 +498,7 @@ def test_few_shards_are_mixed_completely() -> None:
 def test_two_processes_and_readers_see_what_one_sees(
     remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("var.data.dataset._cpus", lambda: 2)
+    monkeypatch.setattr("var.data.loader._cpus", lambda: 2)
     torn = members(5)
     torn["0007.png"] = b"torn"
     write_tar(tmp_path / "remote/train-1.tar", torn)
@@ -530,7 +523,7 @@ def test_two_processes_and_readers_see_what_one_sees(
 
 
 def test_forked_readers_may_use_a_shard_opened_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("var.data.dataset._cpus", lambda: 2)
+    monkeypatch.setattr("var.data.loader._cpus", lambda: 2)
     index = write_shards(tmp_path)
     dataset = opened(index)
     sample(dataset, 0)

@@ -32,7 +32,7 @@ from tiny import (
 )
 from torch import Tensor
 
-from var.data.dataset import validation_loader
+from var.data.loader import validation_loader
 from var.hub.checkpoint import WEIGHTS, load_tokenizer
 from var.pipeline import VARPipeline
 from var.training.checkpointing import checkpoints, save_checkpoint

@@ -35,7 +35,7 @@ def tokenize(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from var.data.tokens import Processes, write_tokens
+    from var.data.tokenize import Processes, write_tokens
     from var.training.distributed import destroy_process_group
     from var.training.stages.var import open_tokenizer
     from var.utils.device import choose_device

@@ -5,33 +5,26 @@ number of reader processes changes nothing, the number of training processes onl
 sees what an uninterrupted one would have seen.
 """
 
-import math
-import os
-from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from tokenizer.errors import InputError
-from var.data.config import DataConfig, JitterConfig
-from var.data.sources import Listing, ShardSource, Split, list_images
-from var.utils.images import FORMATS, crop_and_resize, resize_and_crop, to_rgb, to_tensor
-from var.utils.signals import ignore_stop_signals
-from var.utils.torchvision_compat import import_torchvision
+from var.data.config import DataConfig
+from var.data.listing import Listing, Split
+from var.data.order import AUGMENTATION, ShardOrder, epoch_order, substitute
+from var.data.sources import list_images
+from var.data.transforms import augment_image
+from var.data.webdataset import ShardSource
+from var.utils.images import FORMATS, resize_and_crop, to_rgb, to_tensor
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
-
-ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # of resized crops
-
-# First word of every random stream: an order, an augmentation and a substitute never share one.
-_ORDER, _AUGMENTATION, _SUBSTITUTE, _DELAY = 0, 1, 2, 3
 
 SUBSTITUTES = 16  # tried in place of a training image that cannot be read
 
@@ -179,40 +172,8 @@ class ImageDataset(Dataset[Sample | Unreadable]):
         image = to_rgb(image)
         if not self.augment:
             return resize_and_crop(image, self.short_side, self.side)
-        rng = np.random.default_rng((_AUGMENTATION, self.seed, epoch, index))
-        x, y, mirror = rng.random(3)
-        margin = round(self.config.pad * min(image.size))
-        short_side = round(self.short_side * (1 + 2 * margin / min(image.size)))
-        image = ImageOps.expand(image, margin, "white") if margin else image
-        if self.config.crop == "resized":
-            low, high = self.config.crop_area
-            image = crop_and_resize(image, self.side, rng.uniform(low, high), math.exp(rng.uniform(*ASPECTS)), (x, y))
-        else:
-            at = (x, y) if self.config.crop == "random" else (0.5, 0.5)
-            image = resize_and_crop(image, short_side, self.side, at)
-        if self.config.flip and mirror < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return image if self.config.jitter is None else jittered(image, self.config.jitter, rng)
-
-
-def jittered(image: Image.Image, config: JitterConfig, rng: np.random.Generator) -> Image.Image:
-    """The image with its colors changed, or as it is."""
-    import_torchvision()
-    from torchvision.transforms import functional
-
-    changes = (
-        (functional.adjust_brightness, rng.uniform(1 - config.brightness, 1 + config.brightness)),
-        (functional.adjust_contrast, rng.uniform(1 - config.contrast, 1 + config.contrast)),
-        (functional.adjust_saturation, rng.uniform(1 - config.saturation, 1 + config.saturation)),
-        (functional.adjust_hue, rng.uniform(-config.hue, config.hue)),
-    )
-    order = rng.permutation(len(changes))
-    if rng.random() >= config.probability:
-        return image
-    for i in order:
-        change, amount = changes[i]
-        image = change(image, amount)
-    return image
+        rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
+        return augment_image(image, self.config, self.side, rng)
 
 
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:
@@ -222,163 +183,3 @@ def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> Imag
         InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
     return ImageDataset(list_images(config, split), config, side, seed, augment=split == "train")
-
-
-class StepSampler:
-    """The keys that one process reads at each step of a run, a pure function of the arguments.
-
-    The samples are an endless row of epochs, each in the order that the dataset gives it. Step s takes the batch_size
-    positions from s * batch_size on, across the end of an epoch where need be. They are dealt out one by one to the
-    processes, then to each process's next micro-batch: micro-batch j of process rank has every
-    (world * accumulate)-th position from j * world + rank on. Where the batch does not divide, some have one fewer.
-
-    Args:
-        dataset: what is sampled; its length and its orders are asked for.
-        batch_size: over all processes and micro-batches.
-        start_step: first step, that of a resumed run.
-        stop_step: one past the last step.
-        accumulate: micro-batches a step; the sampler yields so many lists of keys for each step, one after another.
-
-    Raises:
-        InputError: there are no samples.
-    """
-
-    def __init__(
-        self,
-        dataset: SampleDataset,
-        batch_size: int,
-        rank: int,
-        world: int,
-        start_step: int,
-        stop_step: int,
-        accumulate: int = 1,
-    ) -> None:
-        if len(dataset) < 1:
-            raise InputError("the dataset is empty: there is nothing to train on")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world = world
-        self.start_step = start_step
-        self.stop_step = stop_step
-        self.accumulate = accumulate
-
-    def __len__(self) -> int:
-        return max(self.stop_step - self.start_step, 0) * self.accumulate
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        length = len(self.dataset)
-        orders: dict[int, NDArray[np.int64]] = {}
-        for step in range(self.start_step, self.stop_step):
-            first, end = step * self.batch_size, (step + 1) * self.batch_size
-            epochs = range(first // length, (end - 1) // length + 1)
-            orders = {epoch: orders[epoch] if epoch in orders else self.dataset.order(epoch) for epoch in epochs}
-            for micro in range(self.accumulate):
-                positions = range(first + micro * self.world + self.rank, end, self.world * self.accumulate)
-                places = (divmod(position, length) for position in positions)
-                yield [(epoch, int(orders[epoch][offset])) for epoch, offset in places]
-
-
-def epoch_order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """(length,) int64: a permutation drawn from (seed, epoch)."""
-    return np.random.default_rng((_ORDER, seed, epoch)).permutation(length)
-
-
-class ShardOrder:
-    """How epochs go through samples that lie in shards: mixed, and yet few shards at a time.
-
-    The shards enter one after another, in an order drawn for the epoch; a sample's turn is drawn from the time that
-    `window` shards take to enter, beginning with its own. So at most `window` shards are in use at a time.
-
-    Args:
-        shards: (len,) the shard of every sample, rising.
-        window: how many shards are mixed.
-    """
-
-    def __init__(self, shards: NDArray[np.int64], window: int, seed: int) -> None:
-        _, first, self.shard, count = np.unique(shards, return_index=True, return_inverse=True, return_counts=True)
-        self.first = first.tolist()
-        self.count = count.tolist()
-        self.window = window
-        self.seed = seed
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """(len,): a permutation of the samples."""
-        if len(self.first) <= self.window:
-            return epoch_order(len(self.shard), self.seed, epoch)
-        _, place = _entrances(len(self.first), self.seed, epoch)
-        delay = np.random.default_rng((_DELAY, self.seed, epoch)).random(len(self.shard))
-        return np.argsort(place[self.shard] + self.window * delay, kind="stable")
-
-    def samples_after(self, epoch: int, index: int, distance: int) -> range:
-        """The samples of the shard that enters so many after the one of a sample, round the end of the epoch."""
-        sequence, place = _entrances(len(self.first), self.seed, epoch)
-        shard = sequence[(place[self.shard[index]] + distance) % len(sequence)]
-        return range(self.first[shard], self.first[shard] + self.count[shard])
-
-
-@lru_cache(maxsize=2)
-def _entrances(count: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    sequence = epoch_order(count, seed, epoch)
-    return sequence, np.argsort(sequence)
-
-
-def substitute(seed: int, epoch: int, index: int, attempt: int, length: int) -> int:
-    """Which of length samples to try in place of an unreadable one; another one, if there is another."""
-    draw = np.random.default_rng((_SUBSTITUTE, seed, epoch, index, attempt)).integers(max(length - 1, 1))
-    return (index + 1 + int(draw)) % length
-
-
-def validation_batches(
-    dataset: SampleDataset, batch_size: int, limit: int | None, rank: int, world: int
-) -> list[list[Key]]:
-    """The batches of keys that this process validates on: the same in every call, for `loader`.
-
-    At most limit samples, spread evenly over the dataset so that one sorted by class gives all classes their share.
-    Every process has the same number of batches; the last ones may hold fewer keys than on other processes, or none.
-
-    Args:
-        batch_size: over all processes.
-    """
-    count = len(dataset) if limit is None else min(limit, len(dataset))
-    keys = [(0, i * len(dataset) // count) for i in range(count)]
-    return [keys[first : first + batch_size][rank::world] for first in range(0, count, batch_size)]
-
-
-def collate(samples: Sequence[Sample | Unreadable], empty: Tensor) -> Batch:
-    """Stack what could be read; the content of a batch of which nothing could is `empty`, (0, ...)."""
-    readable = [sample for sample in samples if isinstance(sample, Sample)]
-    content = torch.stack([sample.content for sample in readable]) if readable else empty
-    labels = torch.tensor([sample.label for sample in readable], dtype=torch.int64)
-    unreadable = [bad for s in samples for bad in (s.unreadable if isinstance(s, Sample) else (s,))]
-    return Batch(content, labels, [sample.place for sample in readable], unreadable)
-
-
-def loader(dataset: SampleDataset, batch_sampler: Iterable[list[Key]], workers: int) -> "DataLoader[Batch]":
-    """Batches in the sampler's order, read by as many processes, at most one a CPU; 0 reads in this process.
-
-    torch limits itself to one thread in such a process, and signals are left to the process that trains: one that is
-    told to stop still wants its batch.
-    """
-    workers = min(workers, _cpus())
-    return DataLoader(
-        dataset,  # type: ignore[arg-type]  # typed by its samples, the loader by its batches
-        batch_sampler=batch_sampler,
-        num_workers=workers,
-        collate_fn=partial(collate, empty=dataset.empty),
-        persistent_workers=workers > 0,
-        worker_init_fn=ignore_stop_signals,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else every pass draws from the global stream, which dropout uses
-    )
-
-
-def validation_loader(
-    dataset: SampleDataset, config: DataConfig, batch_size: int, rank: int, world: int
-) -> "DataLoader[Batch]":
-    """The batches of `validation_batches`, read in this process."""
-    return loader(dataset, validation_batches(dataset, batch_size, config.validation_images, rank, world), workers=0)
-
-
-def _cpus() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.data.config import DataConfig
-from var.data.dataset import ImageDataset, SampleDataset, loader, open_dataset, validation_batches
-from var.data.sources import Split
+from var.data.dataset import ImageDataset, SampleDataset, open_dataset
+from var.data.listing import Split
+from var.data.loader import loader, validation_batches
 from var.training.recipe import load_recipe
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from var.utils.images import IMAGE_SUFFIXES, find_images, open_image, resize_and
 from var.utils.provenance import sha256
 
 if TYPE_CHECKING:
-    from var.data.sources import Encoded, Source, Split
+    from var.data.listing import Encoded, Source, Split
 
 
 class LabeledImage(NamedTuple):

@@ -13,7 +13,7 @@ from var.hub.download import load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
-from var.utils.files import cache_folder, replacing
+from var.utils.files import atomic_folder, cache_folder
 
 
 class PipelineParts(NamedTuple):
@@ -53,7 +53,7 @@ def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None 
         extra["classes"] = {str(label): name for label, name in sorted(parts.classes.items())}
     if parts.sampling is not None:
         extra["sampling"] = parts.sampling.to_dict()
-    with replacing(folder, (TOKENIZER, TRANSFORMER)) as new:
+    with atomic_folder(folder, (TOKENIZER, TRANSFORMER)) as new:
         save_model(new / TRANSFORMER, parts.model, extra, dtype)
         save_model(new / TOKENIZER, parts.vqvae, dtype=dtype)
 

@@ -16,9 +16,11 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.data.dataset import Batch, StepSampler, loader, open_dataset, validation_loader
-from var.data.sources import SPLIT_NAMES
-from var.data.tokens import MANIFEST, Processes, write_tokens
+from var.data.dataset import Batch, open_dataset
+from var.data.listing import SPLIT_NAMES
+from var.data.loader import StepSampler, loader, validation_loader
+from var.data.token_cache import MANIFEST
+from var.data.tokenize import Processes, write_tokens
 from var.features.sources import load_features
 from var.hub.checkpoint import load_weights
 from var.sampling.logits import mix_seed

@@ -16,7 +16,8 @@ from tiny_aim import SIZES, small_aim
 from torch import Tensor
 
 from var.aim import AIM
-from var.data.dataset import Batch, collate, open_dataset
+from var.data.dataset import Batch, open_dataset
+from var.data.loader import collate
 from var.features.sources import FeatureSource, VARFeatures, hidden_states, load_classifier, load_features
 from var.hub.checkpoint import CONFIG, WEIGHTS, load_encoder, load_probe, save_model
 from var.hub.presets import AIM_SIZES

@@ -23,8 +23,9 @@ from torch.utils.flop_counter import flop_registry
 from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.data.dataset import Batch, ImageDataset
-from var.data.sources import FolderSource, Listing
-from var.data.tokens import MANIFEST
+from var.data.folder import FolderSource
+from var.data.listing import Listing
+from var.data.token_cache import MANIFEST
 from var.features.sources import BASELINES, EncoderFeatures, FeatureSource, VARFeatures, baseline, load_features
 from var.hub.checkpoint import read_config
 from var.hub.presets import AIM_RELEASED, RELEASED, SHIPPED

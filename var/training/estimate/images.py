@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 
 from tokenizer.errors import InputError, one_line
-from var.data.sources import list_images, parquet_files
-from var.data.tokens import MANIFEST, Manifest
+from var.data.sources import list_images
+from var.data.tables import parquet_files
+from var.data.token_cache import MANIFEST, Manifest
 from var.training.config import AnyRecipe, Recipe, VARRecipe
 
 

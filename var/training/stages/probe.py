@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.data.dataset import Batch, SampleDataset, validation_loader
+from var.data.dataset import Batch, SampleDataset
+from var.data.loader import validation_loader
 from var.features.sources import EncoderFeatures, FeatureSource
 from var.hub.checkpoint import CONFIG, WEIGHTS, save_model
 from var.models.aim import AIM, AIMConfig, AttentiveProbe, Probe, ProbeConfig, check_layers

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch, SampleDataset, open_dataset
-from var.data.sources import Split
-from var.data.tokens import open_tokens
+from var.data.listing import Split
+from var.data.token_dataset import open_tokens
 from var.hub.checkpoint import load_tokenizer
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR

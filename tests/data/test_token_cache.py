@@ -1,0 +1,105 @@
+"""Which token caches are refused, and what may change under one."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import refused, small_vqvae
+from tiny import picture
+from tiny_tokens import TRAIN, VIEWS, changed, file, identities, write
+
+from tokenizer.vqvae import VQVAE
+from var.data.dataset import Sample
+from var.data.token_dataset import open_tokens
+from var.training.config import VARRecipe
+
+# What is refused
+
+
+def test_a_cache_of_something_else_is_refused(recipe: VARRecipe, vqvae: VQVAE) -> None:
+    write(recipe, vqvae)
+    before = identities(recipe)
+    remedy = "give another folder, or remove this one"
+    others: list[tuple[VARRecipe, VQVAE, str]] = [
+        (changed(recipe, seed=1), vqvae, "with seed=0, not 1"),
+        (recipe, small_vqvae(seed=1), "by another tokenizer"),
+        (recipe, small_vqvae(beta=0.5), "by another tokenizer"),
+    ]
+    for name, value in (("flip", False), ("crop", "center"), ("resize", 1.0), ("classes", (0,)), ("source", "x")):
+        data = recipe.data.model_copy(update={name: value})
+        others.append((changed(recipe, data=data), vqvae, f"data.{name}="))
+    for other, theirs, difference in others:
+        with refused(str(recipe.tokens), difference, remedy):
+            write(other, theirs)
+        with refused(str(recipe.tokens), difference, remedy):
+            open_tokens(other, theirs, "train")
+    assert identities(recipe) == before
+
+
+def test_the_decoder_and_how_images_are_read_may_change(recipe: VARRecipe, vqvae: VQVAE) -> None:
+    write(recipe, vqvae)
+    with torch.no_grad():
+        vqvae.decoder.conv_out.weight.zero_()
+    data = recipe.data.model_copy(update={"workers": 1, "max_unreadable": 0.5, "validation_images": 2})
+    assert write(changed(recipe, data=data, batch_size=2), vqvae).encoded == 0
+
+
+def test_views_can_be_added_and_left_unused(recipe: VARRecipe, vqvae: VQVAE) -> None:
+    fewer = changed(recipe, token_views=1)
+    write(fewer, vqvae)
+    before = identities(fewer)
+    with refused("8 of the 12 train shards", "missing or cut off", "train-v1-00000.bin", "run var tokenize"):
+        open_tokens(recipe, vqvae, "train")
+    assert write(recipe, vqvae).encoded == 2 * TRAIN
+    assert before.items() <= identities(recipe).items()
+    one, all_views = open_tokens(fewer, vqvae, "train"), open_tokens(recipe, vqvae, "train")
+    for index in range(TRAIN):
+        first, same, other = one[0, index], one[1, index], all_views[VIEWS, index]
+        assert isinstance(first, Sample)
+        assert isinstance(same, Sample)
+        assert isinstance(other, Sample)
+        assert torch.equal(first.content, same.content)
+        assert torch.equal(first.content, other.content)
+
+
+def test_images_that_came_or_went_in_between(recipe: VARRecipe, vqvae: VQVAE) -> None:
+    write(recipe, vqvae)
+    file(recipe, "train-v0-00001.json").unlink()
+    picture(0, 99).save(Path(recipe.data.source) / "train" / "bar" / "99.png")
+    with refused("the train images of data.source=", "21 now, 20 then", "give another folder"):
+        write(recipe, vqvae)
+
+
+def test_folders_that_cannot_be_used(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:
+    for function in (write, lambda *given: open_tokens(*given, "train")):
+        with refused("the recipe has no tokens", "tokens=FOLDER"):
+            function(changed(recipe, tokens=None), vqvae)
+    with refused("holds no token cache", "run var tokenize"):
+        open_tokens(recipe, vqvae, "train")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("dear")
+    with refused("holds other files, such as letter.txt", "give a new folder"):
+        write(changed(recipe, tokens=tmp_path / "mine"), vqvae)
+    with refused("letter.txt is a file", "give another folder"):
+        write(changed(recipe, tokens=tmp_path / "mine" / "letter.txt"), vqvae)
+    assert not (recipe.tokens or tmp_path).exists()
+
+
+@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"settings": 1}', "\x00\x01"])
+def test_a_manifest_that_is_damaged(recipe: VARRecipe, vqvae: VQVAE, content: str) -> None:
+    write(recipe, vqvae)
+    file(recipe, "manifest.json").write_text(content)
+    for function in (write, lambda *given: open_tokens(*given, "train")):
+        with refused("manifest.json cannot be read", "remove this one to encode anew"):
+            function(recipe, vqvae)
+    with refused("manifest.json cannot be read"):
+        open_tokens(recipe, vqvae, "validation")
+
+
+@pytest.mark.parametrize("name", ["train-v2-00003.bin", "train-v2-00003.json"])
+def test_a_shard_that_is_missing(recipe: VARRecipe, vqvae: VQVAE, name: str) -> None:
+    write(recipe, vqvae)
+    file(recipe, name).unlink()
+    with refused("train-v2-00003", "run var tokenize"):
+        open_tokens(recipe, vqvae, "train")
+    open_tokens(recipe, vqvae, "validation")

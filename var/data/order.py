@@ -1,0 +1,59 @@
+"""The order in which epochs see the samples, a pure function of the seed and the epoch."""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+# First word of every random stream: an order, an augmentation and a substitute never share one.
+ORDER, AUGMENTATION, SUBSTITUTE, DELAY = 0, 1, 2, 3
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """(length,) int64: a permutation drawn from (seed, epoch)."""
+    return np.random.default_rng((ORDER, seed, epoch)).permutation(length)
+
+
+class ShardOrder:
+    """How epochs go through samples that lie in shards: mixed, and yet few shards at a time.
+
+    The shards enter one after another, in an order drawn for the epoch; a sample's turn is drawn from the time that
+    `window` shards take to enter, beginning with its own. So at most `window` shards are in use at a time.
+
+    Args:
+        shards: (len,) the shard of every sample, rising.
+        window: how many shards are mixed.
+    """
+
+    def __init__(self, shards: NDArray[np.int64], window: int, seed: int) -> None:
+        _, first, self.shard, count = np.unique(shards, return_index=True, return_inverse=True, return_counts=True)
+        self.first = first.tolist()
+        self.count = count.tolist()
+        self.window = window
+        self.seed = seed
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """(len,): a permutation of the samples."""
+        if len(self.first) <= self.window:
+            return epoch_order(len(self.shard), self.seed, epoch)
+        _, place = _entrances(len(self.first), self.seed, epoch)
+        delay = np.random.default_rng((DELAY, self.seed, epoch)).random(len(self.shard))
+        return np.argsort(place[self.shard] + self.window * delay, kind="stable")
+
+    def samples_after(self, epoch: int, index: int, distance: int) -> range:
+        """The samples of the shard that enters so many after the one of a sample, round the end of the epoch."""
+        sequence, place = _entrances(len(self.first), self.seed, epoch)
+        shard = sequence[(place[self.shard[index]] + distance) % len(sequence)]
+        return range(self.first[shard], self.first[shard] + self.count[shard])
+
+
+@lru_cache(maxsize=2)
+def _entrances(count: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    sequence = epoch_order(count, seed, epoch)
+    return sequence, np.argsort(sequence)
+
+
+def substitute(seed: int, epoch: int, index: int, attempt: int, length: int) -> int:
+    """Which of length samples to try in place of an unreadable one; another one, if there is another."""
+    draw = np.random.default_rng((SUBSTITUTE, seed, epoch, index, attempt)).integers(max(length - 1, 1))
+    return (index + 1 + int(draw)) % length

@@ -1,0 +1,206 @@
+"""The files of a token cache: a dataset encoded once, so that training needs neither images nor encoder.
+
+A cache is a folder. manifest.json says what was encoded and how; it is written first and never changes. The tokens of
+up to SHARD_SAMPLES samples lie in one file of plain numbers, (n, L) row by row, such as train-v0-00003.bin: view 0 of
+the training images from number 3 * SHARD_SAMPLES on. A record of the same name, .json, holds their labels, what could
+not be read, and a checksum over all of it; it is written last, so that a shard that has one is whole.
+"""
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tokenizer.errors import InputError, one_line
+from tokenizer.vqvae import VQVAE
+from var.data.config import DataConfig
+from var.data.dataset import Key
+from var.data.listing import Split
+from var.utils.files import atomic_write
+from var.utils.provenance import as_key, sha256
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # raised when caches of before can no longer be read
+ENCODED_AT_ONCE = 64
+MANIFEST = "manifest.json"
+LEFT_OUT = -1  # label of a sample that could not be read
+
+# What of a recipe's data decides what the tokens are.
+DATA_SETTINGS = (
+    "source",
+    "image_column",
+    "label_column",
+    "classes",
+    "resize",
+    "crop",
+    "crop_area",
+    "pad",
+    "flip",
+    "jitter",
+    "validation_fraction",
+)
+
+
+class TokenRecipe(Protocol):
+    """The part of a recipe that decides what the tokens are and where they go."""
+
+    @property
+    def data(self) -> DataConfig: ...
+
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def tokens(self) -> Path | None: ...
+
+    @property
+    def token_views(self) -> int: ...
+
+
+class Shard(NamedTuple):
+    """The samples first, first + 1, ... of a view of a split."""
+
+    split: Split
+    view: int
+    number: int
+    first: int
+    samples: int
+
+    @property
+    def tokens(self) -> str:
+        """Name of the file of numbers."""
+        return f"{self.split}-v{self.view}-{self.number:05d}.bin"
+
+    @property
+    def record(self) -> str:
+        """Name of the file beside it."""
+        return f"{self.split}-v{self.view}-{self.number:05d}.json"
+
+    def batches(self) -> Iterator[list[Key]]:
+        """Keys of the samples that are encoded at once."""
+        keys = [(self.view, index) for index in range(self.first, self.first + self.samples)]
+        return (keys[i : i + ENCODED_AT_ONCE] for i in range(0, len(keys), ENCODED_AT_ONCE))
+
+
+class _File(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class SplitInfo(_File):
+    """What the images' dataset told of itself."""
+
+    samples: int
+    labels: str | None  # their checksum; None: they were read beside the images
+    num_classes: int | None
+    class_names: dict[int, str]
+    streamed: list[int] | None  # samples in each of the data's own shards; None: it has none
+
+
+class Manifest(_File):
+    """What was encoded, and how; the same for all views."""
+
+    settings: dict[str, Any]  # all that decides what the tokens are: `_settings`
+    scales: list[int]
+    length: int  # L
+    vocab_size: int
+    dtype: Literal["<u2", "<i4"]  # of the files, as numpy calls it
+    shard_samples: int
+    splits: dict[Split, SplitInfo]
+
+    def shards(self, views: int) -> list[Shard]:
+        """The shards of so many views, those of the same images one after the other."""
+        return [
+            Shard(split, view, number, first, min(self.shard_samples, info.samples - first))
+            for split, info in self.splits.items()
+            for number, first in enumerate(range(0, info.samples, self.shard_samples))
+            for view in range(views if split == "train" else 1)
+        ]
+
+    def bytes(self, shard: Shard) -> int:
+        """Size of a shard's file of numbers."""
+        return shard.samples * self.length * np.dtype(self.dtype).itemsize
+
+
+class Record(_File):
+    """What belongs to a shard's tokens."""
+
+    sha256: str  # of the tokens and of all below
+    labels: list[int]  # (n,), a substitute's in place of an unreadable image; LEFT_OUT: no tokens either
+    unreadable: dict[int, list[tuple[int, str, str]]]  # for rows of the shard: index, place, reason
+
+
+def cache_of(recipe: TokenRecipe) -> Path:
+    if recipe.tokens is None:
+        raise InputError("the recipe has no tokens: say where the token cache goes, with tokens=FOLDER")
+    return recipe.tokens
+
+
+def cache_settings(recipe: TokenRecipe, vqvae: VQVAE) -> dict[str, Any]:
+    """All that decides what the tokens are, for the manifest."""
+    data = recipe.data.model_dump(mode="json", include=set(DATA_SETTINGS))
+    names = {f"data.{name}": data[name] for name in DATA_SETTINGS}
+    return {"format": FORMAT, "tokenizer": _fingerprint(vqvae), "seed": recipe.seed, **names}
+
+
+def _fingerprint(vqvae: VQVAE) -> str:
+    """A checksum of what encodes; the decoder may change under a cache."""
+    config = {name: value for name, value in vqvae.config.to_dict().items() if name != "decoder_width"}
+    parts = (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer)
+    return sha256([as_key(config), *(parameter for part in parts for parameter in part.parameters())])
+
+
+def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
+    remedy = "give another folder, or remove this one to encode anew"
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(f"{folder / MANIFEST} cannot be read ({one_line(error)}): {remedy}") from error
+    # A setting that came after the cache was written had its default then.
+    defaults = {f"data.{name}": DataConfig.model_fields[name].default for name in DATA_SETTINGS}
+    theirs = defaults | manifest.settings
+    if different := [name for name in settings if settings[name] != theirs.get(name)]:
+        name = different[0]
+        was = "by another tokenizer" if name == "tokenizer" else f"with {name}={theirs.get(name)}, not {settings[name]}"
+        raise InputError(f"tokens={str(folder)!r} was encoded {was}: {remedy}")
+    return manifest
+
+
+def is_whole(folder: Path, shard: Shard, manifest: Manifest) -> bool:
+    """Whether a shard is there and whole; one that is damaged is told of."""
+    if not (folder / shard.record).exists():
+        return False
+    try:
+        record = read_record(folder, shard)
+        tokens = (folder / shard.tokens).read_bytes()
+        whole = checksum(tokens, record.labels, record.unreadable) == record.sha256
+    except (OSError, InputError):
+        whole = False
+    if not whole:
+        log.warning("%s is damaged: encoding it again", folder / shard.tokens)
+    return whole
+
+
+def read_record(folder: Path, shard: Shard) -> Record:
+    try:
+        return Record.model_validate_json((folder / shard.record).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise InputError(
+            f"{folder / shard.record} cannot be read ({one_line(error)}): run var tokenize with this recipe"
+        ) from error
+
+
+def checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[int, str, str]]]) -> str:
+    return sha256([tokens, json.dumps([labels, sorted(unreadable.items())]).encode()])
+
+
+def write_files(folder: Path, files: dict[str, bytes]) -> None:
+    """Write files one after the other, each whole and on the disk."""
+    remedy = "make room there or give another folder with tokens=FOLDER; the same command goes on with what is missing"
+    for name, content in files.items():
+        with atomic_write(folder / name, remedy) as beside:
+            beside.write_bytes(content)

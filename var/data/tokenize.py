@@ -1,0 +1,227 @@
+"""Encode a dataset into a token cache."""
+
+import logging
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.data.dataset import Batch, ImageDataset, Key, Sample, SampleDataset, Unreadable, open_dataset
+from var.data.listing import Split
+from var.data.loader import collate, loader
+from var.data.token_cache import (
+    ENCODED_AT_ONCE,
+    LEFT_OUT,
+    MANIFEST,
+    Manifest,
+    Record,
+    Shard,
+    SplitInfo,
+    TokenRecipe,
+    cache_of,
+    cache_settings,
+    checksum,
+    is_whole,
+    read_manifest,
+    read_record,
+    write_files,
+)
+from var.utils.files import check_no_other_files, check_writable
+from var.utils.provenance import sha256
+
+log = logging.getLogger(__name__)
+
+SHARD_SAMPLES = 2048  # so much is lost at most when a process is killed
+SPLITS: tuple[Split, ...] = ("train", "validation")
+
+
+class Processes(NamedTuple):
+    """Those that share the encoding: which one this is, of how many, and how they wait for each other."""
+
+    rank: int = 0
+    world: int = 1
+    wait: Callable[[], None] = lambda: None
+
+
+ALONE = Processes()
+
+
+class TokenSummary(NamedTuple):
+    """What a complete cache holds, and what of it this process encoded just now."""
+
+    samples: int  # views of training images, and validation images
+    bytes: int  # of their tokens
+    unreadable: int  # images that could not be read, over all views
+    encoded: int  # samples by this process in this call
+
+
+def log_progress(done: int, total: int) -> None:
+    """A line in the log for every twentieth part."""
+    if 20 * done // total > 20 * max(done - ENCODED_AT_ONCE, 0) // total:
+        log.info("encoded %d of %d samples", done, total)
+
+
+def write_tokens(
+    recipe: TokenRecipe,
+    vqvae: VQVAE,
+    processes: Processes = ALONE,
+    progress: Callable[[int, int], None] = log_progress,
+    shard_samples: int = SHARD_SAMPLES,
+) -> TokenSummary:
+    """Complete the cache in `recipe.tokens`: verify all checksums, and encode what is missing or damaged.
+
+    View v of a training image is what epoch v sees. The images are opened only if something is missing; a complete
+    cache needs none. More views than it has are added to it. Killed at any time, the same call goes on from the shards
+    that were done.
+
+    Args:
+        recipe: its tokens, a folder that all processes see, token_views, seed and data.
+        vqvae: float32, in evaluation mode, on the device that encodes.
+        processes: those that share the shards; all of them call this.
+        progress: on the first process, is told how many of its samples are encoded, and how many it has to encode.
+        shard_samples: samples a shard of a new cache.
+
+    Raises:
+        InputError: no folder, one of another tokenizer, data or seed, or one that cannot be written; data that cannot
+            be opened.
+    """
+    folder = cache_of(recipe)
+    settings = cache_settings(recipe, vqvae)
+    if processes.rank == 0 and not (folder / MANIFEST).exists():
+        _begin(folder, settings, recipe, vqvae, shard_samples)
+    processes.wait()
+    manifest = read_manifest(folder, settings)
+    shards = manifest.shards(recipe.token_views)
+    missing = [shard for shard in shards[processes.rank :: processes.world] if not is_whole(folder, shard, manifest)]
+    if missing:
+        _encode(folder, missing, manifest, recipe, vqvae, progress if processes.rank == 0 else _silent)
+    processes.wait()
+    return _summary(folder, shards, manifest, sum(shard.samples for shard in missing))
+
+
+def _silent(done: int, total: int) -> None:
+    """Progress of the other processes."""
+
+
+def _begin(folder: Path, settings: dict[str, Any], recipe: TokenRecipe, vqvae: VQVAE, shard_samples: int) -> None:
+    """Write the manifest of a new cache."""
+    check_writable(folder)
+    check_no_other_files(folder, (MANIFEST,))
+    manifest = Manifest(
+        settings=settings,
+        scales=list(vqvae.scales.sides),
+        length=vqvae.scales.total,
+        vocab_size=vqvae.config.vocab_size,
+        dtype="<u2" if vqvae.config.vocab_size <= 2**16 else "<i4",
+        shard_samples=shard_samples,
+        splits={split: _info(_images(recipe, vqvae, split)) for split in SPLITS},
+    )
+    write_files(folder, {MANIFEST: manifest.model_dump_json(indent=1).encode()})
+
+
+def _images(recipe: TokenRecipe, vqvae: VQVAE, split: Split) -> ImageDataset:
+    return open_dataset(recipe.data, split, vqvae.config.image_side, recipe.seed)
+
+
+def _info(dataset: ImageDataset) -> SplitInfo:
+    listing = dataset.listing
+    return SplitInfo(
+        samples=len(dataset),
+        labels=None if dataset.labels is None else sha256([dataset.labels.astype("<i8").tobytes()]),
+        num_classes=listing.num_classes,
+        class_names=dataset.class_names,
+        streamed=None if listing.shards is None else np.unique(listing.shards, return_counts=True)[1].tolist(),
+    )
+
+
+def _encode(
+    folder: Path,
+    missing: list[Shard],
+    manifest: Manifest,
+    recipe: TokenRecipe,
+    vqvae: VQVAE,
+    progress: Callable[[int, int], None],
+) -> None:
+    total, done = sum(shard.samples for shard in missing), 0
+    for split in SPLITS:
+        shards = [shard for shard in missing if shard.split == split]
+        if not shards:
+            continue
+        dataset = _images(recipe, vqvae, split)
+        if _info(dataset) != manifest.splits[split]:
+            raise InputError(
+                f"the {split} images of data.source={recipe.data.source!r} are others than when tokens={str(folder)!r} "
+                f"was begun ({len(dataset)} now, {manifest.splits[split].samples} then): give another folder"
+            )
+        batches = iter(loader(dataset, [keys for shard in shards for keys in shard.batches()], recipe.data.workers))
+        for shard in shards:
+            parts = []
+            for keys in shard.batches():
+                parts.append(_encode_batch(dataset, keys, next(batches), vqvae))
+                done += len(keys)
+                progress(done, total)
+            _write_shard(folder, shard, parts, manifest.dtype)
+
+
+class _Encoded(NamedTuple):
+    """Of n samples."""
+
+    tokens: NDArray[np.int64]  # (n, L)
+    labels: list[int]
+    failures: list[tuple[Unreadable, ...]]
+
+
+def _encode_batch(dataset: SampleDataset, keys: list[Key], batch: Batch, vqvae: VQVAE) -> _Encoded:
+    failures: list[tuple[Unreadable, ...]] = [()] * len(keys)
+    readable = [True] * len(keys)
+    if batch.unreadable:  # rare: read once more, one by one, to see which of the samples they belong to
+        samples = [dataset[key] for key in keys]
+        failures = [sample.unreadable if isinstance(sample, Sample) else (sample,) for sample in samples]
+        readable = [isinstance(sample, Sample) for sample in samples]
+        batch = collate(samples, dataset.empty)
+    tokens = np.zeros((len(keys), vqvae.scales.total), np.int64)
+    labels = np.full(len(keys), LEFT_OUT, np.int64)
+    labels[readable] = batch.labels.numpy()
+    if any(readable):
+        tokens[readable] = _tokens(vqvae, batch.content).cpu().numpy()
+    return _Encoded(tokens, labels.tolist(), failures)
+
+
+def _tokens(vqvae: VQVAE, images: Tensor) -> Tensor:
+    device = next(vqvae.parameters()).device
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # float32 whatever the training runs in
+        return vqvae.encode(images.to(device, non_blocking=True))
+
+
+def _write_shard(folder: Path, shard: Shard, parts: Iterable[_Encoded], dtype: str) -> None:
+    tokens = np.concatenate([part.tokens for part in parts]).astype(dtype).tobytes()
+    labels = [label for part in parts for label in part.labels]
+    failures = [failures for part in parts for failures in part.failures]
+    unreadable = {
+        row: [(bad.index, _text(bad.place), _text(bad.reason)) for bad in found]
+        for row, found in enumerate(failures)
+        if found
+    }
+    record = Record(sha256=checksum(tokens, labels, unreadable), labels=labels, unreadable=unreadable)
+    write_files(folder, {shard.tokens: tokens, shard.record: record.model_dump_json().encode()})
+
+
+def _text(given: str) -> str:
+    """What JSON can hold: names of files may be no text."""
+    return given.encode(errors="backslashreplace").decode()
+
+
+def _summary(folder: Path, shards: list[Shard], manifest: Manifest, encoded: int) -> TokenSummary:
+    records = [read_record(folder, shard) for shard in shards]
+    return TokenSummary(
+        samples=sum(shard.samples for shard in shards),
+        bytes=sum(manifest.bytes(shard) for shard in shards),
+        unreadable=sum(len(failures) for record in records for failures in record.unreadable.values()),
+        encoded=encoded,
+    )
