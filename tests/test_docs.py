@@ -1,0 +1,153 @@
+"""The commands of README and docs, run as they stand there, one after the other in one folder.
+
+A reader's own files and released weights are stood in for by small ones (STAND_INS), and what takes hours is made short
+by more options at a command's end, where the last one counts (SHORTER). A launcher's options are parsed, and what it
+would start on several processes runs on this one; of `make` only the target is looked up, and nothing is fetched.
+"""
+
+import json
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed.run
+from accelerate.commands.launch import launch_command_parser
+from helpers import small_var, small_vqvae
+from PIL import Image
+from tiny import ROOT, Ended, Run
+from tiny_aim import small_aim
+
+from var.hub.checkpoint import save_model
+from var.pipeline import VARPipeline
+
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+LABELS = (1, 145, 207, 323, 779, 951, 970, 978)  # those of var-mini
+STAND_INS = {
+    "FOLDER": "pictures",
+    "SOURCE": "pictures",
+    "MODEL": "var-mini",
+    "DIR|NPZ": "samples/mini",
+    "RECIPE": "configs/tiny_imagenet_scaling.yaml data.source=pictures",
+    "RUNS": "runs/tiny_imagenet_scaling/d?",
+    "var-d16": "released/var",
+    "var-d30": "released/var",
+    "aim-600M": "released/aim",
+    "lpips-vgg": "efficientnet-lite2",  # whose package brings its weights
+}
+SHORTER = {
+    "train configs/own_folder_tokenizer": "steps=2 batch_size=2",
+    "train configs/own_folder_var": "steps=2 batch_size=2 token_views=1",
+    "train configs/tiny_imagenet_aim": "epochs=null steps=2 batch_size=4",
+    "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
+    "series": "--depths 1,2,3 steps=4 batch_size=4 validate_every=1 token_views=1",
+    "scaling": "--resamples 100",
+    "evaluate generate": "--num-per-class 1",
+    "evaluate score": "--extractor efficientnet-lite0",  # likewise
+    "evaluate tokenizer": "--extractor efficientnet-lite0 --num 4",
+    "evaluate likelihood": "--num 4",
+}
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Place and text of every command in a bash block."""
+    for page in PAGES:
+        inside = False
+        for number, line in enumerate(page.read_text().splitlines(), 1):
+            if line.startswith("```"):
+                inside = line == "```bash"
+            elif inside:
+                for command in re.sub(r"(^|\s+)#.*", "", line).split(" && "):
+                    yield f"{page.name}:{number}", command
+
+
+def words_of(command: str) -> list[str]:
+    """Of the command with all that is optional, and with stand-ins."""
+    for word, stand_in in {"[": "", "]": "", **STAND_INS}.items():
+        command = re.sub(rf"(?<![\w-]){re.escape(word)}\b" if word.isalnum() else re.escape(word), stand_in, command)
+    return shlex.split(command)
+
+
+def noise(path: Path, seed: int, side: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(seed).integers(256, size=(side, side, 3), dtype=np.uint8)).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """What a reader has: the clone, pictures in folders of classes, a photograph with a mask, released weights."""
+    for name in ("configs", "var"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    pictures = tmp_path / "pictures"
+    for label in LABELS:
+        for i, split in enumerate(("train", "train", "train", "val", "val")):
+            noise(pictures / split / str(label) / f"{i}.png", 5 * label + i, 64)
+    (pictures / "classes.json").write_text(json.dumps({label: {"name": str(label)} for label in LABELS}))
+    noise(tmp_path / "photo.jpg", 0, 240)
+    noise(tmp_path / "small.png", 1, 20)
+    mask = Image.new("L", (240, 240))
+    mask.paste(255, (80, 60, 180, 200))
+    mask.save(tmp_path / "mask.png")
+    names = {1: "goldfish", 207: "golden retriever", 999: "toilet tissue"}
+    VARPipeline(small_var(num_classes=1000), small_vqvae(), names).save_pretrained(tmp_path / "released" / "var")
+    save_model(tmp_path / "released" / "aim", small_aim())
+    return tmp_path
+
+
+@pytest.fixture
+def perform(var: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Do what the words of a command say, as far as a test can; a command of another kind fails."""
+
+    def in_this_process(command: Sequence[str]) -> int:
+        code, _, err = var(*command[3:])
+        print(err, file=sys.stderr)
+        return code
+
+    monkeypatch.setattr("var.training.series._run", in_this_process)
+
+    def call(*words: str) -> Ended:
+        match words:
+            case ("make", target):
+                assert f"\n{target}: " in (ROOT / "Makefile").read_text(), f"no target {target}"
+            case ("source", ".venv/bin/activate"):
+                pass
+            case ("curl", "-LO", address):
+                shutil.copy("val.npz", address.split("/")[-1])
+            case ("torchrun", *options):
+                started = torch.distributed.run.get_args_parser().parse_args(options)
+                return call(started.training_script, *started.training_script_args)
+            case ("accelerate", "launch", *options):
+                started = launch_command_parser().parse_args(options)
+                return call(started.training_script, *started.training_script_args)
+            case ("python", ("sample.py" | "train.py") as script, *options):
+                return call("var", script.removesuffix(".py"), *options)
+            case ("var", *options):
+                shorter = [more for start, more in SHORTER.items() if " ".join(options).startswith(start)]
+                found = [sorted(folder.glob(option)) if "?" in option else [option] for option in options]
+                return var(*chain(*found), *" ".join(shorter).split())
+            case _:
+                pytest.fail(f"{words} is none of the commands that this test can run")
+        return 0, "", ""
+
+    return call
+
+
+def test_they_run(perform: Run) -> None:
+    failed = []
+    for place, command in commands():
+        code, _, err = perform(*words_of(command))
+        if code:
+            failed.append(f"{place}: {command}: {err}")
+    assert failed == [], "\n".join(failed)
+
+
+@pytest.mark.parametrize("start", SHORTER)
+def test_what_is_made_shorter_is_there(start: str) -> None:
+    """Or else what was renamed would run for hours."""
+    given = [" ".join(words_of(command)).replace("python train.py", "var train") for _, command in commands()]
+    assert any(f"var {start}" in command for command in given)
