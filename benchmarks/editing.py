@@ -1,7 +1,7 @@
 """How well the shipped model edits: `python benchmarks/editing.py --source FOLDER`.
 
 Every validation picture of FOLDER loses its central quarter. What in-painting draws there is compared with what was
-there, and with fills that need no model. Then every picture is halved and drawn in full size again. Measured are:
+there, and with fills that need no model. Then every picture is halved and drawn in full size again. MeanStderr are:
 
 - PSNR of the hole, in dB, of pixels in [0, 1]; mean over pictures;
 - a perceptual distance: LPIPS, or its form on the features of EfficientNet-Lite2 without learned weights, of the whole

@@ -13,7 +13,7 @@ from tiny import TOKENIZER, image_folder, write_recipe
 
 from var.data.config import DataConfig
 from var.data.dataset import ImageDataset, open_dataset
-from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source, restricted
+from var.evaluation.data import count_requested, image_batches, open_images, read_source, restrict_to_labels
 
 
 @pytest.fixture
@@ -23,12 +23,12 @@ def folder(tmp_path: Path) -> Path:
 
 
 def everything(dataset: ImageDataset, batch_size: int, limit: int | None = None) -> tuple[torch.Tensor, list[int]]:
-    batches = list(picture_batches(dataset, batch_size, limit))
+    batches = list(image_batches(dataset, batch_size, limit))
     return torch.cat([images for images, _ in batches]), [label for _, labels in batches for label in labels]
 
 
 def test_pictures_are_those_of_a_trainings_validation(folder: Path) -> None:
-    pictures, labels = everything(open_pictures(str(folder), "validation", 8), 4)
+    pictures, labels = everything(open_images(str(folder), "validation", 8), 4)
     theirs = open_dataset(DataConfig(source=str(folder)), "validation", 8, seed=3)
     assert labels == [0, 0, 0, 1, 1, 1]
     assert pictures.shape == (6, 3, 8, 8)
@@ -36,7 +36,7 @@ def test_pictures_are_those_of_a_trainings_validation(folder: Path) -> None:
 
 
 def test_the_crop_is_pillows(folder: Path) -> None:
-    pictures, _ = everything(open_pictures(str(folder), "validation", 8), 1)
+    pictures, _ = everything(open_images(str(folder), "validation", 8), 1)
     with Image.open(folder / "val" / "bar" / "4.png") as image:
         whole = np.asarray(image.resize((9, 9), Image.Resampling.LANCZOS), dtype=np.float64)
     ours = (pictures[0].permute(1, 2, 0).double().numpy() + 1) * 127.5
@@ -46,44 +46,44 @@ def test_the_crop_is_pillows(folder: Path) -> None:
 
 def test_training_pictures_are_not_augmented(folder: Path) -> None:
     recipe = DataConfig(source=str(folder), flip=True)
-    dataset = open_pictures(recipe, "train", 8)
+    dataset = open_images(recipe, "train", 8)
     first, labels = everything(dataset, 3)
     again, _ = everything(dataset, 8)
     assert len(labels) == 8
     assert torch.equal(first, again)
-    assert torch.equal(first, everything(open_pictures(str(folder), "train", 8), 8)[0])
+    assert torch.equal(first, everything(open_images(str(folder), "train", 8), 8)[0])
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 100])
 def test_any_batch_size_gives_the_same_pictures(folder: Path, batch_size: int) -> None:
-    dataset = open_pictures(str(folder), "validation", 8)
-    sizes = [len(labels) for _, labels in picture_batches(dataset, batch_size)]
+    dataset = open_images(str(folder), "validation", 8)
+    sizes = [len(labels) for _, labels in image_batches(dataset, batch_size)]
     assert sum(sizes) == 6
     assert all(size == batch_size for size in sizes[:-1])
     assert torch.equal(everything(dataset, batch_size)[0], everything(dataset, 6)[0])
 
 
 def test_a_limit_spreads_over_the_split(folder: Path) -> None:
-    dataset = open_pictures(str(folder), "validation", 8)
+    dataset = open_images(str(folder), "validation", 8)
     whole, _ = everything(dataset, 6)
     some, labels = everything(dataset, 2, limit=3)
     assert labels == [0, 0, 1]
     assert torch.equal(some, whole[[0, 2, 4]])
-    assert [asked_for(dataset, limit) for limit in (None, 3, 6, 100)] == [6, 3, 6, 6]
+    assert [count_requested(dataset, limit) for limit in (None, 3, 6, 100)] == [6, 3, 6, 6]
     assert len(everything(dataset, 4, limit=100)[1]) == 6
 
 
 def test_classes_keep_their_numbers(folder: Path) -> None:
-    dataset = open_pictures(str(folder), "validation", 8, classes=[1])
+    dataset = open_images(str(folder), "validation", 8, classes=[1])
     assert everything(dataset, 4)[1] == [1, 1, 1]
     assert dataset.class_names == {1: "cup"}
-    assert everything(restricted(open_pictures(str(folder), "validation", 8), {1, 7}), 4)[1] == [1, 1, 1]
+    assert everything(restrict_to_labels(open_images(str(folder), "validation", 8), {1, 7}), 4)[1] == [1, 1, 1]
 
 
 def test_what_cannot_be_read_is_left_out_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("bar/5.png", "cup/4.png"):
         (folder / "val" / name).write_bytes(b"no picture")
-    dataset = open_pictures(str(folder), "validation", 8)
+    dataset = open_images(str(folder), "validation", 8)
     with caplog.at_level(logging.WARNING):
         pictures, labels = everything(dataset, 1)
     assert labels == [0, 0, 1, 1]
@@ -95,17 +95,17 @@ def test_nothing_readable_is_refused(folder: Path) -> None:
     for path in (folder / "val").rglob("*.png"):
         path.write_bytes(b"no picture")
     with refused("none of the pictures could be read"):
-        everything(open_pictures(str(folder), "validation", 8), 4)
+        everything(open_images(str(folder), "validation", 8), 4)
 
 
 def test_a_recipe_says_all_of_its_data(folder: Path, tmp_path: Path) -> None:
     data = {"source": str(folder), "resize": 1.0, "classes": [1]}
     recipe = str(write_recipe(tmp_path / "recipe.yaml", TOKENIZER, data=data))
-    dataset = open_pictures(recipe, "validation", 8)
+    dataset = open_images(recipe, "validation", 8)
     assert everything(dataset, 4)[1] == [1, 1, 1]
     assert dataset.short_side == 8
-    assert everything(open_pictures(read_source(recipe, ["data.classes=[0]"]), "validation", 8), 4)[1] == [0, 0, 0]
-    assert everything(open_pictures(recipe, "validation", 8, classes=[0]), 4)[1] == [0, 0, 0]
+    assert everything(open_images(read_source(recipe, ["data.classes=[0]"]), "validation", 8), 4)[1] == [0, 0, 0]
+    assert everything(open_images(recipe, "validation", 8, classes=[0]), 4)[1] == [0, 0, 0]
 
 
 def test_a_part_held_out_is_the_one_that_training_holds_out(tmp_path: Path) -> None:
@@ -114,28 +114,28 @@ def test_a_part_held_out_is_the_one_that_training_holds_out(tmp_path: Path) -> N
     recipe = str(write_recipe(tmp_path / "r.yaml", TOKENIZER, data={"source": "x", "validation_fraction": 0.25}))
     config = read_source(recipe, [f"data.source={folder}"])
     theirs = open_dataset(config, "validation", 8, seed=9)
-    ours = open_pictures(config, "validation", 8)
+    ours = open_images(config, "validation", 8)
     assert len(ours) == 4
     assert np.array_equal(ours.listing.rows, theirs.listing.rows)
 
 
 def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path) -> None:
     with refused("nowhere", "does not exist"):
-        open_pictures(str(tmp_path / "nowhere"), "validation", 8)
+        open_images(str(tmp_path / "nowhere"), "validation", 8)
     with refused("no validation images of the classes"):
-        open_pictures(str(folder), "validation", 8, classes=[5])
+        open_images(str(folder), "validation", 8, classes=[5])
     with refused("labels 0 to 1", "none of those asked for, 7"):
-        restricted(open_pictures(str(folder), "validation", 8), [7])
+        restrict_to_labels(open_images(str(folder), "validation", 8), [7])
     with refused("'data.resize=1'", "give a recipe"):
         read_source(str(folder), ["data.resize=1"])
     with refused("missing.yaml", "does not exist"):
         read_source("missing.yaml")
-    dataset = open_pictures(str(folder), "validation", 8)
+    dataset = open_images(str(folder), "validation", 8)
     for batch_size, limit, part in ((0, None, "batch=0"), (4, 0, "num=0"), (4, -1, "num=-1")):
         with refused(part, "must be at least 1"):
-            picture_batches(dataset, batch_size, limit)
+            image_batches(dataset, batch_size, limit)
 
 
 def test_labels_are_those_of_the_folders_classes_json(folder: Path) -> None:
     (folder / "classes.json").write_text(json.dumps({"0": {"name": "a bar"}, "1": {"name": "a cup"}}))
-    assert open_pictures(str(folder), "validation", 8).class_names == {0: "a bar", 1: "a cup"}
+    assert open_images(str(folder), "validation", 8).class_names == {0: "a bar", 1: "a cup"}

@@ -12,9 +12,9 @@ from scipy import stats
 from scipy.special import log_softmax
 from tiny import Run, image_folder, metrics, refusal, tiny_pipeline, tokenizer_recipe, var_recipe
 
-from var.evaluation.data import open_pictures, picture_batches
+from var.evaluation.data import image_batches, open_images
 from var.evaluation.likelihood import LabeledLikelihood, Likelihood, TokenLikelihood, likelihood
-from var.evaluation.metrics.stats import Measured
+from var.evaluation.metrics.stats import MeanStderr
 from var.pipeline import VARPipeline
 from var.training.config import VARRecipe
 from var.training.loop import train
@@ -96,12 +96,12 @@ def test_a_model_that_knows_nothing_needs_the_logarithm_of_the_codebook() -> Non
 
 
 def test_units_carry_their_errors() -> None:
-    of = TokenLikelihood(16, Measured(2.0, 0.1), Measured(0.9, 0.01))
+    of = TokenLikelihood(16, MeanStderr(2.0, 0.1), MeanStderr(0.9, 0.01))
     assert of.bits == pytest.approx((2 / math.log(2), 0.1 / math.log(2)))
     assert of.perplexity == pytest.approx((math.exp(2), 0.1 * math.exp(2)))
     assert of.nats_per_picture == pytest.approx((32, 1.6))
     assert of.bits_per_pixel(8) == pytest.approx((0.5 / math.log(2), 0.025 / math.log(2)))
-    assert TokenLikelihood(16, Measured(2.0, None), Measured(1.0, None)).perplexity.error is None
+    assert TokenLikelihood(16, MeanStderr(2.0, None), MeanStderr(1.0, None)).perplexity.error is None
 
 
 def test_pictures_that_a_model_cannot_take_are_refused() -> None:
@@ -141,8 +141,8 @@ def var_run(tmp_path_factory: pytest.TempPathFactory) -> VARRecipe:
 def test_the_numbers_are_those_of_trainings_validation(var_run: VARRecipe) -> None:
     (line,) = metrics(var_run.output, "validation")
     pipe = VARPipeline.from_pretrained(var_run.output / "model", dtype="float32")
-    dataset = open_pictures(var_run.data.source, "validation", pipe.vqvae.config.image_side)
-    found = likelihood(pipe, picture_batches(dataset, 5)).given
+    dataset = open_images(var_run.data.source, "validation", pipe.vqvae.config.image_side)
+    found = likelihood(pipe, image_batches(dataset, 5)).given
     parts = {"": found.whole, **{f"/{s}x{s}": of for s, of in zip(SIDES, found.of_scales, strict=True)}}
     for suffix, of in parts.items():
         assert of.loss.mean == pytest.approx(line[f"loss{suffix}"], rel=1e-6)

@@ -10,7 +10,8 @@ import torch
 from helpers import FIXTURES, GOLDEN, Tensors, needs_golden, read_tensors, refused, under
 from tiny_aim import small_aim
 
-from var.hub.convert import load_official_aim, load_official_tokenizer, load_official_var, to_official_aim
+from var.hub.convert import load_official_tokenizer, load_official_var
+from var.hub.convert_aim import load_official_aim, to_official_aim
 from var.hub.presets import AIM_RELEASED, AIM_SIZES
 from var.models.aim import AIM, AIMConfig, EncoderConfig
 

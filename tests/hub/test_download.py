@@ -16,8 +16,9 @@ from tiny_aim import SIZES, small_aim
 
 from var.aim import AIM
 from var.hub.checkpoint import CONFIG, WEIGHTS
-from var.hub.convert import to_official, to_official_aim
-from var.hub.download import find, load_released
+from var.hub.convert import to_official
+from var.hub.convert_aim import to_official_aim
+from var.hub.download import load_released, locate_file
 from var.hub.presets import AIM_RELEASED, RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER, Released, ReleasedAIM
 from var.models.aim import EncoderConfig
 from var.pipeline import VARPipeline
@@ -78,7 +79,7 @@ def test_whatever_the_client_raises_is_one_line(error: Exception, monkeypatch: p
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
     with refused(type(error).__name__, RELEASED_TOKENIZER, "var_d30.pth"):
-        find("var_d30.pth", RELEASED_REPOSITORY, (RELEASED_TOKENIZER, "var_d30.pth"))
+        locate_file("var_d30.pth", RELEASED_REPOSITORY, (RELEASED_TOKENIZER, "var_d30.pth"))
 
 
 def test_the_hub_is_asked_for_the_right_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_the_hub_is_asked_for_the_right_files(monkeypatch: pytest.MonkeyPatch, t
         return str(tmp_path / file)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
-    assert find("var_d24.pth", RELEASED_REPOSITORY, ("var_d24.pth",)) == tmp_path / "var_d24.pth"
+    assert locate_file("var_d24.pth", RELEASED_REPOSITORY, ("var_d24.pth",)) == tmp_path / "var_d24.pth"
     assert asked == [("FoundationVision/var", "var_d24.pth")]
 
 

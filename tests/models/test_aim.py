@@ -27,7 +27,7 @@ from torch import Tensor, nn
 import var
 from var.aim import AIM
 from var.hub.checkpoint import CONFIG, save_model
-from var.hub.convert import load_official_aim
+from var.hub.convert_aim import load_official_aim
 from var.models.aim import (
     AIMConfig,
     AttentiveProbe,

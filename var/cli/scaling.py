@@ -11,7 +11,8 @@ import typer
 from tokenizer.errors import InputError
 
 if TYPE_CHECKING:
-    from var.evaluation.scaling.laws import FitResult, Interval
+    from var.evaluation.scaling.laws import FitResult
+    from var.evaluation.scaling.power_law import Interval
     from var.evaluation.scaling.runs import Run
 
 # beta and alpha of the paper (arXiv 2404.02905, section 5.1); X in billions of parameters, or in PFLOP.
@@ -63,7 +64,8 @@ def results(runs: Sequence["Run"], findings: Sequence["FitResult"], resamples: i
     """What is written: where the numbers come from, every run's curves, and the findings."""
     from importlib.metadata import version
 
-    from var.evaluation.scaling.laws import A_DECADE, LEVEL, shared_images
+    from var.evaluation.scaling.laws import A_DECADE, shared_images
+    from var.evaluation.scaling.power_law import LEVEL
     from var.evaluation.scaling.runs import forward_flops, training_flops
 
     return {
@@ -105,7 +107,8 @@ def results(runs: Sequence["Run"], findings: Sequence["FitResult"], resamples: i
 
 def tell(runs: Sequence["Run"], findings: Sequence["FitResult"]) -> None:
     """Print runs, laws, predictions and back-tests, and a legend."""
-    from var.evaluation.scaling.laws import AHEAD, LEVEL, ends_of_runs, shared_images
+    from var.evaluation.scaling.laws import AHEAD, share_of_run_ends, shared_images
+    from var.evaluation.scaling.power_law import LEVEL
 
     curves = [run.curve for run in runs]
     images = shared_images(curves)
@@ -118,7 +121,7 @@ def tell(runs: Sequence["Run"], findings: Sequence["FitResult"]) -> None:
     _tell_table(f"predictions, {LEVEL:.0%} intervals of a measurement", [ahead, *map(_ahead_row, findings)])
     _tell_table("the run with the largest X, predicted from the others", [TEST_COLUMNS, *map(_test_row, findings)])
     frontier = [finding for finding in findings if finding.axis == "compute" and finding.quantity.startswith("loss")]
-    ends = ends_of_runs(curves, [point for finding in frontier for point in finding.points])
+    ends = share_of_run_ends(curves, [point for finding in frontier for point in finding.points])
     legend = [
         ("N", f"parameters of the blocks (attention, MLP, AdaLN) in billions; L after {images:,} images"),
         ("N all", "the same with embeddings and head"),

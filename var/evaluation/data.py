@@ -36,7 +36,7 @@ def read_source(source: str, overrides: Sequence[str] = ()) -> DataConfig:
     return DataConfig(source=source)
 
 
-def open_pictures(
+def open_images(
     source: str | DataConfig, split: Split, side: int, classes: Sequence[int] | None = None
 ) -> ImageDataset:
     """The squares of a split: short side to data.resize * side (1.125 unless a recipe says otherwise), center crop.
@@ -57,7 +57,7 @@ def open_pictures(
     return ImageDataset(dataset.listing, config, side, seed=0, augment=False)
 
 
-def restricted(dataset: ImageDataset, labels: Collection[int]) -> ImageDataset:
+def restrict_to_labels(dataset: ImageDataset, labels: Collection[int]) -> ImageDataset:
     """The pictures that have one of these labels; all of them where only reading tells labels.
 
     Raises:
@@ -79,12 +79,12 @@ def _range(labels: Collection[int]) -> str:
     return str(low) if low == high else f"{low} to {high}"
 
 
-def asked_for(dataset: SampleDataset, limit: int | None) -> int:
-    """How many pictures `picture_batches` tries to read."""
+def count_requested(dataset: SampleDataset, limit: int | None) -> int:
+    """How many pictures `image_batches` tries to read."""
     return len(dataset) if limit is None else min(limit, len(dataset))
 
 
-def picture_batches(
+def image_batches(
     dataset: SampleDataset, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[Tensor, list[int]]]:
     """The pictures in the dataset's order and their labels; those that cannot be read are left out and logged.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
-from var.evaluation.metrics.stats import Measured, check_any, check_float32, measured
+from var.evaluation.metrics.stats import MeanStderr, check_any, check_float32, mean_stderr
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.pipeline import VARPipeline
 
@@ -36,26 +36,26 @@ class TokenLikelihood:
     """
 
     tokens: int
-    loss: Measured
-    error: Measured
+    loss: MeanStderr
+    error: MeanStderr
 
     @property
-    def bits(self) -> Measured:
+    def bits(self) -> MeanStderr:
         """Bits a token."""
         return self.loss.times(BITS)
 
     @property
-    def perplexity(self) -> Measured:
+    def perplexity(self) -> MeanStderr:
         """exp(loss): among so many equally probable codewords the token would be as hard to guess."""
         perplexity = math.exp(self.loss.mean)
-        return Measured(perplexity, self.loss.times(perplexity).error)
+        return MeanStderr(perplexity, self.loss.times(perplexity).error)
 
     @property
-    def nats_per_picture(self) -> Measured:
+    def nats_per_picture(self) -> MeanStderr:
         """Nats of all these tokens together."""
         return self.loss.times(self.tokens)
 
-    def bits_per_pixel(self, side: int) -> Measured:
+    def bits_per_pixel(self, side: int) -> MeanStderr:
         """Length of the tokens' code over the pixels of a square: of the tokens, which tell less than the picture."""
         return self.loss.times(self.tokens * BITS / side**2)
 
@@ -92,7 +92,7 @@ class LabeledLikelihood:
     pictures: int
     given: Likelihood
     null: Likelihood
-    gain: Measured
+    gain: MeanStderr
 
 
 @torch.inference_mode()
@@ -121,7 +121,7 @@ def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -
             column.append(_of_pictures(token_losses(model(asked, inputs), tokens), model.scales))
     check_any(columns[0])
     given, null = ({name: torch.cat([part[name] for part in column]) for name in column[0]} for column in columns)
-    gain = measured(null["loss"] - given["loss"], "the loss").times(model.scales.total)
+    gain = mean_stderr(null["loss"] - given["loss"], "the loss").times(model.scales.total)
     return LabeledLikelihood(len(given["loss"]), _summed(given, model.scales), _summed(null, model.scales), gain)
 
 
@@ -142,6 +142,6 @@ def _of_pictures(each: TokenLosses, scales: Scales) -> Values:
 def _summed(values: Values, scales: Scales) -> Likelihood:
     def of(tokens: int, suffix: str = "") -> TokenLikelihood:
         loss, accuracy = values[f"loss{suffix}"], values[f"accuracy{suffix}"]
-        return TokenLikelihood(tokens, measured(loss, "the loss"), measured(1 - accuracy, "the error"))
+        return TokenLikelihood(tokens, mean_stderr(loss, "the loss"), mean_stderr(1 - accuracy, "the error"))
 
     return Likelihood(of(scales.total), tuple(of(side * side, f"/{side}x{side}") for side in scales.sides))

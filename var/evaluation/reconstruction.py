@@ -18,7 +18,7 @@ from tokenizer.losses import psnr
 from tokenizer.vqvae import VQVAE
 from var.evaluation.metrics.extractors import Extractor
 from var.evaluation.metrics.metrics import Moments, frechet_distance
-from var.evaluation.metrics.stats import Measured, check_any, check_float32, measured
+from var.evaluation.metrics.stats import MeanStderr, check_any, check_float32, mean_stderr
 from var.hub.checkpoint import CONFIG, TOKENIZER, load_tokenizer
 from var.hub.load import find_folder
 from var.networks.perceptual import ssim
@@ -73,10 +73,10 @@ class Reconstruction:
     """
 
     pictures: int
-    psnr: Measured
-    ssim: Measured
-    l1: Measured
-    perceptual: Measured | None
+    psnr: MeanStderr
+    ssim: MeanStderr
+    l1: MeanStderr
+    perceptual: MeanStderr | None
     fid: float | None
     of_scales: tuple[Usage, ...]
     overall: Usage
@@ -127,7 +127,7 @@ def reconstruction(
         if features is not None:
             features.add(*integers)
     check_any(parts)
-    means = {name: measured(torch.cat([part[name] for part in parts]), name) for name in parts[0]}
+    means = {name: mean_stderr(torch.cat([part[name] for part in parts]), name) for name in parts[0]}
     return Reconstruction(
         pictures=sum(len(part["psnr"]) for part in parts),
         psnr=means["psnr"],
@@ -141,7 +141,7 @@ def reconstruction(
 
 
 @torch.inference_mode()
-def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[Measured, ...]:
+def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[MeanStderr, ...]:
     """PSNR of what the pictures look like after each scale, coarse to fine; K times the work of decoding.
 
     Raises:
@@ -151,7 +151,7 @@ def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[Measured, ...]:
     device = vqvae.quant_conv.weight.device
     parts = [list(_psnr_of_scales(vqvae, images, device)) for images, _ in batches]
     check_any(parts)
-    return tuple(measured(torch.cat(column), "psnr") for column in zip(*parts, strict=True))
+    return tuple(mean_stderr(torch.cat(column), "psnr") for column in zip(*parts, strict=True))
 
 
 def _psnr_of_scales(vqvae: VQVAE, images: Tensor, device: torch.device) -> Iterator[Tensor]:

@@ -1,12 +1,9 @@
-"""Released VAR and AIM files <-> our modules: maps of key names, strict in both directions.
+"""Released VAR files <-> our modules: maps of key names, strict in both directions.
 
-The released files come from the reference implementations of arXiv 2404.02905 and 2401.08541. Sizes are read off the
-tensors.
+The released files come from the reference implementation of arXiv 2404.02905. Sizes are read off the tensors.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 
 import torch
 from torch import Tensor
@@ -14,12 +11,10 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.scales import SCALES_256, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.hub.presets import AIM_RELEASED, best_layers, choose_layers
-from var.models.aim import AIM, AIMConfig, EncoderConfig
+from var.hub.state_dicts import check_state, count_numbers, load_converted, shape_of
 from var.models.masks import block_causal
 from var.models.var import VAR, VARConfig
-
-StateDict = Mapping[str, Tensor]
+from var.utils.weights import StateDict
 
 # Our name -> theirs, for whole keys, and by substitution inside keys.
 _RESIDUAL = {"shortcut": "nin_shortcut"}
@@ -56,23 +51,6 @@ _BLOCK_KEYS = {
 _TOKENIZER_KEYS = {
     "quantizer.codebook.weight": "quantize.embedding.weight",
     "quantizer.usage": "quantize.ema_vocab_hit_SV",
-}
-_AIM_PARTS = {
-    "encoder.patchify": "preprocessor.patchifier.proj",
-    "encoder.patch_norm": "preprocessor.patchifier.norm",
-    "encoder.norm": "trunk.post_trunk_norm",
-    "probe.norm": "head.bn",
-    "probe.key": "head.k",
-    "probe.value": "head.v",
-    "probe.classify": "head.linear",
-}
-_AIM_BLOCK_PARTS = {
-    "norm_attention": "norm_1",
-    "attention.qkv": "attn.qkv",
-    "attention.proj": "attn.proj",
-    "norm_mlp": "norm_2",
-    "mlp.up": "mlp.fc1",
-    "mlp.down": "mlp.fc2",
 }
 
 
@@ -117,16 +95,6 @@ def official_var_key(key: str) -> str:
     return _VAR_KEYS[key]
 
 
-def official_aim_key(key: str) -> str:
-    """The released name of one of AIM's parameters or buffers."""
-    if key == "probe.query":
-        return "head.cls_token"
-    part, _, tensor = key.rpartition(".")
-    if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", part):
-        return f"trunk.blocks.{match[1]}.{_AIM_BLOCK_PARTS[match[2]]}.{tensor}"
-    return f"{_AIM_PARTS[part]}.{tensor}"
-
-
 def _derived_buffers(model: VAR) -> dict[str, Tensor]:
     """Buffers of the released VAR files that follow from the sizes."""
     mask = block_causal(model.scales)
@@ -145,19 +113,19 @@ def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConf
     Raises:
         InputError: a tensor that tells a size is missing.
     """
-    _check_state(state)
-    levels = _count(state, r"encoder\.down\.(\d+)\.")
-    base_width = _shape(state, "encoder.conv_in.weight", 4)[0]
-    widths = [_shape(state, f"encoder.down.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)]
-    vocab_size, latent_dim = _shape(state, "quantize.embedding.weight", 2)
+    check_state(state)
+    levels = count_numbers(state, r"encoder\.down\.(\d+)\.")
+    base_width = shape_of(state, "encoder.conv_in.weight", 4)[0]
+    widths = [shape_of(state, f"encoder.down.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)]
+    vocab_size, latent_dim = shape_of(state, "quantize.embedding.weight", 2)
     return TokenizerConfig(
         scales=scales,
         vocab_size=vocab_size,
         latent_dim=latent_dim,
         base_width=base_width,
         multipliers=tuple(width // base_width for width in widths),
-        blocks=_count(state, r"encoder\.down\.0\.block\.(\d+)\."),
-        num_phi=_count(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
+        blocks=count_numbers(state, r"encoder\.down\.0\.block\.(\d+)\."),
+        num_phi=count_numbers(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
     )
 
 
@@ -167,15 +135,15 @@ def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None)
     Raises:
         InputError: a tensor that tells a size is missing, or the number of tokens is not that of the scales.
     """
-    _check_state(state)
-    depth = _count(state, r"blocks\.(\d+)\.")
-    length = _shape(state, "pos_1LC", 3)[1]
+    check_state(state)
+    depth = count_numbers(state, r"blocks\.(\d+)\.")
+    length = shape_of(state, "pos_1LC", 3)[1]
     if length != Scales(scales).total:
         raise InputError(
             f"the transformer was built for {length} tokens, the scales {list(scales)} have {Scales(scales).total}: "
             "pass the scales that it was trained with"
         )
-    vocab_size, width = _shape(state, "head.weight", 2)
+    vocab_size, width = shape_of(state, "head.weight", 2)
     temperatures = state.get("blocks.0.attn.scale_mul_1H11")
     if num_heads is None:
         num_heads = depth if temperatures is None else temperatures.numel()
@@ -185,9 +153,9 @@ def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None)
         heads=num_heads,
         scales=scales,
         vocab_size=vocab_size,
-        latent_dim=_shape(state, "word_embed.weight", 2)[1],
-        num_classes=_shape(state, "class_emb.weight", 2)[0] - 1,
-        mlp_ratio=_shape(state, "blocks.0.ffn.fc1.weight", 2)[0] / width,
+        latent_dim=shape_of(state, "word_embed.weight", 2)[1],
+        num_classes=shape_of(state, "class_emb.weight", 2)[0] - 1,
+        mlp_ratio=shape_of(state, "blocks.0.ffn.fc1.weight", 2)[0] / width,
         qk_norm=temperatures is not None,
         shared_adaln="shared_ada_lin.1.weight" in state,
     )
@@ -221,7 +189,7 @@ def load_official_tokenizer(state: StateDict, scales: tuple[int, ...] = SCALES_2
     with torch.device("meta"):
         vqvae = VQVAE(config)
     names = {key: official_tokenizer_key(key, config) for key in vqvae.state_dict()}
-    _load(vqvae, state, names, derived={})
+    load_converted(vqvae, state, names, derived={})
     return vqvae
 
 
@@ -233,7 +201,7 @@ def load_official_var(
     with torch.device("meta"):
         model = VAR(config)
     names = {key: official_var_key(key) for key in model.state_dict()}
-    _load(model, state, names, derived=_derived_buffers(model))
+    load_converted(model, state, names, derived=_derived_buffers(model))
     return model
 
 
@@ -248,118 +216,3 @@ def to_official(vqvae: VQVAE, model: VAR) -> tuple[dict[str, Tensor], dict[str, 
             value = value[None, None]
         var_state[official_var_key(key)] = value
     return vae_state, var_state | _derived_buffers(model)
-
-
-def aim_config(
-    state: StateDict, img_size: int | None, num_heads: int | None, probe_layers: str | Sequence[int]
-) -> AIMConfig:
-    """Sizes of a released AIM, read off its tensors; for the arguments see load_official_aim.
-
-    Raises:
-        InputError: a tensor that tells a size is missing, or a number of heads that nothing tells.
-    """
-    _check_state(state)
-    width, _, _, patch_size = _shape(state, "preprocessor.patchifier.proj.weight", 4)
-    encoder = EncoderConfig(
-        image_size=EncoderConfig.image_size if img_size is None else img_size,
-        patch_size=patch_size,
-        width=width,
-        depth=_count(state, r"trunk\.blocks\.(\d+)\."),
-        heads=_released_heads(width) if num_heads is None else num_heads,
-        mlp_ratio=_shape(state, "trunk.blocks.0.mlp.fc1.weight", 2)[0] / width,
-    )
-    return AIMConfig(
-        **asdict(encoder),
-        probe_layers=choose_layers(probe_layers, encoder.depth, best_layers(encoder)),
-        num_classes=_shape(state, "head.linear.weight", 2)[0],
-    )
-
-
-def _released_heads(width: int) -> int:
-    known = {released.config.width: released.config.heads for released in AIM_RELEASED.values()}
-    if width not in known:
-        raise InputError(
-            f"no tensor tells the number of heads, and no released model has width {width} "
-            f"({', '.join(map(str, known))} are known): pass num_heads"
-        )
-    return known[width]
-
-
-def load_official_aim(
-    state_dict: StateDict,
-    img_size: int | None = None,
-    num_heads: int | None = None,
-    probe_layers: str | Sequence[int] = "last",
-) -> AIM:
-    """Our AIM with the weights of a released backbone and head, in float32 and evaluation mode.
-
-    Tensors that are float32 already are used as they are, not copied.
-
-    Args:
-        state_dict: of backbone and head together.
-        img_size: side of the images in pixels; positions follow from it. None: 224.
-        num_heads: None: that of the released model of this width.
-        probe_layers: the blocks that the head was trained on, which no tensor tells: "last" for the last six, "best"
-            for those of the paper (see `var.hub.presets.choose_layers`), or a list of blocks counted from 0.
-
-    Raises:
-        InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently; a number of heads
-            or layers that are not known for these sizes.
-    """
-    config = aim_config(state_dict, img_size, num_heads, probe_layers)
-    with torch.device("meta"):
-        model = AIM(config)
-    _load(model, state_dict, {key: official_aim_key(key) for key in model.state_dict()}, derived={})
-    return model
-
-
-def to_official_aim(model: AIM) -> dict[str, Tensor]:
-    """The inverse of load_official_aim: a state dict with the released files' names and shapes."""
-    return {official_aim_key(key): value for key, value in model.state_dict().items()}
-
-
-def _load(module: torch.nn.Module, state: StateDict, names: dict[str, str], derived: StateDict) -> None:
-    missing = sorted(set(names.values()) - set(state))
-    unknown = sorted(set(state) - set(names.values()) - set(derived))
-    if missing or unknown:
-        raise InputError(
-            f"not a released {type(module).__name__} file: {len(missing)} keys missing {missing[:3]}, "
-            f"{len(unknown)} unknown {unknown[:3]}"
-        )
-    for name in sorted(set(state) & set(derived)):  # nothing is left out that says something else than the sizes do
-        if not torch.equal(state[name].to(derived[name]), derived[name]):
-            raise InputError(
-                f"{name} is not what the sizes and scales of this model give: pass the scales of its training"
-            )
-    ours = module.state_dict()
-    converted = {}
-    for key, name in names.items():
-        value = state[name]
-        if value.numel() != ours[key].numel() or value.squeeze().shape != ours[key].squeeze().shape:
-            raise InputError(f"{name} has shape {tuple(value.shape)}, {tuple(ours[key].shape)} expected")
-        converted[key] = value.reshape(ours[key].shape).to(ours[key].dtype)
-    module.load_state_dict(converted, strict=True, assign=True)
-    module.eval().requires_grad_(True)
-
-
-def _check_state(state: object) -> None:
-    if not isinstance(state, Mapping):
-        raise InputError(f"not a released file: a {type(state).__name__} is no state dict of tensors by name")
-    for key, value in state.items():
-        if not isinstance(key, str) or not isinstance(value, Tensor):
-            told = f"{key!r} is the key of a {type(value).__name__}"
-            raise InputError(f"not a released file: it must hold tensors by name, and {told}")
-
-
-def _shape(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
-    """The shape of a tensor that tells sizes."""
-    if key not in state:
-        raise InputError(f"not a released file: the key {key!r} is missing")
-    if state[key].ndim != dimensions:
-        raise InputError(f"{key} has {state[key].ndim} dimensions, {dimensions} expected: not a released file")
-    return tuple(state[key].shape)
-
-
-def _count(state: StateDict, pattern: str) -> int:
-    """How many different numbers stand in the pattern's group, over all keys."""
-    return len({match[1] for key in state if (match := re.match(pattern, key))})

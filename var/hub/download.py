@@ -10,7 +10,8 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import CONFIG, WEIGHTS, load_aim, save_model
-from var.hub.convert import load_official, load_official_aim
+from var.hub.convert import load_official
+from var.hub.convert_aim import load_official_aim
 from var.hub.presets import (
     AIM_RELEASED,
     AIM_REPOSITORY,
@@ -46,8 +47,8 @@ def load_released(name: str, vae_file: Path | None = None, var_file: Path | None
     """
     preset = RELEASED[name]
     files = (RELEASED_TOKENIZER, preset.file)
-    vae_file = vae_file or find(RELEASED_TOKENIZER, RELEASED_REPOSITORY, files)
-    var_file = var_file or find(preset.file, RELEASED_REPOSITORY, files)
+    vae_file = vae_file or locate_file(RELEASED_TOKENIZER, RELEASED_REPOSITORY, files)
+    var_file = var_file or locate_file(preset.file, RELEASED_REPOSITORY, files)
     vae_state, var_state = read_weights(vae_file), read_weights(var_file)
     try:
         vqvae, model = load_official(vae_state, var_state, scales=preset.config.scales)
@@ -144,7 +145,7 @@ def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
     ):
         return (joined / WEIGHTS,)
     try:
-        return tuple(find(file, AIM_REPOSITORY, pair) for file in pair)
+        return tuple(locate_file(file, AIM_REPOSITORY, pair) for file in pair)
     except UnreachableError:
         raise  # at once: the hub's client is slow to give up
     except InputError:
@@ -161,7 +162,7 @@ def _with_head(
     read = next((layers for layers in preset.heads if f"head_{layers}_layers" in head_file.name), None)
     stated = None if read is None else _of_preset(read, preset)
     layers = _agreed(probe_layers, stated, preset.config.depth, preset.best, f"the head in {head_file}")
-    return (backbone_file or find(preset.backbone, AIM_REPOSITORY, (preset.backbone,)), head_file), layers
+    return (backbone_file or locate_file(preset.backbone, AIM_REPOSITORY, (preset.backbone,)), head_file), layers
 
 
 def _with_backbone(
@@ -174,7 +175,7 @@ def _with_backbone(
         return (backbone_file,), _agreed(probe_layers, stated, preset.config.depth, preset.best, what)
     layers = _or_best(probe_layers, preset)
     head = preset.heads[_head(preset, layers)]
-    return (backbone_file, find(head, AIM_REPOSITORY, (head,))), layers
+    return (backbone_file, locate_file(head, AIM_REPOSITORY, (head,))), layers
 
 
 def _merged(files: Sequence[Path]) -> dict[str, Tensor]:
@@ -246,7 +247,7 @@ def _released_folder() -> Path:
     return cache_folder() / "released"
 
 
-def find(file: str, repository: str, needed: Sequence[str]) -> Path:
+def locate_file(file: str, repository: str, needed: Sequence[str]) -> Path:
     """A released file: in the cache's `released/` folder, or from the hub.
 
     Args:

@@ -14,13 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from var.evaluation.metrics import extractors
-from var.evaluation.metrics.extractors import (
-    EXTRACTORS,
-    Extractor,
-    is_classifier,
-    open_extractor,
-    register_extractors,
-)
+from var.evaluation.metrics.extractors import EXTRACTORS, Extractor, is_classifier, open_extractor, register_extractors
 from var.networks.backbones import BACKBONES
 from var.networks.perceptual import PERCEPTUAL
 from var.utils.provenance import file_sha256

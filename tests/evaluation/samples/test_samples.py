@@ -24,9 +24,10 @@ from tokenizer.errors import InputError
 from var.evaluation.metrics.extractors import ExtractedFeatures
 from var.evaluation.samples import generate as samples
 from var.evaluation.samples import rejection, sample_set
-from var.evaluation.samples.generate import Workers, draw_samples
-from var.evaluation.samples.rejection import ClassProbability, best, check_labels_are_imagenets
-from var.evaluation.samples.sample_set import Settings, has_samples_npz, sample_settings, write_samples_npz
+from var.evaluation.samples.generate import Workers, generate_samples
+from var.evaluation.samples.rejection import ClassProbability, best_indices, check_labels_are_imagenets
+from var.evaluation.samples.sample_folder import has_samples_npz, write_samples_npz
+from var.evaluation.samples.sample_set import Settings, sample_settings
 from var.pipeline import VARPipeline
 
 JUDGE = "brightness"
@@ -62,7 +63,7 @@ def pixels(folder: Path, label: int, index: int) -> np.ndarray[Any, Any]:
 def whole(pipe: VARPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The set, drawn at one go."""
     folder = tmp_path_factory.mktemp("whole") / "set"
-    assert draw_samples(pipe, settings_of(pipe), folder) == 20
+    assert generate_samples(pipe, settings_of(pipe), folder) == 20
     write_samples_npz(folder, settings_of(pipe))
     return folder
 
@@ -71,7 +72,7 @@ def whole(pipe: VARPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def rejected(pipe: VARPipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The best of the candidates, drawn at one go."""
     folder = tmp_path_factory.mktemp("rejected") / "set"
-    assert draw_samples(pipe, rejecting(pipe), folder, brightness) == 32
+    assert generate_samples(pipe, rejecting(pipe), folder, brightness) == 32
     write_samples_npz(folder, rejecting(pipe))
     return folder
 
@@ -131,11 +132,11 @@ def together(world: int, work: Callable[[Workers], int]) -> list[int]:
 
 def test_several_workers_draw_the_same_set(pipe: VARPipeline, whole: Path, rejected: Path, tmp_path: Path) -> None:
     settings = settings_of(pipe)
-    assert together(3, lambda workers: draw_samples(pipe, settings, tmp_path / "a", workers=workers)) == [20] * 3
+    assert together(3, lambda workers: generate_samples(pipe, settings, tmp_path / "a", workers=workers)) == [20] * 3
     write_samples_npz(tmp_path / "a", settings)
     assert hashes(tmp_path / "a") == hashes(whole)
     best_of = rejecting(pipe)
-    counts = together(3, lambda workers: draw_samples(pipe, best_of, tmp_path / "b", brightness, workers))
+    counts = together(3, lambda workers: generate_samples(pipe, best_of, tmp_path / "b", brightness, workers))
     assert counts == [32] * 3
     write_samples_npz(tmp_path / "b", best_of)
     assert hashes(tmp_path / "b") == hashes(rejected)
@@ -150,7 +151,9 @@ def test_a_refusal_ends_all_workers_and_one_of_them_tells(pipe: VARPipeline, tmp
             (folder / "images" / "x.txt").write_bytes(b"")
 
         try:
-            draw_samples(pipe, settings_of(pipe), folder, None, workers, progress if breaking else lambda *now: None)
+            generate_samples(
+                pipe, settings_of(pipe), folder, None, workers, progress if breaking else lambda *now: None
+            )
         except (InputError, SystemExit) as error:
             told[workers.rank] = str(error)
         return 0
@@ -190,7 +193,7 @@ def test_threads_are_one_on_a_cpu_and_then_as_before(
     monkeypatch.setattr(samples, "generate", watched)
     torch.set_num_threads(2)
     try:
-        draw_samples(pipe, settings_of(pipe), tmp_path)
+        generate_samples(pipe, settings_of(pipe), tmp_path)
         assert (set(seen), torch.get_num_threads()) == ({1}, 2)
     finally:
         torch.set_num_threads(1)
@@ -218,15 +221,15 @@ def test_stopped_while_it_writes_pictures(
         patch.setattr(samples, "save_image", stopped)
         patch.setattr(samples, "THREADS", 1)
         with pytest.raises(Stop):
-            draw_samples(pipe, settings_of(pipe), tmp_path)
+            generate_samples(pipe, settings_of(pipe), tmp_path)
     assert len(list((tmp_path / "images").glob("0*.png"))) == at - 1
     with refused("is not complete"):
         write_samples_npz(tmp_path, settings_of(pipe))
     missing = 20 - (at - 1) // 3 * 3
-    assert draw_samples(pipe, settings_of(pipe), tmp_path) == missing
+    assert generate_samples(pipe, settings_of(pipe), tmp_path) == missing
     write_samples_npz(tmp_path, settings_of(pipe))
     assert hashes(tmp_path) == hashes(whole)
-    assert draw_samples(pipe, settings_of(pipe), tmp_path) == 0
+    assert generate_samples(pipe, settings_of(pipe), tmp_path) == 0
 
 
 @pytest.mark.parametrize(("at", "after"), [(1, False), (6, True), (10, False)])
@@ -246,29 +249,29 @@ def test_stopped_while_it_rejects(
     with monkeypatch.context() as patch:
         patch.setattr(sample_set.Records, "write", stopped)
         with pytest.raises(Stop):
-            draw_samples(pipe, rejecting(pipe), tmp_path, brightness)
-    assert draw_samples(pipe, rejecting(pipe), tmp_path, brightness) == 32 - 3 * (at - (not after))
+            generate_samples(pipe, rejecting(pipe), tmp_path, brightness)
+    assert generate_samples(pipe, rejecting(pipe), tmp_path, brightness) == 32 - 3 * (at - (not after))
     write_samples_npz(tmp_path, rejecting(pipe))
     assert hashes(tmp_path) == hashes(rejected)
 
 
 def test_progress_is_that_of_all(pipe: VARPipeline, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    draw_samples(pipe, settings_of(pipe), tmp_path, progress=lambda done, total: told.append((done, total)))
+    generate_samples(pipe, settings_of(pipe), tmp_path, progress=lambda done, total: told.append((done, total)))
     assert told == [(done, 20) for done in (3, 6, 9, 12, 15, 18, 20)]
     (tmp_path / "images" / "000004_000004.png").unlink()
     told.clear()
-    draw_samples(pipe, settings_of(pipe), tmp_path, progress=lambda done, total: told.append((done, total)))
+    generate_samples(pipe, settings_of(pipe), tmp_path, progress=lambda done, total: told.append((done, total)))
     assert told == [(2, 2)]
     told.clear()
     elsewhere = Workers(0, 2, lambda share: [share, 20 - share if share else 0])  # the other one has the rest
     with refused("is not complete"):
-        draw_samples(pipe, settings_of(pipe), tmp_path / "b", None, elsewhere, lambda *now: told.append(now))
+        generate_samples(pipe, settings_of(pipe), tmp_path / "b", None, elsewhere, lambda *now: told.append(now))
     assert told == [(5, 20), (10, 20), (16, 20), (20, 20)]  # of its eleven
 
 
 def test_the_seed_changes_every_picture(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
-    draw_samples(pipe, settings_of(pipe, seed=1), tmp_path)
+    generate_samples(pipe, settings_of(pipe, seed=1), tmp_path)
     ours, theirs = hashes(tmp_path / "images"), hashes(whole / "images")
     assert ours.keys() == theirs.keys()
     assert not set(ours.values()) & set(theirs.values())
@@ -277,7 +280,7 @@ def test_the_seed_changes_every_picture(pipe: VARPipeline, whole: Path, tmp_path
 def test_a_part_of_the_classes_and_their_order(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
     settings = settings_of(pipe, classes=["3", "red fox", 3], batch=5)
     assert settings.labels == (0, 3)
-    draw_samples(pipe, settings, tmp_path)
+    generate_samples(pipe, settings, tmp_path)
     assert len(hashes(tmp_path / "images")) == 10
     assert np.abs(pixels(tmp_path, 3, 2).astype(int) - pixels(whole, 3, 2)).max() <= 1
 
@@ -300,32 +303,32 @@ def test_a_folder_keeps_its_settings(pipe: VARPipeline, whole: Path, changes: di
     before = hashes(whole)
     with refused(f"{whole} was begun {told}: give another folder, or remove this one"):
         judge = brightness if "reject" in changes else None
-        draw_samples(pipe, settings_of(pipe, **changes), whole, judge)
+        generate_samples(pipe, settings_of(pipe, **changes), whole, judge)
     assert hashes(whole) == before
 
 
 def test_a_folder_keeps_its_model_and_versions(pipe: VARPipeline, whole: Path) -> None:
     settings = settings_of(pipe)
-    assert draw_samples(pipe, replace(settings, model="moved/elsewhere"), whole) == 0
+    assert generate_samples(pipe, replace(settings, model="moved/elsewhere"), whole) == 0
     other = tiny_pipeline(NAMES)
     with torch.no_grad():
         other.vqvae.quantizer.codebook.weight[0, 0] += 1
     with refused("was begun by another model (tiny)"):
-        draw_samples(other, settings_of(other), whole)
+        generate_samples(other, settings_of(other), whole)
     with refused("was begun with versions=", "'torch': '2.0'"):
         versions = {"torch": "2.0", **{name: v for name, v in settings.versions.items() if name != "torch"}}
-        draw_samples(pipe, replace(settings, versions=versions), whole)
+        generate_samples(pipe, replace(settings, versions=versions), whole)
     with refused("was begun with device=cpu", "not H100"):
-        draw_samples(pipe, replace(settings, device="H100"), whole)
+        generate_samples(pipe, replace(settings, device="H100"), whole)
     half = tiny_pipeline(NAMES)
     half.model.bfloat16()
     with refused("was begun with dtype=float32, not bfloat16"):  # which changes the checksum of the weights too
-        draw_samples(half, settings_of(half), whole)
+        generate_samples(half, settings_of(half), whole)
 
 
 def test_an_npz_that_is_not_of_this_set_is_none(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
     settings, file = settings_of(pipe), tmp_path / "samples.npz"
-    draw_samples(pipe, settings, tmp_path)
+    generate_samples(pipe, settings, tmp_path)
     assert has_samples_npz(whole, settings)
     assert not has_samples_npz(tmp_path, settings)
     with np.load(whole / "samples.npz") as npz:
@@ -342,37 +345,37 @@ def test_an_npz_that_is_not_of_this_set_is_none(pipe: VARPipeline, whole: Path, 
 def test_foreign_files_are_left_alone(pipe: VARPipeline, tmp_path: Path) -> None:
     (tmp_path / "holiday.png").write_bytes(b"")
     with refused("holds other files, such as holiday.png", "give a new folder"):
-        draw_samples(pipe, settings_of(pipe), tmp_path)
-    draw_samples(pipe, settings_of(pipe), tmp_path / "set")
+        generate_samples(pipe, settings_of(pipe), tmp_path)
+    generate_samples(pipe, settings_of(pipe), tmp_path / "set")
     for name in ("000002_000000.png", "000000_000005.png", "x.txt"):
         (tmp_path / "set" / "images" / name).write_bytes(b"")
         with refused("images holds other files", name, "move them away"):
-            draw_samples(pipe, settings_of(pipe), tmp_path / "set")
+            generate_samples(pipe, settings_of(pipe), tmp_path / "set")
         (tmp_path / "set" / "images" / name).unlink()
     (tmp_path / "set" / "settings.json").write_text("[]")
     with refused("settings.json cannot be read"):
-        draw_samples(pipe, settings_of(pipe), tmp_path / "set")
+        generate_samples(pipe, settings_of(pipe), tmp_path / "set")
     (tmp_path / "file").write_text("")
     with refused("cannot write", "file is a file"):
-        draw_samples(pipe, settings_of(pipe), tmp_path / "file")
+        generate_samples(pipe, settings_of(pipe), tmp_path / "file")
 
 
 def test_pictures_that_lost_their_end_are_drawn_again(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
     """So are those of another size, and missing ones; what only reading them through shows is told."""
-    draw_samples(pipe, settings_of(pipe), tmp_path)
+    generate_samples(pipe, settings_of(pipe), tmp_path)
     files = [tmp_path / "images" / f"{label:06d}_000001.png" for label in (0, 1, 3)]
     os.truncate(files[0], files[0].stat().st_size - 1)
     files[1].write_bytes(b"")
     Image.new("RGB", (8, 9)).save(files[2])
-    assert draw_samples(pipe, settings_of(pipe), tmp_path) == 9
+    assert generate_samples(pipe, settings_of(pipe), tmp_path) == 9
     content = bytearray(files[0].read_bytes())
     content[len(content) // 2] ^= 255
     files[0].write_bytes(content)
-    assert draw_samples(pipe, settings_of(pipe), tmp_path) == 0
+    assert generate_samples(pipe, settings_of(pipe), tmp_path) == 0
     with refused("000000_000001.png is damaged: remove it, and the same command draws it anew"):
         write_samples_npz(tmp_path, settings_of(pipe))
     files[0].unlink()
-    assert draw_samples(pipe, settings_of(pipe), tmp_path) == 3
+    assert generate_samples(pipe, settings_of(pipe), tmp_path) == 3
     write_samples_npz(tmp_path, settings_of(pipe))
     assert hashes(tmp_path) == hashes(whole)
 
@@ -401,9 +404,9 @@ def test_options_out_of_range(pipe: VARPipeline, changes: dict[str, Any], parts:
 
 def test_a_judge_goes_with_settings_for_one(pipe: VARPipeline, tmp_path: Path) -> None:
     with refused("judge=None need no judge"):
-        draw_samples(pipe, settings_of(pipe), tmp_path, brightness)
+        generate_samples(pipe, settings_of(pipe), tmp_path, brightness)
     with refused("judge=brightness need one"):
-        draw_samples(pipe, rejecting(pipe), tmp_path)
+        generate_samples(pipe, rejecting(pipe), tmp_path)
 
 
 @pytest.mark.parametrize(("reject", "candidates"), [(1.0, 5), (0.5, 10), (0.1, 50), (0.3, 17), (0.99, 6)])
@@ -413,7 +416,7 @@ def test_so_many_candidates(pipe: VARPipeline, reject: float, candidates: int) -
 
 def test_exactly_the_best_are_kept(pipe: VARPipeline, rejected: Path, tmp_path: Path) -> None:
     """The brightest three of eight, told from all eight."""
-    draw_samples(pipe, settings_of(pipe, num_per_class=8), tmp_path)
+    generate_samples(pipe, settings_of(pipe, num_per_class=8), tmp_path)
     expected = set()
     for label in NAMES:
         values = [pixels(tmp_path, label, index).mean(dtype=np.float64) for index in range(8)]
@@ -436,7 +439,7 @@ def test_the_disk_holds_few_more_than_are_kept(pipe: VARPipeline, tmp_path: Path
     def progress(done: int, total: int) -> None:
         most.append(len(list((tmp_path / "images").iterdir())) - 3 * min(4, done // 12 + 2))
 
-    draw_samples(
+    generate_samples(
         pipe, settings_of(pipe, num_per_class=3, reject=0.25, judge=JUDGE), tmp_path, brightness, progress=progress
     )
     assert len(most) == 16
@@ -444,16 +447,16 @@ def test_the_disk_holds_few_more_than_are_kept(pipe: VARPipeline, tmp_path: Path
 
 
 def test_equal_scores_keep_the_first(pipe: VARPipeline, tmp_path: Path) -> None:
-    draw_samples(pipe, rejecting(pipe), tmp_path, lambda images, labels: [0.5] * len(labels))
+    generate_samples(pipe, rejecting(pipe), tmp_path, lambda images, labels: [0.5] * len(labels))
     assert {path.name[7:13] for path in (tmp_path / "images").iterdir()} == {"000000", "000001", "000002"}
 
 
 def test_scores_that_are_damaged_are_made_again(pipe: VARPipeline, rejected: Path, tmp_path: Path) -> None:
-    draw_samples(pipe, rejecting(pipe), tmp_path, brightness)
+    generate_samples(pipe, rejecting(pipe), tmp_path, brightness)
     (tmp_path / "scores" / "000002.json").write_text('{"000000_000006.png": ')
     kept = next((tmp_path / "images").glob("000004_*"))
     kept.unlink()
-    assert draw_samples(pipe, rejecting(pipe), tmp_path, brightness) > 0
+    assert generate_samples(pipe, rejecting(pipe), tmp_path, brightness) > 0
     write_samples_npz(tmp_path, rejecting(pipe))
     assert hashes(tmp_path) == hashes(rejected)
 
@@ -461,7 +464,7 @@ def test_scores_that_are_damaged_are_made_again(pipe: VARPipeline, rejected: Pat
 @given(st.dictionaries(st.integers(0, 30), st.sampled_from([0.0, 0.25, 0.5, 1.0])), st.integers(1, 10))
 def test_best(scores: dict[int, float], count: int) -> None:
     order = sorted(scores, key=lambda index: (-scores[index], index))
-    assert best(scores, count) == set(order[:count])
+    assert best_indices(scores, count) == set(order[:count])
 
 
 def fake_extractor(logits: Tensor | None) -> Callable[..., Any]:

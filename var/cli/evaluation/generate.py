@@ -62,9 +62,10 @@ def generate(
     from accelerate import PartialState
     from accelerate.utils import gather_object
 
-    from var.evaluation.samples.generate import Workers, draw_samples
+    from var.evaluation.samples.generate import Workers, generate_samples
     from var.evaluation.samples.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
-    from var.evaluation.samples.sample_set import NPZ, PICTURES, has_samples_npz, sample_settings, write_samples_npz
+    from var.evaluation.samples.sample_folder import NPZ, PICTURES, has_samples_npz, write_samples_npz
+    from var.evaluation.samples.sample_set import sample_settings
     from var.pipeline import VARPipeline
     from var.training.distributed import destroy_process_group
     from var.utils.device import choose_device
@@ -105,7 +106,7 @@ def generate(
         )
     began = time.perf_counter()
     with stopping(is_main_process), progress_bar("drawn", "pictures", is_main_process) as progress:
-        drawn = draw_samples(pipe, settings, out, judge, workers, progress)
+        drawn = generate_samples(pipe, settings, out, judge, workers, progress)
     rate = drawn / (time.perf_counter() - began)
     with workers.in_step():
         if is_main_process and npz and not (drawn == 0 and has_samples_npz(out, settings)):

@@ -24,7 +24,7 @@ from var.cli.evaluation.pictures import (
 if TYPE_CHECKING:
     from var.data.dataset import ImageDataset
     from var.evaluation.likelihood import LabeledLikelihood, Likelihood, TokenLikelihood
-    from var.evaluation.metrics.stats import Measured
+    from var.evaluation.metrics.stats import MeanStderr
     from var.pipeline import VARPipeline
 
 
@@ -44,7 +44,7 @@ def likelihood(
 ) -> None:
     """Print loss and error of the tokens of pictures, given the coarser scales: all, each scale, the last one."""
     labels = None if classes is None else labels_of(classes)
-    from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source, restricted
+    from var.evaluation.data import count_requested, image_batches, open_images, read_source, restrict_to_labels
     from var.evaluation.likelihood import likelihood as measure
     from var.pipeline import VARPipeline
     from var.utils.device import choose_device, choose_dtype
@@ -59,10 +59,10 @@ def likelihood(
     pipe.model.cast(number_type)
     for label in labels or []:
         pipe.label(label)
-    whole = open_pictures(source, split, pipe.vqvae.config.image_side, labels)
-    dataset = restricted(whole, pipe.known_labels())
-    asked = asked_for(dataset, num)
-    found = measure(pipe, told(picture_batches(dataset, batch, num), asked, "measured"))
+    whole = open_images(source, split, pipe.vqvae.config.image_side, labels)
+    dataset = restrict_to_labels(whole, pipe.known_labels())
+    asked = count_requested(dataset, num)
+    found = measure(pipe, told(image_batches(dataset, batch, num), asked, "measured"))
     choice = f"labels {classes}" if labels else known_only(whole, dataset)
     results = {
         "command": "likelihood",
@@ -122,7 +122,7 @@ def column_json(found: "Likelihood", side: int) -> dict[str, Any]:
     """All tokens, those of the last scale, those of each."""
 
     def entries(of: "TokenLikelihood") -> dict[str, Any]:
-        values: dict[str, Measured] = {
+        values: dict[str, MeanStderr] = {
             "loss": of.loss,
             "error": of.error,
             "bits": of.bits,

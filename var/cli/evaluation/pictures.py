@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from var.data.dataset import ImageDataset
-    from var.evaluation.metrics.stats import Measured
+    from var.evaluation.metrics.stats import MeanStderr
 
 Data = Annotated[
     str,
@@ -95,7 +95,7 @@ def millions(network: Any) -> str:
     return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f} M parameters"
 
 
-def spread(value: "Measured", form: str, factor: float = 1) -> str:
+def spread(value: "MeanStderr", form: str, factor: float = 1) -> str:
     """A mean with its standard error."""
     mean = format(value.mean * factor, form)
     return mean if value.error is None else f"{mean} ± {format(value.error * factor, form)}"

@@ -65,13 +65,13 @@ def from_split(
     out: Path,
 ) -> int:
     """Write pictures of a split; return how many."""
-    from var.evaluation.data import asked_for, open_pictures, picture_batches
+    from var.evaluation.data import count_requested, image_batches, open_images
     from var.evaluation.metrics.reference import write_reference
 
-    dataset = open_pictures(source, split, size, labels)
-    total = asked_for(dataset, num)
+    dataset = open_images(source, split, size, labels)
+    total = count_requested(dataset, num)
     with progress_bar("looked at", "pictures", is_main_process=True) as progress:
-        batches = picture_batches(dataset, batch, num)
+        batches = image_batches(dataset, batch, num)
         return write_reference(batches, size, out, network, lambda done: progress(done, total))
 
 

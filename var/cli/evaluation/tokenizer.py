@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from var.evaluation.metrics.extractors import Extractor
-    from var.evaluation.metrics.stats import Measured
+    from var.evaluation.metrics.stats import MeanStderr
     from var.evaluation.reconstruction import Reconstruction, Usage
 
 
@@ -69,7 +69,7 @@ def tokenizer(
         raise InputError(f"--weights {weights} are the extractor's, which --no-fid does not use: leave one out")
     if lpips_weights is not None and lpips is None:
         raise InputError(f"--lpips-weights {lpips_weights} needs --lpips, such as --lpips lpips-vgg")
-    from var.evaluation.data import asked_for, open_pictures, picture_batches, read_source
+    from var.evaluation.data import count_requested, image_batches, open_images, read_source
     from var.evaluation.metrics.extractors import open_extractor
     from var.evaluation.reconstruction import open_tokenizer, psnr_of_scales, reconstruction
     from var.networks.perceptual import load_perceptual
@@ -82,14 +82,14 @@ def tokenizer(
         check_target(json_file, "tokenizer.json", [data, source.source, model, weights, lpips_weights])
     target = choose_device(device)
     vqvae = open_tokenizer(model).to(target)
-    dataset = open_pictures(source, split, vqvae.config.image_side, labels)
+    dataset = open_images(source, split, vqvae.config.image_side, labels)
     looks = open_extractor(extractor, weights, device) if fid else None
     distance = None if lpips is None else load_perceptual(lpips, lpips_weights).to(target)
-    asked = asked_for(dataset, num)
-    found = reconstruction(vqvae, told(picture_batches(dataset, batch, num), asked, "measured"), distance, looks)
+    asked = count_requested(dataset, num)
+    found = reconstruction(vqvae, told(image_batches(dataset, batch, num), asked, "measured"), distance, looks)
     after = None
     if per_scale:
-        after = psnr_of_scales(vqvae, told(picture_batches(dataset, batch, num), asked, "decoded"))
+        after = psnr_of_scales(vqvae, told(image_batches(dataset, batch, num), asked, "decoded"))
     results = {
         "command": "tokenizer",
         "model": {
@@ -113,7 +113,7 @@ def as_json(
     sides: "Sequence[int]",
     lpips: str | None,
     extractor: "Extractor | None",
-    after: "tuple[Measured, ...] | None",
+    after: "tuple[MeanStderr, ...] | None",
 ) -> dict[str, Any]:
     """What is written."""
     names = [f"{side}x{side}" for side in sides]
@@ -174,7 +174,7 @@ def measures(found: "Reconstruction", lpips: str | None, extractor: "Extractor |
     return lines
 
 
-def codebook(found: "Reconstruction", sides: "Sequence[int]", after: "tuple[Measured, ...] | None") -> list[str]:
+def codebook(found: "Reconstruction", sides: "Sequence[int]", after: "tuple[MeanStderr, ...] | None") -> list[str]:
     """A line for each scale and one for all."""
     names = [f"{side}x{side}" for side in sides]
     title = "PSNR after it, dB" if after else ""
@@ -192,6 +192,6 @@ def doubts(found: "Reconstruction", extractor: "Extractor | None") -> list[str]:
     """What makes the rFID doubtful, a line each."""
     if extractor is None:
         return []
-    from var.evaluation.metrics.warnings import doubts_of_count, doubts_of_features
+    from var.evaluation.metrics.warnings import count_warnings, extractor_warnings
 
-    return [*doubts_of_count("rFID", found.pictures, extractor), *doubts_of_features(extractor)]
+    return [*count_warnings("rFID", found.pictures, extractor), *extractor_warnings(extractor)]

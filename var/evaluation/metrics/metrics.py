@@ -39,7 +39,7 @@ class Statistics:
     count: int | None
 
 
-class Mean(NamedTuple):
+class MeanStd(NamedTuple):
     """A mean and the standard deviation (divided by n) of what it is the mean of."""
 
     mean: float
@@ -143,7 +143,7 @@ def _check_eigenvalues(values: NDArray[np.floating[Any]], covariance: Array, nam
         )
 
 
-def inception_score(logits: Tensor, split_size: int = 5000) -> Mean:
+def inception_score(logits: Tensor, split_size: int = 5000) -> MeanStd:
     """exp(mean KL(p(y|x) || p(y))) as ADM computes it: over consecutive parts of (N, K) logits, in the order given.
 
     The last part may be smaller; every part counts the same in the mean.
@@ -154,7 +154,7 @@ def inception_score(logits: Tensor, split_size: int = 5000) -> Mean:
     _at_least(1, logits)
     finite(logits)
     scores = [_inception_score(part.double()) for part in logits.split(split_size)]
-    return Mean(float(np.mean(scores)), float(np.std(scores)))
+    return MeanStd(float(np.mean(scores)), float(np.std(scores)))
 
 
 def _inception_score(logits: Tensor) -> float:
@@ -164,7 +164,7 @@ def _inception_score(logits: Tensor) -> float:
     return (conditional.exp() * (conditional - marginal)).sum(1).mean().exp().item()
 
 
-def shuffled_inception_score(logits: Tensor, splits: int = 10) -> Mean:
+def shuffled_inception_score(logits: Tensor, splits: int = 10) -> MeanStd:
     """The same as torch-fidelity computes it: over `splits` parts of nearly equal size, shuffled with its seed.
 
     Raises:
@@ -174,7 +174,7 @@ def shuffled_inception_score(logits: Tensor, splits: int = 10) -> Mean:
     _at_least(splits, logits)
     finite(logits)
     found = _fidelity("metric_isc").isc_features_to_metric(logits.double(), splits)
-    score = Mean(found["inception_score_mean"], found["inception_score_std"])
+    score = MeanStd(found["inception_score_mean"], found["inception_score_std"])
     if not all(map(math.isfinite, score)):
         raise InputError("torch-fidelity's Inception Score of these logits is not a number: a class's share underflows")
     return score
@@ -213,7 +213,7 @@ def _squared_distances(points: Tensor, centers: Tensor, share: float = 1) -> Ite
         yield torch.addmm(norms, rows, centers.T, alpha=-2).add_(share * rows.square().sum(1, keepdim=True))
 
 
-def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 2020) -> Mean:
+def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 2020) -> MeanStd:
     """KID (arXiv 1801.01401): squared MMD, unbiased, kernel (x.y / D + 1)^3, of KID_SUBSETS random subsets of each set.
 
     The subsets have `kid_subset_size` of the counts pictures; the standard deviation is that over the subsets. Values
@@ -231,7 +231,7 @@ def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 2020) -> Mea
         rng_seed=seed,
         verbose=False,
     )
-    return Mean(found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"])
+    return MeanStd(found["kernel_inception_distance_mean"], found["kernel_inception_distance_std"])
 
 
 def kid_subset_size(samples: int, reference: int) -> int:

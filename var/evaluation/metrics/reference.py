@@ -48,7 +48,7 @@ class Reference:
     warnings: tuple[str, ...] = ()
 
 
-class Extracted(NamedTuple):
+class SetFeatures(NamedTuple):
     """What an extractor saw in all pictures."""
 
     pool: Tensor  # (N, D) float32
@@ -56,7 +56,7 @@ class Extracted(NamedTuple):
     spatial: Statistics | None
 
 
-def extract(batches: Iterable[Tensor], extractor: Extractor, progress: Callable[[int], None]) -> Extracted:
+def extract(batches: Iterable[Tensor], extractor: Extractor, progress: Callable[[int], None]) -> SetFeatures:
     """The features of all pictures; of the spatial ones, which are not needed singly, mean and covariance alone.
 
     Raises:
@@ -79,7 +79,7 @@ def extract(batches: Iterable[Tensor], extractor: Extractor, progress: Callable[
         progress(done)
     if not pools:
         raise InputError("there are no pictures to look at")
-    return Extracted(
+    return SetFeatures(
         torch.cat(pools), torch.cat(logits) if logits else None, None if spatial is None else spatial.statistics()
     )
 
@@ -161,7 +161,7 @@ def write_reference(
     The pictures wait on disk, beside `out`, until all are there.
 
     Args:
-        batches: from `picture_batches`: (B, 3, S, S) in [-1, 1], and labels.
+        batches: from `image_batches`: (B, 3, S, S) in [-1, 1], and labels.
         side: S.
         out: the .npz.
         extractor: makes mu, sigma and, where it has spatial features, mu_s, sigma_s.

@@ -4,7 +4,7 @@ N pictures, D numbers of a feature, K classes.
 """
 
 import platform
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -27,14 +27,12 @@ from var.evaluation.metrics.metrics import (
     shuffled_inception_score,
     statistics,
 )
-from var.evaluation.metrics.reference import Extracted, Progress, Reference, check_enough, extract
-from var.evaluation.metrics.warnings import doubts_of_count, doubts_of_features
+from var.evaluation.metrics.reference import Progress, Reference, SetFeatures, check_enough, extract
+from var.evaluation.metrics.warnings import ADM_SPLIT, report_warnings
 from var.evaluation.samples.image_sets import ImageSet
 from var.evaluation.samples.rejection import IMAGENET_CLASSES
 from var.utils.provenance import PACKAGE, version, versions
 
-COMPARABLE = 10_000  # pictures below which nobody's numbers are comparable with published ones
-ADM_SPLIT = 5000  # of the Inception Score
 FIDELITY_SPLITS, FIDELITY_FEWEST = 10, 500  # parts of torch-fidelity's, and pictures below which they show nothing
 
 
@@ -127,18 +125,18 @@ def score(
             "device": str(extractor.device),
             "dtype": "features float32, all that is computed from them float64",
         },
-        images=_told(images),
-        reference={"kind": reference.kind, "path": str(reference.path), **_told_of(reference)},
+        images=_describe_images(images),
+        reference={"kind": reference.kind, "path": str(reference.path), **_describe_reference(reference)},
         versions=_versions(),
-        warnings=(*reference.warnings, *_warnings(images, reference, extractor, numbers)),
+        warnings=(*reference.warnings, *report_warnings(images, reference, extractor, numbers)),
     )
 
 
 def _frechet(
-    seen: Extracted, theirs: Extracted | None, reference: Reference, extractor: Extractor
+    seen: SetFeatures, theirs: SetFeatures | None, reference: Reference, extractor: Extractor
 ) -> dict[str, Number]:
     """FID, and sFID where both have spatial features."""
-    known = reference.pool or statistics(_needed(theirs).pool)
+    known = reference.pool or statistics(_require(theirs).pool)
     places = reference.spatial or (theirs.spatial if theirs else None)
     inception = extractor.name == INCEPTION
     numbers = {
@@ -147,7 +145,7 @@ def _frechet(
             frechet_distance(statistics(seen.pool), known),
             _library(),
             len(seen.pool),
-            _origin(reference, reference.pool),
+            _compared_with(reference, reference.pool),
             f"between Gaussians fitted to {extractor.dimension} features",
         )
     }
@@ -157,26 +155,26 @@ def _frechet(
             frechet_distance(seen.spatial, places),
             _library(),
             len(seen.pool),
-            _origin(reference, reference.spatial),
+            _compared_with(reference, reference.spatial),
             f"the same of {len(seen.spatial.mean)} spatial features",
         )
     return numbers
 
 
-def _needed(theirs: Extracted | None) -> Extracted:
+def _require(theirs: SetFeatures | None) -> SetFeatures:
     if theirs is None:
         raise InputError("the reference has neither statistics nor pictures: give one that has")
     return theirs
 
 
-def _origin(reference: Reference, used: Statistics | None) -> str:
+def _compared_with(reference: Reference, used: Statistics | None) -> str:
     """What a number was compared with, in words."""
     if used is None and reference.images is not None:
         return f"{reference.images.count} pictures"
     return f"statistics of {used.count if used and used.count else 'an unknown number of'} pictures"
 
 
-def _inception_scores(seen: Extracted, extractor: Extractor) -> dict[str, Number]:
+def _inception_scores(seen: SetFeatures, extractor: Extractor) -> dict[str, Number]:
     """By ADM's definition and by torch-fidelity's."""
     if seen.logits is None:
         return {}
@@ -198,7 +196,7 @@ def _inception_scores(seen: Extracted, extractor: Extractor) -> dict[str, Number
     return numbers
 
 
-def _neighbors(seen: Extracted, theirs: Extracted, extractor: Extractor) -> dict[str, Number]:
+def _neighbors(seen: SetFeatures, theirs: SetFeatures, extractor: Extractor) -> dict[str, Number]:
     """Precision, recall and KID, which need the reference's pictures."""
     count, others = len(seen.pool), len(theirs.pool)
     against = f"{others} pictures"
@@ -219,7 +217,7 @@ def _neighbors(seen: Extracted, theirs: Extracted, extractor: Extractor) -> dict
     return numbers
 
 
-def _accuracies(seen: Extracted, images: ImageSet, extractor: Extractor) -> dict[str, Number]:
+def _accuracies(seen: SetFeatures, images: ImageSet, extractor: Extractor) -> dict[str, Number]:
     """How often the extractor's classifier sees the class that a picture is labeled with."""
     if seen.logits is None or images.labels is None or not extractor.class_logits:
         return {}
@@ -259,7 +257,7 @@ def check_among(among: Sequence[int], images: ImageSet, extractor: Extractor) ->
         raise InputError(f"the pictures have label {missing[0]}, which is not among the labels to choose from: add it")
 
 
-def _accuracies_among(seen: Extracted, images: ImageSet, among: Sequence[int]) -> dict[str, Number]:
+def _accuracies_among(seen: SetFeatures, images: ImageSet, among: Sequence[int]) -> dict[str, Number]:
     """The same where the classifier chooses among given labels, over all pictures and class by class."""
     if seen.logits is None or images.labels is None:
         return {}
@@ -279,69 +277,7 @@ def _accuracies_among(seen: Extracted, images: ImageSet, among: Sequence[int]) -
     }
 
 
-def _warnings(
-    images: ImageSet, reference: Reference, extractor: Extractor, numbers: Mapping[str, Number]
-) -> Iterator[str]:
-    yield from doubts_of_count("images", images.count, extractor, COMPARABLE)
-    if reference.pool is not None:
-        yield from doubts_of_count("reference's statistics", reference.pool.count or COMPARABLE, extractor, COMPARABLE)
-    elif reference.images is not None:
-        yield from doubts_of_count("reference", reference.images.count, extractor, COMPARABLE)
-    yield from doubts_of_features(extractor)
-    yield from _left_out(images, reference, extractor, numbers)
-    yield from _doubts_of_pictures(images, reference)
-    if "inception_score" in numbers:
-        yield from _doubts_of_parts(images)
-
-
-def _left_out(
-    images: ImageSet, reference: Reference, extractor: Extractor, numbers: Mapping[str, Number]
-) -> Iterator[str]:
-    """Numbers that could have been expected."""
-    if reference.images is not None and "precision" not in numbers:
-        fewest = min(images.count, reference.images.count)
-        yield f"precision and recall left out: {fewest} pictures have no {NEIGHBORS} neighbours, {NEIGHBORS + 1} do"
-    if extractor.class_logits and images.labels is not None and "accuracy_top1" not in numbers:
-        yield (
-            f"accuracy left out: {images.path} has labels {images.labels.min()}..{images.labels.max()}, which are not "
-            f"ImageNet-1k's 0..999: rename pictures or subfolders that are not named by a class"
-        )
-
-
-def _doubts_of_pictures(images: ImageSet, reference: Reference) -> Iterator[str]:
-    """Lossy formats and differing sizes."""
-    for name, each in (("images", images), ("reference", reference.images)):
-        if each is None:
-            continue
-        if each.lossy:
-            yield f"{name}: {each.lossy} of {each.count} pictures are JPEG or WebP, whose traces the features see"
-        if len(each.sizes) > 1:
-            yield f"{name}: pictures of {len(each.sizes)} sizes, such as {_sizes(each)}"
-    if reference.images is not None and set(images.sizes) != set(reference.images.sizes):
-        yield f"the sizes differ: images {_sizes(images)}, reference {_sizes(reference.images)}"
-
-
-def _doubts_of_parts(images: ImageSet) -> Iterator[str]:
-    """Of ADM's Inception Score, which depends on the order of the pictures."""
-    if images.labels is not None:
-        first, present = len(np.unique(images.labels[:ADM_SPLIT])), len(np.unique(images.labels))
-        if first < present / 2:
-            yield (
-                f"the pictures come class by class: the first {ADM_SPLIT} show {first} of {present} classes, to which "
-                f"ADM's Inception Score is bounded there; the shuffled one is not"
-            )
-    if images.count % ADM_SPLIT:
-        last = images.count % ADM_SPLIT
-        yield f"the Inception Score's last part has {last} pictures, not {ADM_SPLIT}: small parts lower it"
-
-
-def _sizes(images: ImageSet) -> str:
-    """The commonest few, for the eye."""
-    common = sorted(images.sizes, key=lambda size: -images.sizes[size])
-    return ", ".join(f"{width}x{height}" for height, width in common[:3]) + (", ..." if len(common) > 3 else "")
-
-
-def _told(images: ImageSet) -> dict[str, Any]:
+def _describe_images(images: ImageSet) -> dict[str, Any]:
     return {
         "path": str(images.path),
         "kind": images.kind,
@@ -352,8 +288,8 @@ def _told(images: ImageSet) -> dict[str, Any]:
     }
 
 
-def _told_of(reference: Reference) -> dict[str, Any]:
-    pictures = {} if reference.images is None else {"pictures": _told(reference.images)}
+def _describe_reference(reference: Reference) -> dict[str, Any]:
+    pictures = {} if reference.images is None else {"pictures": _describe_images(reference.images)}
     counted = {} if reference.pool is None else {"statistics_count": reference.pool.count}
     return {**pictures, **counted}
 

@@ -11,7 +11,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 
 
-class Measured(NamedTuple):
+class MeanStderr(NamedTuple):
     """A mean over pictures.
 
     Attributes:
@@ -23,12 +23,12 @@ class Measured(NamedTuple):
     mean: float
     error: float | None
 
-    def times(self, factor: float) -> "Measured":
+    def times(self, factor: float) -> "MeanStderr":
         """In another unit."""
-        return Measured(self.mean * factor, None if self.error is None else self.error * abs(factor))
+        return MeanStderr(self.mean * factor, None if self.error is None else self.error * abs(factor))
 
 
-def measured(values: Tensor, what: str) -> Measured:
+def mean_stderr(values: Tensor, what: str) -> MeanStderr:
     """(N,) values of pictures -> their mean, in float64.
 
     Raises:
@@ -41,7 +41,7 @@ def measured(values: Tensor, what: str) -> Measured:
         wrong = int((~torch.isfinite(values)).sum())
         raise InputError(f"{what} is not finite for {wrong} of {len(values)} pictures: the model's weights are damaged")
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
-    return Measured(values.mean().item(), error)
+    return MeanStderr(values.mean().item(), error)
 
 
 def check_float32(vqvae: VQVAE) -> None:

@@ -18,18 +18,17 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.evaluation.samples.rejection import SampleScorer
-from var.evaluation.samples.sample_set import (
+from var.evaluation.samples.sample_folder import (
     PICTURES,
     SCORES,
-    Batch,
     Records,
-    Settings,
     begin_set,
     check_same_set,
     is_done,
-    kept_samples,
+    list_samples,
     prune_rejected,
 )
+from var.evaluation.samples.sample_set import Batch, Settings
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
 from var.utils.images import save_image, to_pil, to_uint8
@@ -70,7 +69,7 @@ class Workers(NamedTuple):
 ALONE = Workers()
 
 
-def draw_samples(
+def generate_samples(
     pipe: VARPipeline,
     settings: Settings,
     folder: Path,
@@ -124,7 +123,7 @@ def draw_samples(
         if workers.rank == 0:  # what is there now is the set, or someone else has been at it
             if judge is not None:
                 prune_rejected(folder, records, settings.labels)
-            kept_samples(folder, settings)
+            list_samples(folder, settings)
     return total
 
 

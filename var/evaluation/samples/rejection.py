@@ -59,7 +59,7 @@ def check_labels_are_imagenets(num_classes: int) -> None:
         )
 
 
-def best(scores: Mapping[int, float], count: int) -> set[int]:
+def best_indices(scores: Mapping[int, float], count: int) -> set[int]:
     """The indices of the `count` highest scores, of equal ones those of lower index."""
     indices = np.array(sorted(scores), dtype=np.int64)
     values = np.array([scores[index] for index in indices.tolist()])

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import torch
 
 from tokenizer.errors import InputError, one_line
-from var.evaluation.scaling.laws import FEWEST, Curve, Quantity
+from var.evaluation.scaling.laws import Curve, Quantity
+from var.evaluation.scaling.power_law import FEWEST
 from var.hub.checkpoint import CONFIG, WEIGHTS, read_config
 from var.models.var import VAR, VARConfig
 from var.training.config import VARRecipe

@@ -1,0 +1,67 @@
+"""State dicts of released files: what they tell of sizes, and their way into our modules, strict."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from var.utils.weights import StateDict
+
+
+def load_converted(module: torch.nn.Module, state: StateDict, names: dict[str, str], derived: StateDict) -> None:
+    """Give a module the tensors of a released file, in float32 and evaluation mode.
+
+    Args:
+        names: the file's name of each of the module's tensors.
+        derived: buffers that follow from the sizes: the file may have them, and then they must be these.
+
+    Raises:
+        InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently.
+    """
+    missing = sorted(set(names.values()) - set(state))
+    unknown = sorted(set(state) - set(names.values()) - set(derived))
+    if missing or unknown:
+        raise InputError(
+            f"not a released {type(module).__name__} file: {len(missing)} keys missing {missing[:3]}, "
+            f"{len(unknown)} unknown {unknown[:3]}"
+        )
+    for name in sorted(set(state) & set(derived)):  # nothing is left out that says something else than the sizes do
+        if not torch.equal(state[name].to(derived[name]), derived[name]):
+            raise InputError(
+                f"{name} is not what the sizes and scales of this model give: pass the scales of its training"
+            )
+    ours = module.state_dict()
+    converted = {}
+    for key, name in names.items():
+        value = state[name]
+        if value.numel() != ours[key].numel() or value.squeeze().shape != ours[key].squeeze().shape:
+            raise InputError(f"{name} has shape {tuple(value.shape)}, {tuple(ours[key].shape)} expected")
+        converted[key] = value.reshape(ours[key].shape).to(ours[key].dtype)
+    module.load_state_dict(converted, strict=True, assign=True)
+    module.eval().requires_grad_(True)
+
+
+def check_state(state: object) -> None:
+    """Raise InputError unless this is a mapping of names to tensors."""
+    if not isinstance(state, Mapping):
+        raise InputError(f"not a released file: a {type(state).__name__} is no state dict of tensors by name")
+    for key, value in state.items():
+        if not isinstance(key, str) or not isinstance(value, Tensor):
+            told = f"{key!r} is the key of a {type(value).__name__}"
+            raise InputError(f"not a released file: it must hold tensors by name, and {told}")
+
+
+def shape_of(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
+    """The shape of a tensor that tells sizes. Raises InputError where it is missing or has other dimensions."""
+    if key not in state:
+        raise InputError(f"not a released file: the key {key!r} is missing")
+    if state[key].ndim != dimensions:
+        raise InputError(f"{key} has {state[key].ndim} dimensions, {dimensions} expected: not a released file")
+    return tuple(state[key].shape)
+
+
+def count_numbers(state: StateDict, pattern: str) -> int:
+    """How many different numbers stand in the pattern's group, over all keys."""
+    return len({match[1] for key in state if (match := re.match(pattern, key))})
