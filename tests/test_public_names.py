@@ -5,7 +5,7 @@ import var.convert
 import var.generate
 import var.sampling
 from var.aim import AIM
-from var.hub import convert
+from var.hub import convert, convert_aim
 from var.pipeline import VARPipeline
 from var.sampling import generate, logits
 
@@ -17,6 +17,6 @@ def test_pipeline_and_aim_are_in_the_package_itself() -> None:
 
 def test_modules_at_the_top_hand_on_what_the_rooms_define() -> None:
     for name in var.convert.__all__:
-        assert getattr(var.convert, name) is getattr(convert, name)
+        assert getattr(var.convert, name) is getattr(convert_aim if name.endswith("aim") else convert, name)
     assert var.generate.generate is generate.generate
     assert var.sampling.filter_logits is logits.filter_logits

@@ -81,7 +81,7 @@ def test_damaged_image_is_named_and_not_raised(tmp_path: Path, data: bytes | Non
     found = of_one_image(tmp_path, data)[0, 0]
     assert isinstance(found, Unreadable)
     assert found.index == 0
-    assert found.place == f"row 0 of {tmp_path} (validation) (0.png)"
+    assert found.location == f"row 0 of {tmp_path} (validation) (0.png)"
     assert reason in found.reason
     assert found.reason
     assert "\n" not in found.reason
@@ -94,11 +94,11 @@ def test_damaged_file_is_named_by_its_path(tmp_path: Path) -> None:
     dataset = opened(tmp_path, "validation")
     found = dataset[0, 1]
     assert isinstance(found, Unreadable)
-    assert found.place == str(tmp_path / "val/a/1.jpg")
+    assert found.location == str(tmp_path / "val/a/1.jpg")
     (tmp_path / "val/a/0.jpg").unlink()
     gone = dataset[0, 0]
     assert isinstance(gone, Unreadable)
-    assert gone.place == str(tmp_path / "val/a/0.jpg")
+    assert gone.location == str(tmp_path / "val/a/0.jpg")
 
 
 # --- what stands in for it in training
@@ -166,7 +166,7 @@ def test_torn_images_change_nothing_about_how_a_batch_is_divided(tmp_path: Path)
         for micro, part in enumerate(parts):
             assert torch.equal(part.content, whole.content[2 * micro + rank :: 4])
             assert part.labels.tolist() == whole.labels[2 * micro + rank :: 4].tolist()
-            assert part.places == whole.places[2 * micro + rank :: 4]
+            assert part.locations == whole.locations[2 * micro + rank :: 4]
 
 
 def test_validation_leaves_torn_images_out(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_collate_keeps_what_could_be_read_and_tells_the_rest() -> None:
     batch = collate([first, bad[2], Sample(torch.zeros(3, 8, 8), 2, "b", ())], EMPTY)
     assert batch.content.mean(dim=(1, 2, 3)).tolist() == [0.5, 0]
     assert (batch.labels.tolist(), batch.labels.dtype) == ([7, 2], torch.int64)
-    assert (batch.places, batch.unreadable) == (["a", "b"], bad)
+    assert (batch.locations, batch.unreadable) == (["a", "b"], bad)
 
 
 @pytest.mark.parametrize("samples", [[], [Unreadable(4, "there", "torn")]])
@@ -129,7 +129,7 @@ def test_collate_of_nothing_readable(samples: list[Sample | Unreadable], empty: 
     batch = collate(samples, empty)
     assert (batch.content.shape, batch.content.dtype) == (empty.shape, empty.dtype)
     assert (tuple(batch.labels.shape), batch.labels.dtype) == ((0,), torch.int64)
-    assert (batch.places, batch.unreadable) == ([], samples)
+    assert (batch.locations, batch.unreadable) == ([], samples)
 
 
 def test_batch_of_which_nothing_could_be_read_has_the_shape_of_the_dataset(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_reader_processes_change_nothing(tmp_path: Path, monkeypatch: pytest.Mon
         assert isinstance(two, Batch)
         assert torch.equal(one.content, two.content)
         assert torch.equal(one.labels, two.labels)
-        assert (one.places, one.unreadable) == (two.places, two.unreadable)
+        assert (one.locations, one.unreadable) == (two.locations, two.unreadable)
 
 
 def test_loader_takes_no_more_processes_than_cpus_and_no_global_randomness(

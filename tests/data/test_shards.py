@@ -200,7 +200,7 @@ def test_local_shards(tmp_path: Path) -> None:
     assert train.num_classes == 25
     assert labels(train) == list(range(20))
     assert labels(validation) == list(range(20, 25))
-    assert sample(train, 7).place == f"sample 2 of {tmp_path / 'train-1.tar'}"
+    assert sample(train, 7).location == f"sample 2 of {tmp_path / 'train-1.tar'}"
     write_tar(tmp_path / "same/train-0.tar", members(7, 1))
     assert torch.equal(sample(train, 7).content, sample(opened(write_index(tmp_path / "same")), 0).content)
     assert not torch.equal(sample(train, 7).content, sample(train, 8).content)
@@ -270,7 +270,7 @@ def reasons(folder: Path, **changes: bytes | None) -> dict[int, str]:
     dataset = opened(folder / "index.json", "validation")
     found = {i: dataset[0, i] for i in range(PER_SHARD)}
     for i, entry in found.items():
-        assert isinstance(entry, Sample) or entry.place == f"sample {i} of {folder / 'val.tar'}"
+        assert isinstance(entry, Sample) or entry.location == f"sample {i} of {folder / 'val.tar'}"
     return {i: entry.reason for i, entry in found.items() if isinstance(entry, Unreadable)}
 
 
@@ -320,7 +320,7 @@ def test_shard_that_cannot_be_read_is_replaced_in_training(tmp_path: Path, damag
         found = sample(dataset, i)
         assert bool(found.unreadable) == (5 <= i < 10)
         assert not 5 <= found.label < 10
-        assert all(bad.place.endswith(f"of {path}") for bad in found.unreadable)
+        assert all(bad.location.endswith(f"of {path}") for bad in found.unreadable)
 
 
 def test_substitutes_come_from_shards_that_are_here_or_come_next(tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ def test_substitutes_come_from_shards_that_are_here_or_come_next(tmp_path: Path)
     dataset = opened(index, shuffle_shards=2)
     for epoch in range(4):
         found = sample(dataset, 27, epoch)
-        assert found.unreadable[0].place == f"sample 2 of {tmp_path / 'train-5.tar'}"
+        assert found.unreadable[0].location == f"sample 2 of {tmp_path / 'train-5.tar'}"
         assert 25 <= found.label < 30
     (tmp_path / "train-5.tar").unlink()
     for epoch in range(4):
@@ -349,7 +349,7 @@ def test_remote_shards_equal_local_ones(remote: Server, tmp_path: Path) -> None:
     for i in range(20):
         assert torch.equal(sample(far, i).content, sample(near, i).content)
         assert sample(far, i).label == i
-    assert sample(far, 7).place == f"sample 2 of {remote.url}/train-1.tar"
+    assert sample(far, 7).location == f"sample 2 of {remote.url}/train-1.tar"
 
 
 def test_each_shard_is_fetched_once(remote: Server, tmp_path: Path) -> None:
@@ -513,7 +513,7 @@ def test_two_processes_and_readers_see_what_one_sees(
     assert sum(len(batch.unreadable) for batch in one) >= 2
     for step, whole in enumerate(one):
         assert torch.equal(whole.content, readers[step].content)
-        assert (whole.places, whole.unreadable) == (readers[step].places, readers[step].unreadable)
+        assert (whole.locations, whole.unreadable) == (readers[step].locations, readers[step].unreadable)
         assert whole.labels.tolist() == readers[step].labels.tolist()
         for rank in range(2):
             assert torch.equal(parts[rank][step].content, whole.content[rank::2])

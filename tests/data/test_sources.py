@@ -128,7 +128,7 @@ def test_images_directly_below_train_are_one_class(tmp_path: Path) -> None:
     assert (train.labels.tolist(), validation.labels.tolist()) == ([0, 0, 0], [0, 0])
     assert (train.num_classes, train.class_names) == (1, {})
     found = sample(train, 2)
-    assert (found.label, found.place) == (0, str(tmp_path / "train/2.png"))
+    assert (found.label, found.location) == (0, str(tmp_path / "train/2.png"))
     assert torch.equal(found.content, to_tensor(resize_and_crop(picture(2), 18, SIDE)))
 
 
@@ -147,7 +147,7 @@ def test_label_column_null_leaves_labels_aside(tmp_path: Path, parquet: Path, mo
 
 
 def places(dataset: ImageDataset) -> list[str]:
-    return [sample(dataset, i).place for i in range(len(dataset))]
+    return [sample(dataset, i).location for i in range(len(dataset))]
 
 
 def test_part_held_out_is_disjoint_complete_and_spread(tmp_path: Path) -> None:

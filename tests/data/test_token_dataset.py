@@ -165,7 +165,7 @@ def test_batches_are_those_of_the_images(recipe: VARRecipe, vqvae: VQVAE, world:
         for of_tokens, of_images in zip(*batches, strict=True):
             equal(of_tokens, of_images, vqvae)
             found += len(of_tokens.unreadable)
-            assert all(bad.place == str(broken) for bad in of_tokens.unreadable)
+            assert all(bad.location == str(broken) for bad in of_tokens.unreadable)
     assert found >= 2
 
 
@@ -189,7 +189,7 @@ def test_unreadable_validation_images_are_left_out(recipe: VARRecipe, vqvae: VQV
     assert tokens[0, 1] == images[0, 1]
     bad = tokens[5, 1]
     assert isinstance(bad, Unreadable)
-    assert bad.place == str(broken)
+    assert bad.location == str(broken)
     keys = [[(0, index) for index in range(VALIDATION)]]
     of_tokens, of_images = (next(iter(loader(data, keys, workers=0))) for data in (tokens, images))
     assert len(of_tokens.content) == VALIDATION - 1
@@ -210,7 +210,7 @@ def test_names_that_are_no_text(recipe: VARRecipe, vqvae: VQVAE) -> None:
         image.write(b"no picture")
     bad = written(recipe, vqvae, "validation")[0, 3]
     assert isinstance(bad, Unreadable)
-    assert bad.place.endswith("\\udcff.png")
+    assert bad.location.endswith("\\udcff.png")
 
 
 def test_neither_images_nor_encoder_are_needed(

@@ -282,6 +282,16 @@ def test_a_batch_may_change_on_the_way(folder: Path, tmp_path: Path, monkeypatch
         assert largest_difference(torch.from_numpy(values), direct(encoder, folder, path).mean(dim=0)) < 1e-6
 
 
+def begun(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch, finished: bool) -> Path:
+    """A file of the folder's features, or the parts of one."""
+    if finished:
+        write(tiny_encoder(), folder, out)
+    else:
+        monkeypatch.setattr(extract, "PART_IMAGES", 2)
+        interrupted(monkeypatch, 1, lambda: write(tiny_encoder(), folder, out))
+    return out
+
+
 @pytest.mark.parametrize("finished", [True, False])
 @pytest.mark.parametrize(
     ("options", "seed", "parts"),
@@ -300,12 +310,7 @@ def test_other_settings_do_not_mix(
     seed: int,
     parts: tuple[str, ...],
 ) -> None:
-    out = tmp_path / "f.parquet"
-    if finished:
-        write(tiny_encoder(), folder, out)
-    else:
-        monkeypatch.setattr(extract, "PART_IMAGES", 2)
-        interrupted(monkeypatch, 1, lambda: write(tiny_encoder(), folder, out))
+    out = begun(folder, tmp_path / "f.parquet", monkeypatch, finished)
     with refused("f.parquet" if finished else "f.parquet.parts", "give another --out", *parts):
         write(tiny_encoder(seed), folder, out, **options)
     images(folder, "bar/new.png")
@@ -318,12 +323,7 @@ def test_labels_that_changed_do_not_mix(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, finished: bool
 ) -> None:
     """The paths are the same, but a folder before the others, though empty, moves the number of every class."""
-    out = tmp_path / "f.parquet"
-    if finished:
-        write(tiny_encoder(), folder, out)
-    else:
-        monkeypatch.setattr(extract, "PART_IMAGES", 2)
-        interrupted(monkeypatch, 1, lambda: write(tiny_encoder(), folder, out))
+    out = begun(folder, tmp_path / "f.parquet", monkeypatch, finished)
     (folder / "aardvark").mkdir()
     with refused("was made from other images or labels", "give another --out"):
         write(tiny_encoder(), folder, out)

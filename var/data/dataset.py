@@ -34,7 +34,7 @@ class Unreadable:
     """An image that could not be read: which, where it lies, and why."""
 
     index: int  # in the dataset
-    place: str  # a path, or the row of the table
+    location: str  # a path, or the row of the table
     reason: str
 
 
@@ -43,7 +43,7 @@ class Sample(NamedTuple):
 
     content: Tensor  # (3, side, side) float32 in [-1, 1], or (L,) int64
     label: int
-    place: str  # where it lies: a path, or the row of the table
+    location: str  # where it lies: a path, or the row of the table
     unreadable: tuple[Unreadable, ...]  # those that it stands in for
 
 
@@ -52,7 +52,7 @@ class Batch(NamedTuple):
 
     content: Tensor  # (B, 3, side, side) float32 in [-1, 1], or (B, L) int64
     labels: Tensor  # (B,) int64
-    places: list[str]  # B
+    locations: list[str]  # B
     unreadable: list[Unreadable]
 
 
@@ -149,21 +149,21 @@ class ImageDataset(Dataset[Sample | Unreadable]):
 
     def _read(self, epoch: int, index: int) -> Sample | Unreadable:
         row, source = int(self.listing.rows[index]), self.listing.source
-        place = source.place(row)
+        location = source.location(row)
         try:
             encoded = source.read(row)
-            place = encoded.place
+            location = encoded.location
             if self.augment and self.shards is not None and isinstance(source, ShardSource):
                 source.prefetch(int(self.listing.rows[self.shards.samples_after(epoch, index, 1)[0]]))
             with Image.open(encoded.file, formats=FORMATS) as image:
                 pixels = self._square(image, epoch, index)
         except UnidentifiedImageError:
-            return Unreadable(index, place, f"not an image in one of the formats {', '.join(FORMATS)}")
+            return Unreadable(index, location, f"not an image in one of the formats {', '.join(FORMATS)}")
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
             # Not its cause, as elsewhere: "truncated file" says more than which bytes were missed.
-            return Unreadable(index, place, " ".join(f"{type(error).__name__}: {error}".split()))
+            return Unreadable(index, location, " ".join(f"{type(error).__name__}: {error}".split()))
         label = encoded.label if self.labels is None else int(self.labels[index])
-        return Sample(to_tensor(pixels), label, place, ())
+        return Sample(to_tensor(pixels), label, location, ())
 
     def _square(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:

@@ -23,12 +23,12 @@ class FolderSource:
         # One array instead of a million strings: reader processes share it without copying.
         self.names = np.array([os.fsencode(name) for name in names])
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         return str(self.folder / os.fsdecode(self.names[row]))
 
     def read(self, row: int) -> Encoded:
-        place = self.place(row)
-        return Encoded(Path(place), place)
+        location = self.location(row)
+        return Encoded(Path(location), location)
 
 
 def split_folder_of(folder: Path, split: Split) -> Path | None:

@@ -18,14 +18,14 @@ class Encoded(NamedTuple):
     """An image file, not yet decoded."""
 
     file: Path | BytesIO
-    place: str
+    location: str
     label: int = 0  # read beside the image, where the listing has no labels
 
 
 class Source(Protocol):
     """Where encoded images come from."""
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         """Where an image lies, for messages."""
 
     def read(self, row: int) -> Encoded:

@@ -93,7 +93,7 @@ def collate(samples: Sequence[Sample | Unreadable], empty: Tensor) -> Batch:
     content = torch.stack([sample.content for sample in readable]) if readable else empty
     labels = torch.tensor([sample.label for sample in readable], dtype=torch.int64)
     unreadable = [bad for s in samples for bad in (s.unreadable if isinstance(s, Sample) else (s,))]
-    return Batch(content, labels, [sample.place for sample in readable], unreadable)
+    return Batch(content, labels, [sample.location for sample in readable], unreadable)
 
 
 def loader(dataset: SampleDataset, batch_sampler: Iterable[list[Key]], workers: int) -> "DataLoader[Batch]":

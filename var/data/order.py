@@ -36,14 +36,14 @@ class ShardOrder:
         """(len,): a permutation of the samples."""
         if len(self.first) <= self.window:
             return epoch_order(len(self.shard), self.seed, epoch)
-        _, place = _entrances(len(self.first), self.seed, epoch)
+        _, entrance = _entrances(len(self.first), self.seed, epoch)
         delay = np.random.default_rng((DELAY, self.seed, epoch)).random(len(self.shard))
-        return np.argsort(place[self.shard] + self.window * delay, kind="stable")
+        return np.argsort(entrance[self.shard] + self.window * delay, kind="stable")
 
     def samples_after(self, epoch: int, index: int, distance: int) -> range:
         """The samples of the shard that enters so many after the one of a sample, round the end of the epoch."""
-        sequence, place = _entrances(len(self.first), self.seed, epoch)
-        shard = sequence[(place[self.shard[index]] + distance) % len(sequence)]
+        sequence, entrance = _entrances(len(self.first), self.seed, epoch)
+        shard = sequence[(entrance[self.shard[index]] + distance) % len(sequence)]
         return range(self.first[shard], self.first[shard] + self.count[shard])
 
 

@@ -10,6 +10,10 @@ an index, so that every sample has a number before anything is read:
 All keys but "train" may be missing. URLs are http, https, or whatever fsspec knows (s3, gs, hf, ...); without a scheme
 they are relative to the index. A remote shard is fetched whole, once for all processes of a machine, into a folder of
 bounded size.
+
+Why not webdataset's `wids`, which numbers samples by the same kind of index: webdataset 1.0 no longer has it, and that
+of 0.2 bounds its cache by shards of one process rather than bytes, fetches by `curl` in a shell without trying again or
+comparing lengths, runs `pipe:` commands that an index names, and decodes some members by pickle.
 """
 
 import json

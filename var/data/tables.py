@@ -23,23 +23,23 @@ class TableSource:
         self.name = column.column_names[0]
         self.origin = origin
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         return f"row {row} of {self.origin}"
 
     def read(self, row: int) -> Encoded:
         value: Mapping[str, Any] = self.column[row][self.name] or {}
         data, path = value.get("bytes"), value.get("path")
-        place = self.place(row) + (f" ({path})" if path else "")
+        location = self.location(row) + (f" ({path})" if path else "")
         if data is not None:
-            return Encoded(BytesIO(data), place)
+            return Encoded(BytesIO(data), location)
         if path is None:
             raise FileNotFoundError("the row holds no image")
-        return Encoded(Path(path), place)
+        return Encoded(Path(path), location)
 
 
 def parquet_files(folder: Path, split: Split) -> list[str]:
     """The files of a split below a folder, sorted; [] where it has none."""
-    patterns = [f"{place}{name}*.parquet" for place in ("", "data/") for name in SPLIT_NAMES[split]]
+    patterns = [f"{below}{name}*.parquet" for below in ("", "data/") for name in SPLIT_NAMES[split]]
     return next((files for pattern in patterns if (files := sorted(map(str, folder.glob(pattern))))), [])
 
 

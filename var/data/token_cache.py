@@ -32,17 +32,8 @@ LEFT_OUT = -1  # label of a sample that could not be read
 
 # What of a recipe's data decides what the tokens are.
 DATA_SETTINGS = (
-    "source",
-    "image_column",
-    "label_column",
-    "classes",
-    "resize",
-    "crop",
-    "crop_area",
-    "pad",
-    "flip",
-    "jitter",
-    "validation_fraction",
+    *("source", "image_column", "label_column", "classes", "validation_fraction"),
+    *("resize", "crop", "crop_area", "pad", "flip", "jitter"),
 )
 
 
@@ -131,7 +122,7 @@ class Record(_File):
 
     sha256: str  # of the tokens and of all below
     labels: list[int]  # (n,), a substitute's in place of an unreadable image; LEFT_OUT: no tokens either
-    unreadable: dict[int, list[tuple[int, str, str]]]  # for rows of the shard: index, place, reason
+    unreadable: dict[int, list[tuple[int, str, str]]]  # for rows of the shard: index, location, reason
 
 
 def cache_of(recipe: TokenRecipe) -> Path:

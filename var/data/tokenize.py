@@ -204,7 +204,7 @@ def _write_shard(folder: Path, shard: Shard, parts: Iterable[_Encoded], dtype: s
     labels = [label for part in parts for label in part.labels]
     failures = [failures for part in parts for failures in part.failures]
     unreadable = {
-        row: [(bad.index, _text(bad.place), _text(bad.reason)) for bad in found]
+        row: [(bad.index, _text(bad.location), _text(bad.reason)) for bad in found]
         for row, found in enumerate(failures)
         if found
     }

@@ -26,7 +26,7 @@ class ShardSource:
         self.label_key = label_key
         self.num_classes = num_classes
 
-    def place(self, row: int) -> str:
+    def location(self, row: int) -> str:
         shard, number = self.reader.find(row)
         return f"sample {number} of {self.reader.urls[shard]}"
 
@@ -38,7 +38,7 @@ class ShardSource:
         label = 0 if self.label_key is None else opened.label(number, self.label_key)
         if self.num_classes is not None and label >= self.num_classes:
             raise ValueError(f"its label is {label}, but the index tells num_classes={self.num_classes}")
-        return Encoded(BytesIO(opened.image(number, _SUFFIXES)), self.place(row), label)
+        return Encoded(BytesIO(opened.image(number, _SUFFIXES)), self.location(row), label)
 
     def prefetch(self, row: int) -> None:
         """Fetch beside what goes on the shard of an image that will be read later."""

@@ -110,7 +110,7 @@ def _read(dataset: SampleDataset, batch_size: int, limit: int | None) -> Iterato
     read, unreadable = 0, 0
     for batch in loader(dataset, validation_batches(dataset, batch_size, limit, rank=0, world=1), workers=0):
         for bad in batch.unreadable:
-            log.info("cannot read %s: %s", bad.place, bad.reason)
+            log.info("cannot read %s: %s", bad.location, bad.reason)
         unreadable += len(batch.unreadable)
         if len(batch.labels):
             read += len(batch.labels)

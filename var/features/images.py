@@ -124,12 +124,12 @@ def list_split(source: str, split: "Split") -> ImageList:
         def read(i: int) -> LabeledImage:
             found = dataset[0, i]
             if isinstance(found, Unreadable):
-                raise InputError(f"cannot read {found.place}: {found.reason}")
-            return LabeledImage(_text(found.place.removeprefix(prefix)), found.label, found.content)
+                raise InputError(f"cannot read {found.location}: {found.reason}")
+            return LabeledImage(_text(found.location.removeprefix(prefix)), found.label, found.content)
 
         return read
 
-    told = [os.fsencode(listing.source.place(int(row))) for row in listing.rows]
+    told = [os.fsencode(listing.source.location(int(row))) for row in listing.rows]
     labels = [] if listing.labels is None else [listing.labels.tobytes()]
     classes = [f"{label}={name}".encode() for label, name in sorted(listing.class_names.items())]
     return ImageList(len(told), _checksum([*told, *labels, *classes]), listing.class_names, reader)
@@ -157,8 +157,8 @@ class _OneByOne:
         self.source = source
         self.lock = threading.Lock()
 
-    def place(self, row: int) -> str:
-        return self.source.place(row)
+    def location(self, row: int) -> str:
+        return self.source.location(row)
 
     def read(self, row: int) -> "Encoded":
         with self.lock:

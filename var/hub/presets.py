@@ -73,30 +73,18 @@ class ReleasedAIM:
 
 
 AIM_RELEASED = {
-    "aim-600M": ReleasedAIM(
-        EncoderConfig(width=1536, depth=24, heads=12),
-        tuple(range(14, 20)),
-        "aim_600m_2bimgs_attnprobe",
-        "apple/aim-600M",
-    ),
-    "aim-1B": ReleasedAIM(
-        EncoderConfig(width=2048, depth=24, heads=16),
-        tuple(range(12, 18)),
-        "aim_1b_5bimgs_attnprobe",
-        "apple/aim-1B",
-    ),
-    "aim-3B": ReleasedAIM(
-        EncoderConfig(width=3072, depth=24, heads=24),
-        tuple(range(12, 18)),
-        "aim_3b_5bimgs_attnprobe",
-        "apple/aim-3B",
-    ),
-    "aim-7B": ReleasedAIM(
-        EncoderConfig(width=4096, depth=32, heads=32),
-        tuple(range(14, 20)),
-        "aim_7b_5bimgs_attnprobe",
-        "apple/aim-7B",
-    ),
+    f"aim-{size}": ReleasedAIM(
+        EncoderConfig(width=width, depth=depth, heads=heads),
+        tuple(range(best, best + PROBED)),
+        f"aim_{file}_attnprobe",
+        f"apple/aim-{size}",
+    )
+    for size, width, depth, heads, best, file in (
+        ("600M", 1536, 24, 12, 14, "600m_2bimgs"),
+        ("1B", 2048, 24, 16, 12, "1b_5bimgs"),
+        ("3B", 3072, 24, 24, 12, "3b_5bimgs"),
+        ("7B", 4096, 32, 32, 14, "7b_5bimgs"),
+    )
 }
 
 AIM_SIZES = {  # the first three are for small machines, and have no released weights

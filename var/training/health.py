@@ -50,16 +50,16 @@ class RunHealth:
         if sum(len(batch.labels) for batch in batches) < wanted:
             last = found[-1]
             raise InputError(
-                f"neither {last.place} ({last.reason}) nor any of the images tried in its place could be read: repair "
-                "or remove them"
+                f"neither {last.location} ({last.reason}) nor any of the images tried in its place could be read: "
+                "repair or remove them"
             )
         allowed = self.recipe.data.max_unreadable
         if found and self.unreadable > allowed * max(self.seen, FEW_SAMPLES):
             last = found[-1]
             raise InputError(
                 f"{self.unreadable} images could not be read for {self.seen} wanted, more than "
-                f"data.max_unreadable={allowed:g} allows; the last was {last.place} ({last.reason}): repair or remove "
-                "them"
+                f"data.max_unreadable={allowed:g} allows; the last was {last.location} ({last.reason}): repair or "
+                "remove them"
             )
 
     def stepped(self) -> None:
@@ -74,10 +74,10 @@ class RunHealth:
             return
         path = self.recipe.output / "not_finite" / f"step-{step:08d}-process-{self.accelerator.process_index}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        places = [place for batch in batches for place in batch.places]
+        locations = [location for batch in batches for location in batch.locations]
         labels = [label for batch in batches for label in batch.labels.tolist()]
         numbers = {name: repr(float(value)) for name, value in logs.items()}  # JSON itself has no nan
-        record = {"step": step, "turn": phase, "numbers": numbers, "places": places, "labels": labels}
+        record = {"step": step, "turn": phase, "numbers": numbers, "places": locations, "labels": labels}
         path.write_text(json.dumps(record, indent=2) + "\n")
         raise InputError(
             f"loss or gradient were not finite in {self.skipped_in_a_row} steps in a row, the last of them {step} "

@@ -381,7 +381,7 @@ def test_few_pictures_are_warned_of(tmp_path: Path) -> None:
 def test_an_inception_score_of_pictures_class_by_class_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("var.evaluation.metrics.score.ADM_SPLIT", 4)
+    monkeypatch.setattr("var.evaluation.metrics.warnings.ADM_SPLIT", 4)
     against = npz(tmp_path / "b.npz", 12, 1)
     told = warnings_of(npz(tmp_path / "a.npz", 12, 0, arr_1=np.repeat([0, 1, 2], 4)), against)
     assert "class by class: the first 4 show 1 of 3 classes" in told

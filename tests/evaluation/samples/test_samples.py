@@ -23,7 +23,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var.evaluation.metrics.extractors import ExtractedFeatures
 from var.evaluation.samples import generate as samples
-from var.evaluation.samples import rejection, sample_set
+from var.evaluation.samples import rejection, sample_folder
 from var.evaluation.samples.generate import Workers, generate_samples
 from var.evaluation.samples.rejection import ClassProbability, best_indices, check_labels_are_imagenets
 from var.evaluation.samples.sample_folder import has_samples_npz, write_samples_npz
@@ -237,7 +237,7 @@ def test_stopped_while_it_rejects(
     pipe: VARPipeline, rejected: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int, after: bool
 ) -> None:
     """Just before or after the scores of a batch are written, of eleven."""
-    write, count = sample_set.Records.write, [0]
+    write, count = sample_folder.Records.write, [0]
 
     def stopped(*given: Any) -> None:
         count[0] += 1
@@ -247,7 +247,7 @@ def test_stopped_while_it_rejects(
             raise Stop
 
     with monkeypatch.context() as patch:
-        patch.setattr(sample_set.Records, "write", stopped)
+        patch.setattr(sample_folder.Records, "write", stopped)
         with pytest.raises(Stop):
             generate_samples(pipe, rejecting(pipe), tmp_path, brightness)
     assert generate_samples(pipe, rejecting(pipe), tmp_path, brightness) == 32 - 3 * (at - (not after))

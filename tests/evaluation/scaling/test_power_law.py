@@ -1,14 +1,29 @@
 """Power laws: equal to other implementations, and recovered from noise within their intervals."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from helpers import refused
 from scipy import stats
-from tiny_scaling import X, covers, noisy
 
 from var.evaluation.scaling import power_law
+from var.evaluation.scaling.power_law import Interval
+
+X = tuple(np.geomspace(2e-5, 8e-3, 6))
+
+
+def noisy(
+    seed: int, x: Sequence[float] = X, alpha: float = -0.2, beta: float = 2.0, noise: float = 0.02
+) -> list[float]:
+    drawn = np.random.default_rng(seed).normal(0, noise, len(x))
+    return [float((beta * place) ** alpha * math.exp(error)) for place, error in zip(x, drawn, strict=True)]
+
+
+def covers(interval: Interval | None, value: float) -> bool:
+    assert interval is not None
+    return interval.low <= value <= interval.high
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(-0.23, 2.0), (-0.010, 650.0), (0.5, 1e-5), (-0.13, 2.2e-5)])
@@ -48,7 +63,7 @@ def test_beta_interval_is_the_delta_method_with_the_whole_covariance() -> None:
 def test_resampled_lines_are_lines_through_the_drawn_points() -> None:
     y = noisy(4)
     lines = power_law.resample(X, y, 50, seed=7)
-    draws = power_law.draw_with_replacement(np.log(X), 50, 7)
+    draws = power_law._draw_with_replacement(np.log(X), 50, 7)
     assert draws.shape == (50, 6)
     for draw, alpha, constant in zip(draws, *lines, strict=True):
         theirs = stats.linregress(np.log(X)[draw], np.log(y)[draw])
@@ -118,3 +133,39 @@ def test_too_few_points_are_refused() -> None:
         power_law.power_law([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
     with refused("2 points", "at least 3"):
         power_law.errors(power_law.PowerLaw(-1, 0), X[:2], [2.0, 1.0])
+
+
+# --- a floor
+
+
+def test_a_floor_is_found_where_there_is_one() -> None:
+    x = np.geomspace(1e-4, 1e2, 14)
+    y = [3 + value for value in noisy(0, x, alpha=-0.3, noise=0)]
+    y = [value * math.exp(error) for value, error in zip(y, np.random.default_rng(1).normal(0, 0.003, 14), strict=True)]
+    found, why = power_law.fit_with_irreducible_loss(x, y, resamples=60, seed=0)
+    assert found is not None, why
+    assert covers(found.floor_interval, 3)
+    assert covers(found.alpha_interval, -0.3)
+    assert found.floor == pytest.approx(3, rel=0.02)
+    assert found.beta == pytest.approx(2, rel=0.2)
+
+
+def test_no_floor_is_told_where_there_is_none_or_too_few_points() -> None:
+    x = np.geomspace(1e-4, 1e2, 14)
+    for seed in range(3):
+        found, why = power_law.fit_with_irreducible_loss(x, noisy(seed, x), resamples=60, seed=0)
+        assert found is None
+        assert "not fit so much better" in why
+    found, why = power_law.fit_with_irreducible_loss(X[:5], noisy(0)[:5], resamples=60, seed=0)
+    assert found is None
+    assert "5 points are too few" in why
+
+
+def test_an_unstable_floor_is_not_told() -> None:
+    """Two high points bend the line; the resamples without them have no floor."""
+    x = tuple(np.geomspace(1e-3, 1e3, 12))
+    y = noisy(2, x, noise=0.002)
+    y[0], y[1] = 1.2 * y[0], 1.1 * y[1]
+    found, why = power_law.fit_with_irreducible_loss(x, y, resamples=60, seed=0)
+    assert found is None
+    assert "not stable" in why

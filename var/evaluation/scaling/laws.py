@@ -8,15 +8,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from tokenizer.errors import InputError
-from var.evaluation.scaling.irreducible_loss import WithFloor, fit_with_irreducible_loss
 from var.evaluation.scaling.power_law import (
     FEWEST,
     Errors,
     Interval,
     PowerLaw,
     Prediction,
+    WithFloor,
     beta_of,
     errors,
+    fit_with_irreducible_loss,
     percentiles,
     power_law,
     predict,

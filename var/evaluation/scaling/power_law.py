@@ -1,20 +1,23 @@
-"""Scaling laws: L = (beta * X)^alpha, a straight line in log-log (VAR, arXiv 2404.02905, section 5.1). Pure functions.
+"""Power laws L = (beta * X)^alpha, straight lines in log-log (VAR, arXiv 2404.02905, section 5.1). Pure functions.
 
 X is a size or an amount of compute, L a loss or an error rate; n points, R resamples.
 """
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import optimize, stats
 
 from tokenizer.errors import InputError
 
 LEVEL = 0.95  # of all intervals
 FEWEST = 3  # points of a fit: two lie on a line whatever they are
+FEWEST_WITH_FLOOR = 6  # points, or the corrected criterion of Akaike is not defined
+FLAT = 1e-6  # a floor below that is none
+FLOORS = (0.0, 0.5, 0.9)  # where the search for a floor begins, as shares of the lowest value
 
 Floats = NDArray[np.float64]
 
@@ -54,6 +57,16 @@ class Resamples(NamedTuple):
     constant: Floats
 
 
+class WithFloor(NamedTuple):
+    """L = floor + (beta * X)^alpha; intervals over resampled points."""
+
+    floor: float
+    alpha: float
+    beta: float
+    floor_interval: Interval
+    alpha_interval: Interval
+
+
 class Prediction(NamedTuple):
     """Of a law, beyond the points that it was fitted to."""
 
@@ -69,8 +82,8 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     Raises:
         InputError: fewer than two different x, or a value that is not positive and finite.
     """
-    u, v = logarithms(x, y)
-    alpha, constant = fit_lines(u, v, np.arange(len(u))[None])
+    u, v = _logarithms(x, y)
+    alpha, constant = _fit_lines(u, v, np.arange(len(u))[None])
     return PowerLaw(float(alpha[0]), float(constant[0]))
 
 
@@ -80,7 +93,7 @@ def errors(law: PowerLaw, x: Sequence[float], y: Sequence[float]) -> Errors:
     Raises:
         InputError: fewer points.
     """
-    u, v = logarithms(x, y)
+    u, v = _logarithms(x, y)
     n = len(u)
     if n < FEWEST:
         raise InputError(f"{n} points leave nothing to tell an error from: at least {FEWEST} are needed")
@@ -91,20 +104,20 @@ def errors(law: PowerLaw, x: Sequence[float], y: Sequence[float]) -> Errors:
     # log beta = level / alpha - mean of log x, with the level of log y at that mean, which is independent of the slope:
     # its derivatives are 1 / alpha and -level / alpha^2.
     level = float(v.mean())
-    middle = divide(law.constant, law.alpha)
-    beta_wide = reach * math.sqrt(divide(1, law.alpha**2) / n + divide(level**2, law.alpha**4) / spread)
+    middle = _divide(law.constant, law.alpha)
+    beta_wide = reach * math.sqrt(_divide(1, law.alpha**2) / n + _divide(level**2, law.alpha**4) / spread)
     return Errors(
         deviation,
         Interval(law.alpha - wide, law.alpha + wide),
-        Interval(safe_exp(middle - beta_wide), safe_exp(middle + beta_wide)),
+        Interval(_exp(middle - beta_wide), _exp(middle + beta_wide)),
     )
 
 
 def resample(x: Sequence[float], y: Sequence[float], resamples: int, seed: int) -> Resamples:
     """Lines through n of the n points drawn with replacement; draws with a single x, through which none goes, again."""
-    u, v = logarithms(x, y)
-    chosen = draw_with_replacement(u, resamples, seed)
-    return Resamples(*fit_lines(u, v, chosen))
+    u, v = _logarithms(x, y)
+    chosen = _draw_with_replacement(u, resamples, seed)
+    return Resamples(*_fit_lines(u, v, chosen))
 
 
 def predict(law: PowerLaw, x: Sequence[float], y: Sequence[float], lines: Resamples, at: float) -> Prediction:
@@ -116,14 +129,14 @@ def predict(law: PowerLaw, x: Sequence[float], y: Sequence[float], lines: Resamp
         lines: resample(x, y, ...).
         at: the other X.
     """
-    u, _ = logarithms(x, y)
+    u, _ = _logarithms(x, y)
     n, place = len(u), math.log(at)
     interval = None
     if n >= FEWEST:
         spread = float(np.square(u - u.mean()).sum())
         far = math.sqrt(1 + 1 / n + (place - float(u.mean())) ** 2 / spread)
         reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 2)) * errors(law, x, y).deviation * far
-        interval = Interval(law.at(at) * safe_exp(-reach), law.at(at) * safe_exp(reach))
+        interval = Interval(law.at(at) * _exp(-reach), law.at(at) * _exp(reach))
     with np.errstate(over="ignore"):
         there = percentiles(np.exp(lines.constant + lines.alpha * place))
     return Prediction(at, law.at(at), interval, there)
@@ -136,7 +149,66 @@ def percentiles(values: Floats) -> Interval:
     return Interval(float(low), float(high))
 
 
-def logarithms(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats]:
+def fit_with_irreducible_loss(
+    x: Sequence[float], y: Sequence[float], resamples: int, seed: int
+) -> tuple[WithFloor, str] | tuple[None, str]:
+    """L = floor + (beta * X)^alpha by least squares in log L, if the points tell such a floor.
+
+    They do if the corrected criterion of Akaike prefers it to the law without, and if the interval of the floor over
+    resampled points is above 0, and that of alpha below 0.
+
+    Returns:
+        The law, or None and why there is none.
+    """
+    u, v = _logarithms(x, y)
+    n = len(u)
+    if n < FEWEST_WITH_FLOOR:
+        return None, f"{n} points are too few for three parameters: at least {FEWEST_WITH_FLOOR} are needed"
+    line = power_law(x, y)
+    starts = [_start(line, u, v, share) for share in FLOORS]
+    best = min((_fitted_with_floor(u, v, start) for start in starts), key=lambda found: found.cost)
+    straight = float(np.square(v - line.constant - line.alpha * u).sum())
+    if _akaike(2 * best.cost, n, 4) >= _akaike(straight, n, 3):
+        return None, "it does not fit so much better that its third parameter would be worth it"
+    draws = _draw_with_replacement(u, resamples, seed, different=FEWEST)
+    again = np.array([_fitted_with_floor(u[draw], v[draw], best.x).x for draw in draws])
+    lowest = np.array([v[draw].min() for draw in draws])
+    floors = percentiles(np.exp(lowest) * again[:, 0])
+    alphas = percentiles(again[:, 2])
+    if floors.low <= FLAT or alphas.high >= 0:
+        return None, "it is not stable: over resampled points its floor reaches 0, or alpha does"
+    floor = float(np.exp(v.min()) * best.x[0])
+    alpha, constant = float(best.x[2]), float(best.x[1])
+    return WithFloor(floor, alpha, beta_of(alpha, constant), floors, alphas), ""
+
+
+def _start(line: PowerLaw, u: Floats, v: Floats, share: float) -> Floats:
+    """Share of the lowest value, then the line through what is above that floor."""
+    above = np.log(np.exp(v) - share * np.exp(v.min()))
+    alpha, constant = _fit_lines(u, above, np.arange(len(u))[None])
+    return np.array([share, constant[0], alpha[0]])
+
+
+def _fitted_with_floor(u: Floats, v: Floats, start: Floats) -> Any:
+    """The solution of scipy.optimize: x is (floor as a share of the lowest value, constant, alpha)."""
+    lowest = math.exp(v.min())
+
+    def residuals(parameters: Floats) -> Floats:
+        share, constant, alpha = parameters
+        # Beyond a bound that no data reaches, so that a step too far is refused and does not overflow.
+        return np.log(share * lowest + np.exp(np.clip(constant + alpha * u, -300, 300))) - v
+
+    bounds = ([0, -np.inf, -np.inf], [1, np.inf, np.inf])
+    return optimize.least_squares(residuals, start, bounds=bounds, x_scale="jac", max_nfev=200)
+
+
+def _akaike(squares: float, n: int, parameters: int) -> float:
+    """Corrected for small n; the deviation counts as a parameter."""
+    likelihood = n * math.log(max(squares, 1e-300) / n)
+    return likelihood + 2 * parameters + 2 * parameters * (parameters + 1) / (n - parameters - 1)
+
+
+def _logarithms(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats]:
     u, v = np.asarray(x, np.float64), np.asarray(y, np.float64)
     for name, values in (("X", u), ("L", v)):
         if not (np.isfinite(values).all() and (values > 0).all()):
@@ -147,7 +219,7 @@ def logarithms(x: Sequence[float], y: Sequence[float]) -> tuple[Floats, Floats]:
     return np.log(u), np.log(v)
 
 
-def draw_with_replacement(u: Floats, resamples: int, seed: int, different: int = 2) -> NDArray[np.int64]:
+def _draw_with_replacement(u: Floats, resamples: int, seed: int, different: int = 2) -> NDArray[np.int64]:
     """(R, n) indices of points, each row with so many different X (or all that there are)."""
     generator = np.random.default_rng(seed)
     different = min(different, len(np.unique(u)))
@@ -158,7 +230,7 @@ def draw_with_replacement(u: Floats, resamples: int, seed: int, different: int =
     return np.stack(kept[:resamples])
 
 
-def fit_lines(u: Floats, v: Floats, chosen: NDArray[np.int64]) -> tuple[Floats, Floats]:
+def _fit_lines(u: Floats, v: Floats, chosen: NDArray[np.int64]) -> tuple[Floats, Floats]:
     """Slope and constant (R,) of the least-squares lines through the chosen points (R, n)."""
     u, v = u[chosen], v[chosen]
     level_u, level_v = u.mean(axis=1, keepdims=True), v.mean(axis=1, keepdims=True)
@@ -167,12 +239,12 @@ def fit_lines(u: Floats, v: Floats, chosen: NDArray[np.int64]) -> tuple[Floats, 
 
 
 def beta_of(alpha: float, constant: float) -> float:
-    return safe_exp(divide(constant, alpha))
+    return _exp(_divide(constant, alpha))
 
 
-def divide(a: float, b: float) -> float:
+def _divide(a: float, b: float) -> float:
     return a / b if b else math.nan if a == 0 else math.copysign(math.inf, a)
 
 
-def safe_exp(x: float) -> float:
+def _exp(x: float) -> float:
     return math.exp(x) if x < 709 else math.nan if math.isnan(x) else math.inf
