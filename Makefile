@@ -17,7 +17,7 @@ sample: .venv/.installed ## Draw images of one ImageNet class, golden retriever 
 	$(venv_python) sample.py --class $(CLASS)
 
 test: lint ## Check format, lint and types, then run the tests
-	$(venv_python) -m pytest
+	$(venv_python) -m pytest -n 2 --dist loadfile
 
 lint: .venv/.installed-dev ## Check format, lint and types
 	$(venv_python) -m ruff format --check .
