@@ -16,9 +16,12 @@ from var.models.aim import Encoder
 from var.models.var import VAR
 from var.networks.backbones import BACKBONES
 from var.networks.perceptual import PERCEPTUAL
-from var.training.config import AIMRecipe, AnyRecipe, ProbeRecipe, TokenizerRecipe, VARRecipe
+from var.training.config import Recipe
 from var.training.recipe import load_recipe
-from var.training.stages.probe import candidates
+from var.training.stages.aim import AIMRecipe
+from var.training.stages.probe import ProbeRecipe, candidates
+from var.training.stages.tokenizer import TokenizerRecipe
+from var.training.stages.var import VARRecipe
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPES = sorted(CONFIGS.glob("*.yaml"))
@@ -33,7 +36,7 @@ PAPER = {  # millions of parameters
 TOKENIZERS = {name: name.replace("_var", "_tokenizer") for name in (p.stem for p in RECIPES) if name.endswith("_var")}
 
 
-def recipe(name: str) -> AnyRecipe:
+def recipe(name: str) -> Recipe:
     return load_recipe(CONFIGS / f"{name}.yaml")
 
 
@@ -135,10 +138,10 @@ def test_transformers_follow_the_papers_recipe(name: str) -> None:
     base = 1e-4 if depth < 24 else 8e-5
     assert loaded.optimizer.lr == pytest.approx(base * loaded.batch_size / 256)
     assert loaded.optimizer.betas == (0.9, 0.95)
-    assert (loaded.optimizer.weight_decay, loaded.optimizer.clip) == (0.05, 2.0)
+    assert (loaded.optimizer.weight_decay, loaded.optimizer.grad_clip) == (0.05, 2.0)
     assert loaded.optimizer.final_weight_decay == (None if depth < 30 else 0.08)
-    assert (loaded.schedule.warmup_start, loaded.schedule.flat, loaded.schedule.shape) == (0.005, 0.05, "linear")
-    assert loaded.schedule.final == (0.1 if depth < 24 else 0.01)
+    assert (loaded.schedule.warmup_start, loaded.schedule.hold, loaded.schedule.shape) == (0.005, 0.05, "linear")
+    assert loaded.schedule.final_lr_factor == (0.1 if depth < 24 else 0.01)
     assert loaded.label_drop == 0.1
     assert (loaded.data.resize, loaded.data.crop, loaded.data.flip) == (1.125, "random", False)
     assert 768 <= loaded.batch_size <= 1024
@@ -153,7 +156,7 @@ def test_the_two_stages_of_a_data_set_fit(name: str, first: str) -> None:
     for key in ("source", "image_column", "label_column", "resize", "crop", "validation_fraction"):
         assert getattr(second.data, key) == getattr(tokenizer.data, key), key
     assert tokenizer.model.scales[0] == 1
-    assert second.tokens is not None
+    assert second.token_cache is not None
 
 
 def test_the_probe_is_of_the_encoder_that_is_trained_before_it() -> None:
@@ -172,7 +175,7 @@ def test_the_papers_probe_reads_six_blocks() -> None:
     assert (loaded.model, loaded.probe_layers, loaded.probed, loaded.num_classes) == ("aim-600M", "best", 6, 1000)
     released = AIM_RELEASED[loaded.model]
     assert released.best in candidates("best", released.config.depth, loaded.probed)
-    assert loaded.optimizer.clip is None
+    assert loaded.optimizer.grad_clip is None
     assert round(loaded.data.resize * 224) == 256  # as var.models.aim.val_transforms
 
 

@@ -17,9 +17,10 @@ from helpers import Tensors, small_var, small_vqvae
 from PIL import Image
 
 from var.pipeline import VARPipeline
-from var.training.config import TokenizerRecipe, VARRecipe
-from var.training.loop import build_stage
 from var.training.recipe import load_recipe
+from var.training.stages.tokenizer import TokenizerRecipe
+from var.training.stages.var import VARRecipe
+from var.training.trainer import build_stage
 
 ROOT = Path(__file__).parents[1]
 Ended = tuple[int, str, str]  # a command's exit code, output, error output
@@ -40,7 +41,7 @@ TOKENIZER: dict[str, Any] = {
         "blocks": 1,
         "norm_groups": 4,
     },
-    "optimizer": {"lr": 3e-3, "weight_decay": 0.01, "clip": 1.0},
+    "optimizer": {"lr": 3e-3, "weight_decay": 0.01, "grad_clip": 1.0},
     "precision": "float32",
     "log_every": 1,
 }
@@ -190,4 +191,4 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, number: int = signal.SIG
         monkeypatch.setattr(stage, "after_step", counted)
         return stage
 
-    monkeypatch.setattr("var.training.loop.build_stage", build)
+    monkeypatch.setattr("var.training.trainer.build_stage", build)

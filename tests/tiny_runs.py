@@ -8,12 +8,12 @@ from typing import Any
 from tiny import VAR, merged, write_recipe
 
 from var.models.var import VARConfig
-from var.training.config import VARRecipe
 from var.training.logger import write_recipe as write_checked
 from var.training.recipe import load_recipe
+from var.training.stages.var import VARRecipe
 
 WriteRun = Callable[..., Path]
-RECIPE = merged(VAR, {"data": {"source": "pictures"}, "tokenizer": "tok", "batch_size": 8, "tokens": "cache"})
+RECIPE = merged(VAR, {"data": {"source": "pictures"}, "tokenizer": "tok", "batch_size": 8, "token_cache": "cache"})
 
 
 def config(**changes: Any) -> VARConfig:

@@ -12,14 +12,14 @@ from var.data.dataset import Batch, ImageDataset, open_dataset
 from var.data.listing import Split
 from var.data.token_dataset import TokenDataset, open_tokens
 from var.data.tokenize import TokenSummary, write_tokens
-from var.training.config import VARRecipe
+from var.training.stages.var import VARRecipe
 
 VIEWS, SHARD, TRAIN, VALIDATION = 3, 6, 20, 6
 AUGMENTED: dict[str, Any] = {"flip": True, "resize": 1.5, "crop": "random"}
 
 
 def written_recipe(folder: Path, **changes: Any) -> VARRecipe:
-    base = {"tokens": str(folder / "tokens"), "token_views": VIEWS, "data": AUGMENTED}
+    base = {"token_cache": str(folder / "tokens"), "token_views": VIEWS, "data": AUGMENTED}
     return var_recipe(folder / "recipe", folder / "images", folder / "tokenizer", **(base | changes))
 
 
@@ -41,19 +41,19 @@ def images_of(recipe: VARRecipe, split: Split = "train") -> ImageDataset:
 
 
 def contents(recipe: VARRecipe) -> dict[str, bytes]:
-    assert recipe.tokens is not None
-    return {path.name: path.read_bytes() for path in recipe.tokens.iterdir()}
+    assert recipe.token_cache is not None
+    return {path.name: path.read_bytes() for path in recipe.token_cache.iterdir()}
 
 
 def identities(recipe: VARRecipe) -> dict[str, tuple[int, int]]:
     """Of each file, what writing it anew changes."""
-    assert recipe.tokens is not None
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in recipe.tokens.iterdir()}
+    assert recipe.token_cache is not None
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in recipe.token_cache.iterdir()}
 
 
 def file(recipe: VARRecipe, name: str) -> Path:
-    assert recipe.tokens is not None
-    return recipe.tokens / name
+    assert recipe.token_cache is not None
+    return recipe.token_cache / name
 
 
 def break_image(recipe: VARRecipe, name: str) -> Path:

@@ -12,7 +12,7 @@ from tiny_tokens import TRAIN, VALIDATION, written_recipe
 
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import save_model
-from var.training.config import VARRecipe
+from var.training.stages.var import VARRecipe
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from tiny_tokens import TRAIN, VIEWS, changed, file, identities, write
 from tokenizer.vqvae import VQVAE
 from var.data.dataset import Sample
 from var.data.token_dataset import open_tokens
-from var.training.config import VARRecipe
+from var.training.stages.var import VARRecipe
 
 # What is refused
 
@@ -29,9 +29,9 @@ def test_a_cache_of_something_else_is_refused(recipe: VARRecipe, vqvae: VQVAE) -
         data = recipe.data.model_copy(update={name: value})
         others.append((changed(recipe, data=data), vqvae, f"data.{name}="))
     for other, theirs, difference in others:
-        with refused(str(recipe.tokens), difference, remedy):
+        with refused(str(recipe.token_cache), difference, remedy):
             write(other, theirs)
-        with refused(str(recipe.tokens), difference, remedy):
+        with refused(str(recipe.token_cache), difference, remedy):
             open_tokens(other, theirs, "train")
     assert identities(recipe) == before
 
@@ -72,17 +72,17 @@ def test_images_that_came_or_went_in_between(recipe: VARRecipe, vqvae: VQVAE) ->
 
 def test_folders_that_cannot_be_used(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:
     for function in (write, lambda *given: open_tokens(*given, "train")):
-        with refused("the recipe has no tokens", "tokens=FOLDER"):
-            function(changed(recipe, tokens=None), vqvae)
+        with refused("the recipe has no token_cache", "token_cache=FOLDER"):
+            function(changed(recipe, token_cache=None), vqvae)
     with refused("holds no token cache", "run var tokenize"):
         open_tokens(recipe, vqvae, "train")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with refused("holds other files, such as letter.txt", "give a new folder"):
-        write(changed(recipe, tokens=tmp_path / "mine"), vqvae)
+        write(changed(recipe, token_cache=tmp_path / "mine"), vqvae)
     with refused("letter.txt is a file", "give another folder"):
-        write(changed(recipe, tokens=tmp_path / "mine" / "letter.txt"), vqvae)
-    assert not (recipe.tokens or tmp_path).exists()
+        write(changed(recipe, token_cache=tmp_path / "mine" / "letter.txt"), vqvae)
+    assert not (recipe.token_cache or tmp_path).exists()
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]", '{"settings": 1}', "\x00\x01"])

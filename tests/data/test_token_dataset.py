@@ -33,8 +33,9 @@ from tokenizer.vqvae import VQVAE
 from var.data.dataset import Sample, Unreadable
 from var.data.loader import StepSampler, loader
 from var.data.token_dataset import open_tokens
-from var.data.tokenize import Processes, TokenSummary, write_tokens
-from var.training.config import VARRecipe
+from var.data.tokenize import TokenSummary, write_tokens
+from var.training.stages.var import VARRecipe
+from var.utils.ranks import Ranks
 
 # What it holds
 
@@ -70,8 +71,8 @@ def test_two_bytes_a_token_where_they_are_enough(
 
 def test_a_cache_from_before_a_setting_was_there_is_read(recipe: VARRecipe, vqvae: VQVAE) -> None:
     write_tokens(recipe, vqvae)
-    assert recipe.tokens is not None
-    path = recipe.tokens / "manifest.json"
+    assert recipe.token_cache is not None
+    path = recipe.token_cache / "manifest.json"
     manifest = json.loads(path.read_text())
     del manifest["settings"]["data.pad"]
     path.write_text(json.dumps(manifest))
@@ -114,11 +115,11 @@ def test_progress_is_told_by_the_first_process_and_logged_by_default(
     with caplog.at_level(logging.INFO, "var.data.tokenize"):
         write(recipe, vqvae)
     assert caplog.messages[-1] == f"encoded {VIEWS * TRAIN + VALIDATION} of {VIEWS * TRAIN + VALIDATION} samples"
-    other, told = changed(recipe, tokens=tmp_path / "second"), []
+    other, told = changed(recipe, token_cache=tmp_path / "second"), []
     with pytest.raises(StopIteration):  # the first process has written the manifest, no more
-        write(other, vqvae, processes=Processes(0, 2, waits(0)))
+        write(other, vqvae, ranks=Ranks(0, 2, waits(0)))
     with refused("train-v0-00000.json cannot be read"):  # its shards are not there for the summary
-        write(other, vqvae, processes=Processes(1, 2), progress=lambda done, total: told.append(done))
+        write(other, vqvae, ranks=Ranks(1, 2), progress=lambda done, total: told.append(done))
     assert file(other, "train-v1-00000.bin").exists()
     assert told == []
 
@@ -133,7 +134,7 @@ def test_tokens_are_read_through_the_page_cache(recipe: VARRecipe, vqvae: VQVAE)
 
 def test_precision_changes_nothing(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:
     write(recipe, vqvae)
-    other = changed(recipe, tokens=tmp_path / "autocast")
+    other = changed(recipe, token_cache=tmp_path / "autocast")
     with torch.autocast("cpu", torch.bfloat16):
         write(other, vqvae)
     assert contents(other) == contents(recipe)
@@ -141,7 +142,7 @@ def test_precision_changes_nothing(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Pa
 
 def test_reader_processes_change_nothing(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:
     write(recipe, vqvae)
-    other = changed(recipe, tokens=tmp_path / "workers", data=recipe.data.model_copy(update={"workers": 1}))
+    other = changed(recipe, token_cache=tmp_path / "workers", data=recipe.data.model_copy(update={"workers": 1}))
     write(other, vqvae)
     assert contents(other) == contents(recipe)
 

@@ -26,8 +26,9 @@ from tiny_tokens import (
 )
 
 from tokenizer.vqvae import VQVAE
-from var.data.tokenize import ALONE, Processes, write_tokens
-from var.training.config import VARRecipe
+from var.data.tokenize import write_tokens
+from var.training.stages.var import VARRecipe
+from var.utils.ranks import ALONE, Ranks
 
 # Damage, kills and several processes
 
@@ -111,22 +112,22 @@ def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(
     recipe = changed(recipe, token_views=1)
     write(recipe, vqvae)
     for moment in range(0, 27, 2):
-        other = changed(recipe, tokens=tmp_path / f"killed-{moment}")
+        other = changed(recipe, token_cache=tmp_path / f"killed-{moment}")
         assert killed_at(other, vqvae, moment)
-        done = [path.stem for path in (other.tokens or Path()).glob("*-*.json")]
+        done = [path.stem for path in (other.token_cache or Path()).glob("*-*.json")]
         before = identities(other)
         summary = write(other, vqvae)
         assert contents(other) == contents(recipe)
         assert summary.encoded <= TRAIN + VALIDATION - sum({"train-v0-00003": 2}.get(name, SHARD) for name in done)
         kept = identities(other)
         assert all(kept[f"{name}.bin"] == before[f"{name}.bin"] for name in done)
-    assert not killed_at(changed(recipe, tokens=tmp_path / "through"), vqvae, 1000)
+    assert not killed_at(changed(recipe, token_cache=tmp_path / "through"), vqvae, 1000)
 
 
 def test_killed_again_and_again_it_comes_to_an_end(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:
     """Each attempt is killed after one shard; none of them is lost."""
     write(recipe, vqvae)
-    other, attempts = changed(recipe, tokens=tmp_path / "killed"), 0
+    other, attempts = changed(recipe, token_cache=tmp_path / "killed"), 0
     while killed_at(other, vqvae, 5):
         attempts += 1
     assert attempts == VIEWS * 4 + 1  # the manifest goes first; the last attempt ends before it can be killed
@@ -136,20 +137,20 @@ def test_killed_again_and_again_it_comes_to_an_end(recipe: VARRecipe, vqvae: VQV
 def test_processes_share_the_shards(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:
     """Whatever their number, and also when it changes between two attempts."""
     whole = write(recipe, vqvae)
-    other = changed(recipe, tokens=tmp_path / "shared")
+    other = changed(recipe, token_cache=tmp_path / "shared")
     with pytest.raises(StopIteration):  # the others have not come: their shards are missing
-        write(other, vqvae, processes=Processes(0, 3, waits(1)))
+        write(other, vqvae, ranks=Ranks(0, 3, waits(1)))
     assert 0 < len(contents(other)) < len(contents(recipe))
-    summary = write(other, vqvae, processes=ALONE)
+    summary = write(other, vqvae, ranks=ALONE)
     assert 0 < summary.encoded < whole.encoded
     assert contents(other) == contents(recipe)
 
 
 def test_two_processes_write_what_one_writes(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:
     write_tokens(recipe, vqvae)
-    other = changed(recipe, tokens=tmp_path / "two")
+    other = changed(recipe, token_cache=tmp_path / "two")
     launch = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0, "--standalone")
-    result = run(*launch, "-m", "var", "tokenize", tmp_path / "recipe.yaml", f"tokens={other.tokens}")
+    result = run(*launch, "-m", "var", "tokenize", tmp_path / "recipe.yaml", f"token_cache={other.token_cache}")
     assert result.returncode == 0, result.stderr
     assert contents(other) == contents(recipe)
     assert f"holds {VIEWS * TRAIN + VALIDATION} encoded images" in result.stdout
@@ -167,7 +168,7 @@ def test_a_full_disk(recipe: VARRecipe, vqvae: VQVAE, monkeypatch: pytest.Monkey
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with refused("tokens=", "No space left on device", "the same command goes on"):
+    with refused("token_cache=", "No space left on device", "the same command goes on"):
         write(recipe, vqvae)
     assert sorted(contents(recipe)) == [
         "manifest.json",

@@ -16,8 +16,8 @@ from var.evaluation.data import image_batches, open_images
 from var.evaluation.likelihood import LabeledLikelihood, Likelihood, TokenLikelihood, likelihood
 from var.evaluation.metrics.stats import MeanStderr
 from var.pipeline import VARPipeline
-from var.training.config import VARRecipe
 from var.training.loop import train
+from var.training.stages.var import VARRecipe
 
 N, TOKENS = 7, 21
 IMAGES, LABELS = normal(N, 3, 8, 8).clamp(-1, 1), [0, 4, 2, 2, 3, 1, 0]

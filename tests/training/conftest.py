@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tiny import image_folder, tokenizer_recipe
 
-from var.training.config import TokenizerRecipe
 from var.training.loop import train
+from var.training.stages.tokenizer import TokenizerRecipe
 
 
 @pytest.fixture(scope="session")

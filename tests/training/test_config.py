@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
-from var.training.config import TokenizerRecipe, VARRecipe, VARSizes
 from var.training.recipe import load_recipe
+from var.training.stages.tokenizer import TokenizerRecipe
+from var.training.stages.var import VARRecipe, VARSizes
 
 TOKENIZER = """
 stage: tokenizer
@@ -28,7 +29,7 @@ output: runs/var
 data: {source: some/folder, classes: [207, 970]}
 batch_size: 64
 steps: 100
-optimizer: {lr: 1e-4, betas: [0.9, 0.9], clip: null}
+optimizer: {lr: 1e-4, betas: [0.9, 0.9], grad_clip: null}
 tokenizer: runs/tokenizer/model
 model: {depth: 4}
 """
@@ -87,7 +88,7 @@ def test_var_recipe_is_read(var_recipe: Path) -> None:
     recipe = load_recipe(var_recipe)
     assert isinstance(recipe, VARRecipe)
     assert recipe.data.classes == (207, 970)
-    assert recipe.optimizer.clip is None
+    assert recipe.optimizer.grad_clip is None
     assert recipe.tokenizer == Path("runs/tokenizer/model")
     assert recipe.label_drop == 0.1
 
@@ -162,7 +163,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("batch_size=2.5", ["batch_size=2.5", "integer"]),
         ("batch_size=true", ["batch_size=true", "integer"]),
         ("optimizer.lr=fast", ['optimizer.lr="fast"', "number"]),
-        ("optimizer=3", ["optimizer=3", "group of keys: lr, betas, weight_decay, final_weight_decay, clip"]),
+        ("optimizer=3", ["optimizer=3", "group of keys: lr, betas, weight_decay, final_weight_decay, grad_clip"]),
         ("model=3", ["model=3", "group of keys: scales, vocab_size"]),
         ("model.scales=3", ["model.scales=3", "array"]),
         ("model.scales=[a]", ['model.scales.0="a"', "integer"]),
@@ -185,7 +186,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("quantizer_dropout=1", ["quantizer_dropout=1", "less than 1"]),
         ("accumulate=0", ["accumulate=0", "greater than or equal to 1"]),
         ("max_skipped=0", ["max_skipped=0", "greater than or equal to 1"]),
-        ("wandb=''", ['wandb=""', "at least 1 character"]),
+        ("wandb_project=''", ['wandb_project=""', "at least 1 character"]),
         ("data.validation_fraction=1", ["data.validation_fraction=1", "less than 1"]),
         ("data.cache_gigabytes=0", ["data.cache_gigabytes=0", "greater than 0"]),
         ("batch_size=0", ["batch_size=0", "greater than or equal to 1"]),
@@ -195,14 +196,14 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("optimizer.lr=.nan", ["optimizer.lr=NaN", "finite"]),
         ("optimizer.lr=.inf", ["optimizer.lr=Infinity", "finite"]),
         ("optimizer.betas=[0.9, 1]", ["optimizer.betas.1=1", "less than 1"]),
-        ("optimizer.clip=0", ["optimizer.clip=0", "greater than 0"]),
+        ("optimizer.grad_clip=0", ["optimizer.grad_clip=0", "greater than 0"]),
         ("optimizer.weight_decay=-0.1", ["optimizer.weight_decay=-0.1", "greater than or equal to 0"]),
         ("schedule.warmup=1.2", ["schedule.warmup=1.2", "less than or equal to 1"]),
-        ("schedule.warmup=0.99", ["schedule.warmup=0.99", "flat=0.05", "together at most 1"]),
+        ("schedule.warmup=0.99", ["schedule.warmup=0.99", "hold=0.05", "together at most 1"]),
         ("schedule.shape=step", ['schedule.shape="step"', "'linear' or 'cosine'"]),
         ("ema=1", ["ema=1", "less than 1"]),
         ("precision=float64", ['precision="float64"', "'auto', 'float32', 'bfloat16' or 'float16'"]),
-        ("keep=0", ["keep=0", "greater than or equal to 1"]),
+        ("keep_last=0", ["keep_last=0", "greater than or equal to 1"]),
         ("log_every=0", ["log_every=0", "greater than or equal to 1"]),
         ("data.crop=left", ['data.crop="left"', "'random', 'center' or 'resized'"]),
         ("data.classes=[]", ["data.classes=[]", "at least 1 item"]),
@@ -222,7 +223,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("steps=4", ["epochs=3 and steps=4", "null"]),
         ("epochs=null", ["epochs and steps are both missing", "epochs=100"]),
         # the stage
-        ("stage=gan", ['stage="gan"', "tokenizer, var, aim, probe"]),
+        ("stage=gan", ['stage="gan"', "aim, probe, tokenizer, var"]),
         ("stage=null", ["stage=null", "tokenizer, var"]),
         ("stage=[1]", ["stage=[1]", "tokenizer, var"]),
         # the form of overrides
@@ -252,7 +253,7 @@ def test_tokenizer_recipe_refuses(tokenizer_recipe: Path, override: str, parts: 
         ("label_drop=1", ["label_drop=1", "less than 1"]),
         ("token_views=-1", ["token_views=-1", "greater than or equal to 1"]),
         ("gradient_checkpointing=some", ['gradient_checkpointing="some"', "boolean"]),
-        ("tokens=3", ["tokens=3", "must be text"]),
+        ("token_cache=3", ["token_cache=3", "must be text"]),
         ("tokenizer=null", ["tokenizer=null", "must be text"]),
         ("loss.l1=1", ["loss={l1}", "not a known key"]),
     ],

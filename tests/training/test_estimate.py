@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from var.hub.checkpoint import save_model
 from var.models import var as models
-from var.training.config import VARRecipe
 from var.training.estimate import estimate as module
-from var.training.estimate.estimate import Estimate, estimate, measured_speed
+from var.training.estimate.estimate import Estimate, estimate
 from var.training.estimate.images import find_images
+from var.training.estimate.speed import measured_speed
 from var.training.estimate.table import amount, duration, show
 from var.training.recipe import load_recipe
+from var.training.stages.var import VARRecipe
 
 SPEED = 1e9
 
@@ -65,7 +66,7 @@ def passes(found: Estimate) -> dict[str, float]:
 def test_flops_of_the_transformer_are_those_of_its_products(tmp_path: Path, images: Path, tokenizer: Path) -> None:
     """Twice the weights a token forward, four times backward, and the two products of attention likewise."""
     sizes = {"depth": 3, "width": 64, "heads": 4}
-    recipe = transformer(tmp_path, images, tokenizer, batch_size=8, model=sizes, tokens=tmp_path / "t")
+    recipe = transformer(tmp_path, images, tokenizer, batch_size=8, model=sizes, token_cache=tmp_path / "t")
     depth, width, length, vocab, latent = 3, 64, 21, 32, 8
     tokens = 8 * length
     linear = depth * 12 * width**2 * tokens + width * vocab * tokens  # blocks, head
@@ -79,7 +80,9 @@ def test_flops_of_the_transformer_are_those_of_its_products(tmp_path: Path, imag
 
 
 def test_flops_of_the_papers_d16_are_six_a_parameter_and_token(tmp_path: Path, images: Path) -> None:
-    recipe = load_recipe(ROOT / "configs" / "imagenet_d16.yaml", ["batch_size=2", f"data.source={images}", "tokens=t"])
+    recipe = load_recipe(
+        ROOT / "configs" / "imagenet_d16.yaml", ["batch_size=2", f"data.source={images}", "token_cache=t"]
+    )
     found = estimate(recipe)
     parameters = {network.name: network.parameters for network in found.networks}
     assert parameters["model"] == pytest.approx(310e6, rel=0.01)
@@ -126,7 +129,9 @@ def test_half_precision_keeps_less(tmp_path: Path, images: Path, tokenizer: Path
     half = estimate(transformer(tmp_path, images, tokenizer, batch_size=8, precision="bfloat16"))
     assert 0.4 * plain.memory.activations < half.memory.activations < 0.95 * plain.memory.activations
     assert passes(half)["model"] == pytest.approx(passes(plain)["model"])
-    cached = estimate(transformer(tmp_path, images, tokenizer, batch_size=8, precision="bfloat16", tokens=tmp_path))
+    cached = estimate(
+        transformer(tmp_path, images, tokenizer, batch_size=8, precision="bfloat16", token_cache=tmp_path)
+    )
     of_type = {part.dtype: part.flops for part in half.passes}
     assert of_type.keys() == half.speeds.keys() == {torch.bfloat16, torch.float32}
     assert {part.dtype: part.flops for part in cached.passes}[torch.bfloat16] == of_type[torch.bfloat16]
@@ -135,14 +140,14 @@ def test_half_precision_keeps_less(tmp_path: Path, images: Path, tokenizer: Path
 
 def test_encoder_is_counted_in_every_step_or_once(tmp_path: Path, images: Path, tokenizer: Path) -> None:
     every = estimate(transformer(tmp_path, images, tokenizer, batch_size=4))
-    once = estimate(transformer(tmp_path, images, tokenizer, batch_size=4, tokens=tmp_path / "t", token_views=3))
+    once = estimate(transformer(tmp_path, images, tokenizer, batch_size=4, token_cache=tmp_path / "t", token_views=3))
     encoder = passes(every)["model"] - passes(once)["model"]
     assert encoder > 0
-    assert every.encoding == 0
-    assert once.encoding == pytest.approx(encoder / 4 * 8 * 3)
+    assert every.preparation == 0
+    assert once.preparation == pytest.approx(encoder / 4 * 8 * 3)
     assert "is not there: the run begins with writing it" in " ".join(once.notes)
     assert every.seconds == pytest.approx(6 * every.flops / (SPEED / 1.5))
-    assert once.seconds == pytest.approx((6 * once.flops + once.encoding) / (SPEED / 1.5))
+    assert once.seconds == pytest.approx((6 * once.flops + once.preparation) / (SPEED / 1.5))
 
 
 def test_memory_of_one_process(tmp_path: Path, images: Path, tokenizer: Path) -> None:
@@ -255,12 +260,12 @@ def test_images_are_counted_in_parquet_without_being_copied(tmp_path: Path) -> N
     for i, labels in enumerate(([0, 1, 5], [5, 5])):
         table = pyarrow.table({"image": [b""] * len(labels), "label": np.array(labels)})
         pyarrow.parquet.write_table(table, folder / f"train-{i}.parquet")
-    assert find_images(tokenizer_recipe(tmp_path / "a", folder))[:2] == (5, 6)
+    assert find_images(tokenizer_recipe(tmp_path / "a", folder).data)[:2] == (5, 6)
     chosen = tokenizer_recipe(tmp_path / "b", folder, data={"classes": [5]})
-    assert find_images(chosen)[:2] == (3, 6)
+    assert find_images(chosen.data)[:2] == (3, 6)
     unlabelled = tokenizer_recipe(tmp_path / "c", folder, data={"label_column": None})
-    assert find_images(unlabelled)[:2] == (5, 1)
-    wrong = find_images(tokenizer_recipe(tmp_path / "d", folder, data={"label_column": "kind"}))
+    assert find_images(unlabelled.data)[:2] == (5, 1)
+    wrong = find_images(tokenizer_recipe(tmp_path / "d", folder, data={"label_column": "kind"}).data)
     assert wrong.number is None
     assert wrong.unknown is not None
 
@@ -300,7 +305,7 @@ def test_the_command_prints_and_touches_nothing(stage: str, tmp_path: Path, imag
     base = merged(TOKENIZER, {"data": {"source": str(images)}})
     if stage == "var":
         base = merged(
-            VAR, {"data": {"source": str(images)}, "tokenizer": str(tokenizer), "tokens": str(tmp_path / "t")}
+            VAR, {"data": {"source": str(images)}, "tokenizer": str(tokenizer), "token_cache": str(tmp_path / "t")}
         )
     recipe = write_recipe(tmp_path / "run.yaml", base)
     (tmp_path / "home").mkdir()

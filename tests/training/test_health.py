@@ -11,8 +11,8 @@ from helpers import refused
 from tiny import tokenizer_recipe
 
 from var.data.dataset import Batch, Unreadable
-from var.training.config import TokenizerRecipe
 from var.training.health import RunHealth
+from var.training.stages.tokenizer import TokenizerRecipe
 
 
 class Alone:
@@ -147,7 +147,7 @@ def test_the_last_batch_is_written_down(recipe: TokenizerRecipe) -> None:
     path = recipe.output / "not_finite" / "step-00000012-process-1.json"
     for step in (10, 11):
         guard.skipped(step, "discriminator", logs, [batch(1)])
-    with refused("3 steps in a row", "12", str(path), "optimizer.lr=0.003", "optimizer.clip", str(recipe.output)):
+    with refused("3 steps in a row", "12", str(path), "optimizer.lr=0.003", "optimizer.grad_clip", str(recipe.output)):
         guard.skipped(12, "discriminator", logs, [batch(2), batch(1)])
     assert json.loads(path.read_text()) == {
         "step": 12,

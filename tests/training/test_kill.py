@@ -14,9 +14,9 @@ import torch._dynamo  # what a run imports late is imported here once for all pr
 from tiny import ROOT, TIMEOUT, assert_same_weights, image_folder, metrics, tokenizer_recipe
 
 from var.training.checkpointing import checkpoints
-from var.training.config import TokenizerRecipe
 from var.training.loop import train
 from var.training.recipe import load_recipe
+from var.training.stages.tokenizer import TokenizerRecipe
 from var.utils.torchvision_compat import import_torchvision
 
 import_torchvision()
@@ -45,7 +45,7 @@ def recipe(path: Path, source: Path) -> TokenizerRecipe:
         "checkpoint_every": 1,
         "validate_every": 20,
         "sample_every": STEPS,
-        "keep": 3,
+        "keep_last": 3,
     }
     return tokenizer_recipe(path, source, **changes)
 

@@ -13,9 +13,9 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import ROOT, merged, tokenizer_recipe
 
-from var.training.config import TokenizerRecipe
 from var.training.logger import Report, check_wandb, forget_after, open_wandb, write_recipe
 from var.training.recipe import load_recipe
+from var.training.stages.tokenizer import TokenizerRecipe
 
 
 @pytest.fixture
@@ -128,7 +128,7 @@ def test_a_discriminator_comes_back_without_the_keys_of_the_other_kind(
     "text", ["${data.source}", "1e5", "007", "yes", "null", "~", "a: b", "#x", "0x1F", "12:30:00", "ä"]
 )
 def test_text_stays_text(text: str, recipe: TokenizerRecipe, tmp_path: Path) -> None:
-    named = recipe.model_copy(update={"wandb": text, "output": tmp_path / text})
+    named = recipe.model_copy(update={"wandb_project": text, "output": tmp_path / text})
     write_recipe(named, tmp_path / "again.yaml")
     assert load_recipe(tmp_path / "again.yaml") == named
 
@@ -231,7 +231,7 @@ def wandb(monkeypatch: pytest.MonkeyPatch) -> FakeWandb:
 
 
 def with_wandb(recipe: TokenizerRecipe) -> TokenizerRecipe:
-    return recipe.model_copy(update={"wandb": "scales"})
+    return recipe.model_copy(update={"wandb_project": "scales"})
 
 
 def test_without_being_asked_nothing_is_sent(recipe: TokenizerRecipe, wandb: FakeWandb) -> None:
@@ -282,5 +282,5 @@ def test_a_resumed_run_is_the_same_one_and_another_output_another(
 
 def test_a_missing_package_is_told(recipe: TokenizerRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
-    with refused("wandb='scales'", "pip install wandb", "wandb=null"):
+    with refused("wandb_project='scales'", "pip install wandb", "wandb_project=null"):
         check_wandb(with_wandb(recipe))

@@ -10,8 +10,10 @@ from helpers import largest_difference
 from tiny import ROOT, metrics, run, tokenizer_recipe, var_recipe, weights
 
 from var.training.checkpointing import checkpoints
-from var.training.config import Recipe, TokenizerRecipe, VARRecipe
+from var.training.config import Recipe
 from var.training.loop import train
+from var.training.stages.tokenizer import TokenizerRecipe
+from var.training.stages.var import VARRecipe
 
 # All that is random in training, all that is kept between steps, and both turns of the adversarial stage.
 GAN: dict[str, Any] = {
@@ -94,7 +96,9 @@ def test_sharded_parameters_and_a_run_that_moves(images: Path, tokenizer_run: To
     whole = recipe_of("var", tmp_path / "whole", images, tokenizer_run, validate_every=10)
     assert isinstance(whole, VARRecipe)
     train(whole)
-    moved = recipe_of("var", tmp_path / "moved", images, tokenizer_run, validate_every=10, checkpoint_every=1, keep=9)
+    moved = recipe_of(
+        "var", tmp_path / "moved", images, tokenizer_run, validate_every=10, checkpoint_every=1, keep_last=9
+    )
     assert isinstance(moved, VARRecipe)
 
     def stop_after(step: int) -> None:

@@ -5,6 +5,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,16 @@ import pytest
 from helpers import refused
 from tiny import ROOT, Run, environment, metrics, refusal, var_recipe
 
-from var.training.config import TokenizerRecipe, VARRecipe
 from var.training.recipe import load_recipe
-from var.training.series import headline, series, train_series
+from var.training.series import series, train_series
+from var.training.stages.tokenizer import TokenizerRecipe
+from var.training.stages.var import VARRecipe
 
 
 def reference(**changes: Any) -> VARRecipe:
     recipe = load_recipe(ROOT / "configs" / "tiny_imagenet_scaling.yaml")
     assert isinstance(recipe, VARRecipe)
-    model = recipe.model.model_copy(update=changes)
-    return recipe.model_copy(update={"model": model})
+    return recipe.model_copy(update={"model": replace(recipe.model, **changes)})
 
 
 # --- sizes
@@ -92,7 +93,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_size_is_trained_and_gone_on_with(recipe: VARRecipe) -> None:
     (size,), told = series(recipe, [1]), []
     train_series([size], tell=told.append)
-    assert told == [headline(size)]
+    assert told == [size.headline]
     assert [line["step"] for line in metrics(size.output, "validation")] == [2, 4]
     assert load_recipe(size.output / "recipe.yaml") == size
     before = (size.output / "metrics.jsonl").read_text()

@@ -36,10 +36,13 @@ from var.data.loader import validation_loader
 from var.hub.checkpoint import WEIGHTS, load_tokenizer
 from var.pipeline import VARPipeline
 from var.training.checkpointing import checkpoints, save_checkpoint
-from var.training.config import TokenizerRecipe, VARRecipe
+from var.training.distributed import build_accelerator
 from var.training.logger import Report
-from var.training.loop import Trainer, build_accelerator, build_stage, train
+from var.training.loop import train
 from var.training.rng import StepRNG
+from var.training.stages.tokenizer import TokenizerRecipe
+from var.training.stages.var import VARRecipe
+from var.training.trainer import Trainer, build_stage
 
 LATENT_TOKENS = 1 + 4 + 16
 
@@ -54,7 +57,7 @@ def var_run(images: Path, tokenizer_run: TokenizerRecipe, tmp_path_factory: pyte
         steps=80,
         batch_size=8,
         data={"crop": "center"},
-        tokens=str(tmp_path_factory.mktemp("tokens")),
+        token_cache=str(tmp_path_factory.mktemp("tokens")),
         label_drop=0.1,
         ema=0.5,
         validate_every=80,
@@ -169,7 +172,7 @@ def test_labels_are_dropped_in_training_only(images: Path, tokenizer_run: Tokeni
 
     for step in range(100):
         draws = StepRNG(0, step, 6, range(6), torch.device("cpu"))
-        stage.losses("model", model, batch, draws, None)  # type: ignore[arg-type]  # called like a module
+        stage.phases[0].loss(model, batch, draws, None)  # type: ignore[arg-type]  # called like a module
     dropped = sum(row.count(2) for row in seen) / sum(map(len, seen))
     assert 0.4 < dropped < 0.6
     assert {0, 1, 2} == {label for row in seen for label in row}
@@ -211,7 +214,12 @@ def test_training_from_the_token_cache_is_training_from_images(
     common: dict[str, Any] = {"data": {"flip": True}, "steps": 6, "label_drop": 0.3, "ema": 0.9}
     plain = var_recipe(tmp_path / "images", images, tokenizer_run.output / "model", **common)
     cached = var_recipe(
-        tmp_path / "cached", images, tokenizer_run.output / "model", **common, tokens=str(tmp_path / "t"), token_views=3
+        tmp_path / "cached",
+        images,
+        tokenizer_run.output / "model",
+        **common,
+        token_cache=str(tmp_path / "t"),
+        token_views=3,
     )
     train(plain)
     train(cached)
@@ -404,7 +412,7 @@ def test_unreadable_images_are_counted_and_replaced(
     tmp_path: Path, tokenizer_run: TokenizerRecipe, cached: bool
 ) -> None:
     data = broken_copy(tmp_path / "data", "bar/1.png", "cup/3.png")
-    tokens = {"tokens": str(tmp_path / "tokens")} if cached else {}
+    tokens = {"token_cache": str(tmp_path / "tokens")} if cached else {}
     model = tokenizer_run.output / "model"
     recipe = var_recipe(tmp_path / "r", data, model, batch_size=8, steps=3, **tokens)
     train(recipe)
@@ -429,7 +437,7 @@ def test_classes_that_the_model_has_no_room_for(tmp_path: Path, images: Path, to
     recipe = var_recipe(tmp_path / "r", images, tokenizer_run.output / "model", model={"num_classes": 1})
     with refused("label 1", "model.num_classes=1", "at least 2"):
         train(recipe)
-    cached = recipe.model_copy(update={"tokens": tmp_path / "tokens"})
+    cached = recipe.model_copy(update={"token_cache": tmp_path / "tokens"})
     with refused("label 1", "model.num_classes=1", "at least 2"):
         train(cached)
     assert not (tmp_path / "tokens").exists()  # told before anything was encoded

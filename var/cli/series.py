@@ -31,20 +31,16 @@ def series(
             "var series starts the processes of its runs itself: start it once, with --launch 'torchrun ...'"
         )
     wanted = depths_of(depths)
-    from var.training.config import VARRecipe
     from var.training.recipe import load_recipe
-    from var.training.series import headline, train_series
     from var.training.series import series as sizes
+    from var.training.series import train_series
 
-    reference = load_recipe(recipe, overrides or [])
-    if not isinstance(reference, VARRecipe):
-        raise InputError(f"recipe {recipe} has stage={reference.stage}: only stage var has sizes in a series")
-    recipes = sizes(reference, wanted)
+    recipes = sizes(load_recipe(recipe, overrides or []), wanted)
     if dry_run:
         from var.cli.train import tell
 
         for size in recipes:
-            typer.echo(headline(size))
+            typer.echo(size.headline)
             tell(size)
         return
     train_series(recipes, launch, typer.echo)

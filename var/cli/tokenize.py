@@ -20,34 +20,34 @@ def main() -> None:
 
 def tokenize(
     recipe: Annotated[Path, typer.Argument(help="YAML recipe of a VAR stage, such as configs/mini_var.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as tokens=runs/tokens.")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as token_cache=runs/tokens.")] = None,
 ) -> None:
     """Encode the images of RECIPE once, so that training needs no encoder. Run it again to go on where it stopped."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    from var.training.config import VARRecipe
     from var.training.recipe import load_recipe
+    from var.training.stages.var import VARRecipe
 
     checked = load_recipe(recipe, overrides or [])
     if not isinstance(checked, VARRecipe):
         raise InputError(f"recipe {recipe} has stage={checked.stage}: only stage var trains on tokens")
-    if checked.tokens is None:
-        raise InputError(f"recipe {recipe} has no tokens: say where they go, with tokens=FOLDER")
+    if checked.token_cache is None:
+        raise InputError(f"recipe {recipe} has no token_cache: say where the tokens go, with token_cache=FOLDER")
     from accelerate import PartialState
-    from accelerate.utils import gather_object
 
-    from var.data.tokenize import Processes, write_tokens
+    from var.data.tokenize import write_tokens
     from var.training.distributed import destroy_process_group
-    from var.training.stages.var import open_tokenizer
+    from var.training.tokenizers import open_tokenizer
     from var.utils.device import choose_device
+    from var.utils.ranks import Ranks
 
     state = PartialState(cpu=choose_device().type == "cpu", timeout=LONGEST_WAIT)
     vqvae = open_tokenizer(checked.tokenizer).to(state.device)
-    processes = Processes(state.process_index, state.num_processes, state.wait_for_everyone)
+    ranks = Ranks.of(state)
     began = time.perf_counter()
     is_main_process = state.is_main_process
-    with stopping(is_main_process), progress_bar("encoded", "images", is_main_process, processes.world) as progress:
-        summary = write_tokens(checked, vqvae, processes, progress)
-    encoded = sum(gather_object([summary.encoded]))
+    with stopping(is_main_process), progress_bar("encoded", "images", is_main_process, ranks.world_size) as progress:
+        summary = write_tokens(checked, vqvae, ranks, progress)
+    encoded = sum(ranks.all_gather(summary.encoded))
     seconds = time.perf_counter() - began
     destroy_process_group()
     if not is_main_process:
@@ -55,4 +55,4 @@ def tokenize(
     now = f"{encoded} now, {encoded / seconds:.0f} images/s" if encoded else "all of them there already"
     unreadable = f"; {summary.unreadable} images could not be read" if summary.unreadable else ""
     size = f"{summary.bytes / 1e6:.1f} MB"
-    typer.echo(f"tokens: {checked.tokens} holds {summary.samples} encoded images in {size}, {now}{unreadable}")
+    typer.echo(f"tokens: {checked.token_cache} holds {summary.samples} encoded images in {size}, {now}{unreadable}")

@@ -11,7 +11,7 @@ import typer
 from var.cli.run import run
 
 if TYPE_CHECKING:
-    from var.training.config import AnyRecipe
+    from var.training.config import Recipe
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def train(
     typer.echo(f"model: {loop.train(checked)}")
 
 
-def tell(recipe: "AnyRecipe") -> None:
+def tell(recipe: "Recipe") -> None:
     """Print what a run would take, once if there are several processes."""
     from rich.console import Console
 

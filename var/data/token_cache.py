@@ -47,7 +47,7 @@ class TokenRecipe(Protocol):
     def seed(self) -> int: ...
 
     @property
-    def tokens(self) -> Path | None: ...
+    def token_cache(self) -> Path | None: ...
 
     @property
     def token_views(self) -> int: ...
@@ -126,9 +126,9 @@ class Record(_File):
 
 
 def cache_of(recipe: TokenRecipe) -> Path:
-    if recipe.tokens is None:
-        raise InputError("the recipe has no tokens: say where the token cache goes, with tokens=FOLDER")
-    return recipe.tokens
+    if recipe.token_cache is None:
+        raise InputError("the recipe has no token_cache: say where the tokens go, with token_cache=FOLDER")
+    return recipe.token_cache
 
 
 def cache_settings(recipe: TokenRecipe, vqvae: VQVAE) -> dict[str, Any]:
@@ -157,7 +157,7 @@ def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
     if different := [name for name in settings if settings[name] != theirs.get(name)]:
         name = different[0]
         was = "by another tokenizer" if name == "tokenizer" else f"with {name}={theirs.get(name)}, not {settings[name]}"
-        raise InputError(f"tokens={str(folder)!r} was encoded {was}: {remedy}")
+        raise InputError(f"token_cache={str(folder)!r} was encoded {was}: {remedy}")
     return manifest
 
 
@@ -191,7 +191,9 @@ def checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Write files one after the other, each whole and on the disk."""
-    remedy = "make room there or give another folder with tokens=FOLDER; the same command goes on with what is missing"
+    remedy = (
+        "make room there or give another folder with token_cache=FOLDER; the same command goes on with what is missing"
+    )
     for name, content in files.items():
         with atomic_write(folder / name, remedy) as beside:
             beside.write_bytes(content)

@@ -34,22 +34,12 @@ from var.data.token_cache import (
 )
 from var.utils.files import check_no_other_files, check_writable
 from var.utils.provenance import sha256
+from var.utils.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
 SHARD_SAMPLES = 2048  # so much is lost at most when a process is killed
 SPLITS: tuple[Split, ...] = ("train", "validation")
-
-
-class Processes(NamedTuple):
-    """Those that share the encoding: which one this is, of how many, and how they wait for each other."""
-
-    rank: int = 0
-    world: int = 1
-    wait: Callable[[], None] = lambda: None
-
-
-ALONE = Processes()
 
 
 class TokenSummary(NamedTuple):
@@ -70,20 +60,20 @@ def log_progress(done: int, total: int) -> None:
 def write_tokens(
     recipe: TokenRecipe,
     vqvae: VQVAE,
-    processes: Processes = ALONE,
+    ranks: Ranks = ALONE,
     progress: Callable[[int, int], None] = log_progress,
     shard_samples: int = SHARD_SAMPLES,
 ) -> TokenSummary:
-    """Complete the cache in `recipe.tokens`: verify all checksums, and encode what is missing or damaged.
+    """Complete the cache in `recipe.token_cache`: verify all checksums, and encode what is missing or damaged.
 
     View v of a training image is what epoch v sees. The images are opened only if something is missing; a complete
     cache needs none. More views than it has are added to it. Killed at any time, the same call goes on from the shards
     that were done.
 
     Args:
-        recipe: its tokens, a folder that all processes see, token_views, seed and data.
+        recipe: its token_cache, a folder that all processes see, token_views, seed and data.
         vqvae: float32, in evaluation mode, on the device that encodes.
-        processes: those that share the shards; all of them call this.
+        ranks: the processes that share the shards; all of them call this.
         progress: on the first process, is told how many of its samples are encoded, and how many it has to encode.
         shard_samples: samples a shard of a new cache.
 
@@ -93,15 +83,15 @@ def write_tokens(
     """
     folder = cache_of(recipe)
     settings = cache_settings(recipe, vqvae)
-    if processes.rank == 0 and not (folder / MANIFEST).exists():
+    if ranks.is_main and not (folder / MANIFEST).exists():
         _begin(folder, settings, recipe, vqvae, shard_samples)
-    processes.wait()
+    ranks.barrier()
     manifest = read_manifest(folder, settings)
     shards = manifest.shards(recipe.token_views)
-    missing = [shard for shard in shards[processes.rank :: processes.world] if not is_whole(folder, shard, manifest)]
+    missing = [shard for shard in shards[ranks.rank :: ranks.world_size] if not is_whole(folder, shard, manifest)]
     if missing:
-        _encode(folder, missing, manifest, recipe, vqvae, progress if processes.rank == 0 else _silent)
-    processes.wait()
+        _encode(folder, missing, manifest, recipe, vqvae, progress if ranks.is_main else _silent)
+    ranks.barrier()
     return _summary(folder, shards, manifest, sum(shard.samples for shard in missing))
 
 
@@ -156,8 +146,9 @@ def _encode(
         dataset = _images(recipe, vqvae, split)
         if _info(dataset) != manifest.splits[split]:
             raise InputError(
-                f"the {split} images of data.source={recipe.data.source!r} are others than when tokens={str(folder)!r} "
-                f"was begun ({len(dataset)} now, {manifest.splits[split].samples} then): give another folder"
+                f"the {split} images of data.source={recipe.data.source!r} are others than when "
+                f"token_cache={str(folder)!r} was begun ({len(dataset)} now, {manifest.splits[split].samples} then): "
+                "give another folder"
             )
         batches = iter(loader(dataset, [keys for shard in shards for keys in shard.batches()], recipe.data.workers))
         for shard in shards:

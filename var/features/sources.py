@@ -16,7 +16,16 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import TRANSFORMER, load_encoder, load_probe, read_config
 from var.hub.download import load_aim_by_name
-from var.hub.presets import AIM_RELEASED, AIM_SIZES, RELEASED, SHIPPED, best_layers, choose_layers
+from var.hub.presets import (
+    AIM_RELEASED,
+    AIM_SIZES,
+    BASELINES,
+    PIXELS,
+    RELEASED,
+    SHIPPED,
+    best_layers,
+    choose_layers,
+)
 from var.models import transformer
 from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.masks import fastest
@@ -25,9 +34,6 @@ from var.models.var import VAR
 from var.pipeline import VARPipeline
 from var.utils.device import choose_device, choose_dtype
 from var.utils.images import check_images, normalize
-
-UNTRAINED, PIXELS = "untrained", "pixels"
-BASELINES = (UNTRAINED, PIXELS)  # in place of a model's name: what its features are compared with
 
 
 @dataclass

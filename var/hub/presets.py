@@ -94,6 +94,9 @@ AIM_SIZES = {  # the first three are for small machines, and have no released we
     **{name: released.config for name, released in AIM_RELEASED.items()},
 }
 
+UNTRAINED, PIXELS = "untrained", "pixels"
+BASELINES = (UNTRAINED, PIXELS)  # in place of a model's name: what its features are compared with
+
 
 def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
     """The sizes of an encoder by the name of a preset, as EncoderConfig takes them.

@@ -28,37 +28,47 @@ from var.models.transformer import (
 
 
 @dataclass(frozen=True)
-class VARConfig:
-    """Sizes of the transformer. width = 64 * depth and heads = depth unless given; defaults are VAR-d16.
+class TransformerSizes:
+    """The sizes that a recipe chooses; width = 64 * depth and heads = depth unless given.
 
     Attributes:
         depth: number of blocks.
         width: D; 0 for 64 * depth.
         heads: 0 for depth.
-        scales: sides of the token maps, the tokenizer's.
-        vocab_size: V, the tokenizer's.
-        latent_dim: C, the tokenizer's.
-        num_classes: labels are 0..num_classes - 1; num_classes itself is the null class.
         mlp_ratio: hidden width of the MLP over D.
         qk_norm: q and k on the unit sphere with a learned temperature for each head.
         shared_adaln: one AdaLN for all blocks plus an offset for each block (512 px model).
         drop_path: rate of stochastic depth at the last block, rising linearly from 0; None for 0.1 * depth / 24.
+    """
+
+    depth: int
+    width: int = 0
+    heads: int = 0
+    mlp_ratio: float = 4.0
+    qk_norm: bool = True
+    shared_adaln: bool = False
+    drop_path: float | None = None
+
+
+@dataclass(frozen=True)
+class VARConfig(TransformerSizes):
+    """All sizes of the transformer; defaults are VAR-d16.
+
+    Attributes:
+        scales: sides of the token maps, the tokenizer's.
+        vocab_size: V, the tokenizer's.
+        latent_dim: C, the tokenizer's.
+        num_classes: labels are 0..num_classes - 1; num_classes itself is the null class.
 
     Raises:
         InputError: a value that cannot work, with the value and the remedy.
     """
 
     depth: int = 16
-    width: int = 0
-    heads: int = 0
     scales: tuple[int, ...] = SCALES_256.sides
     vocab_size: int = 4096
     latent_dim: int = 32
     num_classes: int = 1000
-    mlp_ratio: float = 4.0
-    qk_norm: bool = True
-    shared_adaln: bool = False
-    drop_path: float | None = None
 
     def __post_init__(self) -> None:
         check_types(self)

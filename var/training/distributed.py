@@ -5,14 +5,23 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
-from accelerate.utils import parse_flag_from_env
+from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
+
+from tokenizer.errors import InputError
+from var.training.config import Recipe
+from var.utils.device import choose_device, choose_dtype
+
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # which only the main process gets
 
 _FLAG = "ACCELERATE_USE_FSDP"  # how `accelerate launch` passes on `distributed_type: FSDP`
 
@@ -34,6 +43,35 @@ def sharding_left_to_us() -> Iterator[None]:
     finally:
         if asked is not None:
             os.environ[_FLAG] = asked
+
+
+def build_accelerator(recipe: Recipe) -> Accelerator:
+    """The processes and the device of a run, in the recipe's precision.
+
+    Raises:
+        InputError: a precision that does not go with the device or with sharding; fewer images in a batch than parts
+            that share them.
+    """
+    device = choose_device()
+    if recipe.precision == "float16" and device.type != "cuda":
+        raise InputError(f"precision=float16 needs CUDA, this device is {device.type}: take float32 or bfloat16")
+    if recipe.precision == "float16" and sharding_asked_for():
+        raise InputError("precision=float16 does not go with sharded parameters: take bfloat16")
+    if recipe.precision == "float16":
+        precision = "fp16"
+    else:
+        precision = "bf16" if choose_dtype(recipe.precision, device) == torch.bfloat16 else "no"
+    # The other processes wait for the slowest one to have encoded its part of a token cache.
+    patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    with sharding_left_to_us():
+        accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
+    parts = accelerator.num_processes * recipe.accumulate
+    if recipe.batch_size < parts:
+        raise InputError(
+            f"batch_size={recipe.batch_size} leaves some of {parts} parts without an image (processes: "
+            f"{accelerator.num_processes}, accumulate={recipe.accumulate}): it must be at least {parts}"
+        )
+    return accelerator
 
 
 def shard(model: nn.Module, units: Sequence[str]) -> None:
@@ -61,11 +99,16 @@ def unsynchronized(plain: nn.Module, wrapped: nn.Module) -> Iterator[None]:
         yield
 
 
-def unshard(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module:
-    """The model itself, or if it is sharded a plain one with its weights on the CPU; every process must call this."""
+def unshard(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | None:
+    """The model, or if it is sharded a plain one with its weights on the CPU, of which only the main process gets one.
+
+    Every process must call this.
+    """
     if not isinstance(model, FSDPModule):
         return model
     state = model_state(model)
+    if not state:
+        return None
     plain = build()
     plain.load_state_dict(state)
     return plain.eval()
@@ -99,13 +142,19 @@ def copy_into(target: Tensor, value: Tensor) -> None:
     target.detach().copy_(value)
 
 
-def model_state(model: nn.Module) -> dict[str, Tensor]:
-    """The model's state with plain names and whole tensors on the CPU; every process must call this."""
-    return {name: full_tensor(value).cpu() for name, value in model.state_dict().items()}
+def model_state(model: nn.Module) -> dict[str, Any]:
+    """The model's state with plain names and whole tensors on the CPU of the main process, {} on the others.
+
+    Every process must call this.
+    """
+    return get_model_state_dict(model, options=WHOLE)
 
 
 def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load what `model_state` gave, on any number of processes.
+    """Load what `model_state` gave, which all processes have read, on any number of them.
+
+    Not by torch's set_model_state_dict: it writes into the state given, and tells what does not fit after having loaded
+    the rest.
 
     Raises:
         KeyError, ValueError: other names or shapes.
@@ -120,15 +169,17 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """For each parameter's name what the optimizer remembers of it, whole and on the CPU; every process calls this."""
-    return {
-        name: {key: full_tensor(value).cpu() for key, value in optimizer.state[parameter].items()}
-        for name, parameter in _optimized(model, optimizer)
-    }
+    """For each parameter's name what the optimizer remembers of it, whole, as `model_state`."""
+    if not optimizer.state:
+        return {}  # torch would take a step to have something to tell
+    found: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
+    return found.get("state", {})
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
-    """Load what `optimizer_state` gave, on any number of processes.
+    """Load what `optimizer_state` gave, which all processes have read, on any number of them.
+
+    Not by torch's set_optimizer_state_dict: an optimizer that never stepped would remember one step.
 
     Raises:
         KeyError: of another model.
@@ -145,10 +196,6 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
                 device = parameter.device if value.ndim or _fused(optimizer) else value.device
                 restored[key] = value.to(device, copy=True)  # no hold of the file that it may lie in
         optimizer.state[parameter] = restored
-
-
-def _optimized(model: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, p) for name, p in model.named_parameters() if p in optimizer.state)
 
 
 def _fused(optimizer: torch.optim.Optimizer) -> bool:

@@ -81,7 +81,7 @@ class RunHealth:
         path.write_text(json.dumps(record, indent=2) + "\n")
         raise InputError(
             f"loss or gradient were not finite in {self.skipped_in_a_row} steps in a row, the last of them {step} "
-            f"(its batch is in {path}): lower optimizer.lr={self.recipe.optimizer.lr:g} or set optimizer.clip, "
+            f"(its batch is in {path}): lower optimizer.lr={self.recipe.optimizer.lr:g} or set optimizer.grad_clip, "
             f"then the same command goes on from the last checkpoint in {self.recipe.output}"
         )
 

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch.utils.tensorboard import SummaryWriter
 
 from tokenizer.errors import InputError
-from var.training.config import Recipe, TokenizerRecipe
+from var.training.config import Recipe
 from var.training.throughput import Clock
 from var.utils.files import atomic_write
 from var.utils.images import save_image
@@ -48,7 +48,7 @@ class Report:
             make_folder(recipe.output)
             write_recipe(recipe, recipe.output / RECIPE)
             self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
-            self.wandb = open_wandb(recipe) if recipe.wandb else None
+            self.wandb = open_wandb(recipe) if recipe.wandb_project else None
             self.metrics = recipe.output / METRICS
             forget_after(self.metrics, start)
 
@@ -104,17 +104,22 @@ class Report:
 
 def check_wandb(recipe: Recipe) -> None:
     """Raise InputError if the recipe asks for Weights & Biases and its package is not installed."""
-    if recipe.wandb and importlib.util.find_spec("wandb") is None:
-        raise InputError(f"wandb={recipe.wandb!r} needs the package: pip install wandb, or set wandb=null")
+    if recipe.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            f"wandb_project={recipe.wandb_project!r} needs the package: pip install wandb, or set wandb_project=null"
+        )
 
 
 def open_wandb(recipe: Recipe) -> Any:
-    """The run at Weights & Biases, the same one whenever it is resumed."""
+    """The run at Weights & Biases, the same one whenever it is resumed.
+
+    Not by accelerate's trackers, which cannot tell that a run has failed, and only pass on calls to TensorBoard.
+    """
     import wandb
 
     output = recipe.output.absolute()
     run = wandb.init(
-        project=recipe.wandb,
+        project=recipe.wandb_project,
         name=output.name,
         id=sha256([str(output).encode()])[:16],
         resume="allow",
@@ -139,11 +144,7 @@ def write_recipe(recipe: Recipe, file: Path) -> None:
     Raises:
         InputError: it cannot be written.
     """
-    # A kind of discriminator refuses the keys of the other kind: of those only what was given is written.
-    meant_for_one = {"network", "weights", "width", "layers"}
-    adversarial = recipe.loss.adversarial if isinstance(recipe, TokenizerRecipe) else None
-    unread = meant_for_one - adversarial.model_fields_set if adversarial else set()
-    values = recipe.model_dump(mode="json", exclude={"loss": {"adversarial": unread}})
+    values = recipe.model_dump(mode="json")
     with atomic_write(file) as beside:
         beside.write_text(OmegaConf.to_yaml(OmegaConf.create(_verbatim(values))), encoding="utf-8")
 

@@ -24,7 +24,7 @@ from var.training.distributed import (
 from var.training.optimizer import build_optimizer
 from var.training.rng import StepRNG
 from var.training.schedule import lr_factor, weight_decay
-from var.training.stages import Phase, Stage
+from var.training.stages.base import Phase
 
 _STEP = 1  # first word of the streams that modules themselves draw from, such as the tokenizer's dropout
 
@@ -33,7 +33,7 @@ class StepResult(NamedTuple):
     """What a phase did."""
 
     logs: dict[str, Tensor]  # this process's share of the means over the batch: their sum over processes is the mean
-    kept: list[Any]  # one a micro-batch, for the next phase
+    carries: list[Any]  # one a micro-batch, for the next phase
     norm: Tensor  # of the whole batch's gradient, before clipping
     lr: Tensor
     finite: bool  # on every process; if not, nothing was changed
@@ -64,28 +64,26 @@ class PhaseRunner:
         if not (sharded and phase.units):
             self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
 
-    def step(
-        self, stage: Stage, batches: Sequence[Batch], draws: Sequence[StepRNG], kept: Sequence[Any], steps: int
-    ) -> StepResult:
+    def step(self, batches: Sequence[Batch], rngs: Sequence[StepRNG], carries: Sequence[Any], steps: int) -> StepResult:
         """One step, of `steps` in all, on this process's micro-batches, whose gradients add up to the whole batch's."""
-        lr = self.phase.optimizer.lr * lr_factor(draws[0].step, steps, self.recipe.schedule)
+        lr = self.phase.optimizer.lr * lr_factor(rngs[0].step, steps, self.recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
             if group["decays"]:
-                group["weight_decay"] = weight_decay(draws[0].step, steps, self.phase.optimizer)
+                group["weight_decay"] = weight_decay(rngs[0].step, steps, self.phase.optimizer)
         self.model.train()
         logs: dict[str, Tensor] = {}
         left: list[Any] = []
-        for i, (batch, draw, before) in enumerate(zip(batches, draws, kept, strict=True)):
-            torch.manual_seed(mix_seed(_STEP, draw.seed, draw.step, self.accelerator.process_index, i))
-            share = len(draw.places) / draw.batch_size
+        for i, (batch, rng, carry) in enumerate(zip(batches, rngs, carries, strict=True)):
+            torch.manual_seed(mix_seed(_STEP, rng.seed, rng.step, self.accelerator.process_index, i))
+            share = len(rng.places) / rng.batch_size
             with nullcontext() if i == len(batches) - 1 else unsynchronized(self.phase.model, self.model):
                 with self.accelerator.autocast():
-                    losses = stage.losses(self.phase.name, self.model, batch, draw, before)
+                    losses = self.phase.loss(self.model, batch, rng, carry)
                 # Processes average their gradients, so this sums up to the mean over the whole batch.
                 self.accelerator.backward(losses.total * (share * self.accelerator.num_processes))
             logs = {name: logs.get(name, 0) + value * share for name, value in losses.logs.items()}
-            left.append(losses.kept)
+            left.append(losses.carry)
         norm, finite = self._finish(logs)
         return StepResult(logs, left, norm, torch.tensor(lr), finite)
 
@@ -94,7 +92,7 @@ class PhaseRunner:
         scaler = self.accelerator.scaler
         if scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
-        clip = self.phase.optimizer.clip or float("inf")
+        clip = self.phase.optimizer.grad_clip or float("inf")
         norm = full_tensor(nn.utils.clip_grad_norm_(self.phase.model.parameters(), clip))
         numbers = torch.stack([norm, *(value.float().to(norm.device) for value in logs.values())])
         sane = torch.isfinite(numbers).all()

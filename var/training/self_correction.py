@@ -5,14 +5,28 @@ the tokens is replaced by others that are near them, and the targets of the fine
 described. B batch, L tokens of all scales, V codebook size, C latent channels, H side of the last scale.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from pydantic import Field
 from torch import Tensor
 
 from tokenizer.quantizer import Quantizer, resize_down
+from var.data.config import Count, Section
+
+
+class SelfCorrectionConfig(Section):
+    """Wrong tokens in training (Infinity, arXiv 2412.04431, section 3.4).
+
+    Attributes:
+        share: of a sample's tokens that are replaced, drawn uniformly from 0 to this.
+        neighbors: each by one of so many codewords nearest to it.
+    """
+
+    share: Annotated[float, Field(gt=0, le=1)]
+    neighbors: Count = 100
 
 
 class Perturbed(NamedTuple):

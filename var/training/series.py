@@ -1,4 +1,4 @@
-"""A series of transformers of several sizes from one recipe, for scaling laws (var/evaluation/scaling/laws.py)."""
+"""A series of models of several sizes from one recipe, for scaling laws (var/evaluation/scaling/laws.py)."""
 
 import shlex
 import signal
@@ -10,27 +10,25 @@ from tempfile import TemporaryDirectory
 from types import FrameType
 
 from tokenizer.errors import InputError
-from tokenizer.vqvae import TokenizerConfig
-from var.training.config import VARRecipe
+from var.training.config import Recipe
 from var.training.logger import RECIPE, write_recipe
+from var.training.stages.base import RecipeT, find_stage, stage_names
 from var.utils.signals import handle_stop_signals
 
 
-def series(recipe: VARRecipe, depths: Sequence[int]) -> list[VARRecipe]:
-    """The recipe at other depths, each with the output folder OUTPUT/d{depth}; all else stays the same.
-
-    Width and heads grow in proportion to depth, as in the paper, so that the width of a head stays. The learning rate
-    falls in inverse proportion to width: with AdamW that is how the best one of a hidden matrix moves (muP, arXiv
-    2203.03466), and sizes that all learn at one rate would measure how well that rate suits each of them. It is held to
-    eight digits.
+def series(recipe: RecipeT, depths: Sequence[int]) -> list[RecipeT]:
+    """The recipe at other depths, each with the output folder OUTPUT/d{depth}; see the recipe's `at_depth`.
 
     Args:
         recipe: of the reference size.
         depths: in the order of training.
 
     Raises:
-        InputError: no depths, one that is not positive or named twice, or one with a fraction of a head.
+        InputError: a stage without sizes; no depths, one that is not positive, named twice, or that the recipe refuses.
     """
+    sized = [name for name in stage_names() if find_stage(name).recipe_type.at_depth is not Recipe.at_depth]
+    if recipe.stage not in sized:
+        raise InputError(f"the recipe has stage={recipe.stage}: only stage {', '.join(sized)} has sizes in a series")
     if not depths:
         raise InputError("no depths given: name some, such as 2,4,6")
     for depth in depths:
@@ -38,29 +36,10 @@ def series(recipe: VARRecipe, depths: Sequence[int]) -> list[VARRecipe]:
             raise InputError(f"depth {depth} must be at least 1")
         if depths.count(depth) > 1:
             raise InputError(f"depth {depth} is named twice: each size is trained once")
-    return [_of_depth(recipe, depth) for depth in depths]
+    return [recipe.at_depth(depth) for depth in depths]
 
 
-def _of_depth(recipe: VARRecipe, depth: int) -> VARRecipe:
-    reference = recipe.model.config(TokenizerConfig(), 1)  # which knows what width and heads are where none are given
-    heads, rest = divmod(reference.heads * depth, reference.depth)
-    if rest:
-        raise InputError(
-            f"depth {depth} would have {reference.heads * depth / reference.depth:.3g} heads, in proportion to the "
-            f"recipe's model.heads={reference.heads} at model.depth={reference.depth}: name depths that give whole ones"
-        )
-    width = heads * (reference.width // reference.heads)
-    rate = float(f"{recipe.optimizer.lr * reference.depth / depth:.8g}")
-    return recipe.model_copy(
-        update={
-            "output": recipe.output / f"d{depth}",
-            "model": recipe.model.model_copy(update={"depth": depth, "width": width, "heads": heads}),
-            "optimizer": recipe.optimizer.model_copy(update={"lr": rate}),
-        }
-    )
-
-
-def train_series(recipes: Sequence[VARRecipe], launch: str = "", tell: Callable[[str], None] = print) -> None:
+def train_series(recipes: Sequence[Recipe], launch: str = "", tell: Callable[[str], None] = print) -> None:
     """Train one after the other, each by `var train` in a process of its own, which finds a machine as after a start.
 
     What is complete is only opened: the same call goes on where a series was stopped or killed.
@@ -81,19 +60,13 @@ def train_series(recipes: Sequence[VARRecipe], launch: str = "", tell: Callable[
     except ValueError as error:
         raise InputError(f"launch={launch!r} cannot be read ({error}): give it as in a shell") from error
     for recipe in recipes:
-        tell(headline(recipe))
+        tell(recipe.headline)
         with TemporaryDirectory() as folder:
             file = Path(folder) / RECIPE
             write_recipe(recipe, file)
             code = _run([*starting, "-m", "var", "train", str(file)])
         if code:
             raise SystemExit(code)
-
-
-def headline(recipe: VARRecipe) -> str:
-    """What sets a size apart."""
-    sizes = recipe.model
-    return f"{recipe.output}: depth {sizes.depth}, width {sizes.width}, {sizes.heads} heads, lr {recipe.optimizer.lr:g}"
 
 
 def _run(command: Sequence[str]) -> int:

@@ -24,11 +24,12 @@ from tokenizer.errors import InputError
 from var.evaluation.metrics.extractors import ExtractedFeatures
 from var.evaluation.samples import generate as samples
 from var.evaluation.samples import rejection, sample_folder
-from var.evaluation.samples.generate import Workers, generate_samples
+from var.evaluation.samples.generate import generate_samples
 from var.evaluation.samples.rejection import ClassProbability, best_indices, check_labels_are_imagenets
 from var.evaluation.samples.sample_folder import has_samples_npz, write_samples_npz
 from var.evaluation.samples.sample_set import Settings, sample_settings
 from var.pipeline import VARPipeline
+from var.utils.ranks import Ranks
 
 JUDGE = "brightness"
 
@@ -104,7 +105,7 @@ def test_settings_tell_what_was_drawn(pipe: VARPipeline, whole: Path) -> None:
     assert set(told["versions"]) == {"var-next-scale", "torch", "numpy", "pillow"}
 
 
-def together(world: int, work: Callable[[Workers], int]) -> list[int]:
+def together(world: int, work: Callable[[Ranks], int]) -> list[int]:
     """Several workers at once, each in a thread: what they return."""
     barrier, numbers, results = threading.Barrier(world, timeout=60), [0] * world, [0] * world
 
@@ -117,7 +118,7 @@ def together(world: int, work: Callable[[Workers], int]) -> list[int]:
 
     def member(rank: int) -> None:
         try:
-            results[rank] = work(Workers(rank, world, lambda number: gather(rank, number)))
+            results[rank] = work(Ranks(rank, world, all_gather=lambda number: gather(rank, number)))
         except BaseException:
             barrier.abort()
             raise
@@ -132,11 +133,11 @@ def together(world: int, work: Callable[[Workers], int]) -> list[int]:
 
 def test_several_workers_draw_the_same_set(pipe: VARPipeline, whole: Path, rejected: Path, tmp_path: Path) -> None:
     settings = settings_of(pipe)
-    assert together(3, lambda workers: generate_samples(pipe, settings, tmp_path / "a", workers=workers)) == [20] * 3
+    assert together(3, lambda ranks: generate_samples(pipe, settings, tmp_path / "a", ranks=ranks)) == [20] * 3
     write_samples_npz(tmp_path / "a", settings)
     assert hashes(tmp_path / "a") == hashes(whole)
     best_of = rejecting(pipe)
-    counts = together(3, lambda workers: generate_samples(pipe, best_of, tmp_path / "b", brightness, workers))
+    counts = together(3, lambda ranks: generate_samples(pipe, best_of, tmp_path / "b", brightness, ranks))
     assert counts == [32] * 3
     write_samples_npz(tmp_path / "b", best_of)
     assert hashes(tmp_path / "b") == hashes(rejected)
@@ -146,35 +147,33 @@ def test_a_refusal_ends_all_workers_and_one_of_them_tells(pipe: VARPipeline, tmp
     """Before anything is drawn and after the last picture; and of several that are refused it is the first."""
     told: dict[int, str] = {}
 
-    def refused_draw(folder: Path, workers: Workers, breaking: bool) -> int:
+    def refused_draw(folder: Path, ranks: Ranks, breaking: bool) -> int:
         def progress(done: int, total: int) -> None:
             (folder / "images" / "x.txt").write_bytes(b"")
 
         try:
-            generate_samples(
-                pipe, settings_of(pipe), folder, None, workers, progress if breaking else lambda *now: None
-            )
+            generate_samples(pipe, settings_of(pipe), folder, None, ranks, progress if breaking else lambda *now: None)
         except (InputError, SystemExit) as error:
-            told[workers.rank] = str(error)
+            told[ranks.rank] = str(error)
         return 0
 
     (tmp_path / "x.txt").write_text("")
-    together(3, lambda workers: refused_draw(tmp_path, workers, breaking=False))
+    together(3, lambda ranks: refused_draw(tmp_path, ranks, breaking=False))
     assert told.pop(0).startswith(f"{tmp_path} holds other files, such as x.txt")
     assert told == {1: "2", 2: "2"}
     told.clear()
-    together(3, lambda workers: refused_draw(tmp_path / "set", workers, breaking=True))
+    together(3, lambda ranks: refused_draw(tmp_path / "set", ranks, breaking=True))
     assert "images holds other files, such as x.txt" in told.pop(0)
     assert told == {1: "2", 2: "2"}
     told.clear()
 
-    def step(workers: Workers) -> int:
+    def step(ranks: Ranks) -> int:
         try:
-            with workers.in_step():
-                if workers.rank:
-                    raise InputError(f"of {workers.rank}")
+            with ranks.in_step():
+                if ranks.rank:
+                    raise InputError(f"of {ranks.rank}")
         except (InputError, SystemExit) as error:
-            told[workers.rank] = str(error)
+            told[ranks.rank] = str(error)
         return 0
 
     together(3, step)
@@ -264,7 +263,7 @@ def test_progress_is_that_of_all(pipe: VARPipeline, tmp_path: Path) -> None:
     generate_samples(pipe, settings_of(pipe), tmp_path, progress=lambda done, total: told.append((done, total)))
     assert told == [(2, 2)]
     told.clear()
-    elsewhere = Workers(0, 2, lambda share: [share, 20 - share if share else 0])  # the other one has the rest
+    elsewhere = Ranks(0, 2, all_gather=lambda share: [share, 20 - share if share else 0])  # the other one has the rest
     with refused("is not complete"):
         generate_samples(pipe, settings_of(pipe), tmp_path / "b", None, elsewhere, lambda *now: told.append(now))
     assert told == [(5, 20), (10, 20), (16, 20), (20, 20)]  # of its eleven

@@ -98,7 +98,7 @@ def test_a_run_is_read(write_run: WriteRun) -> None:
 
 
 def test_runs_come_by_size_and_may_differ_in_length_and_how_they_were_computed(write_run: WriteRun) -> None:
-    free: dict[str, Any] = {"steps": 99, "seed": 3, "log_every": 7, "accumulate": 2, "tokens": "elsewhere"}
+    free: dict[str, Any] = {"steps": 99, "seed": 3, "log_every": 7, "accumulate": 2, "token_cache": "elsewhere"}
     folders = [write_run(3, (10, 20, 30), **free, optimizer={"lr": 0.5}), write_run(1, tokenizer=""), write_run(2)]
     runs = read_runs(folders)
     assert [run.curve.name for run in runs] == ["d1", "d2", "d3"]
@@ -116,7 +116,7 @@ def test_runs_come_by_size_and_may_differ_in_length_and_how_they_were_computed(w
         ({"label_drop": 0.2}, ("label_drop is 0.1 and 0.2",)),
         ({"schedule": {"warmup": 0.5}}, ("schedule.warmup is 0.02 and 0.5",)),
         ({"optimizer": {"lr": 1e-2, "weight_decay": 0.3}}, ("optimizer.weight_decay is 0.01 and 0.3",)),
-        ({"tokens": None}, ("tokens is a cache and images",)),
+        ({"token_cache": None}, ("token_cache is a cache and images",)),
         ({"ema": 0.9}, ("ema is None and 0.9",)),
     ],
 )

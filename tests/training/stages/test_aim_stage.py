@@ -14,12 +14,12 @@ from var.data.dataset import Batch
 from var.hub.checkpoint import load_encoder, save_model
 from var.hub.presets import AIM_SIZES
 from var.models.pretraining import patch_statistics, patches, prefix_lengths
-from var.training.config import AIMRecipe
 from var.training.estimate.estimate import estimate
-from var.training.loop import build_stage, train
+from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.rng import StepRNG
-from var.training.stages.aim import AIMStage
+from var.training.stages.aim import AIMRecipe, AIMStage
+from var.training.trainer import build_stage
 from var.utils.images import normalize
 
 AIM: dict[str, Any] = {
@@ -28,7 +28,7 @@ AIM: dict[str, Any] = {
     "steps": 6,
     "model": {"image_size": 8, "patch_size": 2, "width": 16, "depth": 2, "heads": 2},
     "head": {"depth": 1, "width": 8},
-    "optimizer": {"lr": 1e-2, "weight_decay": 0.05, "clip": 1.0},
+    "optimizer": {"lr": 1e-2, "weight_decay": 0.05, "grad_clip": 1.0},
     "precision": "float32",
     "log_every": 1,
 }
@@ -81,7 +81,7 @@ def test_the_loss_is_the_error_of_the_targets_after_the_prefix(tmp_path: Path) -
     for b, first in enumerate(prefix.tolist()):
         for place in range(max(first, 1), N):
             total += (predictions[b, place - 1] - targets[b, place]).square().mean().item()
-    losses = trained.losses("model", model, batch, draws(3), None)
+    losses = trained.phases[0].loss(model, batch, draws(3), None)
     assert losses.total.item() == pytest.approx(total / (3 * N / 2), rel=1e-5)
 
 
@@ -101,7 +101,7 @@ def test_targets_before_the_prefix_have_no_influence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("attention", ["prefix", "causal"])
 def test_every_order_and_attention_trains(tmp_path: Path, order: str, attention: str) -> None:
     trained = stage(tmp_path, order=order, attention=attention)
-    losses = trained.losses("model", trained.phases[0].model, images(4), draws(4), None)
+    losses = trained.phases[0].loss(trained.phases[0].model, images(4), draws(4), None)
     losses.total.backward()
     assert torch.isfinite(losses.total)
     for name, parameter in trained.phases[0].model.named_parameters():
@@ -115,7 +115,7 @@ def test_unnormalised_targets_are_the_pixels(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("order", ["raster", "spiral"])
-@pytest.mark.parametrize("targets", ["normalised", "pixels"])
+@pytest.mark.parametrize("targets", ["normalized", "pixels"])
 def test_a_perfect_prediction_is_drawn_as_the_image_itself(tmp_path: Path, order: str, targets: str) -> None:
     """And one of nothing but zeros changes the second half of the sequence alone."""
     trained, batch = stage(tmp_path, order=order, targets=targets), images(3)
@@ -125,7 +125,7 @@ def test_a_perfect_prediction_is_drawn_as_the_image_itself(tmp_path: Path, order
     changed = (patches(drawn - batch.content, 2).abs() > 1e-5).any(dim=-1)
     assert changed.sum(dim=1).tolist() == [N // 2] * 3
     assert changed[:, trained.order[N // 2 :]].all()
-    if targets == "normalised":  # every patch in its own mean color
+    if targets == "normalized":  # every patch in its own mean color
         expected = patches(normalize(batch.content), 2).mean(dim=-1)
         found = patches(normalize(drawn), 2)[:, trained.order[-1]]
         assert largest_difference(found, expected[:, trained.order[-1], None].expand_as(found)) < 1e-5
@@ -141,7 +141,7 @@ def test_tokens_as_targets(tmp_path: Path) -> None:
     picked = logits.log_softmax(dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
     assert largest_difference(trained._errors(logits, batch.content), -picked) < 1e-5
     trained.preview(trained.phases[0].model, batch)
-    trained.losses("model", trained.phases[0].model, batch, draws(2), None).total.backward()
+    trained.phases[0].loss(trained.phases[0].model, batch, draws(2), None).total.backward()
     assert all(parameter.grad is None for parameter in vqvae.parameters())
 
 

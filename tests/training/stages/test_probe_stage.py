@@ -22,12 +22,14 @@ from var.features.sources import FeatureSource, VARFeatures, hidden_states, load
 from var.hub.checkpoint import CONFIG, WEIGHTS, load_encoder, load_probe, save_model
 from var.hub.presets import AIM_SIZES
 from var.models.aim import AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
-from var.training.config import AIMRecipe, ProbeRecipe
+from var.training.distributed import build_accelerator
 from var.training.estimate.estimate import Estimate, estimate
-from var.training.loop import Trainer, build_accelerator, build_stage, train
+from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.rng import StepRNG
-from var.training.stages.probe import SCORES, Probes, ProbeStage, candidates, framed, named
+from var.training.stages.aim import AIMRecipe
+from var.training.stages.probe import SCORES, ProbeRecipe, Probes, ProbeStage, candidates, framed, named
+from var.training.trainer import Trainer, build_stage
 from var.utils.images import normalize
 
 BATCH = 4
@@ -92,7 +94,7 @@ def read(stage: ProbeStage, split: str = "train", count: int = BATCH) -> Batch:
 def losses(stage: ProbeStage, batch: Batch) -> Any:
     places = range(len(batch.labels))
     draws = StepRNG(0, 0, len(places), places, torch.device("cpu"))
-    return stage.losses("probes", probes(stage), batch, draws, None)
+    return stage.phases[0].loss(probes(stage), batch, draws, None)
 
 
 def probe_state(folder: Path) -> Tensors:
@@ -311,8 +313,8 @@ def test_the_query_is_not_decayed(tmp_path: Path, images: Path, encoder: Path) -
 
 
 def test_gradients_are_not_clipped_unless_asked_for(tmp_path: Path, images: Path, encoder: Path) -> None:
-    assert probe_recipe(tmp_path / "r", images, encoder).optimizer.clip is None
-    assert probe_recipe(tmp_path / "s", images, encoder, optimizer={"clip": 1.5}).optimizer.clip == 1.5
+    assert probe_recipe(tmp_path / "r", images, encoder).optimizer.grad_clip is None
+    assert probe_recipe(tmp_path / "s", images, encoder, optimizer={"grad_clip": 1.5}).optimizer.grad_clip == 1.5
 
 
 def test_half_precision_and_an_empty_batch(tmp_path: Path, images: Path, encoder: Path) -> None:
@@ -355,7 +357,7 @@ def test_the_candidate_that_tells_the_classes_is_exported(
     tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, telling: list[int], best: int
 ) -> None:
     source: FeatureSource = Telling(telling)
-    monkeypatch.setattr("var.training.loop.load_features", lambda model, sizes: source)
+    monkeypatch.setattr("var.features.sources.load_features", lambda model, sizes: source)
     recipe = probe_recipe(tmp_path / "r", images, "made up", probed=1, steps=30)
     train(recipe)
     for name in ("model", "best"):
@@ -494,7 +496,7 @@ def test_a_run_goes_on_where_it_stopped(tmp_path: Path, images: Path, encoder: P
     common: dict[str, Any] = {
         "checkpoint_every": 3,
         "validate_every": 2,
-        "keep": 9,
+        "keep_last": 9,
         "ema": 0.5,
         "data": {"crop": "resized"},
     }

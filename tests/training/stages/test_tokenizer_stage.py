@@ -21,9 +21,10 @@ from var.data.dataset import Batch, open_dataset
 from var.hub.checkpoint import load_tokenizer
 from var.networks import backbones, perceptual
 from var.networks.backbone import Frozen
+from var.training.adversary import Adversary, Carry
 from var.training.rng import StepRNG
-from var.training.stages import Losses
-from var.training.stages.tokenizer import Adversary, Kept, TokenizerStage, frozen_networks
+from var.training.stages.base import Losses
+from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.utils.images import image_grid, to_pil
 
 BATCH, STEPS, BEGINS = 6, 20, 5  # the discriminator has a turn from step 5 on
@@ -116,12 +117,12 @@ def batch(places: range = ALL, side: int = 8) -> Batch:
 
 
 def first_turn(stage: TokenizerStage, step: int = BEGINS, places: range = ALL, side: int = 8) -> Losses:
-    return stage.losses("model", stage.vqvae, batch(places, side), draws(step, places), None)
+    return stage.phases[0].loss(stage.vqvae, batch(places, side), draws(step, places), None)
 
 
-def second_turn(stage: TokenizerStage, kept: Kept, step: int = BEGINS, places: range = ALL, side: int = 8) -> Losses:
+def second_turn(stage: TokenizerStage, kept: Carry, step: int = BEGINS, places: range = ALL, side: int = 8) -> Losses:
     model = adversary(stage).discriminator
-    return stage.losses("discriminator", model, batch(places, side), draws(step, places), kept)
+    return stage.phases[1].loss(model, batch(places, side), draws(step, places), kept)
 
 
 def adversary(stage: TokenizerStage) -> Adversary:
@@ -151,7 +152,7 @@ TERMS: dict[str, tuple[dict[str, Any], set[str]]] = {
     "adversarial": ({"adversarial": {**PATCHES, "ramp": 0}}, AROUND),
     "adversarial features": ({"adversarial": {**FEATURES, "ramp": 0}}, AROUND),
     "vq": ({"vq": 1.0}, {"encoder", "quant_conv", "quantizer.codebook", "quantizer.phi"}),
-    "crowding": ({"crowding": 0.5}, {"encoder", "quant_conv", "quantizer.codebook"}),
+    "entropy": ({"entropy": 0.5}, {"encoder", "quant_conv", "quantizer.codebook"}),
 }
 ONLY_L1 = {"l1": 1.0, "l2": 0.0, "vq": 0.0}
 
@@ -197,7 +198,7 @@ def test_the_two_parts_of_the_vq_loss(build: Build) -> None:
             torch.testing.assert_close(of_half[name] - of_none[name], 2 * pull, rtol=1e-2, atol=1e-5)
         else:
             assert torch.equal(value, of_half[name])
-    used = first_turn(quarter).kept.tokens.unique()
+    used = first_turn(quarter).carry.tokens.unique()
     touched = of_quarter["quantizer.codebook.weight"].abs().sum(dim=1).nonzero().flatten()
     assert torch.equal(touched, used)
     zero = build(loss={"l1": 1, "l2": 0, "vq": 1}, model={"beta": 0.0})
@@ -208,9 +209,9 @@ def test_the_two_parts_of_the_vq_loss(build: Build) -> None:
 @pytest.mark.parametrize("kind", [PATCHES, FEATURES, {**PATCHES, "spectral_norm": False}, {**PATCHES, "r1": 0.1}])
 def test_the_discriminators_turn_reaches_the_discriminator_alone(build: Build, kind: dict[str, Any]) -> None:
     stage = build(loss={"perceptual": PERCEPTUAL, "adversarial": {**kind, "r1_every": 1}})
-    kept = first_turn(stage).kept
+    kept = first_turn(stage).carry
     given = batch()
-    total = stage.losses("discriminator", adversary(stage).discriminator, given, draws(), kept).total
+    total = stage.phases[1].loss(adversary(stage).discriminator, given, draws(), kept).total
     found = gradients(adversary(stage).discriminator, total)
     biases = [name for name in found if name.endswith("to_logits.bias")]
     assert [name for name, value in found.items() if not value.any() and name not in biases] == []
@@ -224,7 +225,7 @@ def test_a_turn_changes_no_weights_or_buffers(build: Build, kind: dict[str, Any]
     stage = build(loss={"adversarial": {**kind, "r1": 0.1, "r1_every": 1}})
     models = (stage.vqvae, adversary(stage).discriminator)
     before = [{name: value.clone() for name, value in model.state_dict().items()} for model in models]
-    second_turn(stage, first_turn(stage).kept).total.backward()
+    second_turn(stage, first_turn(stage).carry).total.backward()
     for model, state in zip(models, before, strict=True):
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
@@ -233,7 +234,7 @@ def test_a_turn_changes_no_weights_or_buffers(build: Build, kind: dict[str, Any]
 
 
 def test_total_is_the_weighted_sum(build: Build) -> None:
-    weights = {"l1": 0.3, "l2": 0.9, "vq": 0.8, "crowding": 0.2}
+    weights = {"l1": 0.3, "l2": 0.9, "vq": 0.8, "entropy": 0.2}
     stage = build(loss={**weights, "perceptual": PERCEPTUAL})
     losses = first_turn(stage)
     logs, images = losses.logs, pictures()
@@ -243,7 +244,7 @@ def test_total_is_the_weighted_sum(build: Build) -> None:
         "l1": difference.abs().mean(),
         "l2": difference.square().mean(),
         "vq": output.vq_loss,
-        "crowding": stage.vqvae.quantizer.entropy_loss(output.features),
+        "entropy": stage.vqvae.quantizer.entropy_loss(output.features),
         "perceptual": SmallDistance()(output.reconstruction, images).mean(),
     }
     assert all(logs[name].item() == pytest.approx(value.item(), rel=1e-5) for name, value in expected.items())
@@ -277,7 +278,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_norms_one_step_late(build:
     begun = first_turn(stage, BEGINS)
     assert begun.total.item() == pytest.approx(plain, rel=1e-5)  # measured, not yet used
     assert begun.logs["adversarial"].item() == pytest.approx(term.item(), rel=1e-4, abs=1e-6)
-    stage.after_step(draws(BEGINS), [begun.kept], lambda value: value)
+    stage.after_step(draws(BEGINS), [begun.carry], lambda value: value)
     assert adversary(stage).adaptive.item() == pytest.approx(norms[0] / norms[1], rel=1e-4)
     # The upkeep also advanced the spectral norms, so the term is another one now.
     late = adversarial_term(stage, output.reconstruction, BEGINS + 1).item()
@@ -288,7 +289,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_norms_one_step_late(build:
 def test_the_adaptive_weight_is_clamped_or_left_out(build: Build) -> None:
     for bounds, expected in (([1e-4, 2e-4], 2e-4), ([5e3, 6e3], 5e3), (None, 1.0)):
         stage = build(loss={"adversarial": {**PATCHES, "adaptive": bounds}})
-        stage.after_step(draws(), [first_turn(stage).kept], lambda value: value)
+        stage.after_step(draws(), [first_turn(stage).carry], lambda value: value)
         assert adversary(stage).adaptive.item() == pytest.approx(expected)
 
 
@@ -300,16 +301,16 @@ def test_the_adversarial_term_starts_late_and_rises(build: Build) -> None:
     assert weights == pytest.approx([0, 0.125, 0.25, 0.375, 0.5, 0.5, 0.5])
     early = first_turn(stage, BEGINS - 1)
     assert "adversarial" not in early.logs
-    assert not early.kept.gradients.any()
+    assert not early.carry.gradients.any()
     layers = [layer for layer in adversary(stage).discriminator.modules() if isinstance(layer, SpectralConv2d)]
     state = [layer.u.clone() for layer in layers]
-    stage.after_step(draws(BEGINS - 1), [early.kept], lambda value: value)
+    stage.after_step(draws(BEGINS - 1), [early.carry], lambda value: value)
     assert adversary(stage).adaptive == 1  # nothing was measured
     assert all(torch.equal(layer.u, u) for layer, u in zip(layers, state, strict=True))
     begun = first_turn(stage, BEGINS)
-    assert begun.kept.gradients[0].any()
-    assert begun.kept.gradients[1].any()
-    stage.after_step(draws(BEGINS), [begun.kept], lambda value: value)
+    assert begun.carry.gradients[0].any()
+    assert begun.carry.gradients[1].any()
+    stage.after_step(draws(BEGINS), [begun.carry], lambda value: value)
     same = [torch.equal(layer.u, u) for layer, u in zip(layers, state, strict=True)]
     assert same == [False, False, True]  # the last layer has but one direction
 
@@ -325,7 +326,7 @@ def test_the_discriminators_losses_written_out(build: Build, kind: dict[str, Any
     stage = build(loss={"adversarial": {**kind, "r1": 0.3, "r1_every": 3, "augment": 0.7}})
     discriminator, sees, images = adversary(stage).discriminator, adversary(stage).sees, pictures().requires_grad_()
     for step in range(6, 10):
-        kept = first_turn(stage, step).kept
+        kept = first_turn(stage, step).carry
         seen = [
             augment(side, draws(step).uniform(f"DiffAugment {name}", NOISE), 0.7)
             for name, side in (("real", images), ("fake", kept.reconstruction))
@@ -375,19 +376,19 @@ def test_losses_and_gradients_of_a_batch_are_the_means_of_its_parts(
     build: Build, division: str, kind: dict[str, Any]
 ) -> None:
     stage, step = build(**with_everything(kind)), 8
-    whole, whole_second = first_turn(stage, step), second_turn(stage, first_turn(stage, step).kept, step)
+    whole, whole_second = first_turn(stage, step), second_turn(stage, first_turn(stage, step).carry, step)
     means: dict[str, Any] = {}
     parts, total, second_total = [], torch.zeros(()), torch.zeros(())
     for places in DIVISIONS[division]:
         share = len(places) / BATCH
         part = first_turn(stage, step, places)
-        second = second_turn(stage, part.kept, step, places)
+        second = second_turn(stage, part.carry, step, places)
         total, second_total = total + share * part.total, second_total + share * second.total
         for name, value in {**part.logs, **second.logs}.items():
             means[name] = means.get(name, 0) + share * value
-        parts.append(part.kept)
-        assert largest_difference(part.kept.reconstruction, whole.kept.reconstruction[list(places)]) < 1e-5
-        assert torch.equal(part.kept.tokens, whole.kept.tokens[list(places)])
+        parts.append(part.carry)
+        assert largest_difference(part.carry.reconstruction, whole.carry.reconstruction[list(places)]) < 1e-5
+        assert torch.equal(part.carry.tokens, whole.carry.tokens[list(places)])
     expected = {**whole.logs, **whole_second.logs}
     assert means.keys() == expected.keys() >= {"discriminator/r1", "adversarial", "perceptual"}
     for name, value in expected.items():
@@ -400,7 +401,7 @@ def test_losses_and_gradients_of_a_batch_are_the_means_of_its_parts(
 
     other = build(**with_everything(kind))
     stage.after_step(draws(step), parts, lambda value: value)
-    other.after_step(draws(step), [whole.kept], lambda value: value)
+    other.after_step(draws(step), [whole.carry], lambda value: value)
     assert adversary(stage).adaptive.item() == pytest.approx(adversary(other).adaptive.item(), rel=1e-3)
     assert torch.equal(stage.health.counts, other.health.counts)
 
@@ -416,7 +417,7 @@ def test_quantiser_dropout_draws_a_share_of_images_from_fewer_scales(build: Buil
     assert counts[1:3].tolist() == pytest.approx([4000 * 0.25 / 3] * 2, rel=0.2)  # a dropped one may still have all
     first = first_turn(stage, 3)
     output = stage.vqvae(pictures(), stage._num_scales(draws(3)))
-    assert torch.equal(first.kept.reconstruction, output.reconstruction)
+    assert torch.equal(first.carry.reconstruction, output.reconstruction)
     assert build()._num_scales(many) is None
 
 
@@ -442,7 +443,7 @@ class Processes:
         return summed
 
 
-def part_of(kept: Kept, places: range) -> Kept:
+def part_of(kept: Carry, places: range) -> Carry:
     rows = list(places)
     return kept._replace(
         places=places,
@@ -452,10 +453,10 @@ def part_of(kept: Kept, places: range) -> Kept:
     )
 
 
-def spread_features(stage: TokenizerStage) -> Kept:
+def spread_features(stage: TokenizerStage) -> Carry:
     """What a step leaves behind, with features far from every codeword."""
     features = normal(BATCH, 4, 4, 4, seed=11) * 2 + 3
-    return first_turn(stage, 0).kept._replace(features=features, tokens=stage.vqvae.quantizer.encode(features))
+    return first_turn(stage, 0).carry._replace(features=features, tokens=stage.vqvae.quantizer.encode(features))
 
 
 def test_dead_codewords_move_to_vectors_that_the_scales_look_up(build: Build) -> None:
@@ -538,7 +539,7 @@ def test_processes_agree_on_the_codebook_and_with_one_process(build: Build, accu
 
 def test_usage_and_perplexity_are_told_once_a_window(build: Build) -> None:
     stage = build(usage_window=2)
-    kept = first_turn(stage, 0).kept
+    kept = first_turn(stage, 0).carry
     first, second = kept, kept._replace(tokens=torch.full_like(kept.tokens, 5))
     assert stage.after_step(draws(0), [first], lambda value: value) == {}
     assert not stage.vqvae.quantizer.usage.any()
@@ -561,7 +562,7 @@ def test_what_is_remembered_goes_round(build: Build) -> None:
     changes = {"loss": {"adversarial": PATCHES}, "restart_dead_codes": 4, "usage_window": 3}
     stage, other = build(**changes), build(**changes)
     for step in (BEGINS, BEGINS + 1):
-        stage.after_step(draws(step), [first_turn(stage, step).kept], lambda value: value)
+        stage.after_step(draws(step), [first_turn(stage, step).carry], lambda value: value)
     other.load_state_dict(stage.state_dict())
     assert adversary(other).adaptive == adversary(stage).adaptive != 1
     assert torch.equal(other.health.age, stage.health.age)
@@ -615,7 +616,7 @@ def test_with_networks_that_see_real_features(build: Build) -> None:
     names = [name for name, p in stage.vqvae.named_parameters() if p.requires_grad]
     assert [name for name in names if not found[name].any()] == []
     assert all(torch.isfinite(value).all() for value in found.values())
-    second = second_turn(stage, losses.kept, BEGINS + 5, side=32)
+    second = second_turn(stage, losses.carry, BEGINS + 5, side=32)
     found = gradients(adversary(stage).discriminator, second.total)
     assert all(torch.isfinite(value).all() for value in found.values())
     assert untouched(stage.vqvae, stage.perceptual, stage.metric, adversary(stage).sees)

@@ -60,9 +60,8 @@ def generate(
     Over several processes: torchrun --nproc_per_node 8 -m var evaluate generate ...
     """
     from accelerate import PartialState
-    from accelerate.utils import gather_object
 
-    from var.evaluation.samples.generate import Workers, generate_samples
+    from var.evaluation.samples.generate import generate_samples
     from var.evaluation.samples.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
     from var.evaluation.samples.sample_folder import NPZ, PICTURES, has_samples_npz, write_samples_npz
     from var.evaluation.samples.sample_set import sample_settings
@@ -70,15 +69,16 @@ def generate(
     from var.training.distributed import destroy_process_group
     from var.utils.device import choose_device
     from var.utils.files import check_writable
+    from var.utils.ranks import Ranks
 
     check_writable(out)
     if reject is None and reject_by is not None:
         raise InputError(f"--reject-by {reject_by} rejects nothing without --reject, the part that is kept")
     state = PartialState(cpu=choose_device(device).type == "cpu", timeout=LONGEST_WAIT)
     is_main_process = state.is_main_process
-    workers = Workers(state.process_index, state.num_processes, lambda number: gather_object([number]))
-    with workers.in_step():
-        target = device if workers.world == 1 else str(state.device)
+    ranks = Ranks.of(state)
+    with ranks.in_step():
+        target = device if ranks.world_size == 1 else str(state.device)
         pipe = VARPipeline.from_pretrained(model, device=target, dtype=dtype)
         judge = None
         if reject is not None:
@@ -98,7 +98,7 @@ def generate(
             None if judge is None else judge.description,
         )
     cores = os.cpu_count() or 1
-    if is_main_process and pipe.model.position.device.type == "cpu" and workers.world < cores:
+    if is_main_process and pipe.model.position.device.type == "cpu" and ranks.world_size < cores:
         typer.echo(
             f"on a CPU a process draws in one thread, so that the set is the same on any number of them: "
             f"torchrun --nproc_per_node {cores} -m var evaluate generate ... uses all cores",
@@ -106,9 +106,9 @@ def generate(
         )
     began = time.perf_counter()
     with stopping(is_main_process), progress_bar("drawn", "pictures", is_main_process) as progress:
-        drawn = generate_samples(pipe, settings, out, judge, workers, progress)
+        drawn = generate_samples(pipe, settings, out, judge, ranks, progress)
     rate = drawn / (time.perf_counter() - began)
-    with workers.in_step():
+    with ranks.in_step():
         if is_main_process and npz and not (drawn == 0 and has_samples_npz(out, settings)):
             typer.echo(f"writing {out / NPZ}", err=True)
             write_samples_npz(out, settings)

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,41 +31,9 @@ from var.evaluation.samples.sample_set import Batch, Settings
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
 from var.utils.images import save_image, to_pil, to_uint8
+from var.utils.ranks import ALONE, Ranks
 
 THREADS = 8  # that write pictures while the next ones are drawn; Pillow lets them run side by side
-
-
-class Workers(NamedTuple):
-    """The processes that share the work: which one this is, of how many, and how they tell each other a number each.
-
-    `gather` returns the numbers of all, by rank, when the last has called it.
-    """
-
-    rank: int = 0
-    world: int = 1
-    gather: Callable[[int], list[int]] = lambda number: [number]
-
-    @contextmanager
-    def in_step(self) -> Iterator[None]:
-        """Go on from the end of the block when all processes have come to it, or on none of them.
-
-        Raises:
-            InputError: what the block raised, on the first process where it did.
-            SystemExit: on all others then: of them nothing more is to be told.
-        """
-        refusal: InputError | None = None
-        try:
-            yield
-        except InputError as error:
-            refusal = error
-        refused = [rank for rank, failed in enumerate(self.gather(refusal is not None)) if failed]
-        if refusal is not None and self.rank == refused[0]:
-            raise refusal
-        if refused:
-            raise SystemExit(2)
-
-
-ALONE = Workers()
 
 
 def generate_samples(
@@ -74,7 +41,7 @@ def generate_samples(
     settings: Settings,
     folder: Path,
     judge: SampleScorer | None = None,
-    workers: Workers = ALONE,
+    ranks: Ranks = ALONE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
     """Complete the set in a folder: draw all batches that are not there, and keep the best if there is a judge.
@@ -90,7 +57,7 @@ def generate_samples(
         settings: as `sample_settings` made them of this model.
         folder: seen by all processes.
         judge: scores candidates; given if settings.judge is.
-        workers: the processes that share the batches; all of them call this.
+        ranks: the processes that share the batches; all of them call this.
         progress: is told how many pictures are drawn by now, of how many that were missing: of all processes, as far
             as this one's share tells.
 
@@ -102,25 +69,25 @@ def generate_samples(
     """
     if (judge is None) != (settings.judge is None):
         raise InputError(f"settings with judge={settings.judge} need {'no judge' if judge else 'one'}")
-    with workers.in_step():
-        if workers.rank == 0:
+    with ranks.in_step():
+        if ranks.is_main:
             begin_set(folder, settings)
-    with workers.in_step():
+    with ranks.in_step():
         check_same_set(folder, settings)
     records, side = Records(folder / SCORES, settings), pipe.vqvae.config.image_side
-    ours = settings.batches[workers.rank :: workers.world]
+    ours = settings.batches[ranks.rank :: ranks.world_size]
     todo = [batch for batch in ours if not is_done(batch, folder, records, side)]
     share = sum(len(batch.samples) for batch in todo)
-    total = sum(workers.gather(share))  # and from here on the folder changes
+    total = sum(ranks.all_gather(share))  # and from here on the folder changes
     done = 0
     for batch in _drawn(pipe, settings, folder, judge, todo):
         if judge is not None:
             prune_rejected(folder, records, set(batch.labels))
         done += len(batch.samples)
         progress(done * total // share, total)
-    workers.gather(done)  # what the others draw is there too now
-    with workers.in_step():
-        if workers.rank == 0:  # what is there now is the set, or someone else has been at it
+    ranks.all_gather(done)  # what the others draw is there too now
+    with ranks.in_step():
+        if ranks.is_main:  # what is there now is the set, or someone else has been at it
             if judge is not None:
                 prune_rejected(folder, records, settings.labels)
             list_samples(folder, settings)

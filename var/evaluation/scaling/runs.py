@@ -17,9 +17,9 @@ from var.evaluation.scaling.laws import Curve, Quantity
 from var.evaluation.scaling.power_law import FEWEST
 from var.hub.checkpoint import CONFIG, WEIGHTS, read_config
 from var.models.var import VAR, VARConfig
-from var.training.config import VARRecipe
 from var.training.logger import METRICS, RECIPE
 from var.training.recipe import load_recipe
+from var.training.stages.var import VARRecipe
 from var.utils.provenance import file_sha256, sha256
 
 BILLION, PETA = 1e9, 1e15
@@ -28,9 +28,9 @@ SIZES = ("depth", "width", "heads")
 # What runs of one series may differ in: their sizes and what goes with them, how long they are, the draw of the data,
 # and what changes how a run is computed or shown but not what it computes. The tokenizer is compared by its content.
 FREE = {
-    *("output", "tokenizer", "model", "optimizer.lr", "steps", "epochs", "seed", "tokens"),
+    *("output", "tokenizer", "model", "optimizer.lr", "steps", "epochs", "seed", "token_cache"),
     *("data.workers", "data.max_unreadable", "data.cache", "data.cache_gigabytes"),
-    *("accumulate", "gradient_checkpointing", "compile", "max_skipped", "keep", "wandb"),
+    *("accumulate", "gradient_checkpointing", "compile", "max_skipped", "keep_last", "wandb_project"),
     *("log_every", "validate_every", "sample_every", "checkpoint_every"),
 }
 
@@ -224,8 +224,8 @@ def _settings(run: Run) -> dict[str, Any]:
     """All that must be the same, by dotted key."""
     recipe = {key: value for key, value in _dotted(run.recipe.model_dump(mode="json")).items() if _fixed(key)}
     model = {f"model.{key}": value for key, value in run.config.to_dict().items() if key not in SIZES}
-    tokens = "images" if run.recipe.tokens is None else "a cache"  # whose views are drawn once
-    return recipe | model | {"tokenizer": run.tokenizer[:12], "tokens": tokens}
+    tokens = "images" if run.recipe.token_cache is None else "a cache"  # whose views are drawn once
+    return recipe | model | {"tokenizer": run.tokenizer[:12], "token_cache": tokens}
 
 
 def _fixed(key: str) -> bool:

@@ -5,13 +5,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from tokenizer.errors import InputError, one_line
+from var.data.config import DataConfig
+from var.data.dataset import ImageDataset
+from var.data.folder import FolderSource
+from var.data.listing import Listing
 from var.data.sources import list_images
 from var.data.tables import parquet_files
-from var.data.token_cache import MANIFEST, Manifest
-from var.training.config import AnyRecipe, Recipe, VARRecipe
+
+CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where nothing tells
 
 
 class Images(NamedTuple):
@@ -21,30 +26,37 @@ class Images(NamedTuple):
     classes: int | None = None
     unknown: str | None = None  # what could not be told, and why
 
+    def assumed(self, num_classes: int | None) -> list[str]:
+        """What has to be assumed of the classes of a model that is told to have so many, or as many as the data."""
+        known = num_classes is not None or self.classes is not None
+        return [] if known else [f"the number of classes is unknown: assumed {CLASSES}"]
 
-def find_images(recipe: AnyRecipe) -> Images:
-    """The number of training images and classes, from a token cache or from where the images lie."""
-    if isinstance(recipe, VARRecipe) and recipe.tokens and (recipe.tokens / MANIFEST).is_file():
-        info = Manifest.model_validate_json((recipe.tokens / MANIFEST).read_bytes()).splits["train"]
-        return Images(info.samples, info.num_classes)
-    source = recipe.data.source
-    folder = Path(source).expanduser()
+    def stand_in(self, data: DataConfig, side: int) -> ImageDataset:
+        """A dataset of their number and classes, of which nothing can be read."""
+        length = LENGTH if self.number is None else self.number
+        source = FolderSource(Path(data.source), ())
+        listing = Listing(source, np.arange(length), np.zeros(length, np.int64), self.classes or CLASSES, {})
+        return ImageDataset(listing, data, side, seed=0, augment=True)
+
+
+def find_images(data: DataConfig) -> Images:
+    """The number of training images and classes, from where the images lie."""
+    folder = Path(data.source).expanduser()
     try:
         if folder.is_dir() and not (folder / "train").is_dir() and (files := parquet_files(folder, "train")):
-            return _in_parquet(recipe, files)
-        if not folder.exists() and source.count("/") == 1 and not source.endswith(".json"):
-            return _on_the_hub(source)
-        listing = list_images(recipe.data, "train")
+            return _in_parquet(data, files)
+        if not folder.exists() and data.source.count("/") == 1 and not data.source.endswith(".json"):
+            return _on_the_hub(data.source)
+        listing = list_images(data, "train")
     except InputError as error:
         return Images(unknown=f"the number of images is unknown: {error}")
     return Images(len(listing.rows), listing.num_classes)
 
 
-def _in_parquet(recipe: Recipe, files: Sequence[str]) -> Images:
+def _in_parquet(data: DataConfig, files: Sequence[str]) -> Images:
     """Counted in the files themselves: opened as a dataset they would be copied to a cache."""
     import pyarrow.parquet
 
-    data = recipe.data
     try:
         if data.label_column is None:
             return Images(sum(pyarrow.parquet.read_metadata(file).num_rows for file in files), 1)

@@ -37,7 +37,7 @@ def _of_networks(found: Estimate) -> Rows:
 def _of_a_step(found: Estimate) -> Rows:
     rows = [
         ("a step", f"{found.images:,} images, {found.tokens:,} tokens"),
-        ("  among", f"{_several(found.processes.number, 'process', 'es')}, {_several(found.parts, 'part')} each"),
+        ("  among", f"{_several(found.world_size, 'process', 'es')}, {_several(found.parts, 'part')} each"),
     ]
     for part in found.passes:
         share = "" if math.isclose(part.share, 1) else f", in {part.share:.0%} of the steps"
@@ -48,7 +48,7 @@ def _of_a_step(found: Estimate) -> Rows:
 def _of_memory(found: Estimate) -> Rows:
     names = ("weights", "gradients", "AdamW", "average of weights", "frozen networks", "activations")
     rows = [(f"  {name}", f"{amount(size)}B") for name, size in zip(names, found.memory, strict=True) if size]
-    spread = ", parameters sharded" if found.processes.sharded and found.processes.number > 1 else ""
+    spread = ", parameters sharded" if found.sharded else ""
     whole = f"about {amount(found.memory.total)}B{spread}; passing buffers come on top"
     return [("memory of a process", whole), *rows]
 
@@ -56,8 +56,8 @@ def _of_memory(found: Estimate) -> Rows:
 def _of_the_run(found: Estimate) -> Rows:
     epochs = "" if found.epochs is None else f" ({found.epochs:.4g} epochs of {found.length:,} images)"
     rows = [("steps", "unknown" if found.steps is None else f"{found.steps:,}{epochs}")]
-    if found.encoding:
-        rows.append(("token cache, once", f"{amount(found.encoding)}FLOP"))
+    if found.preparation:
+        rows.append(("before, once", f"{amount(found.preparation)}FLOP"))
     for dtype, speed in found.speeds.items():
         speed_there = f"{amount(speed)}FLOP/s, a matrix product in {_name(dtype)} on {found.device}"
         rows.append(("speed measured", speed_there))

@@ -3,21 +3,23 @@
 B batch, N patches, C numbers that describe a patch.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
+from var.models.aim import EncoderConfig
 from var.models.pretraining import (
     AIMPretrainer,
+    HeadConfig,
     patch_statistics,
     patches,
     predicted,
@@ -25,54 +27,96 @@ from var.models.pretraining import (
     sequence_order,
     unpatchify,
 )
-from var.training.config import AIMRecipe
+from var.training.config import Recipe
+from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
-from var.training.stages import Losses, Phase
+from var.training.stages.base import Losses, Outline, Phase, Stage, open_images, register, require
+from var.training.tokenizers import open_tokenizer, tokenizer_config
 from var.utils.images import denormalize, image_grid, normalize, to_pil
 
 PICTURED = 8  # images on the sheet
 
 
-class AIMStage:
+class AIMRecipe(Recipe):
+    """Pre-training of an image encoder (AIM, arXiv 2401.08541).
+
+    Attributes:
+        model: sizes of the encoder; by name, `model: aim-tiny` (-small, -base, -600M, ...: 224 px), or by name with
+            others in place of single ones, `model: {preset: aim-tiny, image_size: 48, patch_size: 8}`.
+        head: sizes of the head, which is thrown away afterwards.
+        attention: `prefix` draws for each image how many patches see one another; `causal` has no prefix.
+        order: in which the patches follow one another.
+        targets: what is predicted of a patch: its pixels, normalized or not, or its `tokens`, those of the last scale
+            of a tokenizer whose last token map has as many cells as the encoder has patches.
+        tokenizer: folder of a trained tokenizer, for targets=tokens.
+    """
+
+    model: EncoderConfig
+    head: HeadConfig = HeadConfig()
+    attention: Literal["prefix", "causal"] = "prefix"
+    order: Literal["raster", "spiral", "checkerboard", "random"] = "raster"
+    targets: Literal["normalized", "pixels", "tokens"] = "normalized"
+    tokenizer: Path | None = None
+
+    @model_validator(mode="after")
+    def _targets_fit(self) -> Self:
+        if (self.targets == "tokens") != (self.tokenizer is not None):
+            raise InputError(
+                "targets=tokens needs a tokenizer, and a tokenizer needs targets=tokens: give both or none"
+            )
+        if self.model.patches < 2:
+            raise InputError("model has a single patch: nothing comes next, take a smaller patch_size")
+        return self
+
+
+@register("aim")
+class AIMStage(Stage[AIMRecipe]):
     """Squared error of the pixels of the patches after a prefix, or cross-entropy of their tokens.
 
     Args:
         vqvae: gives the tokens, for targets=tokens.
     """
 
-    best = "loss"
+    recipe_type = AIMRecipe
 
     def __init__(
         self, recipe: AIMRecipe, vqvae: VQVAE | None, train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:
-        self.recipe = recipe
+        super().__init__(recipe, train_data, validation_data, {} if vqvae is None else {"tokenizer": vqvae})
         self.vqvae = vqvae
         if vqvae is not None:
             check_tokens_fit(recipe, vqvae)
-        self.frozen = {} if vqvae is None else {"tokenizer": vqvae}
-        self.train_data, self.validation_data = train_data, validation_data
-        self.steps = recipe.total_steps(len(train_data))
-        self.workers = recipe.data.workers
         self.patches = recipe.model.patches
         self.order = sequence_order(recipe.order, recipe.model.side, recipe.seed)
         units = [f"encoder.blocks.{i}" for i in range(recipe.model.depth)]
-        self.phases = (Phase("model", self.build(), recipe.optimizer, units=units),)
+        self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, units=units),)
 
-    def prepare(self, device: torch.device) -> None:
+    @classmethod
+    def from_recipe(cls, recipe: AIMRecipe) -> Self:
+        images = open_images(recipe, recipe.model.image_size)
+        return cls(recipe, open_tokenizer(recipe.tokenizer) if recipe.tokenizer else None, *images)
+
+    @classmethod
+    def outline(cls, recipe: AIMRecipe) -> Outline:
+        side, images = recipe.model.image_size, find_images(recipe.data)
+        data = images.stand_in(recipe.data, side)
+        with torch.device("meta"):
+            vqvae = None
+            if recipe.tokenizer is not None:
+                vqvae = VQVAE(tokenizer_config(recipe.tokenizer)).eval().requires_grad_(False)
+            return Outline(cls(recipe, vqvae, data, data), images, torch.empty(3, side, side), recipe.model.patches)
+
+    def to(self, device: torch.device) -> None:
+        super().to(device)
         self.order = self.order.to(device)
-        if self.vqvae is not None:
-            self.vqvae.to(device)
 
     def build(self) -> AIMPretrainer:
         model = self.recipe.model
         outputs = 3 * model.patch_size**2 if self.vqvae is None else self.vqvae.config.vocab_size
         return AIMPretrainer(model, self.recipe.head, outputs, self.order)
 
-    def kind(self, phase: str, step: int) -> Hashable:
-        return "any"
-
-    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
-        prefix = self._prefix(draws)
+    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
+        prefix = self._prefix(rng)
         errors = self._errors(model(normalize(batch.content), prefix), batch.content)
         # Every target counts the same, however long its image's prefix is, and the mean over micro-batches is that of
         # the batch: so the sum is divided by the number of targets that a batch has on average.
@@ -80,11 +124,11 @@ class AIMStage:
         loss = (errors * predicted(prefix, self.patches)).sum() / (targets * len(errors))
         return Losses(loss, {"loss": loss.detach()})
 
-    def _prefix(self, draws: StepRNG) -> Tensor:
+    def _prefix(self, rng: StepRNG) -> Tensor:
         """(B,) int64, uniform in 1..N - 1; 0 for causal attention."""
         if self.recipe.attention == "causal":
-            return torch.zeros(len(draws.places), dtype=torch.int64, device=draws.device)
-        return 1 + (draws.uniform("prefix") * (self.patches - 1)).long()
+            return torch.zeros(len(rng.places), dtype=torch.int64, device=rng.device)
+        return 1 + (rng.uniform("prefix") * (self.patches - 1)).long()
 
     def _errors(self, predictions: Tensor, images: Tensor) -> Tensor:
         """Predictions (B, N - 1, C) of images (B, 3, S, S) in [-1, 1] -> error of each patch (B, N - 1), float32."""
@@ -103,11 +147,6 @@ class AIMStage:
             return pixels
         mean, deviation = patch_statistics(pixels)
         return (pixels - mean) / deviation
-
-    def after_step(
-        self, draws: StepRNG, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]
-    ) -> Mapping[str, Tensor]:
-        return {}
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -145,20 +184,14 @@ class AIMStage:
             return self.vqvae.decode(tokens)
         pixels = patches(normalize(images), self.recipe.model.patch_size)
         guess = predictions[:, counted]
-        if self.recipe.targets == "normalised":
+        if self.recipe.targets == "normalized":
             mean, deviation = patch_statistics(pixels[:, places])
             guess = guess * deviation + mean
         pixels[:, places] = guess
         return denormalize(unpatchify(pixels, self.recipe.model.patch_size))
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        save_model(folder, _pretraining(model).encoder)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing is remembered besides the model."""
+        save_model(folder, require(AIMPretrainer, model).encoder)
 
 
 def encode(vqvae: VQVAE, images: Tensor) -> Tensor:
@@ -176,9 +209,3 @@ def check_tokens_fit(recipe: AIMRecipe, vqvae: VQVAE) -> None:
             f"{recipe.model.side}x{recipe.model.side} patches of {recipe.model.image_size} px: give "
             f"model.image_size={side} and model.patch_size={vqvae.config.downsample}"
         )
-
-
-def _pretraining(model: nn.Module) -> AIMPretrainer:
-    if not isinstance(model, AIMPretrainer):
-        raise TypeError(f"an AIMPretrainer is trained in this stage, got {type(model).__name__}")
-    return model

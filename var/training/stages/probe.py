@@ -4,33 +4,99 @@ B batch, N patches, D width, M candidates: choices of blocks, each with a probe 
 """
 
 import json
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.data.config import Count, Positive
 from var.data.dataset import Batch, SampleDataset
 from var.data.loader import validation_loader
-from var.features.sources import EncoderFeatures, FeatureSource
 from var.hub.checkpoint import CONFIG, WEIGHTS, save_model
-from var.models.aim import AIM, AIMConfig, AttentiveProbe, Probe, ProbeConfig, check_layers
-from var.training.config import ProbeRecipe
+from var.hub.presets import AIM_RELEASED, BASELINES, RELEASED, SHIPPED
+from var.models.aim import AIM, AIMConfig, AttentiveProbe, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
+from var.models.var import VAR
+from var.training.config import OptimizerConfig, Recipe
+from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
-from var.training.stages import Losses, Phase
+from var.training.stages.base import Losses, Outline, Phase, Stage, check_label, open_images, register, require
 from var.utils.files import atomic_folder
 from var.utils.images import image_grid, to_pil
+
+if TYPE_CHECKING:  # features need the pipeline, which is not wanted where a recipe is only read
+    from var.features.sources import FeatureSource
 
 SCORES = "probes.json"  # in the exported folder: what each candidate reached
 RIGHT, WRONG = (-0.6, 0.6, -0.6), (0.8, -0.8, -0.8)  # frames on the sheet, in [-1, 1]
 
 Layers = tuple[int, ...]
+
+
+class ProbeOptimizerConfig(OptimizerConfig):
+    """AdamW for probes that are trained side by side.
+
+    Attributes:
+        grad_clip: none, for the norm would be that of all probes' gradients together: what bounds it scales them all,
+            and how one probe learns would depend on which others there are.
+    """
+
+    grad_clip: Positive | None = None
+
+
+class ProbeRecipe(Recipe):
+    """Attentive probes on frozen features (AIM, arXiv 2401.08541, section 4).
+
+    Attributes:
+        model: what gives the features: the folder of an encoder, with or without a probe; a released AIM's name; the
+            folder or name of a VAR pipeline (its transformer's hidden states); or what these are compared with:
+            `untrained`, an encoder with the weights that it would begin its pre-training with, `pixels`, the patches
+            as they are.
+        sizes: of the encoder, as in AIMRecipe; needed for `untrained` and `pixels`, where a model is loaded a check on
+            it.
+        probe_layers: blocks, the mean of whose outputs a probe reads, counted from 0: a list of them; `last`; or
+            `best`, for as many probes as there are runs of consecutive blocks, all trained in one pass over the
+            features: the one that classifies the validation images best is exported.
+        probed: blocks of `last` and of each run of `best`; all there are, where they are fewer.
+        heads: of the probes' attention; None: the model's.
+        num_classes: None: as many as the training data has.
+        optimizer: each probe's.
+    """
+
+    fixed = Recipe.fixed | {"sizes", "probe_layers"}
+
+    model: Annotated[str, Field(min_length=1)]
+    sizes: EncoderConfig | None = None
+    probe_layers: Literal["best", "last"] | tuple[int, ...] = "best"
+    probed: Count = 6
+    heads: Count | None = None
+    num_classes: Annotated[int, Field(ge=2)] | None = None
+    optimizer: ProbeOptimizerConfig
+
+    @field_validator("probe_layers", mode="before")
+    @classmethod
+    def _words_or_blocks(cls, given: object) -> object:
+        if isinstance(given, list | tuple) and all(type(layer) is int for layer in given):
+            return tuple(given)
+        if given in ("best", "last"):
+            return given
+        raise InputError(f"{given!r} must be best, last, or a list of blocks such as [3, 4, 5]")
+
+    @model_validator(mode="after")
+    def _sizes_known(self) -> Self:
+        if self.model in BASELINES and self.sizes is None:
+            raise InputError(
+                f"sizes is missing: model={self.model} needs image_size, patch_size, width, depth and heads there"
+            )
+        return self
 
 
 def candidates(probe_layers: str | Layers, depth: int, probed: int) -> list[Layers]:
@@ -85,24 +151,24 @@ class Score(NamedTuple):
     top5: float
 
 
-class ProbeStage:
+@register("probe")
+class ProbeStage(Stage[ProbeRecipe]):
     """Cross-entropy of the labels, summed over the candidates, which share nothing but the features.
 
     So the gradient of each probe is that of its own loss, and AdamW, which goes weight by weight, takes the step that
     it would take of one alone.
     """
 
+    recipe_type = ProbeRecipe
     best = "error"
 
     def __init__(
-        self, recipe: ProbeRecipe, source: FeatureSource, train_data: SampleDataset, validation_data: SampleDataset
+        self, recipe: ProbeRecipe, source: "FeatureSource", train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:
-        self.recipe = recipe
+        super().__init__(recipe, train_data, validation_data, source.networks)
         self.source = source
-        self.frozen = source.networks
-        self.train_data, self.validation_data = train_data, validation_data
-        self.steps = recipe.total_steps(len(train_data))
-        self.workers = recipe.data.workers
+        encoder = source.networks.get("encoder")
+        self.encoder = encoder if isinstance(encoder, Encoder) else None
         self.num_classes = recipe.num_classes or train_data.num_classes
         self._check_labels()
         self.candidates = candidates(recipe.probe_layers, source.depth, recipe.probed)
@@ -110,7 +176,24 @@ class ProbeStage:
         self.layers = sorted({layer for layers in self.candidates for layer in layers})
         self.heads = self._heads()
         # The query has no direction to shrink towards zero.
-        self.phases = (Phase("probes", self.build(), recipe.optimizer, never_decayed=("query",)),)
+        self.phases = (Phase("probes", self.build(), recipe.optimizer, self.losses, never_decayed=("query",)),)
+
+    @classmethod
+    def from_recipe(cls, recipe: ProbeRecipe) -> Self:
+        from var.features.sources import load_features
+
+        source = load_features(recipe.model, recipe.sizes)  # first: untrained weights are those of pre-training
+        return cls(recipe, source, *open_images(recipe, source.image_size))
+
+    @classmethod
+    def outline(cls, recipe: ProbeRecipe) -> Outline:
+        source, notes = _known_features(recipe)
+        side, images = source.image_size, find_images(recipe.data)
+        notes += images.assumed(recipe.num_classes)
+        data = images.stand_in(recipe.data, side)
+        with torch.device("meta"):
+            stage = cls(recipe, source, data, data)
+            return Outline(stage, images, torch.empty(3, side, side), source.patches, notes=notes)
 
     def _check_labels(self) -> None:
         known = self.num_classes if self.train_data.labels is None else self.train_data.num_classes
@@ -121,33 +204,19 @@ class ProbeStage:
             )
         for data in (self.train_data, self.validation_data):
             if data.labels is not None:
-                self._check_room(int(data.labels.max()))
-
-    def _check_room(self, largest: int) -> None:
-        if largest >= self.num_classes:
-            raise InputError(
-                f"the data has label {largest}, num_classes={self.num_classes} has room for 0..{self.num_classes - 1}: "
-                f"set num_classes to at least {largest + 1}, or to null"
-            )
+                check_label(int(data.labels.max()), self.num_classes)
 
     def _heads(self) -> int:
         """Of the probes; an AIM has as many in its probe as in its encoder, and is what is exported."""
         heads = self.recipe.heads or self.source.heads
-        if isinstance(self.source, EncoderFeatures) and heads != self.source.heads:
+        if self.encoder is not None and heads != self.source.heads:
             raise InputError(f"heads={heads} must be the encoder's, {self.source.heads}: leave heads out")
         if self.source.width % heads:
             raise InputError(f"heads={heads} must divide the width of the features, {self.source.width}: give heads")
         return heads
 
-    def prepare(self, device: torch.device) -> None:
-        for network in self.frozen.values():
-            network.to(device)
-
     def build(self) -> Probes:
         return Probes(self.names, AttentiveProbe(self.source.width, self.heads, self.num_classes))
-
-    def kind(self, phase: str, step: int) -> Hashable:
-        return "any"
 
     def _features(self, images: Tensor) -> list[Tensor]:
         """What each candidate reads, (B, N, D): the blocks' outputs are computed once for all of them."""
@@ -157,14 +226,14 @@ class ProbeStage:
     def _judged(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropy, and whether the label has the highest logit, or is among the five highest: (M, B) each."""
         if self.train_data.labels is None and len(batch.labels):  # shards tell labels as they are read
-            self._check_room(int(batch.labels.max()))
+            check_label(int(batch.labels.max()), self.num_classes)
         logits = model(self._features(batch.content)).float()
         labels = batch.labels.expand(len(logits), -1)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         highest = logits.detach().topk(min(5, self.num_classes)).indices == labels[..., None]
         return losses, highest[..., 0].float(), highest.any(dim=-1).float()
 
-    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
+    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
         losses, top1, _ = self._judged(model, batch)
         shown = losses.detach()
         logs = {"loss": shown.mean()}
@@ -174,7 +243,7 @@ class ProbeStage:
 
     @torch.no_grad()
     def after_step(
-        self, draws: StepRNG, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]
+        self, rng: StepRNG, carries: Sequence[Any], reduce: Callable[[Tensor], Tensor]
     ) -> Mapping[str, Tensor]:
         """Average the norms' running statistics over the processes: else each would validate probes of its own."""
         statistics = [buffer for buffer in self.phases[0].model.buffers() if buffer.is_floating_point()]
@@ -205,7 +274,7 @@ class ProbeStage:
 
         An encoder's folder is an AIM's; of other features it holds the probe alone.
         """
-        probes = _probes(model).eval()
+        probes = require(Probes, model).eval()
         scores, images = self.scores(probes)
         # Of equally good ones the later blocks.
         best = max(range(len(scores)), key=lambda i: (scores[i].top1, i))
@@ -230,11 +299,11 @@ class ProbeStage:
 
     def _whole(self, probe: AttentiveProbe, layers: Layers) -> AIM | Probe:
         """What is exported, made of the trained networks themselves."""
-        if isinstance(self.source, EncoderFeatures):
-            encoder = self.source.encoder
+        if self.encoder is not None:
+            sizes = asdict(self.encoder.config)
             with torch.device("meta"):
-                aim = AIM(AIMConfig(**asdict(encoder.config), probe_layers=layers, num_classes=self.num_classes))
-            aim.encoder, aim.probe = encoder, probe
+                aim = AIM(AIMConfig(**sizes, probe_layers=layers, num_classes=self.num_classes))
+            aim.encoder, aim.probe = self.encoder, probe
             return aim
         with torch.device("meta"):
             alone = Probe(ProbeConfig(self.source.width, self.heads, self.num_classes, layers))
@@ -245,15 +314,9 @@ class ProbeStage:
         """What config.json tells besides: names of the classes, and what a probe alone was trained on."""
         names = {str(label): name for label, name in sorted(self.train_data.class_names.items())}
         entries: dict[str, Any] = {"classes": names} if names else {}
-        if not isinstance(self.source, EncoderFeatures):
+        if self.encoder is None:
             entries["features_of"] = self.recipe.model_dump(mode="json", include={"model", "sizes"})
         return entries
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing is remembered besides the probes."""
 
 
 def framed(images: Tensor, right: Tensor) -> Tensor:
@@ -266,7 +329,21 @@ def framed(images: Tensor, right: Tensor) -> Tensor:
     return sheet
 
 
-def _probes(model: nn.Module) -> Probes:
-    if not isinstance(model, Probes):
-        raise TypeError(f"Probes are trained in this stage, got {type(model).__name__}")
-    return model
+def _known_features(recipe: ProbeRecipe) -> "tuple[FeatureSource, list[str]]":
+    """What gives the recipe's features, without weights where these would be downloaded, and what was assumed."""
+    from var.features.sources import EncoderFeatures, VARFeatures, baseline, load_features
+
+    name, sizes = recipe.model, recipe.sizes
+    with torch.device("meta"):
+        if name in BASELINES:
+            return baseline(name, sizes), []
+        if name in AIM_RELEASED:
+            return EncoderFeatures(Encoder(AIM_RELEASED[name].config).eval().requires_grad_(False)), []
+        if name in RELEASED:
+            config = RELEASED[name].config
+            vqvae = VQVAE(TokenizerConfig(scales=config.scales)).eval().requires_grad_(False)
+            return VARFeatures(VAR(config).eval().requires_grad_(False), vqvae), []
+        if sizes is not None and not Path(name).expanduser().exists() and name not in SHIPPED:
+            assumed = f"model={name!r} is not there: assumed an encoder of the recipe's sizes"
+            return EncoderFeatures(Encoder(sizes).eval().requires_grad_(False)), [assumed]
+    return load_features(name, sizes), []

@@ -1,51 +1,118 @@
 """Stage 1: train the multi-scale VQVAE to reconstruct images (VAR paper, section 3.2 and appendix).
 
-B batch, K scales, V codebook size, C latent channels.
+B batch, K scales, V codebook size.
 """
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from PIL import Image
+from pydantic import model_validator
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from tokenizer.augment import NOISE, augment
-from tokenizer.discriminators import FeatureHeads, PatchGAN, advance_spectral_norms
-from tokenizer.losses import (
-    adaptive_weight,
-    gradient_penalty,
-    hinge_discriminator,
-    hinge_generator,
-    pixel_losses,
-    psnr,
-    ramp,
-)
-from tokenizer.vqvae import VQVAE, VQVAEOutput
+from tokenizer.discriminators import advance_spectral_norms
+from tokenizer.errors import InputError
+from tokenizer.losses import pixel_losses, psnr
+from tokenizer.vqvae import VQVAE, TokenizerConfig, VQVAEOutput
+from var.data.config import Count, NotNegative, Positive, Rate, Section
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
 from var.networks.backbone import Backbone
-from var.networks.backbones import load_backbone
-from var.networks.perceptual import Enlarged, load_perceptual, ssim
+from var.networks.backbones import build_backbone, load_backbone
+from var.networks.perceptual import PERCEPTUAL, Enlarged, build_perceptual, load_perceptual, ssim
+from var.training.adversary import AdversarialConfig, Adversary, Carry
 from var.training.codebook import CodebookHealth, count_tokens, vectors_seen
-from var.training.config import AdversarialConfig, TokenizerRecipe
+from var.training.config import Recipe
+from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
-from var.training.stages import Losses, Phase
+from var.training.stages.base import Losses, Outline, Phase, Stage, open_images, register, require
 from var.utils.images import image_grid, to_pil
 
 PICTURED = 8  # images on the sheet
 
 
-class Kept(NamedTuple):
-    """What a micro-batch's first phase leaves behind, without gradients."""
+class NetworkConfig(Section):
+    """A frozen perceptual network: its name, and its weights where they are not to be downloaded."""
 
-    places: range  # of its images in the step's batch
-    reconstruction: Tensor  # (B, 3, H, W)
-    features: Tensor  # (B, C, h, w)
-    tokens: Tensor  # (B, L)
-    gradients: Tensor  # (2, ...), at the decoder's last kernel: of the terms that see pixels, of the adversarial one
+    network: str
+    weights: Path | None = None
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.network not in PERCEPTUAL:
+            raise InputError(f"network={self.network!r} is unknown: take one of {', '.join(PERCEPTUAL)}")
+        return self
+
+
+class PerceptualConfig(NetworkConfig):
+    """A distance of features (LPIPS, arXiv 1801.03924) and its weight in the loss.
+
+    Attributes:
+        weight: of the distance.
+        image_size: side in pixels at which the network looks: both images are enlarged to it (bicubic); None: as they
+            are. A network that was trained on large images sees little in small ones.
+    """
+
+    weight: Positive = 1.0
+    image_size: Count | None = None
+
+
+class TokenizerLossConfig(Section):
+    """Weights of the tokenizer's losses; without perceptual or adversarial that term is left out.
+
+    Attributes:
+        l1, l2: mean absolute and squared difference of the pixels.
+        vq: of features and codewords.
+        entropy: spreads each scale's usage over the codebook (Quantizer.entropy_loss); a statistic of the micro-batch.
+        perceptual: distance of a frozen network's features.
+        adversarial: a discriminator.
+    """
+
+    l1: NotNegative = 0.2
+    l2: NotNegative = 1.0
+    vq: NotNegative = 1.0
+    entropy: NotNegative = 0.0
+    perceptual: PerceptualConfig | None = None
+    adversarial: AdversarialConfig | None = None
+
+    @model_validator(mode="after")
+    def _sees_pixels(self) -> Self:
+        if self.l1 == self.l2 == 0:
+            raise InputError("l1=0 and l2=0 leave nothing that compares pixels: raise one of them")
+        return self
+
+
+class TokenizerRecipe(Recipe):
+    """Stage 1.
+
+    Attributes:
+        image_size: side of the images in pixels, a check on model.scales; None: what the scales say.
+        quantizer_dropout: probability that an image is drawn from its first few scales only, a random number of them.
+        restart_dead_codes: steps that a codeword may go unused before the batch replaces it; None: never.
+        usage_window: steps over which usage and perplexity of the codebook are taken.
+        metric: network of the validation's perceptual distance, better another one than the loss has; None: no such
+            metric.
+    """
+
+    model: TokenizerConfig
+    loss: TokenizerLossConfig = TokenizerLossConfig()
+    quantizer_dropout: Rate = 0.0
+    restart_dead_codes: Count | None = None
+    usage_window: Count = 100
+    metric: NetworkConfig | None = None
+    image_size: Count | None = None
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Self:
+        last, downsample, side = self.model.scales[-1], self.model.downsample, self.model.image_side
+        if self.image_size is not None and side != self.image_size:
+            raise InputError(
+                f"model.scales end at {last}, which at {downsample} pixels a token is {side} pixels, not "
+                f"image_size={self.image_size}: let them end at image_size / {downsample}, or change model.multipliers"
+            )
+        return self
 
 
 class Networks(NamedTuple):
@@ -78,56 +145,57 @@ def frozen_networks(
     )
 
 
-class TokenizerStage:
+@register("tokenizer")
+class TokenizerStage(Stage[TokenizerRecipe]):
     """Pixel, VQ, perceptual and adversarial losses, and care for the codebook."""
+
+    recipe_type = TokenizerRecipe
 
     def __init__(
         self, recipe: TokenizerRecipe, networks: Networks, train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:
-        self.recipe = recipe
-        self.train_data, self.validation_data = train_data, validation_data
-        self.steps = recipe.total_steps(len(train_data))
-
-        self.workers = recipe.data.workers
+        roles = ("of the perceptual loss", "below the discriminator", "of the validation's metric")
+        used = zip(roles, networks, strict=True)
+        frozen = {f"network {role}": network for role, network in used if network is not None}
+        super().__init__(recipe, train_data, validation_data, frozen)
         self.vqvae = self.build()
         for i, phi in enumerate(self.vqvae.quantizer.phi):  # with fewer scales than phi, some have no part in the loss
             phi.requires_grad_(i in self.vqvae.quantizer.phi_index)
-        self.phases = [Phase("model", self.vqvae, recipe.optimizer, never_decayed=("codebook.weight",))]
+        never_decayed = ("codebook.weight",)
+        self.phases = [Phase("model", self.vqvae, recipe.optimizer, self.losses, never_decayed, kind=self._opposed)]
         self.health = CodebookHealth(len(self.vqvae.scales), recipe.model.vocab_size)
 
         self.perceptual, backbone, self.metric = networks
-        roles = ("of the perceptual loss", "below the discriminator", "of the validation's metric")
-        used = zip(roles, networks, strict=True)
-        self.frozen = {f"network {role}": network for role, network in used if network is not None}
         self.best = f"lpips/{recipe.metric.network.removeprefix('lpips-')}" if recipe.metric else "l2"
         config, side = recipe.loss.adversarial, recipe.model.image_side
         self.adversary = Adversary(config, backbone, side, self.steps) if config else None
         if self.adversary:
             self.phases.append(self.adversary.phase)
 
-    def prepare(self, device: torch.device) -> None:
-        for network in self.frozen.values():
-            network.to(device)
+    @classmethod
+    def from_recipe(cls, recipe: TokenizerRecipe) -> Self:
+        images = open_images(recipe, recipe.model.image_side)
+        return cls(recipe, frozen_networks(recipe), *images)
+
+    @classmethod
+    def outline(cls, recipe: TokenizerRecipe) -> Outline:
+        networks = frozen_networks(recipe, lambda name, _: build_backbone(name), lambda name, _: build_perceptual(name))
+        side, images = recipe.model.image_side, find_images(recipe.data)
+        data = images.stand_in(recipe.data, side)
+        with torch.device("meta"):
+            stage = cls(recipe, networks, data, data)
+            return Outline(stage, images, torch.empty(3, side, side), stage.vqvae.scales.total)
 
     def build(self) -> VQVAE:
         return VQVAE(self.recipe.model)
 
-    def kind(self, phase: str, step: int) -> Hashable:
-        if self.adversary and phase == self.adversary.phase.name:
-            return self.adversary.penalizes(step)
-        return self._opposed(step)
-
     def _opposed(self, step: int) -> bool:
-        return self.adversary is not None and step >= self.adversary.phase.start_step
+        return self.adversary is not None and self.adversary.plays(step)
 
-    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
-        if self.adversary and phase == self.adversary.phase.name:
-            return self.adversary.losses(model, batch.content, draws, kept)
-        return self._model_losses(model, batch.content, draws)
-
-    def _model_losses(self, model: nn.Module, images: Tensor, draws: StepRNG) -> Losses:
-        weights = self.recipe.loss
-        output: VQVAEOutput = model(images, self._num_scales(draws))
+    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
+        """Of the tokenizer's phase."""
+        weights, images = self.recipe.loss, batch.content
+        output: VQVAEOutput = model(images, self._num_scales(rng))
         pixel = pixel_losses(output.reconstruction, images)
         logs = {"l1": pixel.l1, "l2": pixel.l2, "vq": output.vq_loss}
         of_pixels = weights.l1 * pixel.l1 + weights.l2 * pixel.l2
@@ -135,42 +203,42 @@ class TokenizerStage:
             logs["perceptual"] = self.perceptual(output.reconstruction, images).mean()
             of_pixels = of_pixels + weights.perceptual.weight * logs["perceptual"]
         total = of_pixels + weights.vq * output.vq_loss
-        if weights.crowding:
-            logs["crowding"] = self.vqvae.quantizer.entropy_loss(output.features)
-            total = total + weights.crowding * logs["crowding"]
+        if weights.entropy:
+            logs["entropy"] = self.vqvae.quantizer.entropy_loss(output.features)
+            total = total + weights.entropy * logs["entropy"]
 
         kernel = self.vqvae.decoder.conv_out.weight
         gradients = torch.zeros(2, *kernel.shape, device=kernel.device)
-        if self.adversary and draws.step >= self.adversary.phase.start_step:
-            logs["adversarial"] = self.adversary.judge(output.reconstruction, draws)
+        if self.adversary and self.adversary.plays(rng.step):
+            logs["adversarial"] = self.adversary.judge(output.reconstruction, rng)
             if self.adversary.config.adaptive:
                 terms = (of_pixels, logs["adversarial"])
                 gradients = torch.stack([torch.autograd.grad(term, kernel, retain_graph=True)[0] for term in terms])
                 logs["adaptive_weight"] = self.adversary.adaptive
-            total = total + self.adversary.weight(draws.step) * logs["adversarial"]
+            total = total + self.adversary.weight(rng.step) * logs["adversarial"]
         logs = {"loss": total, **logs, "psnr": psnr(output.reconstruction, images).mean()}
-        kept = Kept(draws.places, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients)
-        return Losses(total, {name: value.detach() for name, value in logs.items()}, kept)
+        left = Carry(rng.places, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients)
+        return Losses(total, {name: value.detach() for name, value in logs.items()}, left)
 
-    def _num_scales(self, draws: StepRNG) -> Tensor | None:
+    def _num_scales(self, rng: StepRNG) -> Tensor | None:
         """(B,) in 1..K: for a share of the images a random number of scales, for the others all (quantizer dropout)."""
         if self.recipe.quantizer_dropout == 0:
             return None
         scales = len(self.vqvae.scales)
-        dropped, number = draws.uniform("quantiser dropout", 2).unbind(dim=1)
+        dropped, number = rng.uniform("quantiser dropout", 2).unbind(dim=1)
         return torch.where(dropped < self.recipe.quantizer_dropout, 1 + (number * scales).long(), scales)
 
     @torch.no_grad()
     def after_step(
-        self, draws: StepRNG, kept: Sequence[Kept], reduce: Callable[[Tensor], Tensor]
+        self, rng: StepRNG, carries: Sequence[Carry], reduce: Callable[[Tensor], Tensor]
     ) -> Mapping[str, Tensor]:
         quantizer = self.vqvae.quantizer
-        counts = torch.stack([count_tokens(quantizer, part.tokens) for part in kept]).sum(dim=0)
+        counts = torch.stack([count_tokens(quantizer, part.tokens) for part in carries]).sum(dim=0)
         self.health.count(reduce(counts))
         if self.recipe.restart_dead_codes and (dead := self.health.dead(self.recipe.restart_dead_codes)):
-            self._restart(dead, draws, kept, reduce)
-        if self.adversary and draws.step >= self.adversary.phase.start_step:
-            shares = [part.gradients * (len(part.places) / draws.batch_size) for part in kept]
+            self._restart(dead, rng, carries, reduce)
+        if self.adversary and self.adversary.plays(rng.step):
+            shares = [part.gradients * (len(part.places) / rng.batch_size) for part in carries]
             self.adversary.adapt(*reduce(torch.stack(shares).sum(dim=0)))
             advance_spectral_norms(self.adversary.discriminator)
         return self._close_window() if self.health.steps >= self.recipe.usage_window else {}
@@ -186,15 +254,15 @@ class TokenizerStage:
         }
 
     def _restart(
-        self, dead: list[int], draws: StepRNG, kept: Sequence[Kept], reduce: Callable[[Tensor], Tensor]
+        self, dead: list[int], rng: StepRNG, carries: Sequence[Carry], reduce: Callable[[Tensor], Tensor]
     ) -> None:
         """Put dead codewords where the data is: on vectors that the scales look up, each scale with an equal share."""
         quantizer = self.vqvae.quantizer
-        samples = draws.integers("restart: sample", draws.batch_size, len(dead))
-        scales = draws.integers("restart: scale", len(quantizer.scales), len(dead))
-        positions = draws.integers("restart: position", quantizer.scales.lengths[-1], len(dead))
+        samples = rng.integers("restart: sample", rng.batch_size, len(dead))
+        scales = rng.integers("restart: scale", len(quantizer.scales), len(dead))
+        positions = rng.integers("restart: position", quantizer.scales.lengths[-1], len(dead))
         vectors = torch.zeros_like(quantizer.codebook.weight[dead])
-        for part in kept:
+        for part in carries:
             seen = vectors_seen(quantizer, part.features)
             for i, (sample, k, position) in enumerate(zip(samples, scales, positions, strict=True)):
                 if sample in part.places:
@@ -223,11 +291,11 @@ class TokenizerStage:
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row an image: the input, then the reconstruction after each scale."""
         images = batch.content[:PICTURED]
-        columns = [images, *_vqvae(model).reconstruct(images)]
+        columns = [images, *require(VQVAE, model).reconstruct(images)]
         return image_grid(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), columns=len(columns))
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        save_model(folder, _vqvae(model))
+        save_model(folder, require(VQVAE, model))
 
     def state_dict(self) -> dict[str, Any]:
         adapted = {"adaptive": self.adversary.adaptive} if self.adversary else {}
@@ -237,74 +305,3 @@ class TokenizerStage:
         self.health.load_state_dict(state["codebook"])
         if self.adversary:
             self.adversary.adaptive = state["adaptive"]
-
-
-class Adversary:
-    """The discriminator: its own phase, and what it says to the tokenizer (VQGAN, arXiv 2012.09841, section 3.1).
-
-    Args:
-        backbone: of a discriminator on features; None: one on pixels.
-        side: of the images.
-        steps: of the whole run.
-
-    Attributes:
-        adaptive: scale of the term in the next step, 0-dimensional. It is taken a step late, so that it is one number
-            of the whole batch for all processes and micro-batches.
-    """
-
-    def __init__(self, config: AdversarialConfig, backbone: Backbone | None, side: int, steps: int) -> None:
-        self.config = config
-        self.sees: nn.Module = backbone or nn.Identity()
-        self.discriminator: nn.Module = (
-            FeatureHeads(backbone.channels, config.spectral_norm)
-            if backbone
-            else PatchGAN(side, config.width, config.layers, config.spectral_norm)
-        )
-        self.phase = Phase(
-            "discriminator", self.discriminator, config.optimizer, start_step=round(config.start * steps)
-        )
-        self.ramp_steps = round(config.ramp * steps)
-        self.adaptive = torch.ones((), device="cpu")  # a number that goes with any device, also where the rest is meta
-
-    def penalizes(self, step: int) -> bool:
-        """Whether the discriminator's phase of a step has R1."""
-        return self.config.r1 > 0 and step % self.config.r1_every == 0
-
-    def weight(self, step: int) -> Tensor:
-        """Of the adversarial term in a step, 0-dimensional; in its first step the scale is only measured."""
-        return self.config.weight * ramp(step, self.phase.start_step + 1, self.ramp_steps) * self.adaptive
-
-    def adapt(self, of_others: Tensor, of_adversarial: Tensor) -> None:
-        """Take the scale for the next step from the gradients that the terms have at the decoder's last kernel."""
-        if self.config.adaptive:
-            self.adaptive = adaptive_weight(of_others, of_adversarial, *self.config.adaptive)
-
-    def judge(self, reconstruction: Tensor, draws: StepRNG) -> Tensor:
-        """The adversarial term, with gradients to the reconstruction and none to the discriminator."""
-        constants = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        seen = self.sees(self._augmented(reconstruction, draws, "generator"))
-        return hinge_generator(functional_call(self.discriminator, constants, (seen,)))
-
-    def losses(self, model: nn.Module, images: Tensor, draws: StepRNG, kept: Kept) -> Losses:
-        """The discriminator's phase: the hinge loss on the images and their reconstructions, now and then R1."""
-        penalized = self.penalizes(draws.step)
-        real = images.detach().requires_grad_(penalized)
-        fake = kept.reconstruction
-        seen = torch.cat([self._augmented(real, draws, "real"), self._augmented(fake, draws, "fake")])
-        logits = model(self.sees(seen))
-        of_real, of_fake = [part[: len(real)] for part in logits], [part[len(real) :] for part in logits]
-        total = hinge_discriminator(of_real, of_fake)
-        logs = {"hinge": total, "real": -hinge_generator(of_real), "fake": -hinge_generator(of_fake)}
-        if penalized:
-            logs["r1"] = gradient_penalty(of_real, real)
-            total = total + self.config.r1 * self.config.r1_every * logs["r1"]
-        return Losses(total, {f"discriminator/{name}": value.detach() for name, value in logs.items()}, kept)
-
-    def _augmented(self, images: Tensor, draws: StepRNG, purpose: str) -> Tensor:
-        return augment(images, draws.uniform(f"DiffAugment {purpose}", NOISE), self.config.augment)
-
-
-def _vqvae(model: nn.Module) -> VQVAE:
-    if not isinstance(model, VQVAE):
-        raise TypeError(f"a VQVAE is trained in this stage, got {type(model).__name__}")
-    return model

@@ -1,30 +1,36 @@
 """Stage 2: train the transformer to predict every scale's tokens from the coarser ones (VAR paper, section 3.2)."""
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Self
 
 import torch
 from PIL import Image
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from tokenizer.vqvae import VQVAE
+from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.data.config import Count, Rate
 from var.data.dataset import Batch, SampleDataset, open_dataset
-from var.data.listing import Split
+from var.data.listing import SPLIT_NAMES, Split
+from var.data.token_cache import MANIFEST, Manifest
 from var.data.token_dataset import open_tokens
-from var.hub.checkpoint import load_tokenizer
+from var.data.tokenize import write_tokens
+from var.hub.presets import RELEASED
 from var.models.token_losses import TokenLosses, image_means, token_losses
-from var.models.var import VAR
-from var.pipeline import VARPipeline
+from var.models.var import VAR, TransformerSizes, VARConfig
 from var.sampling.generate import generate
 from var.sampling.params import SamplingParams
-from var.training.config import VARRecipe
+from var.training.config import Recipe
+from var.training.estimate.images import Images, find_images
 from var.training.rng import StepRNG
-from var.training.self_correction import nearest_codewords, perturb
-from var.training.stages import Losses, Phase
+from var.training.self_correction import SelfCorrectionConfig, nearest_codewords, perturb
+from var.training.stages.base import Losses, Outline, Phase, Stage, check_label, open_images, register, require
+from var.training.tokenizers import missing, open_tokenizer, tokenizer_config
 from var.utils.classes import spread
 from var.utils.images import image_grid, to_pil
+from var.utils.ranks import Ranks
 
 PICTURED_CLASSES, PICTURED_PER_CLASS = 8, 4
 
@@ -32,15 +38,94 @@ PICTURED_CLASSES, PICTURED_PER_CLASS = 8, 4
 NEVER_DECAYED = ("start_position", "position", "level_embedding.weight", "offset")
 
 
-def open_tokenizer(folder: Path) -> VQVAE:
-    """A recipe's tokenizer, without gradients.
+@dataclass(frozen=True)
+class VARSizes(TransformerSizes):
+    """Sizes of the transformer that a recipe chooses; the other ones of a VARConfig are the tokenizer's.
 
-    Raises:
-        InputError: there is none, or its files are damaged.
+    Attributes:
+        num_classes: None: as many as the training data has.
     """
-    if not folder.is_dir():
-        raise InputError(f"tokenizer={str(folder)!r} does not exist: train stage 1 first, and give its model")
-    return load_tokenizer(folder).requires_grad_(False)
+
+    num_classes: int | None = None
+
+    def __post_init__(self) -> None:
+        self.config(TokenizerConfig(), 1 if self.num_classes is None else self.num_classes)
+
+    def config(self, tokenizer: TokenizerConfig, num_classes: int) -> VARConfig:
+        """The whole configuration, for this tokenizer and number of classes.
+
+        Raises:
+            InputError: sizes that cannot work.
+        """
+        given = {name: getattr(tokenizer, name) for name in ("scales", "vocab_size", "latent_dim")}
+        return VARConfig(**asdict(self) | given | {"num_classes": num_classes})
+
+
+class VARRecipe(Recipe):
+    """Stage 2.
+
+    Attributes:
+        tokenizer: folder of a trained tokenizer.
+        model: sizes of the transformer.
+        label_drop: fraction of the labels replaced by the null class in training.
+        token_cache: folder of the token cache (`var tokenize`), written at the start of the run where it is not
+            complete; None encodes the images in every step.
+        token_views: augmented views of every image in the token cache; epoch e sees view e mod token_views.
+        gradient_checkpointing: compute each block again in the backward pass, to save memory.
+        self_correction: show the model wrong tokens in training; None: only right ones.
+        sampling: what the model is sampled with unless asked otherwise, for its config.json; None: no preference.
+    """
+
+    tokenizer: Path
+    model: VARSizes
+    label_drop: Rate = 0.1
+    token_cache: Path | None = None
+    token_views: Count = 1
+    gradient_checkpointing: bool = False
+    self_correction: SelfCorrectionConfig | None = None
+    sampling: SamplingParams | None = None
+
+    @model_validator(mode="after")
+    def _classes_fit(self) -> Self:
+        classes, room = self.data.classes, self.model.num_classes
+        if classes is not None and room is not None and max(classes) >= room:
+            raise InputError(
+                f"data.classes holds label {max(classes)}, but model.num_classes={room} takes labels 0..{room - 1}: "
+                f"set model.num_classes to at least {max(classes) + 1}, or to null"
+            )
+        return self
+
+    @property
+    def headline(self) -> str:
+        sizes = self.model
+        return f"{self.output}: depth {sizes.depth}, width {sizes.width}, {sizes.heads} heads, lr {self.optimizer.lr:g}"
+
+    def at_depth(self, depth: int) -> Self:
+        """Width and heads in proportion to depth, as in the paper, and the learning rate in inverse proportion.
+
+        With AdamW that is how the best rate of a hidden matrix moves with width (muP, arXiv 2203.03466), and sizes that
+        all learn at one rate would measure how well that rate suits each of them. It is held to eight digits.
+
+        Raises:
+            InputError: a depth with a fraction of a head.
+        """
+        reference = self.model.config(TokenizerConfig(), 1)  # which knows width and heads where none are given
+        heads, rest = divmod(reference.heads * depth, reference.depth)
+        if rest:
+            raise InputError(
+                f"depth {depth} would have {reference.heads * depth / reference.depth:.3g} heads, in proportion to the "
+                f"recipe's model.heads={reference.heads} at model.depth={reference.depth}: name depths that give whole "
+                "ones"
+            )
+        width = heads * (reference.width // reference.heads)
+        rate = float(f"{self.optimizer.lr * reference.depth / depth:.8g}")
+        return self.model_copy(
+            update={
+                "output": self.output / f"d{depth}",
+                "model": replace(self.model, depth=depth, width=width, heads=heads),
+                "optimizer": self.optimizer.model_copy(update={"lr": rate}),
+            }
+        )
 
 
 def open_split(recipe: VARRecipe, vqvae: VQVAE, split: Split) -> SampleDataset:
@@ -49,7 +134,7 @@ def open_split(recipe: VARRecipe, vqvae: VQVAE, split: Split) -> SampleDataset:
     Raises:
         InputError: no such data, or none that is complete; see `open_tokens` and `open_dataset`.
     """
-    if recipe.tokens is not None:
+    if recipe.token_cache is not None:
         return open_tokens(recipe, vqvae, split)
     return open_dataset(recipe.data, split, vqvae.config.image_side, recipe.seed)
 
@@ -57,43 +142,74 @@ def open_split(recipe: VARRecipe, vqvae: VQVAE, split: Split) -> SampleDataset:
 def check_labels(data: SampleDataset, num_classes: int) -> None:
     """Raise InputError if the data is known to have a label that the model has no room for."""
     if data.labels is not None:
-        check_label(int(data.labels.max()), num_classes)
+        check_label(int(data.labels.max()), num_classes, "model.num_classes")
 
 
-def check_label(largest: int, num_classes: int) -> None:
-    """Raise InputError if the model has no room for a label."""
-    if largest >= num_classes:
-        raise InputError(
-            f"the data has label {largest}, model.num_classes={num_classes} has room for 0..{num_classes - 1}: "
-            f"set model.num_classes to at least {largest + 1}"
-        )
-
-
-class VARStage:
+@register("var")
+class VARStage(Stage[VARRecipe]):
     """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache.
 
     Args:
         vqvae: the tokenizer, without gradients.
     """
 
-    best = "loss"
+    recipe_type = VARRecipe
 
     def __init__(
         self, recipe: VARRecipe, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:
-        self.recipe = recipe
+        super().__init__(recipe, train_data, validation_data, {"tokenizer": vqvae})
         self.vqvae = vqvae
-        self.frozen = {"tokenizer": vqvae}
-        self.train_data, self.validation_data = train_data, validation_data
-        self.steps = recipe.total_steps(len(self.train_data))
         self.num_classes = recipe.model.num_classes or self.train_data.num_classes
         self.present = self._labels()
         self.neighbors = self._neighbors()
         self.config = recipe.model.config(self.vqvae.config, self.num_classes)
         # A block's AdaLN computes before all blocks, apart from the rest of its block.
         units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
-        self.phases = (Phase("model", self.build(), recipe.optimizer, NEVER_DECAYED, units=units),)
-        self.workers = recipe.data.workers if recipe.tokens is None else 0  # tokens are read faster than handed over
+        self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, NEVER_DECAYED, units=units),)
+        self.workers = (
+            recipe.data.workers if recipe.token_cache is None else 0
+        )  # tokens are read faster than handed over
+
+    @classmethod
+    def prepare(cls, recipe: VARRecipe, device: torch.device, ranks: Ranks) -> None:
+        """Encode what the recipe's token cache lacks, if it has one, on all processes."""
+        if recipe.token_cache is None:
+            return
+        vqvae = open_tokenizer(recipe.tokenizer).to(device)
+        if recipe.model.num_classes and not (recipe.token_cache / MANIFEST).is_file():
+            for images in open_images(recipe, vqvae.config.image_side):  # to encode takes long: refuse before it
+                check_labels(images, recipe.model.num_classes)
+        write_tokens(recipe, vqvae, ranks)
+
+    @classmethod
+    def from_recipe(cls, recipe: VARRecipe) -> Self:
+        vqvae = open_tokenizer(recipe.tokenizer)
+        return cls(recipe, vqvae, *(open_split(recipe, vqvae, split) for split in SPLIT_NAMES))
+
+    @classmethod
+    def outline(cls, recipe: VARRecipe) -> Outline:
+        tokenizer, notes = _known_tokenizer(recipe)
+        images, written = _find_images(recipe)
+        notes += images.assumed(recipe.model.num_classes)
+        to_encode = 0
+        if recipe.token_cache is not None and not written:
+            to_encode = (images.number or 0) * recipe.token_views
+            notes.append(f"the token cache {recipe.token_cache} is not there: the run begins with writing it")
+        side = tokenizer.image_side
+        data = images.stand_in(recipe.data, side)
+        with torch.device("meta"):
+            vqvae = VQVAE(tokenizer).eval().requires_grad_(False)
+            stage = cls(recipe, vqvae, data, data)
+            length = vqvae.scales.total
+            sample = (
+                torch.empty(3, side, side) if recipe.token_cache is None else torch.empty(length, dtype=torch.int64)
+            )
+
+        def encode(count: int) -> Tensor:
+            return vqvae.encode(torch.empty(count, 3, side, side))
+
+        return Outline(stage, images, sample, length, encode, to_encode, notes)
 
     def _labels(self) -> list[int]:
         """The labels that the training data has; all that the model knows, where only reading tells."""
@@ -107,15 +223,12 @@ class VARStage:
         config = self.recipe.self_correction
         return None if config is None else nearest_codewords(self.vqvae.quantizer, config.neighbors)
 
-    def prepare(self, device: torch.device) -> None:
-        self.vqvae.to(device)
+    def to(self, device: torch.device) -> None:
+        super().to(device)
         self.neighbors = None if self.neighbors is None else self.neighbors.to(device)
 
     def build(self) -> VAR:
         return VAR(self.config)
-
-    def kind(self, phase: str, step: int) -> Hashable:
-        return "any"
 
     def _tokens(self, batch: Batch) -> Tensor:
         if not batch.content.is_floating_point():
@@ -123,33 +236,28 @@ class VARStage:
         with torch.no_grad(), torch.autocast(batch.content.device.type, enabled=False):  # the same as the cache's
             return self.vqvae.encode(batch.content)
 
-    def losses(self, phase: str, model: nn.Module, batch: Batch, draws: StepRNG, kept: Any) -> Losses:
+    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
         if self.train_data.labels is None:
-            check_label(int(batch.labels.max()), self.num_classes)
+            check_label(int(batch.labels.max()), self.num_classes, "model.num_classes")
         tokens = self._tokens(batch)
-        dropped = draws.uniform("label drop") < self.recipe.label_drop
+        dropped = rng.uniform("label drop") < self.recipe.label_drop
         labels = batch.labels.masked_fill(dropped, self.num_classes)
-        path_noise = draws.uniform("stochastic depth", 2 * self.config.depth)
-        inputs, targets = self._pyramid(tokens, draws)
+        path_noise = rng.uniform("stochastic depth", 2 * self.config.depth)
+        inputs, targets = self._pyramid(tokens, rng)
         logits = model(labels, inputs, path_noise, checkpoint=self.recipe.gradient_checkpointing)
         each = token_losses(logits, targets)
         means = image_means(TokenLosses(each.loss.detach(), each.accuracy), self.vqvae.scales)
         return Losses(each.loss.mean(), {name: values.mean() for name, values in means.items()})
 
-    def _pyramid(self, tokens: Tensor, draws: StepRNG) -> tuple[Tensor, Tensor]:
+    def _pyramid(self, tokens: Tensor, rng: StepRNG) -> tuple[Tensor, Tensor]:
         """What the transformer reads, (B, L - 1, C), and what it has to predict, (B, L)."""
         quantizer, config = self.vqvae.quantizer, self.recipe.self_correction
         if config is None or self.neighbors is None:
             return quantizer.teacher_forcing_input(tokens), tokens
-        share = config.share * draws.uniform("self-correction: share")
-        noise = draws.uniform("self-correction: tokens", tokens.shape[1], 2)
+        share = config.share * rng.uniform("self-correction: share")
+        noise = rng.uniform("self-correction: tokens", tokens.shape[1], 2)
         with torch.no_grad(), torch.autocast(tokens.device.type, enabled=False):
             return perturb(quantizer, tokens, self.neighbors, share, noise)
-
-    def after_step(
-        self, draws: StepRNG, kept: Sequence[Any], reduce: Callable[[Tensor], Tensor]
-    ) -> Mapping[str, Tensor]:
-        return {}
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -158,25 +266,34 @@ class VARStage:
         return image_means(token_losses(logits, tokens), self.vqvae.scales)
 
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """One row a class: pictures that the model draws, with the same random streams every time."""
+        """One row a class: samples of the model, with the same random streams every time."""
         labels = [label for label in spread(self.present, PICTURED_CLASSES) for _ in range(PICTURED_PER_CLASS)]
         params = self.recipe.sampling or SamplingParams(cfg=2.0)
-        return image_grid(
-            to_pil(generate(_var(model), self.vqvae, labels, **params.to_dict()).images), PICTURED_PER_CLASS
-        )
+        samples = generate(require(VAR, model), self.vqvae, labels, **params.to_dict()).images
+        return image_grid(to_pil(samples), PICTURED_PER_CLASS)
 
     def export(self, model: nn.Module, folder: Path) -> None:
+        from var.pipeline import VARPipeline  # not wanted where a recipe is only read
+
         names = {label: self.train_data.class_names.get(label, str(label)) for label in self.present}
-        VARPipeline(_var(model), self.vqvae, names, self.recipe.sampling).save_pretrained(folder)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing is remembered besides the model."""
+        VARPipeline(require(VAR, model), self.vqvae, names, self.recipe.sampling).save_pretrained(folder)
 
 
-def _var(model: nn.Module) -> VAR:
-    if not isinstance(model, VAR):
-        raise TypeError(f"a VAR is trained in this stage, got {type(model).__name__}")
-    return model
+def _find_images(recipe: VARRecipe) -> tuple[Images, bool]:
+    """What is known of the training images, and whether their token cache is there to tell it."""
+    if recipe.token_cache is None or not (recipe.token_cache / MANIFEST).is_file():
+        return find_images(recipe.data), False
+    info = Manifest.model_validate_json((recipe.token_cache / MANIFEST).read_bytes()).splits["train"]
+    return Images(info.samples, info.num_classes), True
+
+
+def _known_tokenizer(recipe: VARRecipe) -> tuple[TokenizerConfig, list[str]]:
+    """Sizes of the recipe's tokenizer, and what was assumed."""
+    if recipe.tokenizer.is_dir():
+        return tokenizer_config(recipe.tokenizer), []
+    for name, released in RELEASED.items():
+        tokenizer = TokenizerConfig(scales=released.config.scales)
+        if recipe.model.config(tokenizer, released.config.num_classes) == released.config:
+            side, given = tokenizer.image_side, str(recipe.tokenizer)
+            return tokenizer, [f"tokenizer={given!r} is not there: assumed the released one of {name}, {side} px"]
+    raise missing(recipe.tokenizer)

@@ -1,0 +1,178 @@
+"""The discriminator, trained in turns with the tokenizer: what a recipe says of it, its phase, its term of the loss.
+
+B batch, C latent channels, L tokens of all scales.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Self
+
+import torch
+from pydantic import SerializerFunctionWrapHandler, model_serializer, model_validator
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from tokenizer.augment import NOISE, augment
+from tokenizer.discriminators import FeatureHeads, PatchGAN
+from tokenizer.errors import InputError
+from tokenizer.losses import adaptive_weight, gradient_penalty, hinge_discriminator, hinge_generator, ramp
+from var.data.config import Count, Fraction, NotNegative, Positive, Rate, Section
+from var.data.dataset import Batch
+from var.networks.backbone import Backbone
+from var.networks.backbones import BACKBONES
+from var.training.config import OptimizerConfig
+from var.training.rng import StepRNG
+from var.training.stages.base import Losses, Phase
+
+
+class DiscriminatorOptimizerConfig(OptimizerConfig):
+    """AdamW with the discriminator's defaults."""
+
+    lr: Positive = 3e-4
+    betas: tuple[Rate, Rate] = (0.5, 0.9)
+    weight_decay: NotNegative = 0.0005
+    grad_clip: Positive | None = 10.0
+
+
+class AdversarialConfig(Section):
+    """A discriminator, trained in turns with the tokenizer by the hinge loss (VQGAN, arXiv 2012.09841).
+
+    Attributes:
+        weight: of the adversarial term, beside the adaptive one.
+        discriminator: on patches of pixels, or heads on the features of a frozen network.
+        network: the frozen one.
+        weights: of that network; None: those of its package or download.
+        width: channels of PatchGAN's first layer.
+        layers: PatchGAN's halvings of the side.
+        spectral_norm: bound the layers' gains; PatchGAN then has no other norm.
+        start: fraction of the run without the term and without training of the discriminator.
+        ramp: fraction of the run in which the term then rises from 0 to its weight.
+        adaptive: bounds of the ratio of the gradients' norms at the last layer, which scales the term; None: no scale.
+        augment: probability of DiffAugment for what the discriminator sees.
+        r1: weight of the gradient penalty on real images (arXiv 1801.04406); 0: none.
+        r1_every: steps between two penalties, each then weighs r1 * r1_every.
+        optimizer: of the discriminator.
+    """
+
+    weight: Positive = 0.4
+    discriminator: Literal["patchgan", "features"] = "patchgan"
+    network: str = "dino-vits16"
+    weights: Path | None = None
+    width: Count = 64
+    layers: Count = 3
+    spectral_norm: bool = True
+    start: Fraction = 0.22
+    ramp: Fraction = 0.02
+    adaptive: tuple[Positive, Positive] | None = (0.015, 1e4)
+    augment: Fraction = 1.0
+    r1: NotNegative = 0.0
+    r1_every: Count = 16
+    optimizer: DiscriminatorOptimizerConfig = DiscriminatorOptimizerConfig()
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        if self.network not in BACKBONES:
+            raise InputError(f"network={self.network!r} is unknown: take one of {', '.join(BACKBONES)}")
+        if given := [name for name in self._unread if name in self.model_fields_set]:
+            raise InputError(f"{given[0]} has no meaning for discriminator={self.discriminator!r}: leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _bounds_in_order(self) -> Self:
+        if self.adaptive is not None and self.adaptive[0] > self.adaptive[1]:
+            low, high = self.adaptive
+            raise InputError(f"adaptive=[{low:g}, {high:g}] is the wrong way round: give the lower bound first")
+        return self
+
+    @property
+    def _unread(self) -> tuple[str, str]:
+        """What only the other kind of discriminator reads."""
+        return {"patchgan": ("network", "weights"), "features": ("width", "layers")}[self.discriminator]
+
+    @model_serializer(mode="wrap")
+    def _without_unread(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What is read back: keys of the other kind are refused."""
+        return {name: value for name, value in serialize(self).items() if name not in self._unread}
+
+
+class Carry(NamedTuple):
+    """What a micro-batch's first phase hands to the second, without gradients."""
+
+    places: range  # of its images in the step's batch
+    reconstruction: Tensor  # (B, 3, H, W)
+    features: Tensor  # (B, C, h, w)
+    tokens: Tensor  # (B, L)
+    gradients: Tensor  # (2, ...), at the decoder's last kernel: of the terms that see pixels, of the adversarial one
+
+
+class Adversary:
+    """The discriminator: its own phase, and what it says to the tokenizer (VQGAN, arXiv 2012.09841, section 3.1).
+
+    Args:
+        backbone: of a discriminator on features; None: one on pixels.
+        side: of the images.
+        steps: of the whole run.
+
+    Attributes:
+        adaptive: scale of the term in the next step, 0-dimensional. It is taken a step late, so that it is one number
+            of the whole batch for all processes and micro-batches.
+    """
+
+    def __init__(self, config: AdversarialConfig, backbone: Backbone | None, side: int, steps: int) -> None:
+        self.config = config
+        self.sees: nn.Module = backbone or nn.Identity()
+        self.discriminator: nn.Module = (
+            FeatureHeads(backbone.channels, config.spectral_norm)
+            if backbone
+            else PatchGAN(side, config.width, config.layers, config.spectral_norm)
+        )
+        self.phase = Phase(
+            "discriminator",
+            self.discriminator,
+            config.optimizer,
+            self.losses,
+            start_step=round(config.start * steps),
+            kind=self.penalizes,
+        )
+        self.ramp_steps = round(config.ramp * steps)
+        self.adaptive = torch.ones((), device="cpu")  # a number that goes with any device, also where the rest is meta
+
+    def plays(self, step: int) -> bool:
+        """Whether a step has the discriminator's phase."""
+        return step >= self.phase.start_step
+
+    def penalizes(self, step: int) -> bool:
+        """Whether the discriminator's phase of a step has R1."""
+        return self.config.r1 > 0 and step % self.config.r1_every == 0
+
+    def weight(self, step: int) -> Tensor:
+        """Of the adversarial term in a step, 0-dimensional; in its first step the scale is only measured."""
+        return self.config.weight * ramp(step, self.phase.start_step + 1, self.ramp_steps) * self.adaptive
+
+    def adapt(self, of_others: Tensor, of_adversarial: Tensor) -> None:
+        """Take the scale for the next step from the gradients that the terms have at the decoder's last kernel."""
+        if self.config.adaptive:
+            self.adaptive = adaptive_weight(of_others, of_adversarial, *self.config.adaptive)
+
+    def judge(self, reconstruction: Tensor, rng: StepRNG) -> Tensor:
+        """The adversarial term, with gradients to the reconstruction and none to the discriminator."""
+        constants = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        seen = self.sees(self._augmented(reconstruction, rng, "generator"))
+        return hinge_generator(functional_call(self.discriminator, constants, (seen,)))
+
+    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: Carry) -> Losses:
+        """The discriminator's phase: the hinge loss on the images and their reconstructions, now and then R1."""
+        penalized = self.penalizes(rng.step)
+        real = batch.content.detach().requires_grad_(penalized)
+        fake = carry.reconstruction
+        seen = torch.cat([self._augmented(real, rng, "real"), self._augmented(fake, rng, "fake")])
+        logits = model(self.sees(seen))
+        of_real, of_fake = [part[: len(real)] for part in logits], [part[len(real) :] for part in logits]
+        total = hinge_discriminator(of_real, of_fake)
+        logs = {"hinge": total, "real": -hinge_generator(of_real), "fake": -hinge_generator(of_fake)}
+        if penalized:
+            logs["r1"] = gradient_penalty(of_real, real)
+            total = total + self.config.r1 * self.config.r1_every * logs["r1"]
+        return Losses(total, {f"discriminator/{name}": value.detach() for name, value in logs.items()}, carry)
+
+    def _augmented(self, images: Tensor, rng: StepRNG, purpose: str) -> Tensor:
+        return augment(images, rng.uniform(f"DiffAugment {purpose}", NOISE), self.config.augment)

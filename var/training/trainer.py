@@ -1,0 +1,249 @@
+"""A training run in memory: one step, validation, and how it is saved and found again."""
+
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from PIL import Image
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError
+from var.data.dataset import Batch
+from var.data.loader import validation_loader
+from var.hub.checkpoint import load_weights
+from var.sampling.logits import mix_seed
+from var.training.checkpointing import checkpoints, load_newest, save_checkpoint
+from var.training.config import Recipe
+from var.training.distributed import load_model_state, model_state, shard, sharding_asked_for, unshard
+from var.training.ema import EMA
+from var.training.health import RunHealth
+from var.training.phase_runner import PhaseRunner
+from var.training.renamed import rename_keys
+from var.training.rng import StepRNG
+from var.training.stages.base import Stage, find_stage
+
+log = logging.getLogger(__name__)
+
+_WEIGHTS = 0  # first word of the random stream of the initial weights
+PICTURE_BATCH = 8
+
+
+def build_stage(recipe: Recipe) -> Stage[Any]:
+    """The stage that a recipe asks for, with its data and its initial weights.
+
+    Raises:
+        InputError: data, tokenizer or networks that are not there or do not fit.
+    """
+    torch.manual_seed(mix_seed(_WEIGHTS, recipe.seed))
+    return find_stage(recipe.stage).from_recipe(recipe)
+
+
+class Trainer:
+    """A training run in memory: what its steps change, and how it is saved and found again.
+
+    Attributes:
+        runners: of the stage's phases.
+        eval_model: the model that is validated, pictured and exported: the moving average if there is one.
+        step: steps done.
+        best: step and value of the best validation so far.
+    """
+
+    def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        self.recipe = recipe
+        self.accelerator = accelerator
+        self.stage = stage = build_stage(recipe)
+        stage.to(accelerator.device)
+        for phase in stage.phases:
+            phase.model.to(accelerator.device)
+        if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
+            start_from(recipe.init, stage.phases[0].model)
+        first, sharded = stage.phases[0], accelerator.num_processes > 1 and sharding_asked_for()
+        self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
+        if self.ema and sharded and first.units:
+            shard(self.ema.model, first.units)
+        self.runners = [PhaseRunner(phase, recipe, accelerator, sharded) for phase in stage.phases]
+        self.eval_model: nn.Module = self.ema.model if self.ema else first.model
+        self.health = RunHealth(recipe, accelerator)
+        self.step = 0
+        self.best: dict[str, float] | None = None
+
+    def take_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
+        """All phases of the next step on this process's micro-batches; numbers to show, to be summed over processes."""
+        recipe, accelerator = self.recipe, self.accelerator
+        world, rank = accelerator.num_processes, accelerator.process_index
+        parts = [range(i * world + rank, recipe.batch_size, world * len(batches)) for i in range(len(batches))]
+        rngs = [StepRNG(recipe.seed, self.step, recipe.batch_size, part, accelerator.device) for part in parts]
+        batches = [send_to_device(batch, accelerator.device) for batch in batches]
+        carries: Sequence[Any] = [None] * len(batches)
+        logs: dict[str, Tensor] = {}
+        taken = 0
+        for runner in self.runners:
+            if self.step < runner.phase.start_step:
+                continue
+            result = runner.step(batches, rngs, carries, self.stage.steps)
+            prefix = "" if runner is self.runners[0] else f"{runner.phase.name}/"
+            logs |= {**result.logs, f"{prefix}gradient_norm": result.norm / world, f"{prefix}lr": result.lr / world}
+            if not result.finite:
+                self.health.skipped(self.step, runner.phase.name, logs, batches)
+                break
+            carries = result.carries
+            taken += 1
+        else:
+            self.health.stepped()
+        if taken:  # the first phase has changed the model
+            shown = self.stage.after_step(rngs[0], carries, self._sum)
+            logs |= {name: value / world for name, value in shown.items()}
+            if self.ema:
+                self.ema.update(self.stage.phases[0].model, self.step)
+        self.step += 1
+        return logs
+
+    def _sum(self, value: Tensor) -> Tensor:
+        """Over all processes."""
+        return self.accelerator.reduce(value) if self.accelerator.num_processes > 1 else value
+
+    def mean_logs(self, logs: dict[str, Tensor]) -> dict[str, float]:
+        """The shares of all processes together; every process must call this with the same names."""
+        shares = torch.stack([value.detach().float().to(self.accelerator.device) for value in logs.values()])
+        return dict(zip(logs, self._sum(shares).tolist(), strict=True))
+
+    def save(self) -> None:
+        """Write a checkpoint; every process must call this, the main one writes."""
+        state = {
+            "step": self.step,
+            "recipe": fixed_settings(self.recipe),
+            "turns": {runner.phase.name: runner.state_dict() for runner in self.runners},
+            "ema": model_state(self.ema.model) if self.ema else None,
+            "stage": self.stage.state_dict(),
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
+            "guard": self.health.state_dict(),
+            "best": self.best,
+        }
+        if self.accelerator.is_main_process:
+            best = int(self.best["step"]) if self.best else None
+            save_checkpoint(self.recipe.output / "checkpoints", self.step, state, self.recipe.keep_last, best)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the output folder, if there is one.
+
+        Raises:
+            InputError: it is of another kind, or of a run with another model, seed, batch size or use of EMA.
+        """
+        state = load_newest(self.recipe.output / "checkpoints")
+        if state is None:
+            return
+        remedy = "give another output, or move them away"
+        try:
+            ours, theirs = (
+                fixed_settings(self.recipe),
+                settings_today(rename_keys(state["recipe"], "checkpoint"), self.recipe),
+            )
+            if changed := [name for name in ours if ours[name] != theirs.get(name)]:
+                name = changed[0]
+                raise InputError(
+                    f"the checkpoints in {self.recipe.output} belong to another recipe, with {name}="
+                    f"{theirs.get(name)}, not {ours[name]}: {remedy}"
+                )
+            for runner in self.runners:
+                runner.load_state_dict(state["turns"][runner.phase.name])
+            if self.ema:
+                load_model_state(self.ema.model, state["ema"])
+            self.stage.load_state_dict(state["stage"])
+            if self.accelerator.scaler and state["scaler"]:
+                self.accelerator.scaler.load_state_dict(state["scaler"])
+            self.health.load_state_dict(state["guard"])
+            self.step, self.best = int(state["step"]), state["best"]
+        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"the checkpoints in {self.recipe.output} belong to something else ({reason}): {remedy}"
+            ) from error
+        log.info("going on from step %d", self.step)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Means over the validation images, on all processes."""
+        accelerator = self.accelerator
+        self.eval_model.eval()
+        sums: dict[str, Tensor] = {}
+        count = torch.zeros((), device=accelerator.device)
+        unreadable = torch.zeros_like(count)
+        for batch in self._validation_batches(accelerator.process_index, accelerator.num_processes):
+            with accelerator.autocast():
+                values = self.stage.validate(self.eval_model, batch)
+            # A process may have no image in the last batch: it takes part in the sums below all the same, with zeros.
+            sums = {name: sums.get(name, 0) + value.float().sum() for name, value in values.items()}
+            count += len(batch.labels)
+            unreadable += len(batch.unreadable)
+        count, unreadable = self._sum(count), self._sum(unreadable)
+        if count == 0:
+            raise InputError("none of the validation images could be read: repair or replace them")
+        means = {name: (self._sum(value) / count).item() for name, value in sums.items()}
+        return means | ({"unreadable_images": int(unreadable)} if unreadable else {})
+
+    def _validation_batches(self, rank: int, world: int, batch_size: int | None = None) -> Iterator[Batch]:
+        size = batch_size or self.recipe.batch_size
+        batches = validation_loader(self.stage.validation_data, self.recipe.data, size, rank, world)
+        return (send_to_device(batch, self.accelerator.device) for batch in batches)
+
+    def is_best(self, validation: dict[str, float]) -> bool:
+        """Whether no validation before was better; then it is the one to beat."""
+        value = validation[self.stage.best]
+        if not math.isfinite(value) or (self.best is not None and value >= self.best["value"]):
+            return False
+        self.best = {"step": self.step, "value": value}
+        return True
+
+    @torch.no_grad()
+    def preview(self) -> Image.Image | None:
+        """The stage's sheet, from the first validation images; every process must call this, the main one draws."""
+        model = unshard(self.eval_model, self.stage.build)
+        if model is None or not self.accelerator.is_main_process:
+            return None
+        model.eval()
+        batch = next(batch for batch in self._validation_batches(0, 1, PICTURE_BATCH) if len(batch.labels))
+        return self.stage.preview(model.to(self.accelerator.device), batch)
+
+    def export(self, name: str) -> Path:
+        """Write the model as users load it; every process must call this, the main one writes."""
+        model = unshard(self.eval_model, self.stage.build)
+        if model is not None and self.accelerator.is_main_process:
+            with self.accelerator.autocast():  # what an export measures is computed as in validation
+                self.stage.export(model, self.recipe.output / name)
+        return self.recipe.output / name
+
+
+def start_from(folder: Path, model: nn.Module) -> None:
+    """Begin a run with exported weights, and tell what they did not hold.
+
+    Raises:
+        InputError: see `load_weights`.
+    """
+    started = load_weights(folder, model)
+    log.info("init: %d tensors from %s", len(started.loaded), folder)
+    for names, fate in ((started.new, "not in it, random"), (started.dropped, "of it not used")):
+        if names:
+            log.warning("init: %d tensors %s: %s", len(names), fate, ", ".join(names[:8]) + ", ..." * (len(names) > 8))
+
+
+def settings_today(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """A checkpoint's `fixed_settings` under today's names, where a size that came later has what it stands for."""
+    theirs = rename_keys(theirs, f"the checkpoints in {recipe.output}")
+    if theirs.get("stage") != recipe.stage or "model" not in theirs:
+        return theirs
+    annotation: Any = type(recipe).model_fields["model"].annotation
+    sizes: TypeAdapter[Any] = TypeAdapter(annotation)
+    return theirs | {"model": sizes.dump_python(sizes.validate_python(theirs["model"]), mode="json")}
+
+
+def fixed_settings(recipe: Recipe) -> dict[str, Any]:
+    """What a resumed run must not change: the model, and what decides which step sees which image."""
+    return recipe.model_dump(mode="json", include=set(recipe.fixed)) | {"ema": recipe.ema is not None}

@@ -1,0 +1,60 @@
+"""The processes that share a piece of work."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, Self
+
+from tokenizer.errors import InputError
+
+
+class Ranks(NamedTuple):
+    """Which process this is, of how many, and how they wait for one another.
+
+    Attributes:
+        rank: of this process, counted from 0.
+        world_size: how many there are.
+        barrier: returns when all have called it.
+        all_gather: takes a number of each process and returns those of all, by rank.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    barrier: Callable[[], None] = lambda: None
+    all_gather: Callable[[int], list[int]] = lambda number: [number]
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @contextmanager
+    def in_step(self) -> Iterator[None]:
+        """Go on from the end of the block when all processes have come to it, or on none of them.
+
+        Raises:
+            InputError: what the block raised, on the first process where it did.
+            SystemExit: on all others then: of them nothing more is to be told.
+        """
+        refusal: InputError | None = None
+        try:
+            yield
+        except InputError as error:
+            refusal = error
+        refused = [rank for rank, failed in enumerate(self.all_gather(refusal is not None)) if failed]
+        if refusal is not None and self.rank == refused[0]:
+            raise refusal
+        if refused:
+            raise SystemExit(2)
+
+    @classmethod
+    def of(cls, state: Any) -> Self:
+        """Those of an accelerate.PartialState or Accelerator."""
+        from accelerate.utils import gather_object
+
+        def all_gather(number: int) -> list[int]:
+            numbers: list[int] = gather_object([number])
+            return numbers
+
+        return cls(state.process_index, state.num_processes, state.wait_for_everyone, all_gather)
+
+
+ALONE = Ranks()
