@@ -29,10 +29,11 @@ class Report:
     main process.
     """
 
-    def __init__(self, recipe: Recipe, steps: int, start: int, is_main_process: bool) -> None:
+    def __init__(self, recipe: Recipe, steps: int, start: int, is_main_process: bool, best: str = "loss") -> None:
         self.recipe = recipe
         self.steps = steps
         self.is_main_process = is_main_process
+        self.best = best  # the validation's number that tells the best checkpoint
         self.clock = Clock(start, recipe.batch_size)
         self.console = Console(quiet=not is_main_process)
         self.progress = Progress(
@@ -80,7 +81,7 @@ class Report:
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Tell of a validation."""
         self._write(step, "validation", values)
-        shown = {name: value for name, value in values.items() if "/" not in name or name.startswith("lpips/")}
+        shown = {name: value for name, value in values.items() if "/" not in name or name == self.best}
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self.console.print(f"step {step}  validation  {numbers}", soft_wrap=True)  # each scale's are in the files
 

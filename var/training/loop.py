@@ -45,20 +45,13 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
     trainer = Trainer(recipe, accelerator)
     trainer.resume()
     stage, start, steps = trainer.stage, trainer.step, trainer.stage.steps
-    sampler = StepSampler(
-        stage.train_data,
-        recipe.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-        start,
-        steps,
-        recipe.accumulate,
-    )
+    rank, world_size = accelerator.process_index, accelerator.num_processes
+    sampler = StepSampler(stage.train_data, recipe.batch_size, rank, world_size, start, steps, recipe.accumulate)
     batches = iter(loader(stage.train_data, sampler, stage.workers))
 
     with (
         disk_full_as_input_error(recipe),
-        Report(recipe, steps, start, accelerator.is_main_process) as report,
+        Report(recipe, steps, start, accelerator.is_main_process, stage.best) as report,
         catch_interrupts() as interrupted,
     ):
         while trainer.step < steps:
