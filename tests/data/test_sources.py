@@ -77,6 +77,15 @@ def test_image_folder(tmp_path: Path) -> None:
     assert [sample(train, i).label for i in range(7)] == train.labels.tolist()
 
 
+def test_hidden_files_are_no_training_images(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 2, "b": 1}, "train")
+    for hidden in ("train/a/._0.jpg", "train/.trash/0.jpg"):
+        (tmp_path / hidden).parent.mkdir(exist_ok=True)
+        (tmp_path / hidden).write_bytes(b"no image")
+    assert [sample(opened(tmp_path), i).label for i in range(3)] == [0, 0, 1]
+    assert len(opened(tmp_path)) == 3
+
+
 def test_class_folders_with_numbers_are_labels(tmp_path: Path) -> None:
     write_folder(tmp_path, {"2": 1, "10": 1, "207": 1}, "train")
     (tmp_path / "classes.json").write_text('{"207": {"wnid": "n02099601", "name": "golden retriever"}}')

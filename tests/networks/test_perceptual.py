@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tokenizer.losses import feature_distance
 from var.networks.backbone import Backbone
-from var.networks.perceptual import PERCEPTUAL, Enlarged, build_perceptual, load_perceptual, ssim
+from var.networks.backbones import build_backbone
+from var.networks.perceptual import LPIPS, PERCEPTUAL, Enlarged, build_perceptual, load_perceptual, ssim
 from var.utils.torchvision_compat import import_torchvision
 
 
@@ -37,6 +38,14 @@ def test_lpips_is_the_librarys(tmp_path: Path, net: str, model: str, capsys: pyt
     assert found.shape == (2,)
     assert found.min() > 1e-3
     reaches_the_reconstruction_alone(perceptual, reconstruction, images)
+
+
+def test_lpips_has_a_gradient_where_a_map_is_zero() -> None:
+    """The lpips package gives NaN there."""
+    distance = LPIPS(build_backbone("alexnet"), [torch.ones(2, 1, 1)])
+    ours, theirs = torch.zeros(1, 2, 3, 3, requires_grad=True), torch.ones(1, 2, 3, 3)
+    (gradient,) = torch.autograd.grad(distance.compare([ours], [theirs]).sum(), ours)
+    assert gradient.isfinite().all()
 
 
 def reaches_the_reconstruction_alone(perceptual: torch.nn.Module, reconstruction: Tensor, images: Tensor) -> None:

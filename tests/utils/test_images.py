@@ -14,10 +14,13 @@ from PIL import Image
 
 from var.utils.images import (
     FORMATS,
+    IMAGE_SUFFIXES,
     MAX_PIXELS,
     check_images,
     crop_and_resize,
     enlarge,
+    find_images,
+    from_uint8,
     image_grid,
     load_image,
     open_image,
@@ -27,6 +30,7 @@ from var.utils.images import (
     to_pil,
     to_rgb,
     to_tensor,
+    to_uint8,
 )
 
 
@@ -324,3 +328,33 @@ def test_images_that_a_model_cannot_take() -> None:
     ):
         with refused(*parts):
             check_images(given, 8)
+
+
+# --- finding
+
+
+def test_images_are_found_at_any_depth_sorted_and_without_what_is_hidden(tmp_path: Path) -> None:
+    for name in (
+        "b/2.PNG",
+        "b/10.png",
+        "a-b/1.jpeg",
+        "a/1.jpg",
+        "top.webp",
+        "._1.png",
+        ".hidden/1.png",
+        "a/._1.jpg",
+        "n.txt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "linked").symlink_to(tmp_path / "a")
+    assert find_images(tmp_path) == ["a-b/1.jpeg", "a/1.jpg", "b/10.png", "b/2.PNG", "linked/1.jpg", "top.webp"]
+
+
+def test_the_suffixes_are_those_of_the_formats() -> None:
+    assert {suffix for suffix, form in Image.registered_extensions().items() if form in FORMATS} <= IMAGE_SUFFIXES
+
+
+def test_eight_bits_and_back() -> None:
+    integers = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    assert torch.equal(to_uint8(from_uint8(integers)), integers)

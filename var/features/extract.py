@@ -78,7 +78,7 @@ def open_source(
 
 def write_features(
     source: FeatureSource,
-    pictures: ImageList,
+    image_list: ImageList,
     out: Path,
     model: str,
     layers: str | Sequence[int] | None = None,
@@ -87,14 +87,14 @@ def write_features(
     progress: Callable[[int, int], None] = lambda done, total: None,
     tell: Callable[[str], object] = log.warning,
 ) -> FeatureSummary:
-    """Write the features of all pictures; killed at any time, the same call goes on from the parts that were done.
+    """Write the features of all images; killed at any time, the same call goes on from the parts that were done.
 
     In memory are a part and two batches: one in the model, one that is read meanwhile. A file that is complete is
     left as it is. Batch and device may change on the way, in rounding only; nothing else may.
 
     Args:
         source: on the device and in the dtype that it is to run in.
-        pictures: from `list_folder` or `list_split`.
+        image_list: from `list_folder` or `list_split`.
         out: the file.
         model: what the file calls the source.
         layers: as `FeatureSource.choose` takes them.
@@ -110,7 +110,7 @@ def write_features(
     if batch < 1:
         raise InputError(f"batch={batch} must be at least 1")
     check_target(out, EXAMPLE)
-    settings = _settings(source, pictures, model, layers, pool)
+    settings = _settings(source, image_list, model, layers, pool)
     folder = out.with_name(f"{out.name}.parts")
     computed = 0
     if out.exists():
@@ -119,7 +119,7 @@ def write_features(
         parts = _parts(folder, settings, batch)
         todo = [part for part in parts if not part.file.exists()]
         total = sum(len(part.images) for part in todo)
-        with closing(_extracted(source, settings, pictures, todo, batch, tell)) as tables:
+        with closing(_extracted(source, settings, image_list, todo, batch, tell)) as tables:
             for part in todo:
                 rows: list[pa.Table] = []
                 for chunk in part.batches(batch):
@@ -148,7 +148,7 @@ class _Part(NamedTuple):
 
 
 def _settings(
-    source: FeatureSource, pictures: ImageList, model: str, layers: str | Sequence[int] | None, pool: Pool
+    source: FeatureSource, image_list: ImageList, model: str, layers: str | Sequence[int] | None, pool: Pool
 ) -> Settings:
     return Settings(
         model=model,
@@ -159,8 +159,8 @@ def _settings(
         patches=source.patches,
         width=source.width,
         dtype=str(source.dtype).removeprefix("torch."),
-        images=pictures.count,
-        checksum=pictures.checksum,
+        images=image_list.count,
+        checksum=image_list.checksum,
         version=version(),
     )
 
@@ -210,28 +210,28 @@ def _parts(folder: Path, settings: Settings, batch: int) -> list[_Part]:
 def _extracted(
     source: FeatureSource,
     settings: Settings,
-    pictures: ImageList,
+    image_list: ImageList,
     parts: Sequence[_Part],
     batch: int,
     tell: Callable[[str], object],
 ) -> Generator[pa.Table]:
     """A table for each batch of each part."""
     chunks = [chunk for part in parts for chunk in part.batches(batch)]
-    with closing(_read_ahead(pictures.reader(settings.image_size), chunks)) as batches:
+    with closing(_read_ahead(image_list.reader(settings.image_size), chunks)) as batches:
         for found in batches:
             for failure in found:
                 if isinstance(failure, InputError):
                     tell(f"left out: {failure}")
-            readable = [picture for picture in found if isinstance(picture, LabeledImage)]
+            readable = [image for image in found if isinstance(image, LabeledImage)]
             values = np.empty((0, settings.length), np.float32)
             if readable:
-                values = _features(source, torch.stack([picture.pixels for picture in readable]), settings)
+                values = _features(source, torch.stack([image.pixels for image in readable]), settings)
             if not np.isfinite(values).all():
                 bad = readable[int(np.argmin(np.isfinite(values).all(axis=1)))].path
                 raise InputError(
                     f"the features of {bad} are not finite: the model is damaged, or overflows in {settings.dtype}"
                 )
-            yield as_table(readable, values, settings, pictures.class_names)
+            yield as_table(readable, values, settings, image_list.class_names)
 
 
 def _read_ahead(

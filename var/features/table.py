@@ -146,12 +146,12 @@ def schema_of(settings: Settings) -> pa.Schema:
 
 
 def as_table(
-    pictures: Sequence[LabeledImage], values: NDArray[np.float32], settings: Settings, class_names: Mapping[int, str]
+    images: Sequence[LabeledImage], values: NDArray[np.float32], settings: Settings, class_names: Mapping[int, str]
 ) -> pa.Table:
     columns = {
-        "path": [picture.path for picture in pictures],
-        "label": [picture.label for picture in pictures],
-        "class_name": [None if picture.label is None else class_names.get(picture.label) for picture in pictures],
+        "path": [image.path for image in images],
+        "label": [image.label for image in images],
+        "class_name": [None if image.label is None else class_names.get(image.label) for image in images],
         "feature": pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), settings.length),
     }
     return pa.table(columns, schema=schema_of(settings))

@@ -1,36 +1,26 @@
 """The frozen feature networks by name."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import nn
 
 from tokenizer.errors import InputError
 from var.networks import convnets, dino, efficientnet_lite
 from var.networks.backbone import Backbone
-from var.utils.weights import StateDict, load_strict
+from var.utils.weights import load_strict
 
-
-class _Kind(NamedTuple):
-    """How a backbone comes about, each by its name."""
-
-    build: Callable[[str], nn.Module]  # the network as its origin has it, on the meta device
-    read: Callable[[str, Path | None], StateDict]  # that network's tensors, from a file or its origin
-    look_through: Callable[[str, Any], Backbone]  # what we look through
-
-
-_CONVNET = _Kind(convnets.build, convnets.read, convnets.look_through)
-_LITE = _Kind(efficientnet_lite.build, efficientnet_lite.read, efficientnet_lite.look_through)
-_KINDS = {
-    "efficientnet-lite1": _LITE,
-    "efficientnet-lite2": _LITE,
-    "vgg16": _CONVNET,
-    "dino-vits16": _Kind(dino.build, dino.read, dino.look_through),
+# Each module has build(name), the network as its origin has it, on the meta device; read(name, file or None), its
+# tensors; look_through(name, network), its maps.
+_MODULES: dict[str, Any] = {
+    "efficientnet-lite1": efficientnet_lite,
+    "efficientnet-lite2": efficientnet_lite,
+    "vgg16": convnets,
+    "dino-vits16": dino,
 }
-BACKBONES = tuple(_KINDS)
-# With two that only LPIPS looks through, and one that only metrics do: the yardstick trains nothing.
-_ALL = _KINDS | {"alexnet": _CONVNET, "squeezenet1_1": _CONVNET, "efficientnet-lite0": _LITE}
+BACKBONES = tuple(_MODULES)
+# Two that only LPIPS looks through, and one that only metrics do: what measures trains nothing.
+_MODULES |= {"alexnet": convnets, "squeezenet1_1": convnets, "efficientnet-lite0": efficientnet_lite}
 
 
 def load_backbone(name: str, weights: Path | None = None) -> Backbone:
@@ -49,7 +39,8 @@ def load_backbone(name: str, weights: Path | None = None) -> Backbone:
         InputError: an unknown name, a package or file that is missing, a file that is damaged or of another network, a
             download that failed.
     """
-    return _kind(name).look_through(name, load_network(name, weights))
+    backbone: Backbone = _module_of(name).look_through(name, load_network(name, weights))
+    return backbone
 
 
 def load_network(name: str, weights: Path | None = None) -> nn.Module:
@@ -58,9 +49,9 @@ def load_network(name: str, weights: Path | None = None) -> nn.Module:
     Raises:
         InputError: as in `load_backbone`.
     """
-    kind = _kind(name)
-    network = kind.build(name)
-    load_strict(network, kind.read(name, weights), f"{weights or 'the usual file'} is not of this network")
+    module = _module_of(name)
+    network: nn.Module = module.build(name)
+    load_strict(network, module.read(name, weights), f"{weights or 'the usual file'} is not of this network")
     return network
 
 
@@ -70,11 +61,12 @@ def build_backbone(name: str) -> Backbone:
     Raises:
         InputError: an unknown name, or a package that is not installed.
     """
-    kind = _kind(name)
-    return kind.look_through(name, kind.build(name)).to("meta")
+    module = _module_of(name)
+    backbone: Backbone = module.look_through(name, module.build(name))
+    return backbone.to("meta")
 
 
-def _kind(name: str) -> _Kind:
-    if name not in _ALL:
+def _module_of(name: str) -> Any:
+    if name not in _MODULES:
         raise InputError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
-    return _ALL[name]
+    return _MODULES[name]

@@ -163,9 +163,8 @@ def forget_after(metrics: Path, step: int) -> None:
     """Drop the lines of steps that a resumed run will do again."""
     if metrics.exists():
         lines = [line for line in metrics.read_text().splitlines() if _step_of(line) <= step]
-        beside = metrics.with_suffix(".new")
-        beside.write_text("".join(f"{line}\n" for line in lines))
-        beside.replace(metrics)
+        with atomic_write(metrics) as beside:
+            beside.write_text("".join(f"{line}\n" for line in lines))
 
 
 def _step_of(line: str) -> float:
