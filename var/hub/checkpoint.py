@@ -67,17 +67,17 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def load_tokenizer(folder: Path) -> VQVAE:
-    """Load the tokenizer in a folder, in float32 and evaluation mode. Raises InputError if it cannot."""
+    """Load the tokenizer in a folder, in float32 and evaluation mode. Raises InputError."""
     return _load(folder, VQVAE, TokenizerConfig)
 
 
 def load_var(folder: Path) -> VAR:
-    """Load the transformer in a folder, in float32 and evaluation mode. Raises InputError if it cannot."""
+    """Load the transformer in a folder, in float32 and evaluation mode. Raises InputError."""
     return _load(folder, VAR, VARConfig)
 
 
 def load_probe(folder: Path) -> Probe:
-    """Load the probe in a folder, without its encoder, in float32 and evaluation mode. Raises InputError if it cannot."""
+    """Load the probe in a folder, without its encoder, in float32 and evaluation mode. Raises InputError."""
     return _load(folder, Probe, ProbeConfig)
 
 
