@@ -1,23 +1,27 @@
 """The `var` command: its subcommands, and that it answers quickly and fails in one line."""
 
 import json
+import shlex
 import sys
 import tarfile
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from tiny import Run, ended, refusal, run
 
 from var.cli import app
-from var.cli.run import Group
+from var.cli.run import Group, build
 from var.cli.run import run as run_commands
 
 NAMES = [command.name if isinstance(command, Group) else command.__name__ for command in app.COMMANDS]
 
 
 def test_help_lists_the_commands(var: Run) -> None:
-    assert {"sample", "edit", "train", "tokenize", "index", "features", "classify"} <= set(NAMES)
+    assert {"sample", "edit", "train", "data", "features", "scaling", "evaluate"} == set(NAMES)
     code, out, err = var("--help")
     assert (code, err) == (0, "")
     assert "var [OPTIONS] COMMAND" in out
@@ -62,7 +66,10 @@ def test_a_group_lists_and_runs_its_commands(
         (0, "", "")
     ] * 3
     assert ran == [1, 2, -3]
-    for mistake in (("group",), ("group", "two"), ("one",), ("group", "from")):
+    for words in ((), ("group",)):  # without what must follow, the help
+        code, out, err = call(*words)
+        assert (code, out.strip(), err) == (2, call(*words, "--help")[1].strip(), "")
+    for mistake in (("group", "two"), ("one",), ("group", "from")):
         code, out, err = call(*mistake)
         assert (code, out, len(err.splitlines())) == (2, "", 1)
 
@@ -70,15 +77,13 @@ def test_a_group_lists_and_runs_its_commands(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        ((), ("Missing command",)),
-        (("edit",), ("Missing command",)),
         (("edit", "inpiant"), ("No such command 'inpiant'",)),
         (("smaple",), ("No such command 'smaple'",)),
         (("train",), ("Missing argument",)),
         (("train", "none.yaml"), ("recipe none.yaml does not exist",)),
-        (("tokenize", "none.yaml"), ("recipe none.yaml does not exist",)),
-        (("features", "here", "--model", "aim-600M"), ("Missing option '--out'",)),
-        (("classify", "one.parquet"), ("Missing argument 'VALIDATION'",)),
+        (("data", "tokenize", "none.yaml"), ("recipe none.yaml does not exist",)),
+        (("features", "extract", "here", "--model", "aim-600M"), ("Missing option '--out'",)),
+        (("features", "classify", "one.parquet"), ("Missing argument 'VALIDATION'",)),
         (("sample", "--nmu", "3"), ("No such option", "--nmu")),
     ],
 )
@@ -86,10 +91,82 @@ def test_mistakes_are_one_line_and_exit_code_2(var: Run, arguments: tuple[str, .
     refusal(var(*arguments), *parts)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        (("index", "a", "b"), ("data", "index", "a", "b")),
+        (("tokenize", "none.yaml"), ("data", "tokenize", "none.yaml")),
+        (("classify", "one", "two"), ("features", "classify", "one", "two")),
+        (("features", "here", "--model", "m"), ("features", "extract", "here", "--model", "m")),
+        (("features", "--model", "m", "here"), ("features", "extract", "--model", "m", "here")),
+        (("series", "none.yaml", "--depths", "1"), ("scaling", "train", "none.yaml", "--depths", "1")),
+        (("scaling", "run", "--out", "x"), ("scaling", "fit", "run", "--out", "x")),
+        (("edit", "upscale", "x", "--no-match"), ("edit", "upscale", "x", "--no-color-match")),
+    ],
+)
+def test_older_spellings_work_with_a_warning(var: Run, old: tuple[str, ...], new: tuple[str, ...]) -> None:
+    code, out, err = var(*old)
+    warning, error = err.splitlines()
+    assert (code, out, error + "\n") == var(*new)
+    assert warning.startswith("warning: ")
+    assert "the old spelling goes with the next release" in warning
+    words = next(" ".join(new[:end]) for end in (2, 1) if " ".join(new[:end]) in warning or "--no-match" in warning)
+    assert f"is now {words}" in warning or "--no-match is now --no-color-match" in warning
+
+
+def test_todays_spellings_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["features", "extract", "x"], ["features", "--help"], ["scaling", "fit"], ["sample", "index"], []):
+        assert app.current_spelling(words) == words
+    assert capsys.readouterr().err == ""
+
+
+PARSER = typer.main.get_command(build(*app.COMMANDS, help=app.HELP))
+
+
+def commands(command: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The command and all below it, by what is typed after `var`."""
+    yield path, command
+    for name, member in getattr(command, "commands", {}).items():
+        yield from commands(member, (*path, name))
+
+
+def parse(arguments: list[str]) -> tuple[str, ...]:
+    """Parse as the command line does, without running anything; the words that name the command."""
+    command, path = PARSER, []
+    while hasattr(command, "commands"):
+        path.append(arguments[0])
+        command, arguments = command.commands[arguments[0]], arguments[1:]
+    command.make_context("var", arguments)
+    return tuple(path)
+
+
+def test_examples_of_every_help_can_be_typed() -> None:
+    for path, command in commands(PARSER):
+        _, _, block = command.help.partition("Examples:\n")
+        examples = [line.strip() for line in block.split("\n\n")[0].splitlines()]
+        assert 2 <= len(examples) <= 3
+        for example in examples:
+            before, _, typed = example.partition("var ")
+            assert before in ("", "torchrun --nproc_per_node 8 -m ")
+            assert parse(shlex.split(typed))[: len(path)] == path
+
+
+def test_what_can_be_gone_on_with_says_so() -> None:
+    lasting = [
+        ("train",),
+        ("data", "tokenize"),
+        ("features", "extract"),
+        ("scaling", "train"),
+        ("evaluate", "generate"),
+    ]
+    for path, command in commands(PARSER):
+        assert ("Run the same command again to go on" in command.help) == (path in lasting)
+
+
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     """Nor do mistakes in the command line; `python -m var` is the same command."""
     script = "import sys, var.cli.app as app; sys.argv = ['var', *sys.argv[1:]]\ntry: app.main()\nfinally: "
-    for arguments in (["--help"], ["train", "--help"], ["edit", "--help"], ["features", "--help"], ["smaple"]):
+    for arguments in (["--help"], ["train", "--help"], ["edit", "--help"], ["features", "x", "--help"], ["smaple"]):
         done = run("-c", f"{script}print('torch' in sys.modules)", *arguments, cwd=tmp_path)
         assert done.stdout.splitlines()[-1] == "False"
     done = run("-m", "var", "train", "none.yaml", cwd=tmp_path)
@@ -103,12 +180,12 @@ def test_index_writes_what_a_recipe_can_take(var: Run, tmp_path: Path) -> None:
             entry = tarfile.TarInfo(name)
             entry.size = len(data)
             shard.addfile(entry, BytesIO(data))
-    code, out, err = var("index", tmp_path)
+    code, out, err = var("data", "index", tmp_path)
     assert (code, err) == (0, "")
     assert out == f"index: {tmp_path / 'index.json'}\n"
     content = json.loads((tmp_path / "index.json").read_text())
     assert content["train"] == [{"url": "train-0.tar", "nsamples": 1}]
     assert content["num_classes"] == 4
-    code, out, err = var("index", tmp_path / "nowhere")
+    code, out, err = var("data", "index", tmp_path / "nowhere")
     assert (code, out) == (2, "")
     assert "nowhere" in err

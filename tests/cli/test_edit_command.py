@@ -13,7 +13,8 @@ from PIL import Image, ImageChops
 from scipy import ndimage
 from tiny import Ended, Run, refusal, run
 
-from var.cli import edit as command
+from var.cli import options
+from var.cli.edit import EDIT
 from var.editing import windows
 from var.editing.edit import upscale as library_upscale
 from var.editing.image_masks import overlay
@@ -22,7 +23,7 @@ from var.pipeline import VARPipeline
 from var.sampling.generate import generate
 from var.sampling.params import SamplingParams
 
-VERBS = list(command.EDIT.commands)
+VERBS = list(EDIT.commands)
 WIDTH, HEIGHT = 24, 16  # of the picture; the model's is 8x8, with 4x4 tokens
 BOX = (8, 4, 14, 10)
 HALF_A_TOKEN = HEIGHT / 4 / 2  # of a window as large as the picture's shorter side, in pixels
@@ -143,9 +144,9 @@ CHANGES: list[tuple[tuple[object, ...], dict[str, Any]]] = [
     (("--smooth",), {"smooth": True}),
     (("--dilate", 0), {"dilate": 0}),
     (("--feather", 0), {"feather": 0.0}),
-    (("--no-hide",), {"hide_masked": False}),
+    (("--no-hide-masked",), {"hide_masked": False}),
     (("--no-composite",), {"composite": False}),
-    (("--no-match",), {"color_match": False}),
+    (("--no-color-match",), {"color_match": False}),
     (("--context", 1.5), {"context": 1.5}),
 ]
 
@@ -161,7 +162,7 @@ def test_options_are_the_librarys(
 
 
 def test_switched_on_is_the_default(edit: Run, pipe: VARPipeline) -> None:
-    on = ("--hide", "--composite", "--match", "--seed", 0, "--top-k", 900, "--top-p", 0.96, "--dilate", 1)
+    on = ("--hide-masked", "--composite", "--color-match", "--seed", 0, "--top-k", 900, "--top-p", 0.96, "--dilate", 1)
     images = saved(edit("inpaint", "p.png", "--box", box(), *on), "edits/p_inpaint_")
     assert same(images, pipe.inpaint(read("p.png"), BOX, num=4).images)
 
@@ -362,7 +363,7 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("outpaint", "p.png", "--right", 10**6), ("24x16 px", "1000024x16 px", "too large")),
         (("outpaint", "p.png", "--right", 10**30), ("too large",)),
         (("outpaint", "p.png", "--left", 3, "--method", "stretch"), ("--method", "stretch", "auto", "shrink", "slide")),
-        (("outpaint", "p.png", "--left", 3, "--no-hide"), ("No such option", "--no-hide")),
+        (("outpaint", "p.png", "--left", 3, "--no-hide-masked"), ("No such option", "--no-hide-masked")),
         (("inpaint", "p.png", *HOLE, "--num", 0), ("--num", "equal to 1 ")),
         (("inpaint", "p.png", *HOLE, "--num", 101), ("--num", "equal to 100 ")),
         (("upscale", "small.png", "--num", "x"), ("--num", "integer")),
@@ -382,7 +383,6 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("class", "p.png", *HOLE), ("Missing option", "--class")),
         (("inpaint", *HOLE), ("Missing argument", "image")),
         (("inpiant", "p.png"), ("No such command 'inpiant'",)),
-        ((), ("Missing command",)),
         (("inpaint", "p.png", *HOLE, "--out", "p.png"), ("cannot write p.png", "another folder")),
         (("inpaint", "none.png", "--mask", "none.png", "--out", "p.png/deep"), ("cannot write p.png/deep",)),
         (("inpaint", "p.png", *HOLE), ("'no/such/folder'", "give a model folder")),
@@ -436,9 +436,9 @@ def test_help_of_each_verb(edit: Run, verb: str, monkeypatch: pytest.MonkeyPatch
     holed, masked = verb != "upscale", verb in ("inpaint", "class")
     for option in ("--class", "--num", "--seed", "--cfg", "--top-k", "--top-p", "--smooth", "--model", "--out"):
         assert f"{option} " in out
-    for option in ("--dilate", "--feather", "--no-composite", "--no-match"):
+    for option in ("--dilate", "--feather", "--no-composite", "--no-color-match"):
         assert (f"{option} " in out) == holed
-    for option in ("--mask", "--box", "--context", "--no-hide"):
+    for option in ("--mask", "--box", "--context", "--no-hide-masked"):
         assert (f"{option} " in out) == masked
 
 
@@ -470,20 +470,20 @@ def test_help_tells_the_librarys_defaults() -> None:
     drawn, redrawn = inspect.signature(generate).parameters, inspect.signature(BlendParams).parameters
     enlarged = inspect.signature(library_upscale).parameters
     words = {True: "on", False: "off"}
-    assert told(command.Seed) == str(drawn["seed"].default)
-    assert told_of_models(command.TopK) == str(params.top_k)
-    assert told_of_models(command.TopP) == str(params.top_p)
-    assert told_of_models(command.Cfg) == f"{params.cfg:g}"
-    assert told(command.Dilate) == str(redrawn["dilate"].default)
+    assert options.SamplingOptions().seed == drawn["seed"].default
+    assert told_of_models(options.TopK) == str(params.top_k)
+    assert told_of_models(options.TopP) == str(params.top_p)
+    assert told_of_models(options.Cfg) == f"{params.cfg:g}"
+    assert told(options.Dilate) == str(redrawn["dilate"].default)
     for alias, name in (
-        (command.Hide, "hide_masked"),
-        (command.Composite, "composite"),
-        (command.Match, "color_match"),
+        (options.HideMasked, "hide_masked"),
+        (options.Composite, "composite"),
+        (options.ColorMatch, "color_match"),
     ):
         assert told(alias) == words[redrawn[name].default]
-    assert told(command.Consistent) == words[enlarged["consistent"].default]
+    assert told(options.Consistent) == words[enlarged["consistent"].default]
     assert redrawn["feather"].default is enlarged["num_scales"].default is None  # told in words
-    methods = get_args(get_args(get_args(command.Method)[0])[0])
+    methods = get_args(get_args(get_args(options.Method)[0])[0])
     assert methods == windows.METHODS
     assert inspect.signature(VARPipeline.outpaint).parameters["method"].default == "auto"
 

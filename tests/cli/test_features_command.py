@@ -1,4 +1,4 @@
-"""`var features` and `var classify`: what they print and write, a real kill, and mistakes in one line."""
+"""`var features extract|classify`: what they print and write, a real kill, and mistakes in one line."""
 
 import json
 import subprocess
@@ -32,7 +32,19 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_features_tells_what_it_did_and_then_that_nothing_is_left_to_do(var: Run, work: Path) -> None:
-    arguments = ("features", "train", "--model", "model", "--out", "f.parquet", "--layers", "2,0", "--batch", 5)
+    arguments = (
+        "features",
+        "extract",
+        "train",
+        "--model",
+        "model",
+        "--out",
+        "f.parquet",
+        "--layers",
+        "2,0",
+        "--batch",
+        5,
+    )
     code, out, err = var(*arguments)
     assert (code, err) == (0, "")
     *progress, last = out.splitlines()
@@ -51,7 +63,7 @@ def test_features_tells_what_it_did_and_then_that_nothing_is_left_to_do(var: Run
 def test_sizes_of_baselines_are_named_and_changed(var: Run, work: Path) -> None:
     for model, layers in (("untrained", [0, 1]), ("pixels", [0])):
         sizes = "aim-tiny,image_size=16, patch_size=8,depth=2,mlp_ratio=2.5"
-        code, _, err = var("features", "val", "--model", model, "--sizes", sizes, "--out", model)
+        code, _, err = var("features", "extract", "val", "--model", model, "--sizes", sizes, "--out", model)
         assert (code, err) == (0, "")
         told = json.loads(pq.read_schema(work / model).metadata[b"var.features"])
         assert (told["width"], told["patches"], told["layers"]) == (192, 4, layers)  # 192: 3 * 8 * 8 as well
@@ -61,7 +73,7 @@ def test_tables_are_listed_without_a_word_before_the_error(work: Path) -> None:
     """In a process of its own: `datasets` shows its progress once for a file."""
     (work / "tables").mkdir()
     pq.write_table(pa.table({"picture": [b""]}), work / "tables" / "train.parquet")
-    arguments = ("features", "tables", "--split", "train", "--model", "model", "--out", "f.parquet")
+    arguments = ("features", "extract", "tables", "--split", "train", "--model", "model", "--out", "f.parquet")
     done = run("-m", "var", *arguments, cwd=work, HF_HOME=work / "hub")
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: data.image_column='image' is no column")
@@ -70,7 +82,7 @@ def test_tables_are_listed_without_a_word_before_the_error(work: Path) -> None:
 
 def test_unreadable_images_are_lines_on_standard_error(var: Run, work: Path) -> None:
     (work / "val" / "cup" / "13.png").write_bytes(b"no picture")
-    code, out, err = var("features", "val", "--model", "model", "--out", "f.parquet", "--pool", "none")
+    code, out, err = var("features", "extract", "val", "--model", "model", "--out", "f.parquet", "--pool", "none")
     assert code == 0
     assert out.splitlines()[-1].startswith("features: f.parquet holds 5 features, 32 numbers each, 2 classes")
     assert out.splitlines()[-1].endswith("; 1 images could not be read")
@@ -86,7 +98,19 @@ def test_a_killed_run_goes_on_to_the_same_file(var: Run, work: Path) -> None:
         "def slowly(*given):\n    time.sleep(0.2)\n    return compute(*given)\n"
         "extract._features = slowly\napp.main()\n"
     )
-    arguments = ["features", "train", "--model", "model", "--batch", "2", "--device", "cpu", "--dtype", "float32"]
+    arguments = [
+        "features",
+        "extract",
+        "train",
+        "--model",
+        "model",
+        "--batch",
+        "2",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]
     parts = work / "killed.parquet.parts"
     command = [sys.executable, "-c", script, *arguments, "--out", "killed.parquet"]
     with subprocess.Popen(command, cwd=work, env=environment(), stdout=subprocess.PIPE) as process:
@@ -107,8 +131,10 @@ def test_a_killed_run_goes_on_to_the_same_file(var: Run, work: Path) -> None:
 
 def test_classify(var: Run, work: Path) -> None:
     for split in ("train", "val"):
-        assert var("features", split, "--model", "model", "--out", f"{split}.parquet")[0] == 0
-    code, out, err = var("classify", "train.parquet", "val.parquet", "--k", 3, "--json", "results/found.json")
+        assert var("features", "extract", split, "--model", "model", "--out", f"{split}.parquet")[0] == 0
+    code, out, err = var(
+        "features", "classify", "train.parquet", "val.parquet", "--k", 3, "--json", "results/found.json"
+    )
     assert (code, err) == (0, "")
     heading, neighbours, linear = out.splitlines()
     assert heading == "model, layers 0, 1, 2, 8 numbers an image: 24 images of 2 classes in training, 6 in validation"
@@ -131,9 +157,9 @@ def test_classify(var: Run, work: Path) -> None:
 
 def test_mistakes_of_features(var: Run, work: Path) -> None:
     def features(*options: object, folder: str = "train", model: str = "model", out: str = "f.parquet") -> object:
-        return var("features", folder, "--model", model, "--out", out, *options)
+        return var("features", "extract", folder, "--model", model, "--out", out, *options)
 
-    refusal(var("features", "train"), "--model", "--help lists the options")
+    refusal(var("features", "extract", "train"), "--model", "--help lists the options")
     refusal(features(folder="nowhere"), "nowhere does not exist")
     refusal(features(folder="model"), "model holds no image files")
     refusal(features(model="nowhere"), "'nowhere' is neither a folder nor a known name", "aim-600M")
@@ -159,18 +185,18 @@ def test_mistakes_of_features(var: Run, work: Path) -> None:
     refusal(features("--sizes", "aim-tiny", model="model"), "model='model' has image_size=16, not sizes.image_size=224")
     refusal(features(out="model/config.json/f.parquet"), "config.json is a file")
     assert not list(work.glob("f.parquet*"))
-    assert var("features", "train", "--model", "model", "--out", "f.parquet")[0] == 0
+    assert var("features", "extract", "train", "--model", "model", "--out", "f.parquet")[0] == 0
     refusal(features(model="other"), "f.parquet was made by another model (model)", "give another --out")
 
 
 def test_mistakes_of_classify(var: Run, work: Path) -> None:
     for name, folder, model in (("a", "train", "model"), ("b", "val", "model"), ("c", "val", "other")):
-        assert var("features", folder, "--model", model, "--out", name)[0] == 0
-    assert var("features", "train/bar", "--model", "model", "--out", "unlabelled")[0] == 0
-    refusal(var("classify", "a"), "VALIDATION", "--help lists the options")
-    refusal(var("classify", "a", "nowhere"), "nowhere does not exist")
-    refusal(var("classify", "a", "model/config.json"), "config.json is not a features file")
-    refusal(var("classify", "a", "unlabelled"), "unlabelled: 12 of 12 images have no label")
-    refusal(var("classify", "a", "c"), "others than the training features: of other, not model")
-    refusal(var("classify", "a", "b", "--k", 25), "k=25 must be in 1..24")
-    refusal(var("classify", "a", "b", "--json", "model"), "model is a folder")
+        assert var("features", "extract", folder, "--model", model, "--out", name)[0] == 0
+    assert var("features", "extract", "train/bar", "--model", "model", "--out", "unlabelled")[0] == 0
+    refusal(var("features", "classify", "a"), "VALIDATION", "--help lists the options")
+    refusal(var("features", "classify", "a", "nowhere"), "nowhere does not exist")
+    refusal(var("features", "classify", "a", "model/config.json"), "config.json is not a features file")
+    refusal(var("features", "classify", "a", "unlabelled"), "unlabelled: 12 of 12 images have no label")
+    refusal(var("features", "classify", "a", "c"), "others than the training features: of other, not model")
+    refusal(var("features", "classify", "a", "b", "--k", 25), "k=25 must be in 1..24")
+    refusal(var("features", "classify", "a", "b", "--json", "model"), "model is a folder")

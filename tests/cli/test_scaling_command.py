@@ -41,7 +41,7 @@ def found(results: dict[str, Any], axis: str, quantity: str) -> dict[str, Any]:
 
 
 def test_tables_json_and_figures(var: Run, runs: list[Path], tmp_path: Path) -> None:
-    code, out, err = var("scaling", *runs, "--out", tmp_path / "laws", "--resamples", 100)
+    code, out, err = var("scaling", "fit", *runs, "--out", tmp_path / "laws", "--resamples", 100)
     assert (code, err) == (0, "")
     results = json.loads((tmp_path / "laws" / "scaling.json").read_text())
     law = found(results, "parameters", "loss_last")["fit"]
@@ -79,10 +79,10 @@ def test_tables_json_and_figures(var: Run, runs: list[Path], tmp_path: Path) -> 
 
 
 def test_json_on_the_screen_is_what_is_written(var: Run, runs: list[Path], tmp_path: Path) -> None:
-    code, out, _ = var("scaling", *runs[:3], "--out", tmp_path / "laws", "--resamples", 100, "--json")
+    code, out, _ = var("scaling", "fit", *runs[:3], "--out", tmp_path / "laws", "--resamples", 100, "--json")
     assert code == 0
     assert out == (tmp_path / "laws" / "scaling.json").read_text()
-    again, same, _ = var("scaling", *runs[:3][::-1], "--out", tmp_path / "laws", "--resamples", 100, "--json")
+    again, same, _ = var("scaling", "fit", *runs[:3][::-1], "--out", tmp_path / "laws", "--resamples", 100, "--json")
     assert (again, same) == (0, out)
 
 
@@ -92,7 +92,7 @@ def test_runs_that_cannot_be_compared_leave_nothing(var: Run, runs: list[Path], 
         ([*runs[:2], runs[0]], "same size"),
         ([*runs[:2], tmp_path / "no"], "does not exist"),
     ):
-        code, out, err = var("scaling", *given, "--out", tmp_path / "laws")
+        code, out, err = var("scaling", "fit", *given, "--out", tmp_path / "laws")
         assert (code, out) == (2, "")
         (line,) = err.splitlines()
         assert part in line
@@ -101,13 +101,13 @@ def test_runs_that_cannot_be_compared_leave_nothing(var: Run, runs: list[Path], 
 
 def test_an_output_that_is_a_file(var: Run, runs: list[Path], tmp_path: Path) -> None:
     (tmp_path / "laws").write_text("mine")
-    code, _, err = var("scaling", *runs, "--out", tmp_path / "laws")
+    code, _, err = var("scaling", "fit", *runs, "--out", tmp_path / "laws")
     assert code == 2
     assert "is a file" in err
 
 
 def test_a_missing_package_is_told(var: Run, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    code, _, err = var("scaling", *runs, "--out", tmp_path / "laws")
+    code, _, err = var("scaling", "fit", *runs, "--out", tmp_path / "laws")
     assert code == 2
     assert "pip install" in err

@@ -22,14 +22,14 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def test_it_tells_what_was_encoded_and_then_that_nothing_is_left_to_do(var: Run, recipe: Path) -> None:
-    code, out, err = var("tokenize", recipe, "token_cache=here")
+    code, out, err = var("data", "tokenize", recipe, "token_cache=here")
     assert (code, err) == (0, "")
     *progress, last = out.splitlines()
     assert progress[-1].startswith("encoded 22 of 22  ")
     assert progress[-1].endswith("images/s  0:00:00 left")
     assert last.startswith("tokens: here holds 22 encoded images in 0.0 MB, 22 now, ")
     assert last.endswith(" images/s")
-    code, out, err = var("tokenize", recipe, "token_cache=here")
+    code, out, err = var("data", "tokenize", recipe, "token_cache=here")
     assert (code, out, err) == (
         0,
         "tokens: here holds 22 encoded images in 0.0 MB, all of them there already\n",
@@ -39,15 +39,15 @@ def test_it_tells_what_was_encoded_and_then_that_nothing_is_left_to_do(var: Run,
 
 def test_it_counts_what_cannot_be_read(var: Run, recipe: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "val" / "bar" / "4.png").write_bytes(b"no picture")
-    code, out, _ = var("tokenize", recipe, "token_cache=here")
+    code, out, _ = var("data", "tokenize", recipe, "token_cache=here")
     assert code == 0
     assert out.splitlines()[-1].endswith("; 1 images could not be read")
 
 
 def test_a_damaged_shard_is_told_of(var: Run, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    assert var("tokenize", recipe, "token_cache=here")[0] == 0
+    assert var("data", "tokenize", recipe, "token_cache=here")[0] == 0
     (tmp_path / "here" / "validation-v0-00000.bin").write_bytes(b"")
-    code, out, _ = var("tokenize", recipe, "token_cache=here")
+    code, out, _ = var("data", "tokenize", recipe, "token_cache=here")
     assert code == 0
     assert "here/validation-v0-00000.bin is damaged: encoding it again" in caplog.messages
     assert "holds 22 encoded images in 0.0 MB, 6 now" in out
@@ -65,31 +65,35 @@ def test_told_to_stop(var: Run, recipe: Path, number: int, monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(tokens, "_write_shard", stopped)
-        code, out, err = var("tokenize", recipe, "token_cache=here")
+        code, out, err = var("data", "tokenize", recipe, "token_cache=here")
     assert code == 128 + number
     assert "tokens:" not in out
     assert err == "stopped: the same command goes on with what is missing\n"
     assert signal.getsignal(number) == before
-    code, out, _ = var("tokenize", recipe, "token_cache=here")
+    code, out, _ = var("data", "tokenize", recipe, "token_cache=here")
     assert (code, "holds 22 encoded images in 0.0 MB, 14 now" in out) == (0, True)
 
 
 def test_mistakes(var: Run, recipe: Path, tmp_path: Path) -> None:
-    refusal(var("tokenize"), "recipe", "--help lists the options")
-    refusal(var("tokenize", tmp_path / "none.yaml"), "none.yaml does not exist")
-    refusal(var("tokenize", recipe), "has no token_cache", "token_cache=FOLDER")
-    refusal(var("tokenize", recipe, "token=here"), 'token="here" is not a known key', "did you mean")
-    refusal(var("tokenize", recipe, "token_cache=here", "token_views=0"), "token_views=0")
-    refusal(var("tokenize", recipe, "token_cache=here", "tokenizer=nowhere"), "tokenizer='nowhere' does not exist")
+    refusal(var("data", "tokenize"), "recipe", "--help lists the options")
+    refusal(var("data", "tokenize", tmp_path / "none.yaml"), "none.yaml does not exist")
+    refusal(var("data", "tokenize", recipe), "has no token_cache", "token_cache=FOLDER")
+    refusal(var("data", "tokenize", recipe, "token=here"), 'token="here" is not a known key', "did you mean")
+    refusal(var("data", "tokenize", recipe, "token_cache=here", "token_views=0"), "token_views=0")
     refusal(
-        var("tokenize", recipe, "token_cache=here", "data.source=/nowhere"), "data.source='/nowhere'", "does not exist"
+        var("data", "tokenize", recipe, "token_cache=here", "tokenizer=nowhere"), "tokenizer='nowhere' does not exist"
+    )
+    refusal(
+        var("data", "tokenize", recipe, "token_cache=here", "data.source=/nowhere"),
+        "data.source='/nowhere'",
+        "does not exist",
     )
     stage_1 = write_recipe(tmp_path / "first.yaml", merged(TOKENIZER, {"data": {"source": str(tmp_path / "images")}}))
-    refusal(var("tokenize", stage_1), "first.yaml has stage=tokenizer", "only stage var")
+    refusal(var("data", "tokenize", stage_1), "first.yaml has stage=tokenizer", "only stage var")
     assert not (tmp_path / "here").exists()
-    assert var("tokenize", recipe, "token_cache=here")[0] == 0
+    assert var("data", "tokenize", recipe, "token_cache=here")[0] == 0
     refusal(
-        var("tokenize", recipe, "token_cache=here", "seed=1"),
+        var("data", "tokenize", recipe, "token_cache=here", "seed=1"),
         "token_cache='here'",
         "seed=0, not 1",
         "give another folder",

@@ -182,7 +182,9 @@ def test_the_command_passes_sizes_and_overrides_on(var: Run, monkeypatch: pytest
     calls: list[Any] = []
     monkeypatch.setattr("var.training.series.train_series", lambda *given: calls.append(given))
     config = ROOT / "configs" / "tiny_imagenet_scaling.yaml"
-    code, out, err = var("series", config, "steps=9", "output=there", "--depths", "2,3", "--launch", "torchrun")
+    code, out, err = var(
+        "scaling", "train", config, "steps=9", "output=there", "--depths", "2,3", "--launch", "torchrun"
+    )
     assert (code, err) == (0, "")
     assert out == "series: there/d2 there/d3\n"
     ((recipes, launch, _),) = calls
@@ -192,7 +194,7 @@ def test_the_command_passes_sizes_and_overrides_on(var: Run, monkeypatch: pytest
 
 def test_a_dry_run_tells_of_each_size_and_writes_nothing(var: Run, recipe: VARRecipe, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
-    code, out, err = var("series", recipe.output.with_suffix(".yaml"), "--depths", "1,2", "--dry-run")
+    code, out, err = var("scaling", "train", recipe.output.with_suffix(".yaml"), "--depths", "1,2", "--dry-run")
     assert (code, err) == (0, "")
     assert f"{recipe.output}/d1: depth 1, width 8, 1 heads, lr 0.02" in out
     assert out.count("dry run: nothing was written") == 2
@@ -209,11 +211,11 @@ def test_a_dry_run_tells_of_each_size_and_writes_nothing(var: Run, recipe: VARRe
     ],
 )
 def test_mistakes_are_one_line(var: Run, arguments: tuple[str, ...], parts: tuple[str, ...]) -> None:
-    refusal(var("series", ROOT / "configs" / f"{arguments[0]}.yaml", *arguments[1:]), *parts)
+    refusal(var("scaling", "train", ROOT / "configs" / f"{arguments[0]}.yaml", *arguments[1:]), *parts)
 
 
 def test_the_series_itself_is_started_once(var: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    code, _, err = var("series", ROOT / "configs" / "tiny_imagenet_scaling.yaml")
+    code, _, err = var("scaling", "train", ROOT / "configs" / "tiny_imagenet_scaling.yaml")
     assert code == 2
     assert "--launch" in err

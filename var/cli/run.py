@@ -1,9 +1,11 @@
 """How commands run and fail: one line on standard error, exit code 2."""
 
+import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
-from typing import NamedTuple, NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import typer
 from typer.exceptions import TyperException
@@ -21,29 +23,65 @@ class Group(NamedTuple):
     commands: Mapping[str, Command]  # by the word that follows
 
 
-def run(*commands: Command | Group) -> None:
+def run(*commands: Command | Group, help: str | None = None, arguments: Sequence[str] | None = None) -> None:
     """Run a function as a command, or the one of several that the first argument names; of a group, the first two.
 
     Input that cannot work ends it in one line; other exceptions are bugs and show.
+
+    Args:
+        help: of all commands together.
+        arguments: what was typed; None: the process's.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
-    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-    for command in commands:
-        if isinstance(command, Group):
-            group = typer.Typer(name=command.name, help=command.help)
-            for name, member in command.commands.items():
-                group.command(name)(member)
-            app.add_typer(group)
-        else:
-            app.command()(command)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = app(standalone_mode=False)
+        code = build(*commands, help=help)(arguments, standalone_mode=False)
     except TyperException as error:
+        if not error.format_message():  # nothing was typed, and the help is printed
+            raise SystemExit(error.exit_code) from error
         fail(f"{error.format_message()} (--help lists the options)")
     except InputError as error:
         fail(str(error))
     if code:  # Ctrl-C
         raise SystemExit(code)
+
+
+def build(*commands: Command | Group, help: str | None = None) -> typer.Typer:
+    """The parser of the commands. A group that is named without a command prints its help."""
+    app = typer.Typer(help=help, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+    for command in commands:
+        if isinstance(command, Group):
+            group = typer.Typer(name=command.name, help=command.help, no_args_is_help=True)
+            for name, member in command.commands.items():
+                group.command(name)(flatten(member))
+            app.add_typer(group)
+        else:
+            app.command()(flatten(command))
+    return app
+
+
+def flatten(command: Command) -> Command:
+    """The command with the fields of its dataclass parameters as parameters of their own, by keyword."""
+    own = inspect.signature(command).parameters.values()
+    bundles: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+    parameters: list[inspect.Parameter] = []
+    for parameter in own:
+        if parameter.name not in bundles:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+            continue
+        hints = get_type_hints(parameter.annotation, include_extras=True)
+        for field in fields(parameter.annotation):
+            kind, annotation = parameter.KEYWORD_ONLY, hints[field.name]
+            parameters.append(inspect.Parameter(field.name, kind, default=field.default, annotation=annotation))
+
+    def flat(**values: Any) -> None:
+        for name, bundle in bundles.items():
+            values[name] = bundle(**{field.name: values.pop(field.name) for field in fields(bundle)})
+        command(**values)
+
+    flat.__name__, flat.__doc__ = command.__name__, command.__doc__
+    flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+    return flat
 
 
 def fail(message: str) -> NoReturn:

@@ -3,11 +3,11 @@
 import logging
 import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
+from var.cli import options
 from var.cli.run import run
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ def main() -> None:
     run(train)
 
 
-def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe, such as configs/mini_var.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as optimizer.lr=1e-4.")] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what it would take: parameters, FLOPs, memory, steps, time.")
-    ] = False,
-) -> None:
-    """Train the stage that RECIPE describes. Run it again to go on where it stopped."""
+def train(recipe: options.Recipe, overrides: options.Overrides = None, dry_run: options.DryRun = False) -> None:
+    """Train the stage that RECIPE describes. Run the same command again to go on where it stopped.
+
+    Examples:
+      var train configs/mini_var.yaml --dry-run
+      var train configs/mini_var.yaml data.source=FOLDER optimizer.lr=1e-4
+      torchrun --nproc_per_node 8 -m var train configs/mini_var.yaml
+    """
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     from var.training.recipe import load_recipe
 

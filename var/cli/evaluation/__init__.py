@@ -9,7 +9,13 @@ from var.cli.run import Group
 
 EVALUATE = Group(
     "evaluate",
-    "Draw sets of pictures and measure them, a tokenizer, or a model's likelihood.",
+    """Generate sets of images and measure them, a tokenizer, or a model's likelihood.
+
+    Examples:
+      var evaluate generate --model var-mini --num-per-class 50 --out samples
+      var evaluate score --images samples --reference reference.npz
+      var evaluate likelihood --data imagenet
+    """,
     {
         "generate": generate,
         "reference": reference,

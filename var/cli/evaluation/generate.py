@@ -1,63 +1,36 @@
-"""The command that draws a set of pictures to be measured: `var evaluate generate --out FOLDER`."""
+"""The command that generates a set of images to be measured: `var evaluate generate --out FOLDER`."""
 
 import os
 import time
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from tokenizer.errors import InputError
-from var.cli.edit import AUTO, Device, Dtype
+from var.cli import options
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
 
 
 def generate(
-    out: Annotated[Path, typer.Option(help="Folder: images/LABEL_INDEX.png, settings.json, samples.npz.")],
-    model: Annotated[str, typer.Option(help="var-mini, var-d16 ... var-d36, or a model folder.")] = "var-mini",
-    classes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--class",
-            help="Index or name of a class, such as 207 or 'golden retriever'; repeat for several. "
-            "Default: all that the model knows.",
-        ),
-    ] = None,
-    num_per_class: Annotated[int, typer.Option(help="Pictures of each class.")] = 50,
-    cfg: Annotated[
-        float | None,
-        typer.Option(help="Classifier-free guidance; 0 switches it off. Default: the model's, else 1.5."),
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(help="Keep that many of the best tokens; 0 keeps all. Default: the model's, else 900."),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(help="Keep the best tokens up to that probability; 0 keeps all. Default: the model's, else 0.96."),
-    ] = None,
-    seed: Annotated[int, typer.Option(help="With class and index it fixes a picture.")] = 0,
-    batch: Annotated[int, typer.Option(help="Pictures drawn at once by a process.")] = 32,
-    reject: Annotated[
-        float | None,
-        typer.Option(
-            help="Rejection sampling: the part of the drawn pictures that is kept, those that a classifier is surest "
-            "of, class by class; 0.5 draws twice as many. For models with ImageNet's 1000 classes.",
-        ),
-    ] = None,
-    reject_by: Annotated[
-        str | None,
-        typer.Option(
-            help="The extractor that classifies them; never score with the same one. Default: efficientnet-lite1."
-        ),
-    ] = None,
-    npz: Annotated[bool, typer.Option("--npz/--no-npz", help="Write samples.npz, as ADM's evaluator takes it.")] = True,
-    device: Device = AUTO,
-    dtype: Dtype = AUTO,
+    out: options.SampleSetFolder,
+    classes: options.Classes = None,
+    num_per_class: options.NumInSet = 50,
+    cfg: options.CfgForMetrics = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    seed: options.Seed = 0,
+    batch: options.Batch = 32,
+    reject: options.Reject = None,
+    reject_by: options.RejectBy = None,
+    npz: options.Npz = True,
+    *,
+    model: options.ModelOptions,
 ) -> None:
-    """Draw pictures of each class, to be scored. Run it again to go on where it stopped.
+    """Generate images of each class, to be scored. Run the same command again to go on where it stopped.
 
-    Over several processes: torchrun --nproc_per_node 8 -m var evaluate generate ...
+    Examples:
+      var evaluate generate --model var-mini --num-per-class 50 --out samples
+      torchrun --nproc_per_node 8 -m var evaluate generate --model var-d16 --out samples/d16
+      var evaluate generate --model var-d30 --reject 0.5 --out samples/d30-best
     """
     from accelerate import PartialState
 
@@ -74,19 +47,19 @@ def generate(
     check_writable(out)
     if reject is None and reject_by is not None:
         raise InputError(f"--reject-by {reject_by} rejects nothing without --reject, the part that is kept")
-    state = PartialState(cpu=choose_device(device).type == "cpu", timeout=LONGEST_WAIT)
+    state = PartialState(cpu=choose_device(model.device).type == "cpu", timeout=LONGEST_WAIT)
     is_main_process = state.is_main_process
     ranks = Ranks.of(state)
     with ranks.in_step():
-        target = device if ranks.world_size == 1 else str(state.device)
-        pipe = VARPipeline.from_pretrained(model, device=target, dtype=dtype)
+        target = model.device if ranks.world_size == 1 else str(state.device)
+        pipe = VARPipeline.from_pretrained(model.model, device=target, dtype=model.dtype)
         judge = None
         if reject is not None:
             check_labels_are_imagenets(pipe.model.config.num_classes)
             judge = ClassProbability(reject_by or REJECT_BY, target)
         settings = sample_settings(
             pipe,
-            model,
+            model.model,
             classes or None,
             num_per_class,
             cfg,

@@ -1,25 +1,9 @@
 """The command that measures how well a transformer predicts tokens: `var evaluate likelihood --data SOURCE`."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from var.cli.edit import AUTO, Device, Dtype
-from var.cli.evaluation.pictures import (
-    Batch,
-    Data,
-    Json,
-    Num,
-    Overrides,
-    WhichSplit,
-    data_told,
-    finish,
-    heading,
-    labels_of,
-    millions,
-    spread,
-    told,
-)
+from var.cli import options
+from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, spread, with_progress
 
 if TYPE_CHECKING:
     from var.data.dataset import ImageDataset
@@ -29,20 +13,22 @@ if TYPE_CHECKING:
 
 
 def likelihood(
-    data: Data,
-    overrides: Overrides = None,
-    model: Annotated[str, typer.Option(help="var-mini, var-d16 ... var-d36, or a model folder.")] = "var-mini",
-    split: WhichSplit = "validation",
-    classes: Annotated[
-        str | None, typer.Option(help="Only these labels, such as 1,145. Default: all that the model knows.")
-    ] = None,
-    num: Num = None,
-    batch: Batch = 32,
-    device: Device = AUTO,
-    dtype: Dtype = AUTO,
-    json_file: Json = None,
+    data: options.Data,
+    overrides: options.DataOverrides = None,
+    split: options.Split = "validation",
+    classes: options.Labels = None,
+    num: options.MaxImages = None,
+    batch: options.Batch = 32,
+    json_file: options.JsonFile = None,
+    *,
+    model: options.ModelOptions,
 ) -> None:
-    """Print loss and error of the tokens of pictures, given the coarser scales: all, each scale, the last one."""
+    """Print loss and error of the tokens of images, given the coarser scales: all, each scale, the last one.
+
+    Examples:
+      var evaluate likelihood --data imagenet --model var-d16 --num 5000
+      var evaluate likelihood --data configs/mini_var.yaml data.source=imagenet --json likelihood.json
+    """
     labels = None if classes is None else labels_of(classes)
     from var.evaluation.data import count_requested, image_batches, open_images, read_source, restrict_to_labels
     from var.evaluation.likelihood import likelihood as measure
@@ -53,27 +39,29 @@ def likelihood(
 
     source = read_source(data, overrides or [])
     if json_file is not None:
-        check_target(json_file, "likelihood.json", [data, source.source, model])
-    number_type = choose_dtype(dtype, choose_device(device))
-    pipe = VARPipeline.from_pretrained(model, device=device, dtype="float32")  # so that the tokens are training's
+        check_target(json_file, "likelihood.json", [data, source.source, model.model])
+    number_type = choose_dtype(model.dtype, choose_device(model.device))
+    pipe = VARPipeline.from_pretrained(
+        model.model, device=model.device, dtype="float32"
+    )  # so that the tokens are training's
     pipe.model.cast(number_type)
     for label in labels or []:
         pipe.label(label)
     whole = open_images(source, split, pipe.vqvae.config.image_side, labels)
     dataset = restrict_to_labels(whole, pipe.known_labels())
     asked = count_requested(dataset, num)
-    found = measure(pipe, told(image_batches(dataset, batch, num), asked, "measured"))
+    found = measure(pipe, with_progress(image_batches(dataset, batch, num), asked, "measured"))
     choice = f"labels {classes}" if labels else known_only(whole, dataset)
     results = {
         "command": "likelihood",
         "model": {
-            "name": model,
+            "name": model.model,
             "parts": f"transformer of {millions(pipe.model)}, tokenizer of {millions(pipe.vqvae)}",
             "weights": fingerprint(pipe.model, pipe.vqvae),
             "dtype": f"transformer in {str(number_type).removeprefix('torch.')}, tokenizer in float32",
             "device": device_name(pipe.model.position.device),
         },
-        "data": data_told(dataset, split, asked, found.pictures, choice),
+        "data": data_entry(dataset, split, asked, found.pictures, choice),
         "versions": versions(),
         **as_json(found, pipe.vqvae.config.image_side),
     }

@@ -1,13 +1,13 @@
-"""The command that makes what pictures are compared with: `var evaluate reference SOURCE --out FILE.npz`."""
+"""The command that makes what images are compared with: `var evaluate reference SOURCE --out FILE.npz`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from tokenizer.errors import InputError
-from var.cli.edit import AUTO, Device
-from var.cli.evaluation.pictures import Batch, Weights, labels_of
+from var.cli import options
+from var.cli.evaluation.results import labels_of
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -15,20 +15,23 @@ if TYPE_CHECKING:
 
 
 def reference(
-    source: Annotated[
-        str, typer.Argument(help="With --split what a recipe takes as data.source; without, a folder or .npz.")
-    ],
-    out: Annotated[Path, typer.Option(help="The .npz.", metavar="FILE")],
-    split: Annotated[Literal["train", "validation"] | None, typer.Option(help="Of SOURCE.")] = None,
-    size: Annotated[int | None, typer.Option(help="Side of the pictures, with --split.")] = None,
-    classes: Annotated[str | None, typer.Option(help="Only these labels, such as 1,145, with --split.")] = None,
-    num: Annotated[int | None, typer.Option(help="At most so many, spread evenly, with --split.")] = None,
-    extractor: Annotated[str | None, typer.Option(help="Whose statistics to add.")] = None,
-    weights: Weights = None,
-    batch: Batch = 32,
-    device: Device = AUTO,
+    source: options.ReferenceSource,
+    out: options.ReferenceFile,
+    split: options.ReferenceSplit = None,
+    size: options.ReferenceSize = None,
+    classes: options.Labels = None,
+    num: options.MaxImages = None,
+    extractor: options.MaybeExtractor = None,
+    weights: options.ExtractorWeights = None,
+    batch: options.Batch = 32,
+    device: options.Device = "auto",
 ) -> None:
-    """Write a reference: validation crops of a split in ADM's form, or the statistics of finished pictures."""
+    """Write a reference: validation crops of a split in ADM's form, or the statistics of finished images.
+
+    Examples:
+      var evaluate reference imagenet --split validation --size 256 --out reference.npz
+      var evaluate reference photos --extractor inception-v3-compat --out statistics.npz
+    """
     labels = None if classes is None else labels_of(classes)
     if split is None:
         extra = {"--size": size, "--classes": classes, "--num": num}

@@ -1,13 +1,13 @@
 """The command that measures pictures: `var evaluate score --images DIR|NPZ --reference DIR|NPZ|STATS`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from tokenizer.errors import InputError, one_line
-from var.cli.edit import AUTO, Device
-from var.cli.evaluation.pictures import Batch, Json, Weights, labels_of
+from var.cli import options
+from var.cli.evaluation.results import labels_of
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -15,32 +15,21 @@ if TYPE_CHECKING:
 
 
 def score(
-    images: Annotated[Path, typer.Option(help="Folder, or .npz with arr_0.", metavar="DIR|NPZ")],
-    reference: Annotated[
-        Path,
-        typer.Option(
-            help="Folder, .npz of pictures, ADM's reference batch, or what `var evaluate reference` wrote.",
-            metavar="DIR|NPZ",
-        ),
-    ],
-    extractor: Annotated[
-        str,
-        typer.Option(help="inception-v3-compat (FID), efficientnet-lite0 (offline), vgg16, clip-vit-b-32, ..."),
-    ] = "inception-v3-compat",
-    weights: Weights = None,
-    among: Annotated[
-        str | None,
-        typer.Option(
-            help="Also tell how often the classifier sees the right class when it chooses among these labels, such as "
-            "1,145,207, or the keys of a JSON file.",
-            metavar="LABELS|FILE",
-        ),
-    ] = None,
-    batch: Batch = 32,
-    device: Device = AUTO,
-    json_file: Json = None,
+    images: options.Images,
+    reference: options.Reference,
+    extractor: options.Extractor = "inception-v3-compat",
+    weights: options.ExtractorWeights = None,
+    among: options.Among = None,
+    batch: options.Batch = 32,
+    device: options.Device = "auto",
+    json_file: options.JsonFile = None,
 ) -> None:
-    """Print FID, sFID, Inception Score, precision, recall, KID and class accuracy, and how each was made."""
+    """Print FID, sFID, Inception Score, precision, recall, KID and class accuracy, and how each was made.
+
+    Examples:
+      var evaluate score --images samples --reference reference.npz
+      var evaluate score --images samples.npz --reference photos --extractor efficientnet-lite0 --json score.json
+    """
     import json
 
     from var.evaluation.metrics.extractors import open_extractor

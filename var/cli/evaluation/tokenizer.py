@@ -1,28 +1,10 @@
 """The command that measures a tokenizer: `var evaluate tokenizer --data SOURCE`."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from tokenizer.errors import InputError
-from var.cli.edit import AUTO, Device
-from var.cli.evaluation.pictures import (
-    Batch,
-    Data,
-    Json,
-    Num,
-    Overrides,
-    Weights,
-    WhichSplit,
-    data_told,
-    finish,
-    heading,
-    labels_of,
-    millions,
-    spread,
-    told,
-)
+from var.cli import options
+from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, spread, with_progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,37 +15,28 @@ if TYPE_CHECKING:
 
 
 def tokenizer(
-    data: Data,
-    overrides: Overrides = None,
-    model: Annotated[
-        str, typer.Option(help="var-mini, var-d16 ... var-d36, a model folder, or the folder of a tokenizer.")
-    ] = "var-mini",
-    split: WhichSplit = "validation",
-    classes: Annotated[str | None, typer.Option(help="Only these labels, such as 1,145. Default: all.")] = None,
-    num: Num = None,
-    extractor: Annotated[
-        str, typer.Option(help="Of the rFID: inception-v3-compat, efficientnet-lite0 (offline), ...")
-    ] = "inception-v3-compat",
-    weights: Weights = None,
-    fid: Annotated[bool, typer.Option("--fid/--no-fid", help="Measure the rFID.")] = True,
-    lpips: Annotated[
-        str | None,
-        typer.Option(
-            help="Also a perceptual distance: lpips-vgg, lpips-alex, lpips-squeeze; or LPIPS's form on the features of "
-            "efficientnet-lite1, efficientnet-lite2, vgg16 or dino-vits16, without learned weights."
-        ),
-    ] = None,
-    lpips_weights: Annotated[
-        Path | None, typer.Option(help="That network's weights; otherwise cached, downloaded or a package's.")
-    ] = None,
-    per_scale: Annotated[
-        bool, typer.Option("--per-scale", help="Also PSNR after each scale: as many decodings as scales.")
-    ] = False,
-    batch: Batch = 32,
-    device: Device = AUTO,
-    json_file: Json = None,
+    data: options.Data,
+    overrides: options.DataOverrides = None,
+    model: options.TokenizerModel = "var-mini",
+    split: options.Split = "validation",
+    classes: options.Labels = None,
+    num: options.MaxImages = None,
+    extractor: options.Extractor = "inception-v3-compat",
+    weights: options.ExtractorWeights = None,
+    fid: options.Fid = True,
+    lpips: options.Lpips = None,
+    lpips_weights: options.LpipsWeights = None,
+    per_scale: options.PerScale = False,
+    batch: options.Batch = 32,
+    device: options.Device = "auto",
+    json_file: options.JsonFile = None,
 ) -> None:
-    """Print rFID, PSNR, SSIM, LPIPS and L1 of reconstructions, and how much of the codebook each scale uses."""
+    """Print rFID, PSNR, SSIM, LPIPS and L1 of reconstructions, and how much of the codebook each scale uses.
+
+    Examples:
+      var evaluate tokenizer --data imagenet --model var-d16 --lpips lpips-vgg
+      var evaluate tokenizer --data configs/mini_tokenizer.yaml data.source=imagenet --extractor efficientnet-lite0
+    """
     labels = None if classes is None else labels_of(classes)
     if weights is not None and not fid:
         raise InputError(f"--weights {weights} are the extractor's, which --no-fid does not use: leave one out")
@@ -86,10 +59,10 @@ def tokenizer(
     looks = open_extractor(extractor, weights, device) if fid else None
     distance = None if lpips is None else load_perceptual(lpips, lpips_weights).to(target)
     asked = count_requested(dataset, num)
-    found = reconstruction(vqvae, told(image_batches(dataset, batch, num), asked, "measured"), distance, looks)
+    found = reconstruction(vqvae, with_progress(image_batches(dataset, batch, num), asked, "measured"), distance, looks)
     after = None
     if per_scale:
-        after = psnr_of_scales(vqvae, told(image_batches(dataset, batch, num), asked, "decoded"))
+        after = psnr_of_scales(vqvae, with_progress(image_batches(dataset, batch, num), asked, "decoded"))
     results = {
         "command": "tokenizer",
         "model": {
@@ -99,7 +72,7 @@ def tokenizer(
             "dtype": "tokenizer in float32, reconstructions rounded to 8 bits",
             "device": device_name(target),
         },
-        "data": data_told(dataset, split, asked, found.pictures, f"labels {classes}" if labels else "all its classes"),
+        "data": data_entry(dataset, split, asked, found.pictures, f"labels {classes}" if labels else "all its classes"),
         "versions": versions(),
         **as_json(found, vqvae.config.scales, lpips, looks, after),
     }

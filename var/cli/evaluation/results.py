@@ -1,9 +1,9 @@
-"""What the commands share that measure on pictures: options, progress, and how results are told."""
+"""What the commands share that measure on images: labels, progress, and how results are printed and written."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -16,26 +16,6 @@ if TYPE_CHECKING:
     from var.data.dataset import ImageDataset
     from var.evaluation.metrics.stats import MeanStderr
 
-Data = Annotated[
-    str,
-    typer.Option(
-        help="What a recipe takes as data.source: a folder, a hub dataset, an index of shards. Or a recipe (.yaml), "
-        "for all that it says of its data.",
-        metavar="SOURCE",
-    ),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(help="key=value, where --data is a recipe, such as data.source=FOLDER.", metavar="KEY=VALUE"),
-]
-WhichSplit = Annotated[Literal["train", "validation"], typer.Option(help="Never augmented, cropped at the centre.")]
-Num = Annotated[int | None, typer.Option(help="At most so many pictures, spread over the split. Default: all.")]
-Weights = Annotated[
-    Path | None, typer.Option(help="The extractor's weights; otherwise cached, downloaded or a package's.")
-]
-Batch = Annotated[int, typer.Option(help="Pictures at once.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Also write the results there.", metavar="FILE")]
-
 
 def labels_of(classes: str, option: str = "--classes") -> list[int]:
     """`1,145` -> numbers."""
@@ -45,7 +25,7 @@ def labels_of(classes: str, option: str = "--classes") -> list[int]:
         raise InputError(f"{option} {classes!r} must be labels such as 1,145") from error
 
 
-def told(
+def with_progress(
     batches: "Iterable[tuple[Tensor, list[int]]]", total: int, done_word: str
 ) -> "Iterator[tuple[Tensor, list[int]]]":
     """The batches, while a progress bar shows how many of their pictures were worked on."""
@@ -57,7 +37,7 @@ def told(
             progress(done, total)
 
 
-def data_told(dataset: "ImageDataset", split: str, asked: int, read: int, choice: str) -> dict[str, Any]:
+def data_entry(dataset: "ImageDataset", split: str, asked: int, read: int, choice: str) -> dict[str, Any]:
     """Which pictures were measured on, for a file.
 
     Args:

@@ -1,61 +1,39 @@
-"""The command that keeps features of images: `var features FOLDER --model MODEL --out FILE`."""
+"""The command that writes features of images: `var features extract FOLDER --model MODEL --out FILE`."""
 
 import time
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING
 
 import typer
 
 from tokenizer.errors import InputError
-from var.cli.edit import AUTO, Device, Dtype
+from var.cli import options
 from var.cli.progress import progress_bar, stopping
 
 if TYPE_CHECKING:
     from var.models.aim import EncoderConfig
 
 
-def features(
-    source: Annotated[str, typer.Argument(help="Folder with images at any depth; see --split.", metavar="FOLDER")],
-    model: Annotated[
-        str,
-        typer.Option(
-            help="aim-600M to aim-7B, var-mini, var-d16 to var-d36, the folder of an encoder (with or without probe), "
-            "a VAR pipeline or a probe (for what it reads); or, to compare with, untrained or pixels, with --sizes."
-        ),
-    ],
-    out: Annotated[Path, typer.Option(help="Parquet file: path, label, class_name, feature.")],
-    sizes: Annotated[
-        str | None,
-        typer.Option(
-            help="Of untrained and pixels: aim-tiny, aim-small, ..., single sizes, or both: aim-tiny,image_size=48.",
-            metavar="SIZES",
-        ),
-    ] = None,
-    layers: Annotated[
-        str | None,
-        typer.Option(
-            help="Blocks whose outputs are averaged: best (what the model's probe reads, else the paper's choice for "
-            "its sizes), last (as many last ones, else six), or a list such as 0,3,5, counted from 0. "
-            "[default: best where known, else last]",
-        ),
-    ] = None,
-    pool: Annotated[
-        Literal["mean", "none"], typer.Option(help="mean: one vector an image. none: all its patches, row by row.")
-    ] = "mean",
-    split: Annotated[
-        Literal["train", "validation"] | None,
-        typer.Option(
-            help="Read FOLDER as data.source of a recipe is read: a folder with train and val, or with train*.parquet "
-            "and validation*.parquet, or a hub dataset."
-        ),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Images at once.")] = 32,
-    device: Device = AUTO,
-    dtype: Dtype = AUTO,
+def extract(
+    source: options.ImageSource,
+    model: options.FeatureModel,
+    out: options.FeaturesFile,
+    sizes: options.Sizes = None,
+    layers: options.Layers = None,
+    pool: options.Pool = "mean",
+    split: options.FeatureSplit = None,
+    batch: options.Batch = 32,
+    device: options.Device = "auto",
+    dtype: options.Dtype = "auto",
 ) -> None:
-    """Write the features of all images of FOLDER. Run it again to go on where it stopped."""
+    """Write the features of all images of FOLDER. Run the same command again to go on where it stopped.
+
+    Examples:
+      var features extract photos --model var-mini --out photos.parquet
+      var features extract imagenet --split validation --model aim-600M --layers best --out validation.parquet
+    """
     blocks = None if layers is None else blocks_of(layers)
     from var.features.extract import EXAMPLE, open_source, write_features
     from var.features.images import list_folder, list_split

@@ -1,10 +1,11 @@
-"""The command that classifies by features: `var classify TRAIN.parquet VALIDATION.parquet`."""
+"""The command that classifies by features: `var features classify TRAIN VALIDATION`."""
 
 import json
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+from var.cli import options
 
 if TYPE_CHECKING:
     from var.features.classify import Accuracy, Regression
@@ -12,14 +13,17 @@ if TYPE_CHECKING:
 
 
 def classify(
-    train: Annotated[Path, typer.Argument(help="Features file of labelled training images.", metavar="TRAIN")],
-    validation: Annotated[Path, typer.Argument(help="That of the images to be classified.", metavar="VALIDATION")],
-    k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Also write the results there.", metavar="FILE")
-    ] = None,
+    train: options.TrainFeatures,
+    validation: options.ValidationFeatures,
+    k: options.Neighbors = 20,
+    json_file: options.JsonFile = None,
 ) -> None:
-    """Classify by nearest neighbours and by logistic regression; the files are what `var features` wrote."""
+    """Classify by nearest neighbors and by logistic regression; the files are what `var features extract` wrote.
+
+    Examples:
+      var features classify train.parquet validation.parquet
+      var features classify train.parquet validation.parquet --k 10 --json accuracy.json
+    """
     from var.features.classify import check_comparable, linear, nearest_neighbors
     from var.features.table import read_features
     from var.utils.files import atomic_write, check_target

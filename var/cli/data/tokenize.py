@@ -1,28 +1,25 @@
-"""The command that fills the token cache: `var tokenize RECIPE [key=value ...]`."""
+"""The command that fills the token cache: `var data tokenize RECIPE`."""
 
 import logging
 import sys
 import time
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from tokenizer.errors import InputError
+from var.cli import options
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
-from var.cli.run import run
 
 
-def main() -> None:
-    """This command alone."""
-    run(tokenize)
+def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> None:
+    """Encode the images of RECIPE, of stage var, so that training needs no encoder.
 
+    Run the same command again to go on where it stopped.
 
-def tokenize(
-    recipe: Annotated[Path, typer.Argument(help="YAML recipe of a VAR stage, such as configs/mini_var.yaml.")],
-    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as token_cache=runs/tokens.")] = None,
-) -> None:
-    """Encode the images of RECIPE once, so that training needs no encoder. Run it again to go on where it stopped."""
+    Examples:
+      var data tokenize configs/mini_var.yaml token_cache=runs/tokens
+      torchrun --nproc_per_node 8 -m var data tokenize configs/mini_var.yaml token_cache=runs/tokens
+    """
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     from var.training.recipe import load_recipe
     from var.training.stages.var import VARRecipe

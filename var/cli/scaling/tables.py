@@ -1,14 +1,10 @@
-"""The command that fits scaling laws: `var scaling RUN RUN RUN ... --out FOLDER`."""
+"""Tables of runs, fitted laws, predictions and back-tests."""
 
-import json
 import math
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING
 
 import typer
-
-from tokenizer.errors import InputError
 
 if TYPE_CHECKING:
     from var.evaluation.scaling.laws import FitResult
@@ -27,85 +23,7 @@ PAPER = {
 X = {"parameters": "N", "all_parameters": "N all", "compute": "C"}
 
 
-def scaling(
-    runs: Annotated[list[Path], typer.Argument(help="Output folders of runs of stage var, of three sizes at least.")],
-    out: Annotated[Path, typer.Option(help="Folder for scaling.json, parameters.png and compute.png.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print what scaling.json holds in place of tables.")] = False,
-    resamples: Annotated[int, typer.Option(help="Draws of the bootstrap.", min=100)] = 2000,
-    seed: Annotated[int, typer.Option(help="Of the bootstrap.", min=0)] = 0,
-) -> None:
-    """Fit L = (beta * X)^alpha to runs of several sizes: losses and token errors against parameters and compute."""
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise InputError("figures need the package matplotlib: pip install 'var-next-scale[evaluation]'")
-    from var.evaluation.scaling.figures import draw_compute, draw_parameters
-    from var.evaluation.scaling.laws import analyze
-    from var.evaluation.scaling.runs import read_runs
-    from var.utils.files import atomic_write, check_writable
-
-    check_writable(out)
-    read = read_runs(runs)
-    curves = [run.curve for run in read]
-    findings = analyze(curves, resamples, seed)
-    text = json.dumps(results(read, findings, resamples, seed), indent=2, allow_nan=False) + "\n"
-    with atomic_write(out / "scaling.json") as beside:
-        beside.write_text(text)
-    draw_parameters(findings, curves, out / "parameters.png")
-    draw_compute(findings, curves, out / "compute.png")
-    if as_json:
-        typer.echo(text, nl=False)
-    else:
-        tell(read, findings)
-        typer.echo(f"scaling: {out / 'scaling.json'}, parameters.png, compute.png")
-
-
-def results(runs: Sequence["Run"], findings: Sequence["FitResult"], resamples: int, seed: int) -> dict[str, Any]:
-    """What is written: where the numbers come from, every run's curves, and the findings."""
-    from importlib.metadata import version
-
-    from var.evaluation.scaling.laws import A_DECADE, shared_images
-    from var.evaluation.scaling.power_law import LEVEL
-    from var.evaluation.scaling.runs import forward_flops, training_flops
-
-    return {
-        "versions": {name: version(name) for name in ("var-next-scale", "numpy", "scipy", "torch")},
-        "form": "L = (beta * X)^alpha, least squares in log L",
-        "units": {"parameters": "billions", "all_parameters": "billions", "compute": "PFLOP"},
-        "intervals": LEVEL,
-        "resamples": resamples,
-        "seed": seed,
-        "frontier_points_per_decade": A_DECADE,
-        "images_shared": shared_images([run.curve for run in runs]),
-        "runs": [
-            {
-                "folder": str(run.folder),
-                "name": run.curve.name,
-                "model": run.config.to_dict(),
-                "lr": run.recipe.optimizer.lr,
-                "batch_size": run.recipe.batch_size,
-                "data": run.recipe.data.source,
-                "tokenizer_sha256": run.tokenizer,
-                "metrics_sha256": run.metrics,
-                "parameters": run.curve.parameters,
-                "all_parameters": run.curve.all_parameters,
-                "forward_flops_per_image": forward_flops(run.config),
-                "training_flops_per_image": training_flops(run.config),
-                "images": run.curve.images,
-                "compute": run.curve.compute,
-                "values": run.curve.values,
-            }
-            for run in runs
-        ],
-        "findings": [finding.to_dict() for finding in findings],
-        "paper": [
-            {"axis": axis, "quantity": quantity, "beta": beta, "alpha": alpha}
-            for (axis, quantity), (beta, alpha) in PAPER.items()
-        ],
-    }
-
-
-def tell(runs: Sequence["Run"], findings: Sequence["FitResult"]) -> None:
+def print_report(runs: Sequence["Run"], findings: Sequence["FitResult"]) -> None:
     """Print runs, laws, predictions and back-tests, and a legend."""
     from var.evaluation.scaling.laws import AHEAD, share_of_run_ends, shared_images
     from var.evaluation.scaling.power_law import LEVEL
