@@ -48,7 +48,7 @@ def test_views_can_be_added_and_left_unused(recipe: VARRecipe, vqvae: VQVAE) -> 
     fewer = changed(recipe, token_views=1)
     write(fewer, vqvae)
     before = identities(fewer)
-    with refused("8 of the 12 train shards", "missing or cut off", "train-v1-00000.bin", "run var tokenize"):
+    with refused("8 of the 12 train shards", "missing or cut off", "train-v1-00000.bin", "run var data tokenize"):
         open_tokens(recipe, vqvae, "train")
     assert write(recipe, vqvae).encoded == 2 * TRAIN
     assert before.items() <= identities(recipe).items()
@@ -74,7 +74,7 @@ def test_folders_that_cannot_be_used(recipe: VARRecipe, vqvae: VQVAE, tmp_path: 
     for function in (write, lambda *given: open_tokens(*given, "train")):
         with refused("the recipe has no token_cache", "token_cache=FOLDER"):
             function(changed(recipe, token_cache=None), vqvae)
-    with refused("holds no token cache", "run var tokenize"):
+    with refused("holds no token cache", "run var data tokenize"):
         open_tokens(recipe, vqvae, "train")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
@@ -100,6 +100,6 @@ def test_a_manifest_that_is_damaged(recipe: VARRecipe, vqvae: VQVAE, content: st
 def test_a_shard_that_is_missing(recipe: VARRecipe, vqvae: VQVAE, name: str) -> None:
     write(recipe, vqvae)
     file(recipe, name).unlink()
-    with refused("train-v2-00003", "run var tokenize"):
+    with refused("train-v2-00003", "run var data tokenize"):
         open_tokens(recipe, vqvae, "train")
     open_tokens(recipe, vqvae, "validation")

@@ -181,7 +181,7 @@ def read_record(folder: Path, shard: Shard) -> Record:
         return Record.model_validate_json((folder / shard.record).read_bytes())
     except (OSError, ValidationError) as error:
         raise InputError(
-            f"{folder / shard.record} cannot be read ({one_line(error)}): run var tokenize with this recipe"
+            f"{folder / shard.record} cannot be read ({one_line(error)}): run var data tokenize with this recipe"
         ) from error
 
 

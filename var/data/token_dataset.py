@@ -32,7 +32,7 @@ def open_tokens(recipe: TokenRecipe, vqvae: VQVAE, split: Split) -> "TokenDatase
     """
     folder = cache_of(recipe)
     if not (folder / MANIFEST).exists():
-        raise InputError(f"token_cache={str(folder)!r} holds no token cache: run var tokenize with this recipe")
+        raise InputError(f"token_cache={str(folder)!r} holds no token cache: run var data tokenize with this recipe")
     manifest = read_manifest(folder, cache_settings(recipe, vqvae))
     return TokenDataset(folder, manifest, split, recipe)
 
@@ -69,7 +69,7 @@ class TokenDataset:
         if absent := [shard for shard in shards if _size(folder / shard.tokens) != manifest.bytes(shard)]:
             raise InputError(
                 f"{len(absent)} of the {len(shards)} {split} shards in token_cache={str(folder)!r} are missing or cut "
-                f"off, such as {absent[0].tokens}: run var tokenize with this recipe, which encodes only those"
+                f"off, such as {absent[0].tokens}: run var data tokenize with this recipe, which encodes only those"
             )
         self.tokens: list[list[NDArray[np.integer[Any]]]] = [[] for _ in range(self.views)]  # (n, L) each
         self.label_table = np.empty((self.views, self.info.samples), np.int32)

@@ -105,7 +105,9 @@ def read_features(file: Path) -> FeatureTable:
                 first += len(column)
             table = parquet.read(columns=["label", "class_name"])
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors derive from these
-        raise InputError(f"{file} cannot be read ({one_line(error)}): make it anew with var features") from error
+        raise InputError(
+            f"{file} cannot be read ({one_line(error)}): make it anew with var features extract"
+        ) from error
     labels = table["label"]
     if labels.null_count:
         remedy = "make it from a folder with a subfolder a class, or from a split that has labels"
@@ -115,7 +117,7 @@ def read_features(file: Path) -> FeatureTable:
     return FeatureTable(settings, values, array, {label: name for label, name in named.items() if name is not None})
 
 
-def read_settings(file: Path, remedy: str = "make one with var features") -> Settings:
+def read_settings(file: Path, remedy: str = "make one with var features extract") -> Settings:
     """What a features file tells of itself.
 
     Raises:
