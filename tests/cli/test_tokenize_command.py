@@ -1,4 +1,4 @@
-"""`var tokenize RECIPE key=value`: what it prints, how it stops, and that every mistake is one line and exit code 2."""
+"""`var data tokenize RECIPE`: what it prints, how it stops, and that every mistake is one line, exit code 2."""
 
 import os
 import signal

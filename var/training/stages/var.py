@@ -68,7 +68,7 @@ class VARRecipe(Recipe):
         tokenizer: folder of a trained tokenizer.
         model: sizes of the transformer.
         label_drop: fraction of the labels replaced by the null class in training.
-        token_cache: folder of the token cache (`var tokenize`), written at the start of the run where it is not
+        token_cache: folder of the token cache (`var data tokenize`), written at the start of the run where it is not
             complete; None encodes the images in every step.
         token_views: augmented views of every image in the token cache; epoch e sees view e mod token_views.
         gradient_checkpointing: compute each block again in the backward pass, to save memory.
