@@ -1,6 +1,7 @@
 """The floors of the house: no module imports from a floor above its own, and none imports in a circle."""
 
 import ast
+import re
 from functools import cache
 from pathlib import Path
 
@@ -78,3 +79,9 @@ def test_nothing_imports_in_circles() -> None:
 
     for module in modules():
         visit(module, ())
+
+
+def test_a_file_of_tests_imports_no_other() -> None:
+    """What several share lies in a conftest.py, or beside it in a module without tests."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        assert not re.search(r"^(from|import) test_", path.read_text(), re.MULTILINE), path
