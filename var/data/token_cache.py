@@ -125,13 +125,13 @@ class Record(_File):
     unreadable: dict[int, list[tuple[int, str, str]]]  # for rows of the shard: index, location, reason
 
 
-def cache_of(recipe: TokenRecipe) -> Path:
+def folder_of(recipe: TokenRecipe) -> Path:
     if recipe.token_cache is None:
         raise InputError("the recipe has no token_cache: say where the tokens go, with token_cache=FOLDER")
     return recipe.token_cache
 
 
-def cache_settings(recipe: TokenRecipe, vqvae: VQVAE) -> dict[str, Any]:
+def settings_of(recipe: TokenRecipe, vqvae: VQVAE) -> dict[str, Any]:
     """All that decides what the tokens are, for the manifest."""
     data = recipe.data.model_dump(mode="json", include=set(DATA_SETTINGS))
     names = {f"data.{name}": data[name] for name in DATA_SETTINGS}

@@ -9,19 +9,11 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
+from var.data import token_cache
 from var.data.dataset import Key, Sample, Unreadable
 from var.data.listing import Split
 from var.data.order import ShardOrder, epoch_order
-from var.data.token_cache import (
-    LEFT_OUT,
-    MANIFEST,
-    Manifest,
-    TokenRecipe,
-    cache_of,
-    cache_settings,
-    read_manifest,
-    read_record,
-)
+from var.data.token_cache import LEFT_OUT, MANIFEST, Manifest, TokenRecipe
 
 
 def open_tokens(recipe: TokenRecipe, vqvae: VQVAE, split: Split) -> "TokenDataset":
@@ -30,10 +22,10 @@ def open_tokens(recipe: TokenRecipe, vqvae: VQVAE, split: Split) -> "TokenDatase
     Raises:
         InputError: no cache, an incomplete one, or one of another tokenizer, data or seed.
     """
-    folder = cache_of(recipe)
+    folder = token_cache.folder_of(recipe)
     if not (folder / MANIFEST).exists():
         raise InputError(f"token_cache={str(folder)!r} holds no token cache: run var data tokenize with this recipe")
-    manifest = read_manifest(folder, cache_settings(recipe, vqvae))
+    manifest = token_cache.read_manifest(folder, token_cache.settings_of(recipe, vqvae))
     return TokenDataset(folder, manifest, split, recipe)
 
 
@@ -75,7 +67,7 @@ class TokenDataset:
         self.label_table = np.empty((self.views, self.info.samples), np.int32)
         self.unreadable: dict[tuple[int, int], tuple[Unreadable, ...]] = {}
         for shard in sorted(shards):
-            record = read_record(folder, shard)
+            record = token_cache.read_record(folder, shard)
             shape = (shard.samples, manifest.length)
             self.tokens[shard.view].append(np.memmap(folder / shard.tokens, manifest.dtype, "r", shape=shape))
             self.label_table[shard.view, shard.first : shard.first + shard.samples] = record.labels

@@ -12,26 +12,11 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
+from var.data import token_cache
 from var.data.dataset import Batch, ImageDataset, Key, Sample, SampleDataset, Unreadable, open_dataset
 from var.data.listing import Split
 from var.data.loader import collate, loader
-from var.data.token_cache import (
-    ENCODED_AT_ONCE,
-    LEFT_OUT,
-    MANIFEST,
-    Manifest,
-    Record,
-    Shard,
-    SplitInfo,
-    TokenRecipe,
-    cache_of,
-    cache_settings,
-    checksum,
-    is_whole,
-    read_manifest,
-    read_record,
-    write_files,
-)
+from var.data.token_cache import ENCODED_AT_ONCE, LEFT_OUT, MANIFEST, Manifest, Record, Shard, SplitInfo, TokenRecipe
 from var.utils.files import check_no_other_files, check_writable
 from var.utils.provenance import sha256
 from var.utils.ranks import ALONE, Ranks
@@ -81,14 +66,16 @@ def write_tokens(
         InputError: no folder, one of another tokenizer, data or seed, or one that cannot be written; data that cannot
             be opened.
     """
-    folder = cache_of(recipe)
-    settings = cache_settings(recipe, vqvae)
+    folder = token_cache.folder_of(recipe)
+    settings = token_cache.settings_of(recipe, vqvae)
     if ranks.is_main and not (folder / MANIFEST).exists():
         _begin(folder, settings, recipe, vqvae, shard_samples)
     ranks.barrier()
-    manifest = read_manifest(folder, settings)
+    manifest = token_cache.read_manifest(folder, settings)
     shards = manifest.shards(recipe.token_views)
-    missing = [shard for shard in shards[ranks.rank :: ranks.world_size] if not is_whole(folder, shard, manifest)]
+    missing = [
+        shard for shard in shards[ranks.rank :: ranks.world_size] if not token_cache.is_whole(folder, shard, manifest)
+    ]
     if missing:
         _encode(folder, missing, manifest, recipe, vqvae, progress if ranks.is_main else _silent)
     ranks.barrier()
@@ -112,7 +99,7 @@ def _begin(folder: Path, settings: dict[str, Any], recipe: TokenRecipe, vqvae: V
         shard_samples=shard_samples,
         splits={split: _info(_images(recipe, vqvae, split)) for split in SPLITS},
     )
-    write_files(folder, {MANIFEST: manifest.model_dump_json(indent=1).encode()})
+    token_cache.write_files(folder, {MANIFEST: manifest.model_dump_json(indent=1).encode()})
 
 
 def _images(recipe: TokenRecipe, vqvae: VQVAE, split: Split) -> ImageDataset:
@@ -199,8 +186,8 @@ def _write_shard(folder: Path, shard: Shard, parts: Iterable[_Encoded], dtype: s
         for row, found in enumerate(failures)
         if found
     }
-    record = Record(sha256=checksum(tokens, labels, unreadable), labels=labels, unreadable=unreadable)
-    write_files(folder, {shard.tokens: tokens, shard.record: record.model_dump_json().encode()})
+    record = Record(sha256=token_cache.checksum(tokens, labels, unreadable), labels=labels, unreadable=unreadable)
+    token_cache.write_files(folder, {shard.tokens: tokens, shard.record: record.model_dump_json().encode()})
 
 
 def _text(given: str) -> str:
@@ -209,7 +196,7 @@ def _text(given: str) -> str:
 
 
 def _summary(folder: Path, shards: list[Shard], manifest: Manifest, encoded: int) -> TokenSummary:
-    records = [read_record(folder, shard) for shard in shards]
+    records = [token_cache.read_record(folder, shard) for shard in shards]
     return TokenSummary(
         samples=sum(shard.samples for shard in shards),
         bytes=sum(manifest.bytes(shard) for shard in shards),

@@ -115,9 +115,9 @@ def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -
         check_known(labels, known)
         tokens = vqvae.encode(images.to(device))
         inputs = vqvae.quantizer.teacher_forcing_input(tokens)
-        told = torch.tensor(labels, device=device)
-        nothing = torch.full_like(told, model.config.num_classes)
-        for column, asked in zip(columns, (told, nothing), strict=True):
+        class_labels = torch.tensor(labels, device=device)
+        null_labels = torch.full_like(class_labels, model.config.num_classes)
+        for column, asked in zip(columns, (class_labels, null_labels), strict=True):
             column.append(_of_pictures(token_losses(model(asked, inputs), tokens), model.scales))
     check_any(columns[0])
     given, null = ({name: torch.cat([part[name] for part in column]) for name in column[0]} for column in columns)

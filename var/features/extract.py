@@ -166,10 +166,10 @@ def _settings(
 
 
 def _fingerprint(source: FeatureSource) -> str:
-    told = [type(source).__name__, source.image_size, source.patches]
-    told += [network.config.to_dict() for network in source.networks.values()]
+    parts = [type(source).__name__, source.image_size, source.patches]
+    parts += [network.config.to_dict() for network in source.networks.values()]
     weights = (weight.to(torch.bfloat16) for network in source.networks.values() for weight in network.parameters())
-    return sha256([as_key(told), *weights])
+    return sha256([as_key(parts), *weights])
 
 
 def _check_same(settings: Settings, theirs: Settings, place: Path) -> None:

@@ -129,10 +129,10 @@ def list_split(source: str, split: "Split") -> ImageList:
 
         return read
 
-    told = [os.fsencode(listing.source.location(int(row))) for row in listing.rows]
+    paths = [os.fsencode(listing.source.location(int(row))) for row in listing.rows]
     labels = [] if listing.labels is None else [listing.labels.tobytes()]
     classes = [f"{label}={name}".encode() for label, name in sorted(listing.class_names.items())]
-    return ImageList(len(told), _checksum([*told, *labels, *classes]), listing.class_names, reader)
+    return ImageList(len(paths), _checksum([*paths, *labels, *classes]), listing.class_names, reader)
 
 
 @contextmanager

@@ -16,16 +16,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import TRANSFORMER, load_encoder, load_probe, read_config
 from var.hub.download import load_aim_by_name
-from var.hub.presets import (
-    AIM_RELEASED,
-    AIM_SIZES,
-    BASELINES,
-    PIXELS,
-    RELEASED,
-    SHIPPED,
-    best_layers,
-    choose_layers,
-)
+from var.hub.presets import AIM_RELEASED, AIM_SIZES, BASELINES, PIXELS, RELEASED, SHIPPED, best_layers, choose_layers
 from var.models import transformer
 from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.masks import fastest

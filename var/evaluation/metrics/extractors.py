@@ -111,7 +111,7 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
         raise InputError(f"extractor {name!r} is unknown: choose one of {', '.join(registry)}")
     kind = _KINDS.get(name, _Kind(_unknown_weights, _Layers(_default_layer(registry[name]))))
     file = kind.find(name, weights)
-    with _told(name, kind.remedy(name)):
+    with _one_line_errors(name, kind.remedy(name)):
         network = registry[name](
             name,
             list(kind.layers.asked),
@@ -302,7 +302,7 @@ def _fetched(url: str, extractor: str, name: str | None = None) -> Path:
 
 
 @contextmanager
-def _told(name: str, remedy: str) -> Iterator[None]:
+def _one_line_errors(name: str, remedy: str) -> Iterator[None]:
     """Inside, what networks raise on weights that are not theirs or cannot be fetched becomes one line."""
     try:
         yield

@@ -138,26 +138,21 @@ def _frechet(
     """FID, and sFID where both have spatial features."""
     known = reference.pool or statistics(_require(theirs).pool)
     places = reference.spatial or (theirs.spatial if theirs else None)
-    inception = extractor.name == INCEPTION
-    numbers = {
-        "frechet_distance": Number(
-            "FID" if inception else "Frechet distance",
-            frechet_distance(statistics(seen.pool), known),
-            _library(),
-            len(seen.pool),
-            _compared_with(reference, reference.pool),
-            f"between Gaussians fitted to {extractor.dimension} features",
-        )
-    }
+    count, title = len(seen.pool), "FID" if extractor.name == INCEPTION else "Frechet distance"
+    how, against = (
+        f"between Gaussians fitted to {extractor.dimension} features",
+        _compared_with(reference, reference.pool),
+    )
+    distance = frechet_distance(statistics(seen.pool), known)
+    numbers = {"frechet_distance": Number(title, distance, _library(), count, against, how)}
     if seen.spatial is not None and places is not None:
-        numbers["spatial_frechet_distance"] = Number(
-            "sFID" if inception else "spatial Frechet distance",
-            frechet_distance(seen.spatial, places),
-            _library(),
-            len(seen.pool),
-            _compared_with(reference, reference.spatial),
+        title = "sFID" if extractor.name == INCEPTION else "spatial Frechet distance"
+        how, against = (
             f"the same of {len(seen.spatial.mean)} spatial features",
+            _compared_with(reference, reference.spatial),
         )
+        distance = frechet_distance(seen.spatial, places)
+        numbers["spatial_frechet_distance"] = Number(title, distance, _library(), count, against, how)
     return numbers
 
 

@@ -40,23 +40,23 @@ def generate_samples(
     pipe: VARPipeline,
     settings: Settings,
     folder: Path,
-    judge: SampleScorer | None = None,
+    scorer: SampleScorer | None = None,
     ranks: Ranks = ALONE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> int:
-    """Complete the set in a folder: draw all batches that are not there, and keep the best if there is a judge.
+    """Complete the set in a folder: draw all batches that are not there, and keep the best if there is a scorer.
 
     Killed at any time, on any number of processes, the same call goes on from the batches that were done, and the set
     becomes the same, bit for bit, on the same kind of machine. In memory are two batches.
 
-    With a judge, a picture goes as soon as num_per_class better ones of its class are known, so that the folder never
+    With a scorer, a picture goes as soon as num_per_class better ones of its class are known, so that the folder never
     holds many more than are kept.
 
     Args:
         pipe: the model, the same on all processes.
         settings: as `sample_settings` made them of this model.
         folder: seen by all processes.
-        judge: scores candidates; given if settings.judge is.
+        scorer: scores candidates; given if settings.judge is.
         ranks: the processes that share the batches; all of them call this.
         progress: is told how many pictures are drawn by now, of how many that were missing: of all processes, as far
             as this one's share tells.
@@ -67,8 +67,8 @@ def generate_samples(
     Raises:
         InputError: a folder that holds other settings or other files, or cannot be written.
     """
-    if (judge is None) != (settings.judge is None):
-        raise InputError(f"settings with judge={settings.judge} need {'no judge' if judge else 'one'}")
+    if (scorer is None) != (settings.judge is None):
+        raise InputError(f"settings with judge={settings.judge} need {'no judge' if scorer else 'one'}")
     with ranks.in_step():
         if ranks.is_main:
             begin_set(folder, settings)
@@ -80,22 +80,22 @@ def generate_samples(
     share = sum(len(batch.samples) for batch in todo)
     total = sum(ranks.all_gather(share))  # and from here on the folder changes
     done = 0
-    for batch in _drawn(pipe, settings, folder, judge, todo):
-        if judge is not None:
+    for batch in _drawn(pipe, settings, folder, scorer, todo):
+        if scorer is not None:
             prune_rejected(folder, records, set(batch.labels))
         done += len(batch.samples)
         progress(done * total // share, total)
     ranks.all_gather(done)  # what the others draw is there too now
     with ranks.in_step():
         if ranks.is_main:  # what is there now is the set, or someone else has been at it
-            if judge is not None:
+            if scorer is not None:
                 prune_rejected(folder, records, settings.labels)
             list_samples(folder, settings)
     return total
 
 
 def _drawn(
-    pipe: VARPipeline, settings: Settings, folder: Path, judge: SampleScorer | None, todo: Sequence[Batch]
+    pipe: VARPipeline, settings: Settings, folder: Path, scorer: SampleScorer | None, todo: Sequence[Batch]
 ) -> Iterator[Batch]:
     """Draw batches, each of which is told of when it is on the disk; that happens while the next one is drawn."""
     records = Records(folder / SCORES, settings)
@@ -112,7 +112,7 @@ def _drawn(
         for batch in todo:
             with _one_thread(pipe.model.position.device):
                 images = _draw(pipe, settings, batch)
-                scores = None if judge is None else judge(to_uint8(images).cpu(), batch.labels)
+                scores = None if scorer is None else scorer(to_uint8(images).cpu(), batch.labels)
             if waiting is not None:
                 yield finish(*waiting)
             files = [folder / PICTURES / sample.file for sample in batch.samples]
