@@ -126,6 +126,7 @@ class Record(_File):
 
 
 def folder_of(recipe: TokenRecipe) -> Path:
+    """The recipe's token_cache. Raises InputError where it has none."""
     if recipe.token_cache is None:
         raise InputError("the recipe has no token_cache: say where the tokens go, with token_cache=FOLDER")
     return recipe.token_cache
@@ -146,6 +147,7 @@ def _fingerprint(vqvae: VQVAE) -> str:
 
 
 def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
+    """Read a cache's manifest. Raises InputError if it is damaged, or of other settings."""
     remedy = "give another folder, or remove this one to encode anew"
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
@@ -177,6 +179,7 @@ def is_whole(folder: Path, shard: Shard, manifest: Manifest) -> bool:
 
 
 def read_record(folder: Path, shard: Shard) -> Record:
+    """Read a shard's record. Raises InputError if it is missing or damaged."""
     try:
         return Record.model_validate_json((folder / shard.record).read_bytes())
     except (OSError, ValidationError) as error:
@@ -186,6 +189,7 @@ def read_record(folder: Path, shard: Shard) -> Record:
 
 
 def checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[int, str, str]]]) -> str:
+    """SHA-256 of all that a shard holds."""
     return sha256([tokens, json.dumps([labels, sorted(unreadable.items())]).encode()])
 
 
