@@ -47,9 +47,9 @@ class AIM(aim.AIM):
         if not isinstance(name, str | os.PathLike):
             raise InputError(f"model {name!r} is neither a name nor a folder: give one such as 'aim-600M'")
         target = choose_device(device)
-        number_type = choose_dtype(dtype, target)
+        chosen = choose_dtype(dtype, target)
         loaded = load_aim_by_name(name, probe_layers, backbone_file, head_file)
         with torch.device("meta"):
             model = cls(loaded.config)
         model.encoder, model.probe = loaded.encoder, loaded.probe
-        return model.eval().cast(number_type).to(target)
+        return model.eval().cast(chosen).to(target)

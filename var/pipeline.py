@@ -114,10 +114,10 @@ class VARPipeline:
             InputError: unknown name, missing or damaged files, no connection, an impossible device or dtype.
         """
         target = choose_device(device)
-        number_type = choose_dtype(dtype, target)
+        chosen = choose_dtype(dtype, target)
         pipe = cls(*load_pipeline(name, vae_file, var_file))
-        pipe.model.cast(number_type).to(target)
-        pipe.vqvae.cast(number_type).to(target)
+        for network in (pipe.model, pipe.vqvae):
+            network.cast(chosen).to(target)
         return pipe
 
     def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
@@ -188,15 +188,14 @@ class VARPipeline:
         rows = [label for given in asked for label in self._rows(given, num)]
         sampling = self._sampling({"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth})
         images: list[Image.Image] = []
-        growth: list[list[Image.Image]] = []
+        growth: list[list[Image.Image]] | None = [] if intermediates else None
         tokens: list[Tensor] = []
         for batch in generate_batches(self.model, self.vqvae, rows, batch_size, sampling, seed):
             images += to_pil(batch.images)
             tokens.append(batch.tokens.cpu())
-            if intermediates:
+            if growth is not None:
                 growth += self._growth(batch.f_hats)
-        shown = growth if intermediates else None
-        return PipelineOutput(images, rows, index_within_class(rows), torch.cat(tokens), shown)
+        return PipelineOutput(images, rows, index_within_class(rows), torch.cat(tokens), growth)
 
     @torch.inference_mode()
     def _growth(self, f_hats: list[Tensor]) -> list[list[Image.Image]]:

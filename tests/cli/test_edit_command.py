@@ -14,6 +14,7 @@ from scipy import ndimage
 from tiny import Ended, Run, refusal, run
 
 from var.cli import options
+from var.cli.bundles import SamplingOptions
 from var.cli.edit import EDIT
 from var.editing import windows
 from var.editing.edit import upscale as library_upscale
@@ -470,7 +471,7 @@ def test_help_tells_the_librarys_defaults() -> None:
     drawn, redrawn = inspect.signature(generate).parameters, inspect.signature(BlendParams).parameters
     enlarged = inspect.signature(library_upscale).parameters
     words = {True: "on", False: "off"}
-    assert options.SamplingOptions().seed == drawn["seed"].default
+    assert SamplingOptions().seed == drawn["seed"].default
     assert told_of_models(options.TopK) == str(params.top_k)
     assert told_of_models(options.TopP) == str(params.top_p)
     assert told_of_models(options.Cfg) == f"{params.cfg:g}"

@@ -1,6 +1,5 @@
 """Every option of the commands, once. Options that are None are the library's defaults, which their help tells."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -324,42 +323,3 @@ SampleSetFolder = Annotated[
 LawsFolder = Annotated[Path, typer.Option("--out", help="Folder for scaling.json, parameters.png and compute.png.")]
 FeaturesFile = Annotated[Path, typer.Option("--out", help="Parquet file: path, label, class_name, feature.")]
 ReferenceFile = Annotated[Path, typer.Option("--out", help="The .npz.", metavar="FILE")]
-
-
-# --- options that go together: a parameter of such a type stands for all its fields, see `run.flatten`
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """A model and how it is loaded."""
-
-    model: Model = "var-mini"
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How tokens are sampled."""
-
-    seed: Seed = 0
-    cfg: Cfg = None
-    top_k: TopK = None
-    top_p: TopP = None
-    smooth: Smooth = None
-
-
-@dataclass(frozen=True)
-class BlendOptions:
-    """How results go with the image around the mask."""
-
-    dilate: Dilate = None
-    feather: Feather = None
-    composite: Composite = None
-    color_match: ColorMatch = None
-
-
-def given(*bundles: SamplingOptions | BlendOptions, **more: object) -> dict[str, Any]:
-    """The options that are not None, as keywords of the library."""
-    values = [*(item for bundle in bundles for item in vars(bundle).items()), *more.items()]
-    return {name: value for name, value in values if value is not None}

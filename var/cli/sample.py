@@ -1,4 +1,4 @@
-"""The command that draws pictures: `python sample.py --class 207 --class "king penguin"`."""
+"""The command that generates images: `python sample.py --class 207 --class "king penguin"`."""
 
 import time
 from pathlib import Path
@@ -8,6 +8,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli import options
+from var.cli.bundles import ModelOptions, SamplingOptions, given
 from var.cli.run import run
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 MIX = 8  # classes sampled when none is asked for
 COLUMNS = 8  # of the grid, at most
-GRID_TILE = 128  # smaller pictures are enlarged on the grid and in the GIF, to be seen on a screen
+GRID_TILE = 128  # smaller images are enlarged on the grid and in the GIF, to be seen on a screen
 
 
 def main() -> None:
@@ -31,8 +32,8 @@ def sample(
     out: options.SampleFolder = Path("samples"),
     scales: options.Intermediates = False,
     *,
-    model: options.ModelOptions,
-    sampling: options.SamplingOptions,
+    model: ModelOptions,
+    sampling: SamplingOptions,
 ) -> None:
     """Generate images scale by scale, coarse to fine, and save them as PNG with a grid of all.
 
@@ -52,7 +53,7 @@ def sample(
         raise InputError(f"--top-k {sampling.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
-    output = pipe(labels, num, intermediates=scales, **options.given(sampling))
+    output = pipe(labels, num, intermediates=scales, **given(sampling))
     seconds = time.perf_counter() - loaded
     for path in save(output, out, columns=min(num, COLUMNS)):
         typer.echo(path)
@@ -60,7 +61,7 @@ def sample(
 
 
 def save(output: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
-    """Write CLASS_INDEX.png for each picture, grid.png, and what was kept of the scales; all paths, the grid last."""
+    """Write CLASS_INDEX.png for each image, grid.png, and what was kept of the scales; all paths, the grid last."""
     from var.utils.images import enlarge, image_grid, save_image
 
     paths = []
@@ -81,7 +82,7 @@ def save(output: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
 
 
 def growing(images: "list[Image.Image]", columns: int) -> "Image.Image":
-    """One frame of the GIF: all pictures after one scale."""
+    """One frame of the GIF: all images after one scale."""
     from var.utils.images import enlarge, image_grid
 
     return image_grid([enlarge(image, GRID_TILE) for image in images], columns)

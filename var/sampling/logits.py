@@ -56,7 +56,7 @@ def mix_seed(*words: int) -> int:
 
 
 def derive_seed(seed: int, n: int) -> int:
-    """The seed of the n-th of several pictures that are drawn one after the other: the seed itself for the first."""
+    """The seed of the n-th of several images that are generated one after the other: the seed itself for the first."""
     return seed if n == 0 or seed < 0 else mix_seed(seed, n)
 
 

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from var.cli.options import ModelOptions
+from var.cli.bundles import ModelOptions, ResultOptions
 from var.cli.sample import COLUMNS, GRID_TILE
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from var.pipeline import EditOutput, VARPipeline
+    from var.pipeline import EditOutput
 
-EDITS = Path("edits")
 LARGEST_TILE = 512  # of the sheet: larger images are reduced on it
 LONGEST_STEM = 50  # characters of an image's name that its results take: file systems end at 255 bytes
 
@@ -27,7 +26,7 @@ class EditJob:
 
     verb: str
     image: Path
-    out: Path
+    results: ResultOptions
     model: ModelOptions
     options: dict[str, Any]  # as the pipeline's method takes them
     began: float = field(default_factory=time.perf_counter)
@@ -38,21 +37,21 @@ class EditJob:
         from var.utils.files import check_writable
         from var.utils.images import open_image, to_rgb
 
-        check_writable(self.out)
+        check_writable(self.results.out)
         with_options(SamplingParams(), self.options)
         return to_rgb(open_image(self.image))
 
-    def finish(self, edit: "Callable[[VARPipeline], EditOutput]") -> None:
+    def finish(self, edit: "Callable[..., EditOutput]") -> None:
         """Load the model, edit, save and print what was saved."""
         from var.pipeline import VARPipeline
         from var.utils.images import save_image
 
         pipe = VARPipeline.from_pretrained(self.model.model, device=self.model.device, dtype=self.model.dtype)
         loaded = time.perf_counter()
-        output = edit(pipe)
+        output = edit(pipe, num=self.results.num, **self.options)
         seconds = time.perf_counter() - loaded
         stem = f"{self.image.stem.lstrip('.')[:LONGEST_STEM] or 'picture'}_{self.verb}"
-        saved = {self.out / f"{stem}_{name}.png": image for name, image in self.files(output).items()}
+        saved = {self.results.out / f"{stem}_{name}.png": image for name, image in self.files(output).items()}
         for path, image in saved.items():
             save_image(path, image)
         for path in saved:

@@ -1,25 +1,20 @@
 """The four verbs of `var edit`; each hands its options on to the pipeline's method of that name."""
 
-from pathlib import Path
-
 from tokenizer.errors import InputError
 from var.cli import options
-from var.cli.edit.job import EDITS, EditJob
+from var.cli.bundles import BlendOptions, MaskOptions, ModelOptions, ResultOptions, SamplingOptions, given
+from var.cli.edit.job import EditJob
 
 
 def inpaint(
     image: options.ImageFile,
-    mask: options.MaskFile = None,
-    box: options.Boxes = None,
     label: options.MaybeClass = None,
-    context: options.Context = None,
-    num: options.NumResults = 4,
-    out: options.SampleFolder = EDITS,
     *,
-    model: options.ModelOptions,
-    sampling: options.SamplingOptions,
-    blend: options.BlendOptions,
-    hide_masked: options.HideMasked = None,
+    masking: MaskOptions,
+    results: ResultOptions,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    blend: BlendOptions,
 ) -> None:
     """Fill a masked part of IMAGE with what goes with the rest of it.
 
@@ -27,23 +22,18 @@ def inpaint(
       var edit inpaint photo.jpg --box 80,60,180,200
       var edit inpaint photo.jpg --mask mask.png --class 207 --num 8
     """
-    given = options.given(sampling, blend, hide_masked=hide_masked, context=context, label=label, num=num)
-    fill(EditJob("inpaint", image, out, model, given), mask, box)
+    fill(EditJob("inpaint", image, results, model, given(sampling, blend, label=label)), masking)
 
 
 def edit_class(
     image: options.ImageFile,
     label: options.Class,
-    mask: options.MaskFile = None,
-    box: options.Boxes = None,
-    context: options.Context = None,
-    num: options.NumResults = 4,
-    out: options.SampleFolder = EDITS,
     *,
-    model: options.ModelOptions,
-    sampling: options.SamplingOptions,
-    blend: options.BlendOptions,
-    hide_masked: options.HideMasked = None,
+    masking: MaskOptions,
+    results: ResultOptions,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    blend: BlendOptions,
 ) -> None:
     """Put something of a class into a masked part of IMAGE.
 
@@ -51,8 +41,7 @@ def edit_class(
       var edit class photo.jpg --mask mask.png --class "king penguin"
       var edit class photo.jpg --box 80,60,180,200 --class 207 --no-color-match
     """
-    given = options.given(sampling, blend, hide_masked=hide_masked, context=context, label=label, num=num)
-    fill(EditJob("class", image, out, model, given), mask, box)
+    fill(EditJob("class", image, results, model, given(sampling, blend, label=label)), masking)
 
 
 def outpaint(
@@ -63,12 +52,11 @@ def outpaint(
     bottom: options.Room = 0,
     label: options.MaybeClass = None,
     method: options.Method = None,
-    num: options.NumResults = 4,
-    out: options.SampleFolder = EDITS,
     *,
-    model: options.ModelOptions,
-    sampling: options.SamplingOptions,
-    blend: options.BlendOptions,
+    results: ResultOptions,
+    model: ModelOptions,
+    sampling: SamplingOptions,
+    blend: BlendOptions,
 ) -> None:
     """Continue IMAGE beyond its edges, by shrink-and-place or, if it grows a lot, by a window that slides outwards.
 
@@ -76,14 +64,13 @@ def outpaint(
       var edit outpaint photo.jpg --left 128 --right 128
       var edit outpaint photo.jpg --top 400 --method slide
     """
-    given = options.given(sampling, blend, method=method, label=label, num=num)
-    job = EditJob("outpaint", image, out, model, given)
+    job = EditJob("outpaint", image, results, model, given(sampling, blend, method=method, label=label))
     opened = job.read()
     from var.editing.windows import outpaint_windows, pad_canvas
 
     # Room that cannot be had, or not by that method, is refused before the model is loaded.
     outpaint_windows(opened.size, pad_canvas(opened, left, right, top, bottom)[1], method or "auto")
-    job.finish(lambda pipe: pipe.outpaint(opened, left, right, top, bottom, **job.options))
+    job.finish(lambda pipe, **asked: pipe.outpaint(opened, left, right, top, bottom, **asked))
 
 
 def upscale(
@@ -91,11 +78,10 @@ def upscale(
     label: options.MaybeClass = None,
     scales: options.CoarseScales = None,
     consistent: options.Consistent = None,
-    num: options.NumResults = 4,
-    out: options.SampleFolder = EDITS,
     *,
-    model: options.ModelOptions,
-    sampling: options.SamplingOptions,
+    results: ResultOptions,
+    model: ModelOptions,
+    sampling: SamplingOptions,
 ) -> None:
     """Show IMAGE, which is smaller than the model's images, in their size.
 
@@ -103,27 +89,33 @@ def upscale(
       var edit upscale small.png
       var edit upscale small.png --class 207 --seed 1
     """
-    given = options.given(sampling, label=label, num_scales=scales, consistent=consistent, num=num)
-    job = EditJob("upscale", image, out, model, given)
+    asked = given(sampling, label=label, num_scales=scales, consistent=consistent)
+    job = EditJob("upscale", image, results, model, asked)
     opened = job.read()
-    job.finish(lambda pipe: pipe.upscale(opened, **job.options))
+    job.finish(lambda pipe, **asked: pipe.upscale(opened, **asked))
 
 
-def fill(job: EditJob, mask: Path | None, boxes: list[str] | None) -> None:
+def fill(job: EditJob, masking: MaskOptions) -> None:
     """What `inpaint` and `class` share: read image and mask, then inpaint."""
-    if (mask is None) == (not boxes):
+    if (masking.mask is None) == (not masking.box):
         raise InputError("give the hole either by --mask FILE or by --box x0,y0,x1,y1")
-    corners = [corners_of(box) for box in boxes or ()]
+    corners = [corners_of(box) for box in masking.box or ()]
     image = job.read()
     from var.editing.image_masks import mask_from_boxes, mask_from_image
     from var.editing.windows import window_around
     from var.utils.images import open_image
 
-    found = mask_from_boxes(corners, image.size) if mask is None else mask_from_image(open_image(mask), image.size)
-    if not found.any():
-        raise InputError(f"mask {mask} is empty: white marks what is filled; black and transparent parts are kept")
-    window_around(found, job.options.get("context"))  # one that cannot be had is refused before the model is loaded
-    job.finish(lambda pipe: pipe.inpaint(image, found, **job.options))
+    if masking.mask is None:
+        mask = mask_from_boxes(corners, image.size)
+    else:
+        mask = mask_from_image(open_image(masking.mask), image.size)
+    if not mask.any():
+        raise InputError(
+            f"mask {masking.mask} is empty: white marks what is filled; black and transparent parts are kept"
+        )
+    window_around(mask, masking.context)  # a context that cannot be had is refused before the model is loaded
+    more = given(context=masking.context, hide_masked=masking.hide_masked)
+    job.finish(lambda pipe, **asked: pipe.inpaint(image, mask, **asked, **more))
 
 
 def corners_of(box: str) -> tuple[int, int, int, int]:

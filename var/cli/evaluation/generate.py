@@ -7,6 +7,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli import options
+from var.cli.bundles import ModelOptions
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
 
 
@@ -23,7 +24,7 @@ def generate(
     reject_by: options.RejectBy = None,
     npz: options.Npz = True,
     *,
-    model: options.ModelOptions,
+    model: ModelOptions,
 ) -> None:
     """Generate images of each class, to be scored. Run the same command again to go on where it stopped.
 

@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from var.cli import options
+from var.cli.bundles import ModelOptions
 from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, spread, with_progress
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ def likelihood(
     batch: options.Batch = 32,
     json_file: options.JsonFile = None,
     *,
-    model: options.ModelOptions,
+    model: ModelOptions,
 ) -> None:
     """Print loss and error of the tokens of images, given the coarser scales: all, each scale, the last one.
 
@@ -40,11 +41,11 @@ def likelihood(
     source = read_source(data, overrides or [])
     if json_file is not None:
         check_target(json_file, "likelihood.json", [data, source.source, model.model])
-    number_type = choose_dtype(model.dtype, choose_device(model.device))
+    chosen = choose_dtype(model.dtype, choose_device(model.device))
     pipe = VARPipeline.from_pretrained(
         model.model, device=model.device, dtype="float32"
     )  # so that the tokens are training's
-    pipe.model.cast(number_type)
+    pipe.model.cast(chosen)
     for label in labels or []:
         pipe.label(label)
     whole = open_images(source, split, pipe.vqvae.config.image_side, labels)
@@ -58,7 +59,7 @@ def likelihood(
             "name": model.model,
             "parts": f"transformer of {millions(pipe.model)}, tokenizer of {millions(pipe.vqvae)}",
             "weights": fingerprint(pipe.model, pipe.vqvae),
-            "dtype": f"transformer in {str(number_type).removeprefix('torch.')}, tokenizer in float32",
+            "dtype": f"transformer in {str(chosen).removeprefix('torch.')}, tokenizer in float32",
             "device": device_name(pipe.model.position.device),
         },
         "data": data_entry(dataset, split, asked, found.pictures, choice),

@@ -67,7 +67,7 @@ def from_split(
     batch: int,
     out: Path,
 ) -> int:
-    """Write pictures of a split; return how many."""
+    """Write images of a split; return how many."""
     from var.evaluation.data import count_requested, image_batches, open_images
     from var.evaluation.metrics.reference import write_reference
 
@@ -79,7 +79,7 @@ def from_split(
 
 
 def from_finished(source: Path, network: "Extractor", batch: int, out: Path) -> int:
-    """Write the statistics of a folder's or file's pictures; return of how many."""
+    """Write the statistics of a folder's or file's images; return of how many."""
     from var.evaluation.metrics.reference import write_statistics
     from var.evaluation.samples.image_sets import open_image_set
 
@@ -88,5 +88,5 @@ def from_finished(source: Path, network: "Extractor", batch: int, out: Path) -> 
 
 
 def statistics_of(network: "Extractor | None") -> str:
-    """What the file has besides pictures, in words."""
+    """What the file has besides images, in words."""
     return "" if network is None else f" and statistics of {network.name}"

@@ -28,7 +28,7 @@ def labels_of(classes: str, option: str = "--classes") -> list[int]:
 def with_progress(
     batches: "Iterable[tuple[Tensor, list[int]]]", total: int, done_word: str
 ) -> "Iterator[tuple[Tensor, list[int]]]":
-    """The batches, while a progress bar shows how many of their pictures were worked on."""
+    """The batches, while a progress bar shows how many of their images were worked on."""
     done = 0
     with progress_bar(done_word, "pictures", is_main_process=True) as progress:
         for batch in batches:
@@ -38,7 +38,7 @@ def with_progress(
 
 
 def data_entry(dataset: "ImageDataset", split: str, asked: int, read: int, choice: str) -> dict[str, Any]:
-    """Which pictures were measured on, for a file.
+    """Which images were measured on, for a file.
 
     Args:
         asked: how many were to be read.

@@ -1,4 +1,4 @@
-"""The command that measures pictures: `var evaluate score --images DIR|NPZ --reference DIR|NPZ|STATS`."""
+"""The command that measures images: `var evaluate score --images DIR|NPZ --reference DIR|NPZ|STATS`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
