@@ -45,8 +45,8 @@ SHORTER = {
     "train configs/own_folder_var": "steps=2 batch_size=2 token_views=1",
     "train configs/tiny_imagenet_aim": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
-    "series": "--depths 1,2,3 steps=4 batch_size=4 validate_every=1 token_views=1",
-    "scaling": "--resamples 100",
+    "scaling train": "--depths 1,2,3 steps=4 batch_size=4 validate_every=1 token_views=1",
+    "scaling fit": "--resamples 100",
     "evaluate generate": "--num-per-class 1",
     "evaluate score": "--extractor efficientnet-lite0",  # likewise
     "evaluate tokenizer": "--extractor efficientnet-lite0 --num 4",

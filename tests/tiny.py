@@ -45,6 +45,15 @@ TOKENIZER: dict[str, Any] = {
     "precision": "float32",
     "log_every": 1,
 }
+TOKENIZER_YAML = """
+stage: tokenizer
+output: runs/tokenizer
+data: {source: some/folder}
+batch_size: 64
+epochs: 3
+optimizer: {lr: 1e-4}
+model: {scales: [1, 2, 3, 4], base_width: 64}
+"""
 VAR: dict[str, Any] = {
     "stage": "var",
     "batch_size": 4,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from tiny import TOKENIZER_YAML as TOKENIZER
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
@@ -14,15 +15,6 @@ from var.training.recipe import load_recipe
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe, VARSizes
 
-TOKENIZER = """
-stage: tokenizer
-output: runs/tokenizer
-data: {source: some/folder}
-batch_size: 64
-epochs: 3
-optimizer: {lr: 1e-4}
-model: {scales: [1, 2, 3, 4], base_width: 64}
-"""
 VAR = """
 stage: var
 output: runs/var
@@ -274,7 +266,10 @@ def test_var_recipe_refuses(var_recipe: Path, override: str, parts: list[str]) -
         ("3", ["cannot be used"]),
         (TOKENIZER.replace("batch_size: 64", ""), ["batch_size is missing", "batch_size=VALUE"]),
         (TOKENIZER.replace("lr: 1e-4", ""), ["optimizer.lr is missing"]),
-        (TOKENIZER.replace("batch_size: 64", "bach_size: 64"), ["bach_size=64", "mean batch_size?", "(and 1 more)"]),
+        (
+            TOKENIZER.replace("batch_size: 64", "bach_size: 64"),
+            ["bach_size=64", "mean batch_size?", "(and 1 more)"],
+        ),
         (TOKENIZER.replace("runs/tokenizer", "???"), ["output", "give output a value"]),
     ],
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 from helpers import refused
-from test_config import TOKENIZER
+from tiny import TOKENIZER_YAML
 
 from tokenizer.vqvae import TokenizerConfig
 from var.training.logger import write_recipe
@@ -20,7 +20,7 @@ def written(path: Path, text: str) -> Path:
 
 
 def test_mappings_merge_and_lists_are_replaced(tmp_path: Path) -> None:
-    written(tmp_path / "first.yaml", TOKENIZER)
+    written(tmp_path / "first.yaml", TOKENIZER_YAML)
     between = "base: ../first.yaml\nmodel: {scales: [1, 2]}\nema: 0.9\n"
     written(tmp_path / "more" / "second.yaml", between)
     path = written(tmp_path / "third.yaml", "base: more/second.yaml\nema: null\noptimizer: {weight_decay: 0.5}\n")
@@ -65,4 +65,4 @@ def test_bases_that_cannot_be(text: str, parts: tuple[str, ...], tmp_path: Path)
 
 def test_an_override_is_no_base(tmp_path: Path) -> None:
     with refused("base=", "is not a known key"):
-        load_recipe(written(tmp_path / "first.yaml", TOKENIZER), ["base=other.yaml"])
+        load_recipe(written(tmp_path / "first.yaml", TOKENIZER_YAML), ["base=other.yaml"])
