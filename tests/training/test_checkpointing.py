@@ -81,7 +81,7 @@ def test_a_new_run_has_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_round_trip_and_names(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path / "a" / "b", 42, state(42), keep=1)
+    path = save_checkpoint(tmp_path / "a" / "b", 42, state(42), keep_last=1)
     assert path == checkpoint_path(tmp_path / "a" / "b", 42) == tmp_path / "a" / "b" / "step-00000042.pt"
     assert newest(path.parent) == 42
 
@@ -90,7 +90,7 @@ def test_all_that_a_state_holds_survives(tmp_path: Path) -> None:
     """Large enough to be written in several pieces."""
     tensors = [torch.randn(300, 1000), torch.randn(7).bfloat16(), torch.tensor(3), torch.arange(5)[::2]]
     rest = {"step": 5, "best": None, "rate": 0.1, "recipe": {"scales": [1, 2], "seed": 2**31}}
-    save_checkpoint(tmp_path, 5, {**rest, "tensors": tensors}, keep=1)
+    save_checkpoint(tmp_path, 5, {**rest, "tensors": tensors}, keep_last=1)
     loaded = load_newest(tmp_path)
     assert loaded is not None
     for ours, theirs in zip(loaded.pop("tensors"), tensors, strict=True):
@@ -100,7 +100,7 @@ def test_all_that_a_state_holds_survives(tmp_path: Path) -> None:
 
 
 def test_the_checksum_is_that_of_the_file(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 3, state(3, 10**5), keep=1)
+    path = save_checkpoint(tmp_path, 3, state(3, 10**5), keep_last=1)
     assert path.with_suffix(".sha256").read_text() == hashlib.sha256(path.read_bytes()).hexdigest() + "\n"
 
 
@@ -109,7 +109,7 @@ def test_the_checksum_is_that_of_the_file(tmp_path: Path) -> None:
 
 def test_the_newest_are_kept_and_the_checksums_of_others_removed(tmp_path: Path) -> None:
     for step in (9, 10, 100, 11):
-        save_checkpoint(tmp_path, step, state(step), keep=2)
+        save_checkpoint(tmp_path, step, state(step), keep_last=2)
     assert kept_steps(tmp_path) == [11, 100]
     assert newest(tmp_path) == 100
 
@@ -117,20 +117,20 @@ def test_the_newest_are_kept_and_the_checksums_of_others_removed(tmp_path: Path)
 def test_the_best_one_is_kept_beside_the_newest(tmp_path: Path) -> None:
     kept = {}
     for step, best in ((1, None), (2, 2), (3, 2), (4, 2), (5, 5), (6, 5), (7, 5), (8, 5)):
-        save_checkpoint(tmp_path, step, state(step), keep=2, best=best)
+        save_checkpoint(tmp_path, step, state(step), keep_last=2, best=best)
         kept[step] = kept_steps(tmp_path)
     assert kept == {1: [1], 2: [1, 2], 3: [2, 3], 4: [2, 3, 4], 5: [4, 5], 6: [5, 6], 7: [5, 6, 7], 8: [5, 7, 8]}
     assert newest(tmp_path) == 8
 
 
 def test_a_best_one_that_is_gone_is_no_error(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path, 2, state(2), keep=1, best=1)
+    save_checkpoint(tmp_path, 2, state(2), keep_last=1, best=1)
     assert kept_steps(tmp_path) == [2]
 
 
 def test_a_step_may_be_saved_again(tmp_path: Path) -> None:
     for _ in range(2):
-        save_checkpoint(tmp_path, 1, state(1), keep=2)
+        save_checkpoint(tmp_path, 1, state(1), keep_last=2)
     assert kept_steps(tmp_path) == [1]
     assert newest(tmp_path) == 1
 
@@ -139,7 +139,7 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     for name in ("notes.txt", "step-final.pt", "model.sha256"):
         (tmp_path / name).write_text("mine")
     for step in (1, 2, 3):
-        save_checkpoint(tmp_path, step, state(step), keep=1)
+        save_checkpoint(tmp_path, step, state(step), keep_last=1)
     assert {"notes.txt", "step-final.pt", "model.sha256"} < {path.name for path in tmp_path.iterdir()}
 
 
@@ -151,7 +151,7 @@ def test_a_damaged_newest_is_passed_over_with_a_warning(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2):
-        save_checkpoint(tmp_path, step, state(step), keep=3)
+        save_checkpoint(tmp_path, step, state(step), keep_last=3)
     damage(tmp_path / "step-00000002.pt", how)
     with caplog.at_level(logging.WARNING):
         assert newest(tmp_path) == 1
@@ -164,18 +164,18 @@ def test_one_whose_checksum_does_not_tell_that_it_is_whole_is_passed_over(
     how: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for step in (1, 2):
-        save_checkpoint(tmp_path, step, state(step), keep=3)
+        save_checkpoint(tmp_path, step, state(step), keep_last=3)
     CHECKSUMS[how](tmp_path / "step-00000002.sha256")
     with caplog.at_level(logging.WARNING):
         assert newest(tmp_path) == 1
     assert "step-00000002.pt is damaged" in caplog.text
-    save_checkpoint(tmp_path, 2, state(2), keep=3)  # the step is done again
+    save_checkpoint(tmp_path, 2, state(2), keep_last=3)  # the step is done again
     assert newest(tmp_path) == 2
     assert kept_steps(tmp_path) == [1, 2]
 
 
 def test_a_bit_in_the_numbers_is_noticed_which_unpickling_would_not(tmp_path: Path) -> None:
-    path = save_checkpoint(tmp_path, 1, state(1), keep=1)
+    path = save_checkpoint(tmp_path, 1, state(1), keep_last=1)
     data = path.read_bytes()
     place = data.index(state(1)["model"]["weight"].numpy().tobytes())
     path.write_bytes(flipped(data, place + 2))
@@ -186,7 +186,7 @@ def test_a_bit_in_the_numbers_is_noticed_which_unpickling_would_not(tmp_path: Pa
 
 def test_several_damaged_ones_are_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for step in (1, 2, 3, 4):
-        save_checkpoint(tmp_path, step, state(step), keep=9)
+        save_checkpoint(tmp_path, step, state(step), keep_last=9)
     for step, how in ((4, "truncated"), (3, "one bit in the middle")):
         damage(checkpoint_path(tmp_path, step), how)
     with caplog.at_level(logging.WARNING):
@@ -196,7 +196,7 @@ def test_several_damaged_ones_are_passed_over(tmp_path: Path, caplog: pytest.Log
 
 def test_nothing_but_damaged_ones_is_an_error_not_a_new_start(tmp_path: Path) -> None:
     for step, how in enumerate(DAMAGES):
-        damage(save_checkpoint(tmp_path, step, state(step), keep=99), how)
+        damage(save_checkpoint(tmp_path, step, state(step), keep_last=99), how)
     with refused(f"none of the {len(DAMAGES)} checkpoints in {tmp_path} can be read", "move them away"):
         load_newest(tmp_path)
 
@@ -206,7 +206,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
             return Path.touch, (tmp_path / "ran",)  # type: ignore[return-value]
 
-    save_checkpoint(tmp_path, 1, {"step": 1, "sly": Sly()}, keep=1)
+    save_checkpoint(tmp_path, 1, {"step": 1, "sly": Sly()}, keep_last=1)
     with refused("none of the 1 checkpoints"):
         load_newest(tmp_path)
     assert not (tmp_path / "ran").exists()
@@ -268,7 +268,7 @@ def test_killed_before_any_operation_of_a_save(keep: int, tmp_path: Path, monkey
 
 
 def test_killed_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path, 1, state(1), keep=1)
+    save_checkpoint(tmp_path, 1, state(1), keep_last=1)
 
     def torn(state: object, file: Any) -> None:
         file.write(b"half of it")
@@ -277,10 +277,10 @@ def test_killed_in_the_middle_of_writing(tmp_path: Path, monkeypatch: pytest.Mon
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", torn)
         with pytest.raises(Killed):
-            save_checkpoint(tmp_path, 2, state(2), keep=1)
+            save_checkpoint(tmp_path, 2, state(2), keep_last=1)
     assert (tmp_path / "step-00000002.new").exists()
     assert newest(tmp_path) == 1
-    save_checkpoint(tmp_path, 3, state(3), keep=1)
+    save_checkpoint(tmp_path, 3, state(3), keep_last=1)
     assert kept_steps(tmp_path) == [3]
 
 
@@ -301,16 +301,16 @@ def no_file_larger_than(size: int) -> Iterator[None]:
 @pytest.mark.parametrize("room", [0, 5000, 100_000, 399_000])
 def test_a_full_disk_leaves_what_was_written_before(room: int, tmp_path: Path) -> None:
     size = 100_000  # 400 kB
-    save_checkpoint(tmp_path, 1, state(1, size), keep=1)
+    save_checkpoint(tmp_path, 1, state(1, size), keep_last=1)
     before = contents(tmp_path)
     with (
         refused(f"checkpoint of step 2 cannot be written to {tmp_path}", "make room", "from step-00000001.pt"),
         no_file_larger_than(room),
     ):
-        save_checkpoint(tmp_path, 2, state(2, size), keep=1)
+        save_checkpoint(tmp_path, 2, state(2, size), keep_last=1)
     assert contents(tmp_path) == before
     assert newest(tmp_path) == 1
-    save_checkpoint(tmp_path, 2, state(2, size), keep=1)
+    save_checkpoint(tmp_path, 2, state(2, size), keep_last=1)
     assert kept_steps(tmp_path) == [2]
     assert newest(tmp_path) == 2
 
@@ -318,7 +318,7 @@ def test_a_full_disk_leaves_what_was_written_before(room: int, tmp_path: Path) -
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("which", ["step-00000002.new", "step-00000002.sha256.new"])
 def test_no_space_left_on_the_device(which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_checkpoint(tmp_path, 1, state(1), keep=1)
+    save_checkpoint(tmp_path, 1, state(1), keep_last=1)
     opened = Path.open
 
     def on_full_device(path: Path, *arguments: Any, **named: Any) -> Any:
@@ -326,18 +326,18 @@ def test_no_space_left_on_the_device(which: str, tmp_path: Path, monkeypatch: py
 
     with monkeypatch.context() as patch, refused("No space left on device", "from step-00000001.pt"):
         patch.setattr(Path, "open", on_full_device)
-        save_checkpoint(tmp_path, 2, state(2), keep=1)
+        save_checkpoint(tmp_path, 2, state(2), keep_last=1)
     assert newest(tmp_path) == 1
     assert kept_steps(tmp_path) == [1]
 
 
 def test_a_full_disk_at_the_first_checkpoint(tmp_path: Path) -> None:
     with refused("checkpoint of step 2", "goes on from the start"), no_file_larger_than(1000):
-        save_checkpoint(tmp_path, 2, state(2), keep=1)
+        save_checkpoint(tmp_path, 2, state(2), keep_last=1)
     assert load_newest(tmp_path) is None
 
 
 def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with refused("checkpoint of step 2", f"{tmp_path / 'run'}"):
-        save_checkpoint(tmp_path / "run", 2, state(2), keep=1)
+        save_checkpoint(tmp_path / "run", 2, state(2), keep_last=1)

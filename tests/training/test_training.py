@@ -283,7 +283,7 @@ def test_a_checkpoint_from_before_a_size_was_there_is_read(images: Path, tmp_pat
     (path,) = checkpoints(recipe.output / "checkpoints")
     state = torch.load(path, weights_only=True)
     del state["recipe"]["model"]["decoder_width"]
-    save_checkpoint(path.parent, 1, state, keep=2)
+    save_checkpoint(path.parent, 1, state, keep_last=2)
     train(tokenizer_recipe(tmp_path / "r", images, steps=2))
     assert checkpoints(path.parent)[-1].name == "step-00000002.pt"
 

@@ -29,8 +29,8 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"step-{step:08d}.pt"
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, best: int | None = None) -> Path:
-    """Write the state after `step` steps; then remove all but the newest `keep` and that of step `best`.
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: int, best: int | None = None) -> Path:
+    """Write the state after `step` steps; then remove all but the newest `keep_last` and that of step `best`.
 
     The file appears under its name only when it is whole and on the disk, and its checksum before it.
 
@@ -50,7 +50,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int, b
         _write_checksum(path, hashing.digest())
         beside.replace(path)
         _sync_folder(folder)
-        _remove_old(folder, keep, best)
+        _remove_old(folder, keep_last, best)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a write fails inside its own code
         with suppress(OSError):  # such as that there is nothing, or that the disk became read-only
             beside.unlink()
@@ -127,8 +127,8 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _remove_old(folder: Path, keep: int, best: int | None) -> None:
-    kept = {*checkpoints(folder)[-keep:]} | ({checkpoint_path(folder, best)} if best is not None else set())
+def _remove_old(folder: Path, keep_last: int, best: int | None) -> None:
+    kept = {*checkpoints(folder)[-keep_last:]} | ({checkpoint_path(folder, best)} if best is not None else set())
     for old in set(checkpoints(folder)) - kept:
         old.unlink()
     for checksum in folder.glob(f"step-*{CHECKSUM}"):

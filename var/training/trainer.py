@@ -140,10 +140,7 @@ class Trainer:
             return
         remedy = "give another output, or move them away"
         try:
-            ours, theirs = (
-                fixed_settings(self.recipe),
-                settings_today(rename_keys(state["recipe"], "checkpoint"), self.recipe),
-            )
+            ours, theirs = fixed_settings(self.recipe), settings_today(state["recipe"], self.recipe)
             if changed := [name for name in ours if ours[name] != theirs.get(name)]:
                 name = changed[0]
                 raise InputError(
