@@ -55,7 +55,8 @@ class Estimate:
         tokens: a step, over all processes.
         parts: micro-batches that a process takes a step in.
         passes: the work of the steps.
-        preparation: FLOPs before the first step, in float32, such as those that write a token cache; 0: none.
+        preparation: FLOPs before the first step, in float32; 0: none.
+        prepared: what comes of them.
         memory: of one process.
         world_size: processes that share a step.
         sharded: they share the parameters too.
@@ -74,6 +75,7 @@ class Estimate:
     parts: int
     passes: Sequence[Pass]
     preparation: float
+    prepared: str
     memory: Memory
     world_size: int
     sharded: bool
@@ -144,6 +146,7 @@ def estimate(recipe: Recipe) -> Estimate:
         parts=recipe.accumulate,
         passes=[part._replace(flops=part.flops * recipe.batch_size / micro) for part in work.passes],
         preparation=work.preparation,
+        prepared=outline.prepared,
         memory=_memory(networks, work.kept, world_size, sharded),
         world_size=world_size,
         sharded=sharded,

@@ -57,7 +57,7 @@ def _of_the_run(found: Estimate) -> Rows:
     epochs = "" if found.epochs is None else f" ({found.epochs:.4g} epochs of {found.length:,} images)"
     rows = [("steps", "unknown" if found.steps is None else f"{found.steps:,}{epochs}")]
     if found.preparation:
-        rows.append(("before, once", f"{amount(found.preparation)}FLOP"))
+        rows.append((f"{found.prepared}, once", f"{amount(found.preparation)}FLOP"))
     for dtype, speed in found.speeds.items():
         speed_there = f"{amount(speed)}FLOP/s, a matrix product in {_name(dtype)} on {found.device}"
         rows.append(("speed measured", speed_there))

@@ -177,6 +177,7 @@ class Outline(NamedTuple):
         tokens: of an image.
         prepare: on how many images, given a number: what `Stage.prepare` computes of so many.
         to_prepare: images that `Stage.prepare` has to compute this of.
+        prepared: what comes of it.
         notes: what was assumed.
     """
 
@@ -186,6 +187,7 @@ class Outline(NamedTuple):
     tokens: int
     prepare: Callable[[int], object] = lambda count: None
     to_prepare: int = 0
+    prepared: str = ""
     notes: Sequence[str] = ()
 
 

@@ -209,7 +209,7 @@ class VARStage(Stage[VARRecipe]):
         def encode(count: int) -> Tensor:
             return vqvae.encode(torch.empty(count, 3, side, side))
 
-        return Outline(stage, images, sample, length, encode, to_encode, notes)
+        return Outline(stage, images, sample, length, encode, to_encode, "token cache", notes)
 
     def _labels(self) -> list[int]:
         """The labels that the training data has; all that the model knows, where only reading tells."""
