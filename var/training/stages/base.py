@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, NamedTuple, Self, TypeVar
 
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
@@ -233,9 +234,12 @@ def open_images(recipe: Recipe, side: int) -> list[ImageDataset]:
     return [open_dataset(recipe.data, split, side, recipe.seed) for split in SPLIT_NAMES]
 
 
-def check_label(largest: int, num_classes: int, key: str = "num_classes") -> None:
-    """Raise InputError if a model has no room for a label; `key` is where the recipe says how many it has room for."""
-    if largest >= num_classes:
+def check_labels(labels: NDArray[Any] | Tensor | None, num_classes: int, key: str = "num_classes") -> None:
+    """Raise InputError if a model has no room for one of the labels; None: they are not known yet.
+
+    `key` is where the recipe says how many it has room for.
+    """
+    if labels is not None and len(labels) and (largest := int(labels.max())) >= num_classes:
         raise InputError(
             f"the data has label {largest}, {key}={num_classes} has room for 0..{num_classes - 1}: "
             f"set {key} to at least {largest + 1}, or to null"

@@ -28,7 +28,7 @@ from var.models.var import VAR
 from var.training.config import OptimizerConfig, Recipe
 from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
-from var.training.stages.base import Losses, Outline, Phase, Stage, check_label, open_images, register, require
+from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels, open_images, register, require
 from var.utils.files import atomic_folder
 from var.utils.images import image_grid, to_pil
 
@@ -203,8 +203,7 @@ class ProbeStage(Stage[ProbeRecipe]):
                 "class folders, or the column of their labels as data.label_column"
             )
         for data in (self.train_data, self.validation_data):
-            if data.labels is not None:
-                check_label(int(data.labels.max()), self.num_classes)
+            check_labels(data.labels, self.num_classes)
 
     def _heads(self) -> int:
         """Of the probes; an AIM has as many in its probe as in its encoder, and is what is exported."""
@@ -225,8 +224,8 @@ class ProbeStage(Stage[ProbeRecipe]):
 
     def _judged(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropy, and whether the label has the highest logit, or is among the five highest: (M, B) each."""
-        if self.train_data.labels is None and len(batch.labels):  # shards tell labels as they are read
-            check_label(int(batch.labels.max()), self.num_classes)
+        if self.train_data.labels is None:  # shards tell labels as they are read
+            check_labels(batch.labels, self.num_classes)
         logits = model(self._features(batch.content)).float()
         labels = batch.labels.expand(len(logits), -1)
         losses = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.data.config import Count, Rate
-from var.data.dataset import Batch, SampleDataset, open_dataset
-from var.data.listing import SPLIT_NAMES, Split
+from var.data.dataset import Batch, SampleDataset
+from var.data.listing import SPLIT_NAMES
 from var.data.token_cache import MANIFEST, Manifest
 from var.data.token_dataset import open_tokens
 from var.data.tokenize import write_tokens
@@ -26,7 +26,7 @@ from var.training.config import Recipe
 from var.training.estimate.images import Images, find_images
 from var.training.rng import StepRNG
 from var.training.self_correction import SelfCorrectionConfig, nearest_codewords, perturb
-from var.training.stages.base import Losses, Outline, Phase, Stage, check_label, open_images, register, require
+from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels, open_images, register, require
 from var.training.tokenizers import missing, open_tokenizer, tokenizer_config
 from var.utils.classes import spread
 from var.utils.images import image_grid, to_pil
@@ -128,23 +128,6 @@ class VARRecipe(Recipe):
         )
 
 
-def open_split(recipe: VARRecipe, vqvae: VQVAE, split: Split) -> SampleDataset:
-    """What the recipe's transformer is trained or validated on: its token cache, or images without one.
-
-    Raises:
-        InputError: no such data, or none that is complete; see `open_tokens` and `open_dataset`.
-    """
-    if recipe.token_cache is not None:
-        return open_tokens(recipe, vqvae, split)
-    return open_dataset(recipe.data, split, vqvae.config.image_side, recipe.seed)
-
-
-def check_labels(data: SampleDataset, num_classes: int) -> None:
-    """Raise InputError if the data is known to have a label that the model has no room for."""
-    if data.labels is not None:
-        check_label(int(data.labels.max()), num_classes, "model.num_classes")
-
-
 @register("var")
 class VARStage(Stage[VARRecipe]):
     """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache.
@@ -179,13 +162,15 @@ class VARStage(Stage[VARRecipe]):
         vqvae = open_tokenizer(recipe.tokenizer).to(device)
         if recipe.model.num_classes and not (recipe.token_cache / MANIFEST).is_file():
             for images in open_images(recipe, vqvae.config.image_side):  # to encode takes long: refuse before it
-                check_labels(images, recipe.model.num_classes)
+                check_labels(images.labels, recipe.model.num_classes, "model.num_classes")
         write_tokens(recipe, vqvae, ranks)
 
     @classmethod
     def from_recipe(cls, recipe: VARRecipe) -> Self:
         vqvae = open_tokenizer(recipe.tokenizer)
-        return cls(recipe, vqvae, *(open_split(recipe, vqvae, split) for split in SPLIT_NAMES))
+        if recipe.token_cache is None:
+            return cls(recipe, vqvae, *open_images(recipe, vqvae.config.image_side))
+        return cls(recipe, vqvae, *(open_tokens(recipe, vqvae, split) for split in SPLIT_NAMES))
 
     @classmethod
     def outline(cls, recipe: VARRecipe) -> Outline:
@@ -214,7 +199,7 @@ class VARStage(Stage[VARRecipe]):
     def _labels(self) -> list[int]:
         """The labels that the training data has; all that the model knows, where only reading tells."""
         for data in (self.train_data, self.validation_data):
-            check_labels(data, self.num_classes)
+            check_labels(data.labels, self.num_classes, "model.num_classes")
         labels = self.train_data.labels
         return list(range(self.num_classes)) if labels is None else sorted(set(labels.tolist()))
 
@@ -238,7 +223,7 @@ class VARStage(Stage[VARRecipe]):
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
         if self.train_data.labels is None:
-            check_label(int(batch.labels.max()), self.num_classes, "model.num_classes")
+            check_labels(batch.labels, self.num_classes, "model.num_classes")
         tokens = self._tokens(batch)
         dropped = rng.uniform("label drop") < self.recipe.label_drop
         labels = batch.labels.masked_fill(dropped, self.num_classes)
