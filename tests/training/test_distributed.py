@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from helpers import normal, random_tokens, randomize, small_quantizer, small_var
+from tiny import tokenizer_recipe
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -20,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from var.models.var import VAR
 from var.training.config import OptimizerConfig
 from var.training.distributed import (
+    build_accelerator,
     copy_into,
     full_tensor,
     load_model_state,
@@ -374,3 +376,9 @@ def test_sharding_is_asked_for_by_the_launcher(value: str | None, asked: bool, m
     if value is not None:
         monkeypatch.setenv("ACCELERATE_USE_FSDP", value)
     assert sharding_asked_for() is asked
+
+
+def test_runs_of_several_precisions_in_one_process(tmp_path: Path) -> None:
+    for precision, found in (("bfloat16", "bf16"), ("float32", "no")):
+        recipe = tokenizer_recipe(tmp_path / "r", tmp_path, precision=precision)
+        assert build_accelerator(recipe).mixed_precision == found

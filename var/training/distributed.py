@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
@@ -63,6 +64,7 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         precision = "bf16" if choose_dtype(recipe.precision, device) == torch.bfloat16 else "no"
     # The other processes wait for the slowest one to have encoded its part of a token cache.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
+    AcceleratorState._reset_state()  # which remembers the precision of a run before this one in the same process
     with sharding_left_to_us():
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
     parts = accelerator.num_processes * recipe.accumulate
