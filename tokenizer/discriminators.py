@@ -65,8 +65,7 @@ class PatchGAN(nn.Module):
         layers: convolutions that halve the side.
         spectral_norm: normalize the weights instead of the activations.
 
-    Raises:
-        InputError: nothing of an image of this side is left after so many layers.
+    Raises InputError: nothing of an image of this side is left after so many layers.
     """
 
     def __init__(self, side: int, width: int = 64, layers: int = 3, spectral_norm: bool = False) -> None:

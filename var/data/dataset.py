@@ -112,8 +112,7 @@ class ImageDataset(Dataset[Sample | Unreadable]):
     def num_classes(self) -> int:
         """One more than the largest label that can occur, classes that were left out included.
 
-        Raises:
-            InputError: the labels lie in shards, and their index does not tell.
+        Raises InputError: the labels lie in shards, and their index does not tell.
         """
         if self.listing.num_classes is None:
             raise InputError("the index of the shards does not tell num_classes: add it there, or give the model's")
@@ -179,7 +178,6 @@ class ImageDataset(Dataset[Sample | Unreadable]):
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:
     """The images of a split, found and labeled but not opened; `sources.list_images` tells what counts as a source.
 
-    Raises:
-        InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
+    Raises InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
     return ImageDataset(list_images(config, split), config, side, seed, augment=split == "train")

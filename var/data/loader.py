@@ -31,8 +31,7 @@ class StepSampler:
         stop_step: one past the last step.
         accumulate: micro-batches a step; the sampler yields so many lists of keys for each step, one after another.
 
-    Raises:
-        InputError: there are no samples.
+    Raises InputError: there are no samples.
     """
 
     def __init__(

@@ -61,11 +61,7 @@ class Index(NamedTuple):
 
 
 def read_index(location: str) -> Index:
-    """Read an index from a path or URL.
-
-    Raises:
-        InputError: it cannot be read or is not of the form above.
-    """
+    """Read an index from a path or URL. Raises InputError: it cannot be read or is not of the form above."""
     location = location if is_remote(location) else str(Path(location).expanduser())
     file = BytesIO()
     try:
@@ -99,8 +95,7 @@ def write_index(folder: Path) -> Path:
     Returns:
         The path of the index.
 
-    Raises:
-        InputError: no shards; one that cannot be read, or that holds no samples.
+    Raises InputError: no shards; one that cannot be read, or that holds no samples.
     """
     content: dict[str, Any] = {}
     labels: set[int] = set()
@@ -145,8 +140,7 @@ def is_remote(url: str) -> bool:
 def copy(url: str, file: BinaryIO) -> None:
     """Write to an empty file what a URL gives, all of it; what may come back is tried again for half a minute.
 
-    Raises:
-        OSError: that failed.
+    Raises OSError: that failed.
     """
     for wait in (*RETRIES, None):
         try:
@@ -241,8 +235,7 @@ class ShardCache:
 class OpenShard:
     """A tar file whose samples are read by number, in their order in the file, which is closed with the last use.
 
-    Raises:
-        tarfile.TarError: it is no tar file, or a compressed one. One that is cut off has fewer samples.
+    Raises tarfile.TarError: it is no tar file, or a compressed one. One that is cut off has fewer samples.
     """
 
     def __init__(self, file: BinaryIO) -> None:

@@ -26,8 +26,7 @@ def list_images(config: DataConfig, split: Split) -> Listing:
     Where there is no validation split and data.validation_fraction is set, that part of the training images is taken
     for it: one drawn from every 1 / fraction in a row, so that all classes give their share; of shards, whole ones.
 
-    Raises:
-        InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
+    Raises InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
     listing = _with_part_held_out(config, split) if config.validation_fraction else _list_split(config, split)
     return listing if config.classes is None else _of_classes(config, config.classes, split, listing)

@@ -19,8 +19,7 @@ from var.data.token_cache import LEFT_OUT, MANIFEST, Manifest, TokenRecipe
 def open_tokens(recipe: TokenRecipe, vqvae: VQVAE, split: Split) -> "TokenDataset":
     """The tokens of a split, memory-mapped. Settings and sizes are checked here, checksums by `write_tokens`.
 
-    Raises:
-        InputError: no cache, an incomplete one, or one of another tokenizer, data or seed.
+    Raises InputError: no cache, an incomplete one, or one of another tokenizer, data or seed.
     """
     folder = token_cache.folder_of(recipe)
     if not (folder / MANIFEST).exists():
@@ -39,8 +38,7 @@ class TokenDataset:
         class_names: name of a label; {} where the data has no names.
         empty: (0, L) int64.
 
-    Raises:
-        InputError: shards are missing or of a wrong size.
+    Raises InputError: shards are missing or of a wrong size.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, split: Split, recipe: TokenRecipe) -> None:
@@ -81,11 +79,7 @@ class TokenDataset:
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label that can occur, as the data told it.
-
-        Raises:
-            InputError: it did not.
-        """
+        """One more than the largest label that can occur, as the data told it. Raises InputError: it did not."""
         if self.info.num_classes is None:
             raise InputError("the index of the shards does not tell num_classes: set model.num_classes")
         return self.info.num_classes

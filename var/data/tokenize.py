@@ -62,9 +62,8 @@ def write_tokens(
         progress: on the first process, is told how many of its samples are encoded, and how many it has to encode.
         shard_samples: samples a shard of a new cache.
 
-    Raises:
-        InputError: no folder, one of another tokenizer, data or seed, or one that cannot be written; data that cannot
-            be opened.
+    Raises InputError: no folder, one of another tokenizer, data or seed, or one that cannot be written; data that
+    cannot be opened.
     """
     folder = token_cache.folder_of(recipe)
     settings = token_cache.settings_of(recipe, vqvae)

@@ -34,8 +34,7 @@ def save_model(
         extra: more entries for config.json, such as the names of the classes.
         dtype: type of the stored floating-point numbers; None keeps the model's.
 
-    Raises:
-        InputError: the folder cannot be written.
+    Raises InputError: the folder cannot be written.
     """
     config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
@@ -49,8 +48,7 @@ def save_model(
 def read_config(folder: Path) -> dict[str, Any]:
     """The entries of a model folder's config.json.
 
-    Raises:
-        InputError: no such folder, no such file, not JSON, not a model's configuration.
+    Raises InputError: no such folder, no such file, not JSON, not a model's configuration.
     """
     if not folder.is_dir():
         raise InputError(f"model folder {folder} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
@@ -84,8 +82,7 @@ def load_probe(folder: Path) -> Probe:
 def load_aim(folder: Path) -> AIM:
     """The encoder with its probe in a folder, in float32 and evaluation mode.
 
-    Raises:
-        InputError: missing, damaged or foreign files; an encoder that has no probe yet, or a probe alone.
+    Raises InputError: missing, damaged or foreign files; an encoder that has no probe yet, or a probe alone.
     """
     kind = read_config(folder).get("model")
     if kind == Encoder.__name__:
@@ -98,8 +95,7 @@ def load_aim(folder: Path) -> AIM:
 def load_encoder(folder: Path) -> Encoder:
     """The encoder in a folder, which may have a probe beside it, in float32 and evaluation mode.
 
-    Raises:
-        InputError: missing, damaged or foreign files.
+    Raises InputError: missing, damaged or foreign files.
     """
     if read_config(folder).get("model") == AIM.__name__:
         return load_aim(folder).encoder
@@ -121,8 +117,7 @@ def load_weights(folder: Path, model: nn.Module) -> Started:
         folder: of a model of the same kind, or of a pipeline that has one.
         model: a VQVAE or VAR, of sizes that may differ.
 
-    Raises:
-        InputError: missing or damaged files; a folder of another kind of model, or one of which no tensor fits.
+    Raises InputError: missing or damaged files; a folder of another kind of model, or one of which no tensor fits.
     """
     kind = type(model).__name__
     part = folder / PIPELINE_PARTS.get(kind, "")

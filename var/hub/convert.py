@@ -108,11 +108,7 @@ def _derived_buffers(model: VAR) -> dict[str, Tensor]:
 
 
 def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConfig:
-    """Sizes of a released tokenizer, read off its tensors.
-
-    Raises:
-        InputError: a tensor that tells a size is missing.
-    """
+    """Sizes of a released tokenizer, read off its tensors. Raises InputError: a tensor that tells a size is missing."""
     check_state(state)
     levels = count_numbers(state, r"encoder\.down\.(\d+)\.")
     base_width = shape_of(state, "encoder.conv_in.weight", 4)[0]
@@ -132,8 +128,7 @@ def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConf
 def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None) -> VARConfig:
     """Sizes of a released transformer, read off its tensors; num_heads None: from the attention scales, else the depth.
 
-    Raises:
-        InputError: a tensor that tells a size is missing, or the number of tokens is not that of the scales.
+    Raises InputError: a tensor that tells a size is missing, or the number of tokens is not that of the scales.
     """
     check_state(state)
     depth = count_numbers(state, r"blocks\.(\d+)\.")
@@ -177,8 +172,7 @@ def load_official(
         scales: sides of the token maps that both were trained with.
         num_heads: None reads it off the attention temperatures, or takes the depth where there are none.
 
-    Raises:
-        InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently.
+    Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently.
     """
     return load_official_tokenizer(vae_state_dict, scales), load_official_var(var_state_dict, scales, num_heads)
 

@@ -51,8 +51,7 @@ def aim_config(
 ) -> AIMConfig:
     """Sizes of a released AIM, read off its tensors; for the arguments see load_official_aim.
 
-    Raises:
-        InputError: a tensor that tells a size is missing, or a number of heads that nothing tells.
+    Raises InputError: a tensor that tells a size is missing, or a number of heads that nothing tells.
     """
     check_state(state)
     width, _, _, patch_size = shape_of(state, "preprocessor.patchifier.proj.weight", 4)
@@ -98,9 +97,8 @@ def load_official_aim(
         probe_layers: the blocks that the head was trained on, which no tensor tells: "last" for the last six, "best"
             for those of the paper (see `var.hub.presets.choose_layers`), or a list of blocks counted from 0.
 
-    Raises:
-        InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently; a number of heads
-            or layers that are not known for these sizes.
+    Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently; a number of heads
+    or layers that are not known for these sizes.
     """
     config = aim_config(state_dict, img_size, num_heads, probe_layers)
     with torch.device("meta"):

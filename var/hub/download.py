@@ -42,8 +42,7 @@ def load_released(name: str, vae_file: Path | None = None, var_file: Path | None
         vae_file: the released tokenizer here; None looks in `released/` of the cache folder, then on the hub.
         var_file: the same for the transformer.
 
-    Raises:
-        InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch.
+    Raises InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch.
     """
     preset = RELEASED[name]
     files = (RELEASED_TOKENIZER, preset.file)
@@ -67,8 +66,8 @@ def load_aim_by_name(
 ) -> AIM:
     """The AIM of a folder, or a released one, converted once for each of its heads: see var.AIM.from_pretrained.
 
-    Raises:
-        InputError: an unknown name, weights that cannot be had, a probe that reads other layers than those asked for.
+    Raises InputError: an unknown name, weights that cannot be had, a probe that reads other layers than those asked
+    for.
     """
     backbone, head = (None if file is None else Path(file).expanduser() for file in (backbone_file, head_file))
     if backbone or head:
@@ -106,9 +105,8 @@ def load_released_aim(
             cache folder, then on the hub.
         head_file: the same for the head.
 
-    Raises:
-        InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch; a
-            head that reads other layers than those asked for.
+    Raises InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch; a
+    head that reads other layers than those asked for.
     """
     preset = AIM_RELEASED[name]
     for given in filter(None, (backbone_file, head_file)):  # before what their names and contents tell of the layers
@@ -197,11 +195,7 @@ def _of_preset(layers: str | Sequence[int], preset: ReleasedAIM) -> tuple[int, .
 
 
 def _head(preset: ReleasedAIM, layers: tuple[int, ...]) -> str:
-    """The released head that reads these layers.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The released head that reads these layers. Raises InputError: there is none."""
     heads = {_of_preset(head, preset): head for head in preset.heads}
     if layers in heads:
         return heads[layers]
@@ -221,8 +215,7 @@ def _agreed(
         best: what "best" means.
         what: the head, for the message.
 
-    Raises:
-        InputError: the two contradict each other, or neither says anything.
+    Raises InputError: the two contradict each other, or neither says anything.
     """
     if asked is None:
         if stated is None:
@@ -255,8 +248,7 @@ def locate_file(file: str, repository: str, needed: Sequence[str]) -> Path:
         repository: on the hub.
         needed: all files of the model, for the message.
 
-    Raises:
-        InputError: it is in neither place.
+    Raises InputError: it is in neither place.
     """
     local = _released_folder() / file
     if local.is_file():
@@ -271,11 +263,7 @@ def locate_file(file: str, repository: str, needed: Sequence[str]) -> Path:
 
 
 def download(file: str, repository: str) -> Path:
-    """A file of the hub, where its client keeps it.
-
-    Raises:
-        InputError: it could not be had.
-    """
+    """A file of the hub, where its client keeps it. Raises InputError: it could not be had."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 

@@ -30,8 +30,7 @@ def load_pipeline(
 ) -> PipelineParts:
     """The parts of a pipeline, in float32: see VARPipeline.from_pretrained.
 
-    Raises:
-        InputError: unknown name, missing or damaged files, no connection.
+    Raises InputError: unknown name, missing or damaged files, no connection.
     """
     files = [Path(file).expanduser() if file else None for file in (vae_file, var_file)]
     if not any(files):
@@ -45,8 +44,7 @@ def load_pipeline(
 def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None = None) -> None:
     """Write a pipeline's folder, whole or not at all; dtype None: weights as they are.
 
-    Raises:
-        InputError: the folder cannot be written.
+    Raises InputError: the folder cannot be written.
     """
     extra: dict[str, object] = {}
     if parts.classes is not None:
@@ -61,8 +59,7 @@ def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None 
 def find_folder(name: str | Path) -> Path:
     """The folder of a model: the one given, a shipped one, or the conversion of a released one (made if need be).
 
-    Raises:
-        InputError: an unknown name; released weights that cannot be had.
+    Raises InputError: an unknown name; released weights that cannot be had.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -94,8 +91,7 @@ def _load_folder(folder: Path) -> PipelineParts:
 def _read_sampling(entry: object, folder: Path) -> SamplingParams | None:
     """The entry `sampling` of a transformer's config.json; None: it has none.
 
-    Raises:
-        InputError: unknown options, or values out of range.
+    Raises InputError: unknown options, or values out of range.
     """
     if entry is None:
         return None

@@ -104,8 +104,7 @@ def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
     Args:
         given: one of AIM_SIZES; or sizes, of which `preset` names those that the others stand in place of.
 
-    Raises:
-        InputError: an unknown name, a preset of which nothing would be left.
+    Raises InputError: an unknown name, a preset of which nothing would be left.
     """
     changes: dict[str, object] = {"preset": given} if isinstance(given, str) else dict(given)
     if "preset" not in changes:
@@ -131,8 +130,7 @@ def choose_layers(layers: str | Sequence[int], depth: int, best: tuple[int, ...]
         depth: blocks of the model.
         best: the ones known as best; None: none.
 
-    Raises:
-        InputError: another word, a block that there is not, "best" where none are known.
+    Raises InputError: another word, a block that there is not, "best" where none are known.
     """
     if layers == "last":
         return tuple(range(max(depth - (PROBED if best is None else len(best)), 0), depth))

@@ -17,8 +17,7 @@ def load_converted(module: torch.nn.Module, state: StateDict, names: dict[str, s
         names: the file's name of each of the module's tensors.
         derived: buffers that follow from the sizes: the file may have them, and then they must be these.
 
-    Raises:
-        InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently.
+    Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently.
     """
     missing = sorted(set(names.values()) - set(state))
     unknown = sorted(set(state) - set(names.values()) - set(derived))

@@ -30,8 +30,7 @@ class EncoderConfig:
         heads: H.
         mlp_ratio: hidden width of the MLP over D.
 
-    Raises:
-        InputError: a value that cannot work, with the value and the remedy.
+    Raises InputError: a value that cannot work, with the value and the remedy.
     """
 
     image_size: int = 224
@@ -137,8 +136,7 @@ class Encoder(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, S, S), normalized, on any device -> patches with their positions (B, N, D), row by row.
 
-        Raises:
-            InputError: the images are no floating-point numbers, not RGB or not of the model's size.
+        Raises InputError: the images are no floating-point numbers, not RGB or not of the model's size.
         """
         check_images(images, self.config.image_size)
         weight = self.patchify.weight
@@ -156,8 +154,7 @@ class Encoder(nn.Module):
         Returns:
             (B, N, D) for each layer asked for.
 
-        Raises:
-            InputError: images of another size or no floating-point numbers, layers that are no list of blocks.
+        Raises InputError: images of another size or no floating-point numbers, layers that are no list of blocks.
         """
         wanted = range(self.config.depth) if layers is None else layers
         check_layers(wanted, self.config.depth)
@@ -209,8 +206,7 @@ class ProbeConfig:
         num_classes: number of classes.
         layers: blocks, counted from 0, the mean of whose outputs it reads.
 
-    Raises:
-        InputError: a value that cannot work.
+    Raises InputError: a value that cannot work.
     """
 
     width: int
@@ -266,8 +262,7 @@ class AIM(nn.Module):
     def forward(self, images: Tensor) -> AIMOutput:
         """(B, 3, S, S), as `val_transforms` makes them, on any device -> logits and features.
 
-        Raises:
-            InputError: the images are no floating-point numbers, not RGB or not of the model's size.
+        Raises InputError: the images are no floating-point numbers, not RGB or not of the model's size.
         """
         features = torch.stack(self.extract_features(images, self.config.probe_layers)).mean(dim=0)
         return AIMOutput(self.probe(features), features)
@@ -307,8 +302,7 @@ def val_transforms(size: int = 224) -> ValTransforms:
     Args:
         size: side of the model's images in pixels.
 
-    Raises:
-        InputError: a size that is no whole number of at least 1; when called, an image that cannot be read.
+    Raises InputError: a size that is no whole number of at least 1; when called, an image that cannot be read.
     """
     if type(size) is not int or size < 1:
         raise InputError(f"size={size!r} must be a whole number, at least 1")

@@ -30,8 +30,7 @@ class HeadConfig:
         width: of the blocks, a multiple of 4.
         mlp_ratio: hidden width of a block's MLP over its width.
 
-    Raises:
-        InputError: a value that cannot work.
+    Raises InputError: a value that cannot work.
     """
 
     depth: int = 12
@@ -102,9 +101,8 @@ class AIMPretrainer(nn.Module):
         Returns:
             (B, N - 1, C).
 
-        Raises:
-            InputError: images of another size; prefixes that are not one for each image, no whole numbers, or longer
-                than leaves a patch to predict.
+        Raises InputError: images of another size; prefixes that are not one for each image, no whole numbers, or longer
+        than leaves a patch to predict.
         """
         check_prefix(prefix, len(images), len(self.order))
         mask = prefix_causal(prefix.to(self.order.device), len(self.order))  # (B, 1, N, N)
@@ -132,8 +130,7 @@ def check_prefix(prefix: object, batch: int, patches: int) -> None:
 def prefix_lengths(lengths: Sequence[int], patches: int) -> Tensor:
     """Numbers of patches as a tensor that `AIMPretrainer` takes, (B,) int64.
 
-    Raises:
-        InputError: a length below 0, or one that leaves nothing to predict; no whole number.
+    Raises InputError: a length below 0, or one that leaves nothing to predict; no whole number.
     """
     prefix = torch.tensor(lengths) if lengths else torch.empty(0, dtype=torch.int64)
     check_prefix(prefix, len(lengths), patches)
@@ -146,8 +143,7 @@ def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
     Raster goes row by row, spiral outwards from the middle, checkerboard over all black fields and then all white ones;
     random is one permutation, from the seed.
 
-    Raises:
-        InputError: another kind.
+    Raises InputError: another kind.
     """
     if kind not in get_args(Order):
         raise InputError(f"order={kind!r} is unknown: take one of {', '.join(get_args(Order))}")

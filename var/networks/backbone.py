@@ -67,8 +67,7 @@ class Backbone(Frozen):
     def forward(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) in [-1, 1] -> one map (B, C, h, w) for each of `channels`.
 
-        Raises:
-            InputError: images smaller than smallest_side.
+        Raises InputError: images smaller than smallest_side.
         """
         if min(images.shape[-2:]) < self.smallest_side:
             raise InputError(
@@ -98,8 +97,7 @@ class IntermediateLayers(nn.Module):
 def read_or_download(weights: Path | None, url: str) -> StateDict:
     """The tensors of a file, or of what a URL gives, which torch keeps in its cache.
 
-    Raises:
-        InputError: a file that cannot be used, a download that failed.
+    Raises InputError: a file that cannot be used, a download that failed.
     """
     if weights is not None:
         return read_weights(weights)
@@ -121,11 +119,7 @@ def torchvision_url(weights: str) -> str:
 
 
 def import_package(module: str, package: str) -> ModuleType:
-    """Import a module of an optional package.
-
-    Raises:
-        InputError: it is not installed.
-    """
+    """Import a module of an optional package. Raises InputError: it is not installed."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

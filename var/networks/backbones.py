@@ -35,9 +35,8 @@ def load_backbone(name: str, weights: Path | None = None) -> Backbone:
         weights: a file with the names of the weights' origin (torchvision's, DINO's); None takes the package's, or
             downloads them to torch's cache.
 
-    Raises:
-        InputError: an unknown name, a package or file that is missing, a file that is damaged or of another network, a
-            download that failed.
+    Raises InputError: an unknown name, a package or file that is missing, a file that is damaged or of another network,
+    a download that failed.
     """
     backbone: Backbone = _module_of(name).look_through(name, load_network(name, weights))
     return backbone
@@ -46,8 +45,7 @@ def load_backbone(name: str, weights: Path | None = None) -> Backbone:
 def load_network(name: str, weights: Path | None = None) -> nn.Module:
     """Load the network of `load_backbone` as its origin has it, or EfficientNet-Lite0.
 
-    Raises:
-        InputError: as in `load_backbone`.
+    Raises InputError: as in `load_backbone`.
     """
     module = _module_of(name)
     network: nn.Module = module.build(name)
@@ -58,8 +56,7 @@ def load_network(name: str, weights: Path | None = None) -> nn.Module:
 def build_backbone(name: str) -> Backbone:
     """Build the network of `load_backbone` on the meta device, without reading or downloading its weights.
 
-    Raises:
-        InputError: an unknown name, or a package that is not installed.
+    Raises InputError: an unknown name, or a package that is not installed.
     """
     module = _module_of(name)
     backbone: Backbone = module.look_through(name, module.build(name))

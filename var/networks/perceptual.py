@@ -32,8 +32,7 @@ class FeatureDistance(nn.Module):
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         """Two (B, 3, H, W) in [-1, 1] -> (B,), with gradients to the reconstruction alone.
 
-        Raises:
-            InputError: images that are too small for the backbone.
+        Raises InputError: images that are too small for the backbone.
         """
         with torch.no_grad():
             theirs = self.backbone(images)
@@ -87,8 +86,7 @@ def load_perceptual(name: str, weights: Path | None = None) -> nn.Module:
         name: one of PERCEPTUAL.
         weights: a file of the backbone's weights, for LPIPS with torchvision's names; None as in `load_backbone`.
 
-    Raises:
-        InputError: as in `load_backbone`.
+    Raises InputError: as in `load_backbone`.
     """
     backbone = load_backbone(_backbone_of(name), weights)
     return LPIPS(backbone, _read_channel_weights(name)) if name in _LPIPS else FeatureDistance(backbone)
@@ -97,8 +95,7 @@ def load_perceptual(name: str, weights: Path | None = None) -> nn.Module:
 def build_perceptual(name: str) -> nn.Module:
     """Build the distance of `load_perceptual` on the meta device, without reading or downloading its weights.
 
-    Raises:
-        InputError: an unknown name, or a package that is not installed.
+    Raises InputError: an unknown name, or a package that is not installed.
     """
     backbone = build_backbone(_backbone_of(name))
     if name not in _LPIPS:
@@ -129,8 +126,7 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     sigma 1.5 and 11 px, the mean over all places, images reflected at their borders. Below 6 px, where that much cannot
     be reflected, window and sigma shrink.
 
-    Raises:
-        InputError: torchmetrics is not installed.
+    Raises InputError: torchmetrics is not installed.
     """
     metric = _torchmetrics().structural_similarity_index_measure
     sigma = min(1.5, (min(images.shape[-2:]) - 1) / 3.5)  # the window reaches 3.5 sigma, which is reflected

@@ -21,8 +21,7 @@ def imagenet_names() -> Mapping[int, str]:
 def class_labels(names: Iterable[str]) -> dict[str, int]:
     """Labels of class folders: places among the sorted names; where all names are numbers, these.
 
-    Raises:
-        InputError: numbers that are the same, such as 1 and 01.
+    Raises InputError: numbers that are the same, such as 1 and 01.
     """
     ordered = sorted(names)
     if not all(name.isdecimal() for name in ordered):
@@ -36,8 +35,7 @@ def class_labels(names: Iterable[str]) -> dict[str, int]:
 def find_label(name: str, classes: Mapping[int, str]) -> int:
     """The label of a name among the classes, whatever its case, with blanks or underscores.
 
-    Raises:
-        InputError: no class of that name, or several; with the nearest ones.
+    Raises InputError: no class of that name, or several; with the nearest ones.
     """
     wanted = _plain(name)
     lowered = {label: _plain(known) for label, known in classes.items()}

@@ -11,8 +11,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def choose_device(name: str = "auto") -> torch.device:
     """The device of that name; "auto" takes CUDA, then Apple's GPU, then the CPU.
 
-    Raises:
-        InputError: a name that torch does not know, or a device that this machine does not have.
+    Raises InputError: a name that torch does not know, or a device that this machine does not have.
     """
     if name == "auto":
         available = (n for n, here in (("cuda", torch.cuda.is_available()), ("mps", torch.mps.is_available())) if here)
@@ -41,8 +40,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """The type of that name; "auto" takes bfloat16 where the device is fast at it, else float32.
 
-    Raises:
-        InputError: an unknown name.
+    Raises InputError: an unknown name.
     """
     if name == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32

@@ -55,8 +55,7 @@ def atomic_folder(folder: Path, entries: Collection[str]) -> Iterator[Path]:
         folder: the target. It may exist, holding nothing but entries of these names: other files are not ours to lose.
         entries: names of what the folder will hold.
 
-    Raises:
-        InputError: the folder cannot be written, or holds something else.
+    Raises InputError: the folder cannot be written, or holds something else.
     """
     folder = folder.absolute()
     check_replaceable(folder, entries)
@@ -94,8 +93,7 @@ def atomic_write(
         remedy: what to do where it cannot be written.
         durable: wait until it is on the disk, so that it is whole after a loss of power too.
 
-    Raises:
-        InputError: it cannot be written.
+    Raises InputError: it cannot be written.
     """
     beside = file.with_name(f".{file.name}.new")
     try:

@@ -37,8 +37,7 @@ def find_images(folder: Path) -> list[str]:
 
     Hidden files and folders are passed over: the `._1.png` that some systems leave are no images.
 
-    Raises:
-        InputError: a folder that cannot be read.
+    Raises InputError: a folder that cannot be read.
     """
     return sorted(_walk_images(folder))
 
@@ -74,8 +73,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def open_image(file: str | Path) -> Image.Image:
     """Read a picture in the size and mode that it is stored in.
 
-    Raises:
-        InputError: no such file, not a picture in one of the known formats, damaged, more than MAX_PIXELS.
+    Raises InputError: no such file, not a picture in one of the known formats, damaged, more than MAX_PIXELS.
     """
     try:
         with warnings.catch_warnings():
@@ -92,8 +90,7 @@ def open_image(file: str | Path) -> Image.Image:
 def load_image(image: Image.Image, name: str = "the image") -> Image.Image:
     """The image with its pixels read, which Pillow puts off until they are needed.
 
-    Raises:
-        InputError: not a PIL image, damaged, without pixels, or more than MAX_PIXELS.
+    Raises InputError: not a PIL image, damaged, without pixels, or more than MAX_PIXELS.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"{name} is of type {type(image).__name__}: give a PIL image, such as PIL.Image.open reads")
@@ -145,8 +142,7 @@ def resize_and_center_crop(image: Image.Image, side: int) -> Tensor:
 
     The short side becomes 256 / 224 of the side (Lanczos), and the square in the center is kept.
 
-    Raises:
-        InputError: not a PIL image, or one that cannot be read.
+    Raises InputError: not a PIL image, or one that cannot be read.
     """
     return to_tensor(resize_and_crop(to_rgb(load_image(image)), round(side * 256 / 224), side))
 
@@ -222,8 +218,7 @@ def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Ima
 def save_image(path: Path, picture: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:
     """Write a PNG, or a GIF that goes on with `frames`, beside its place and rename it.
 
-    Raises:
-        InputError: the place cannot be written.
+    Raises InputError: the place cannot be written.
     """
     animation = {"save_all": True, "append_images": list(frames), "duration": milliseconds, "loop": 0} if frames else {}
     with atomic_write(path, durable=False) as beside:  # thousands of small ones would wait for the disk

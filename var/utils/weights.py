@@ -24,8 +24,7 @@ def check_weights_exist(path: Path) -> None:
 def read_weights(path: Path) -> StateDict:
     """Read the tensors of a .safetensors file, or of a torch file (old or new format) that holds nothing else.
 
-    Raises:
-        InputError: no such file, a damaged one, or one that holds anything else, of which nothing is run.
+    Raises InputError: no such file, a damaged one, or one that holds anything else, of which nothing is run.
     """
     check_weights_exist(path)
     try:
@@ -55,8 +54,7 @@ def load_strict(module: nn.Module, state: StateDict, misfit: str) -> None:
     Args:
         misfit: what a file that does not fit is told to be, such as "a.pth is not of this network".
 
-    Raises:
-        InputError: tensors that are missing, left over or of another shape.
+    Raises InputError: tensors that are missing, left over or of another shape.
     """
     expected = module.state_dict()
     wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]
