@@ -1,6 +1,7 @@
 """Another objective is one more file: this is one, and its stage trains, goes on, validates and is estimated."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -92,10 +93,11 @@ BASE: dict[str, Any] = {
 
 
 @pytest.fixture(autouse=True)
-def _known(monkeypatch: pytest.MonkeyPatch) -> None:
+def _known() -> Iterator[None]:
     """As `@register("toy")` above the class would do it, but for these tests alone."""
-    monkeypatch.setattr(base, "_registered", dict(base._registered))
     register("toy")(ToyStage)
+    yield
+    del base._registered["toy"]
 
 
 @pytest.fixture
