@@ -10,7 +10,7 @@ from tiny import var_recipe
 from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch, ImageDataset, open_dataset
 from var.data.listing import Split
-from var.data.token_dataset import TokenDataset, open_tokens
+from var.data.token_dataset import TokenDataset
 from var.data.tokenize import TokenSummary, write_tokens
 from var.training.stages.var import VARRecipe
 
@@ -33,7 +33,7 @@ def write(recipe: VARRecipe, vqvae: VQVAE, **options: Any) -> TokenSummary:
 
 def written(recipe: VARRecipe, vqvae: VQVAE, split: Split = "train") -> TokenDataset:
     write(recipe, vqvae)
-    return open_tokens(recipe, vqvae, split)
+    return TokenDataset(recipe, vqvae, split)
 
 
 def images_of(recipe: VARRecipe, split: Split = "train") -> ImageDataset:

@@ -10,7 +10,7 @@ from tiny_tokens import TRAIN, VIEWS, changed, file, identities, write
 
 from tokenizer.vqvae import VQVAE
 from var.data.dataset import Sample
-from var.data.token_dataset import open_tokens
+from var.data.token_dataset import TokenDataset
 from var.training.stages.var import VARRecipe
 
 # What is refused
@@ -32,7 +32,7 @@ def test_a_cache_of_something_else_is_refused(recipe: VARRecipe, vqvae: VQVAE) -
         with refused(str(recipe.token_cache), difference, remedy):
             write(other, theirs)
         with refused(str(recipe.token_cache), difference, remedy):
-            open_tokens(other, theirs, "train")
+            TokenDataset(other, theirs, "train")
     assert identities(recipe) == before
 
 
@@ -49,10 +49,10 @@ def test_views_can_be_added_and_left_unused(recipe: VARRecipe, vqvae: VQVAE) -> 
     write(fewer, vqvae)
     before = identities(fewer)
     with refused("8 of the 12 train shards", "missing or cut off", "train-v1-00000.bin", "run var data tokenize"):
-        open_tokens(recipe, vqvae, "train")
+        TokenDataset(recipe, vqvae, "train")
     assert write(recipe, vqvae).encoded == 2 * TRAIN
     assert before.items() <= identities(recipe).items()
-    one, all_views = open_tokens(fewer, vqvae, "train"), open_tokens(recipe, vqvae, "train")
+    one, all_views = TokenDataset(fewer, vqvae, "train"), TokenDataset(recipe, vqvae, "train")
     for index in range(TRAIN):
         first, same, other = one[0, index], one[1, index], all_views[VIEWS, index]
         assert isinstance(first, Sample)
@@ -71,11 +71,11 @@ def test_images_that_came_or_went_in_between(recipe: VARRecipe, vqvae: VQVAE) ->
 
 
 def test_folders_that_cannot_be_used(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:
-    for function in (write, lambda *given: open_tokens(*given, "train")):
+    for function in (write, lambda *given: TokenDataset(*given, "train")):
         with refused("the recipe has no token_cache", "token_cache=FOLDER"):
             function(changed(recipe, token_cache=None), vqvae)
     with refused("holds no token cache", "run var data tokenize"):
-        open_tokens(recipe, vqvae, "train")
+        TokenDataset(recipe, vqvae, "train")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").write_text("dear")
     with refused("holds other files, such as letter.txt", "give a new folder"):
@@ -89,11 +89,11 @@ def test_folders_that_cannot_be_used(recipe: VARRecipe, vqvae: VQVAE, tmp_path: 
 def test_a_manifest_that_is_damaged(recipe: VARRecipe, vqvae: VQVAE, content: str) -> None:
     write(recipe, vqvae)
     file(recipe, "manifest.json").write_text(content)
-    for function in (write, lambda *given: open_tokens(*given, "train")):
+    for function in (write, lambda *given: TokenDataset(*given, "train")):
         with refused("manifest.json cannot be read", "remove this one to encode anew"):
             function(recipe, vqvae)
     with refused("manifest.json cannot be read"):
-        open_tokens(recipe, vqvae, "validation")
+        TokenDataset(recipe, vqvae, "validation")
 
 
 @pytest.mark.parametrize("name", ["train-v2-00003.bin", "train-v2-00003.json"])
@@ -101,5 +101,5 @@ def test_a_shard_that_is_missing(recipe: VARRecipe, vqvae: VQVAE, name: str) -> 
     write(recipe, vqvae)
     file(recipe, name).unlink()
     with refused("train-v2-00003", "run var data tokenize"):
-        open_tokens(recipe, vqvae, "train")
-    open_tokens(recipe, vqvae, "validation")
+        TokenDataset(recipe, vqvae, "train")
+    TokenDataset(recipe, vqvae, "validation")

@@ -32,7 +32,7 @@ from tiny_tokens import (
 from tokenizer.vqvae import VQVAE
 from var.data.dataset import Sample, Unreadable
 from var.data.loader import StepSampler, loader
-from var.data.token_dataset import open_tokens
+from var.data.token_dataset import TokenDataset
 from var.data.tokenize import TokenSummary, write_tokens
 from var.training.stages.var import VARRecipe
 from var.utils.ranks import Ranks
@@ -174,7 +174,7 @@ def test_a_substitute_stands_in_with_its_own_label(recipe: VARRecipe, vqvae: VQV
     for name in ("train/bar/0.png", "train/bar/1.png", "train/cup/0.png"):
         break_image(recipe, name)
     summary = write(recipe, vqvae)
-    tokens, images = open_tokens(recipe, vqvae, "train"), images_of(recipe)
+    tokens, images = TokenDataset(recipe, vqvae, "train"), images_of(recipe)
     assert summary.unreadable >= 3 * VIEWS
     for key in [(view, index) for view in range(VIEWS) for index in range(TRAIN)]:
         sample, image = tokens[key], images[key]
@@ -225,7 +225,7 @@ def test_neither_images_nor_encoder_are_needed(
 
     monkeypatch.setattr(VQVAE, "encode", encode)
     assert write(recipe, vqvae) == summary._replace(encoded=0)
-    tokens = open_tokens(recipe, vqvae, "train")
+    tokens = TokenDataset(recipe, vqvae, "train")
     assert all(isinstance(tokens[epoch, index], Sample) for epoch in range(VIEWS) for index in range(TRAIN))
 
 

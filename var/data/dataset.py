@@ -5,32 +5,32 @@ number of reader processes changes nothing, the number of training processes onl
 sees what an uninterrupted one would have seen.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from tokenizer.errors import InputError
-from var.data.config import DataConfig
+from var.data.config import DataConfig, JitterConfig
 from var.data.listing import Listing, Split
 from var.data.order import AUGMENTATION, ShardOrder, epoch_order, substitute
 from var.data.sources import list_images
-from var.data.transforms import augment_image
 from var.data.webdataset import ShardSource
-from var.utils.images import FORMATS, resize_and_crop, to_rgb, to_tensor
+from var.utils.images import FORMATS, crop_and_resize, resize_and_crop, to_rgb, to_tensor
+from var.utils.torchvision_compat import import_torchvision
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
 
 SUBSTITUTES = 16  # tried in place of a training image that cannot be read
+ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # of resized crops
 
 
-@dataclass(frozen=True)
-class Unreadable:
+class Unreadable(NamedTuple):
     """An image that could not be read: which, where it lies, and why."""
 
     index: int  # in the dataset
@@ -56,57 +56,30 @@ class Batch(NamedTuple):
     unreadable: list[Unreadable]
 
 
-class SampleDataset(Protocol):
-    """What the loader reads: samples by (epoch, index), images or tokens."""
-
-    @property
-    def labels(self) -> NDArray[np.int64] | None:
-        """(len,): one a sample; None where only reading a sample tells it."""
-
-    @property
-    def num_classes(self) -> int:
-        """One more than the largest label that can occur. Raises InputError where the data does not tell."""
-
-    @property
-    def class_names(self) -> dict[int, str]:
-        """Name of a label; {} where the data has no names."""
-
-    @property
-    def empty(self) -> Tensor:
-        """(0, ...): the content of no sample, in shape and dtype."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, key: Key, /) -> Sample | Unreadable: ...
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """(len,): the order in which an epoch sees the samples, a permutation."""
-
-
-class ImageDataset(Dataset[Sample | Unreadable]):
-    """Square images in [-1, 1] with labels; a key is (epoch, index).
-
-    In training an image that cannot be read is replaced by another, so that batches are always full and what a step
-    sees does not depend on how its batch is divided; in validation it is left out.
+class SampleDataset(Dataset[Sample | Unreadable]):
+    """What the loader reads: images or tokens; a key is (epoch, index).
 
     Attributes:
-        side: of the images, in pixels.
-        labels: (len,) int64, one an image; None where they lie beside the images in shards.
+        labels: (len,) int64, one a sample; None where only reading a sample tells it.
         class_names: name of a label; {} where the data has no names.
-        empty: (0, 3, side, side) float32.
+        empty: (0, ...): the content of no sample, in shape and dtype.
+        shards: the order of samples that lie in shards; None: they lie apart.
     """
 
-    def __init__(self, listing: Listing, config: DataConfig, side: int, seed: int, augment: bool) -> None:
-        self.listing = listing
-        self.labels = listing.labels
-        self.class_names = listing.class_names
-        self.shards = None if listing.shards is None else ShardOrder(listing.shards, config.shuffle_shards, seed)
-        self.side = side
-        self.empty = torch.empty(0, 3, side, side)
-        self.short_side = round(config.resize * side)
+    labels: NDArray[np.int64] | None
+    class_names: dict[int, str]
+    empty: Tensor
+
+    def __init__(
+        self, length: int, known_classes: int | None, shards: NDArray[np.int64] | None, window: int, seed: int
+    ) -> None:
+        self.length = length
+        self.known_classes = known_classes
+        self.shards = None if shards is None else ShardOrder(shards, window, seed)
         self.seed = seed
-        self.augment = augment
-        self.config = config
+
+    def __len__(self) -> int:
+        return self.length
 
     @property
     def num_classes(self) -> int:
@@ -114,18 +87,34 @@ class ImageDataset(Dataset[Sample | Unreadable]):
 
         Raises InputError: the labels lie in shards, and their index does not tell.
         """
-        if self.listing.num_classes is None:
-            raise InputError("the index of the shards does not tell num_classes: add it there, or give the model's")
-        return self.listing.num_classes
+        if self.known_classes is None:
+            raise InputError("the index of the shards does not tell num_classes: add it there, or set the model's")
+        return self.known_classes
 
-    def __len__(self) -> int:
-        return len(self.listing.rows)
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """(len,): the permutation in which an epoch sees the samples; that of shards needs few of them at a time."""
+        return epoch_order(len(self), self.seed, epoch) if self.shards is None else self.shards.order(epoch)
+
+
+class ImageDataset(SampleDataset):
+    """Square images, (3, side, side) float32 in [-1, 1], with labels.
+
+    In training an image that cannot be read is replaced by another, so that batches are always full and what a step
+    sees does not depend on how its batch is divided; in validation it is left out.
+    """
+
+    def __init__(self, listing: Listing, config: DataConfig, side: int, seed: int, augment: bool) -> None:
+        super().__init__(len(listing.rows), listing.num_classes, listing.shards, config.shuffle_shards, seed)
+        self.listing = listing
+        self.labels = listing.labels
+        self.class_names = listing.class_names
+        self.side = side
+        self.empty = torch.empty(0, 3, side, side)
+        self.augment = augment
+        self.config = config
 
     def __getitem__(self, key: Key) -> Sample | Unreadable:
-        """The image as this epoch sees it, or the first substitute that can be read; never an exception.
-
-        Unreadable if it can be read neither itself nor, in training, any of its substitutes.
-        """
+        """The image as an epoch sees it or, in training, the first substitute that can be read; never an exception."""
         epoch, index = key
         tried: tuple[Unreadable, ...] = ()
         for attempt in range(1 + SUBSTITUTES if self.augment else 1):
@@ -134,10 +123,6 @@ class ImageDataset(Dataset[Sample | Unreadable]):
                 return found._replace(unreadable=tried)
             tried += (found,)
         return tried[0]
-
-    def order(self, epoch: int) -> NDArray[np.int64]:
-        """(len,): the order in which an epoch sees the images; that of shards needs few of them at a time."""
-        return epoch_order(len(self), self.seed, epoch) if self.shards is None else self.shards.order(epoch)
 
     def _instead(self, epoch: int, index: int, attempt: int) -> int:
         if self.shards is None:
@@ -170,7 +155,7 @@ class ImageDataset(Dataset[Sample | Unreadable]):
             raise Image.DecompressionBombError(f"{image.width * image.height} pixels, {Image.MAX_IMAGE_PIXELS} allowed")
         image = to_rgb(image)
         if not self.augment:
-            return resize_and_crop(image, self.short_side, self.side)
+            return resize_and_crop(image, round(self.config.resize * self.side), self.side)
         rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
         return augment_image(image, self.config, self.side, rng)
 
@@ -181,3 +166,39 @@ def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> Imag
     Raises InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
     return ImageDataset(list_images(config, split), config, side, seed, augment=split == "train")
+
+
+def augment_image(image: Image.Image, config: DataConfig, side: int, rng: np.random.Generator) -> Image.Image:
+    """Crop a square of an RGB image, perhaps mirror it and change its colors, as the recipe says."""
+    x, y, mirror = rng.random(3)
+    margin = round(config.pad * min(image.size))
+    short_side = round(round(config.resize * side) * (1 + 2 * margin / min(image.size)))
+    image = ImageOps.expand(image, margin, "white") if margin else image
+    if config.crop == "resized":
+        low, high = config.crop_area
+        image = crop_and_resize(image, side, rng.uniform(low, high), math.exp(rng.uniform(*ASPECTS)), (x, y))
+    else:
+        image = resize_and_crop(image, short_side, side, (x, y) if config.crop == "random" else (0.5, 0.5))
+    if config.flip and mirror < 0.5:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image if config.jitter is None else jitter_colors(image, config.jitter, rng)
+
+
+def jitter_colors(image: Image.Image, config: JitterConfig, rng: np.random.Generator) -> Image.Image:
+    """The image with its colors changed, or as it is."""
+    import_torchvision()
+    from torchvision.transforms import functional
+
+    changes = (
+        (functional.adjust_brightness, rng.uniform(1 - config.brightness, 1 + config.brightness)),
+        (functional.adjust_contrast, rng.uniform(1 - config.contrast, 1 + config.contrast)),
+        (functional.adjust_saturation, rng.uniform(1 - config.saturation, 1 + config.saturation)),
+        (functional.adjust_hue, rng.uniform(-config.hue, config.hue)),
+    )
+    order = rng.permutation(len(changes))
+    if rng.random() >= config.probability:
+        return image
+    for i in order:
+        change, amount = changes[i]
+        image = change(image, amount)
+    return image

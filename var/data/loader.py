@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -16,6 +17,7 @@ from var.data.dataset import Batch, Key, Sample, SampleDataset, Unreadable
 from var.utils.signals import ignore_stop_signals
 
 
+@dataclass
 class StepSampler:
     """The keys that one process reads at each step of a run, a pure function of the arguments.
 
@@ -24,35 +26,26 @@ class StepSampler:
     processes, then to each process's next micro-batch: micro-batch j of process rank has every
     (world * accumulate)-th position from j * world + rank on. Where the batch does not divide, some have one fewer.
 
-    Args:
-        dataset: what is sampled; its length and its orders are asked for.
+    Attributes:
         batch_size: over all processes and micro-batches.
         start_step: first step, that of a resumed run.
         stop_step: one past the last step.
-        accumulate: micro-batches a step; the sampler yields so many lists of keys for each step, one after another.
+        accumulate: micro-batches a step, a list of keys each.
 
     Raises InputError: there are no samples.
     """
 
-    def __init__(
-        self,
-        dataset: SampleDataset,
-        batch_size: int,
-        rank: int,
-        world: int,
-        start_step: int,
-        stop_step: int,
-        accumulate: int = 1,
-    ) -> None:
-        if len(dataset) < 1:
+    dataset: SampleDataset
+    batch_size: int
+    rank: int
+    world: int
+    start_step: int
+    stop_step: int
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if len(self.dataset) < 1:
             raise InputError("the dataset is empty: there is nothing to train on")
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.rank = rank
-        self.world = world
-        self.start_step = start_step
-        self.stop_step = stop_step
-        self.accumulate = accumulate
 
     def __len__(self) -> int:
         return max(self.stop_step - self.start_step, 0) * self.accumulate
@@ -76,10 +69,8 @@ def validation_batches(
     """The batches of keys that this process validates on: the same in every call, for `loader`.
 
     At most limit samples, spread evenly over the dataset so that one sorted by class gives all classes their share.
-    Every process has the same number of batches; the last ones may hold fewer keys than on other processes, or none.
-
-    Args:
-        batch_size: over all processes.
+    batch_size is that over all processes. Every process has the same number of batches; the last ones may hold fewer
+    keys than on other processes, or none.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     keys = [(0, i * len(dataset) // count) for i in range(count)]

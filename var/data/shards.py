@@ -20,12 +20,10 @@ import json
 import os
 import shutil
 import tarfile
-import threading
 import time
 import urllib.error
 import urllib.request
-from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +31,6 @@ from typing import Any, BinaryIO, NamedTuple
 from weakref import finalize
 
 import fsspec
-import numpy as np
 from filelock import FileLock, Timeout
 
 from tokenizer.errors import InputError, one_line
@@ -67,14 +64,9 @@ def read_index(location: str) -> Index:
     try:
         if is_remote(location):
             copy(location, file)
-        else:
-            file.write(Path(location).read_bytes())
-        content = json.loads(file.getvalue())
-        splits = {
-            split: [_shard(location, entry) for entry in content[split]]
-            for split in ("train", "validation")
-            if split in content
-        }
+        content = json.loads(file.getvalue() if is_remote(location) else Path(location).read_bytes())
+        found = [split for split in ("train", "validation") if split in content]
+        splits = {split: [_shard(location, entry) for entry in content[split]] for split in found}
         names = {int(label): str(name) for label, name in content.get("class_names", {}).items()}
         count = _at_least_one(content["num_classes"]) if "num_classes" in content else None
     except OSError as error:
@@ -83,17 +75,13 @@ def read_index(location: str) -> Index:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"data.source={location!r} is not of the form {FORM}: {one_line(error)}") from error
-    known = [count or 0, *(label + 1 for label in names)]
-    return Index(splits, max(known) or None, names)
+    return Index(splits, max([count or 0, *(label + 1 for label in names)]) or None, names)
 
 
 def write_index(folder: Path) -> Path:
     """Write index.json for the shards in a folder, train*.tar and val*.tar, which may be uploaded with it afterwards.
 
-    All labels are read, so num_classes is known.
-
-    Returns:
-        The path of the index.
+    All labels are read, so num_classes is known. Returns the path of the index.
 
     Raises InputError: no shards; one that cannot be read, or that holds no samples.
     """
@@ -287,46 +275,3 @@ class OpenShard:
         offset, size = self.samples[number][suffix]
         # With its own offset: processes forked from one that opened the file share the file's.
         return os.pread(self.file.fileno(), size, offset)
-
-
-class ShardReader:
-    """The samples of a list of shards, numbered through; the shards in use stay open.
-
-    Args:
-        shards: in the order of the numbers.
-        cache: for those that are remote.
-        keep_open: shards open at a time.
-    """
-
-    def __init__(self, shards: Sequence[Shard], cache: ShardCache, keep_open: int) -> None:
-        self.urls = [shard.url for shard in shards]
-        self.ends = np.cumsum([shard.samples for shard in shards])
-        self.cache = cache
-        self.keep_open = keep_open
-        self.opened: OrderedDict[int, OpenShard] = OrderedDict()
-        self.expected: set[int] = set()  # those that are fetched ahead
-
-    def find(self, index: int) -> tuple[int, int]:
-        """The shard that holds a sample, and the sample's number there."""
-        shard = int(np.searchsorted(self.ends, index, side="right"))
-        return shard, index - (int(self.ends[shard - 1]) if shard else 0)
-
-    def open(self, shard: int) -> OpenShard:
-        """The shard, opened if it is not; the one unused for longest is closed. Raises OSError, tarfile.TarError."""
-        if shard not in self.opened:
-            while len(self.opened) >= self.keep_open:
-                self.opened.popitem(last=False)
-            self.expected.discard(shard)
-            self.opened[shard] = OpenShard(self.cache.open(self.urls[shard]))
-        self.opened.move_to_end(shard)
-        return self.opened[shard]
-
-    def prefetch(self, shard: int) -> None:
-        """Fetch a shard beside what goes on, so that it lies here when it is asked for."""
-        if is_remote(self.urls[shard]) and shard not in self.opened and shard not in self.expected:
-            self.expected.add(shard)
-            threading.Thread(target=self._fetch_quietly, args=(self.urls[shard],), daemon=True).start()
-
-    def _fetch_quietly(self, url: str) -> None:
-        with suppress(OSError):  # whoever needs the shard tries again, and tells
-            self.cache.open(url).close()

@@ -65,16 +65,11 @@ def _of_classes(config: DataConfig, classes: tuple[int, ...], split: Split, list
     present = np.unique(labels).tolist()
     absent = sorted(set(classes) - set(present))
     if split == "train" and absent:
-        raise InputError(
-            f"data.classes: {config.source!r} has no training images of {absent}, only of {_abridged(present)}"
-        )
+        some = ", ".join(map(str, present[:40])) + (", ..." if len(present) > 40 else "")
+        raise InputError(f"data.classes: {config.source!r} has no training images of {absent}, only of {some}")
     if not len(chosen.rows):
         raise InputError(f"data.source={config.source!r} has no {split} images of the classes asked for")
     return chosen._replace(class_names={label: name for label, name in listing.class_names.items() if label in classes})
-
-
-def _abridged(labels: list[int]) -> str:
-    return ", ".join(map(str, labels[:40])) + (", ..." if len(labels) > 40 else "")
 
 
 def _list_split(config: DataConfig, split: Split) -> Listing:

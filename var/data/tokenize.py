@@ -1,19 +1,17 @@
 """Encode a dataset into a token cache."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data import token_cache
-from var.data.dataset import Batch, ImageDataset, Key, Sample, SampleDataset, Unreadable, open_dataset
+from var.data.dataset import Batch, ImageDataset, Sample, SampleDataset, open_dataset
 from var.data.listing import Split
 from var.data.loader import collate, loader
 from var.data.token_cache import ENCODED_AT_ONCE, LEFT_OUT, MANIFEST, Manifest, Record, Shard, SplitInfo, TokenRecipe
@@ -76,13 +74,15 @@ def write_tokens(
         shard for shard in shards[ranks.rank :: ranks.world_size] if not token_cache.is_whole(folder, shard, manifest)
     ]
     if missing:
-        _encode(folder, missing, manifest, recipe, vqvae, progress if ranks.is_main else _silent)
+        _encode(folder, missing, manifest, recipe, vqvae, progress if ranks.is_main else lambda done, total: None)
     ranks.barrier()
-    return _summary(folder, shards, manifest, sum(shard.samples for shard in missing))
-
-
-def _silent(done: int, total: int) -> None:
-    """Progress of the other processes."""
+    records = [token_cache.read_record(folder, shard) for shard in shards]
+    return TokenSummary(
+        samples=sum(shard.samples for shard in shards),
+        bytes=sum(manifest.bytes(shard) for shard in shards),
+        unreadable=sum(len(failures) for record in records for failures in record.unreadable.values()),
+        encoded=sum(shard.samples for shard in missing),
+    )
 
 
 def _begin(folder: Path, settings: dict[str, Any], recipe: TokenRecipe, vqvae: VQVAE, shard_samples: int) -> None:
@@ -125,6 +125,12 @@ def _encode(
     progress: Callable[[int, int], None],
 ) -> None:
     total, done = sum(shard.samples for shard in missing), 0
+
+    def advance(samples: int) -> None:
+        nonlocal done
+        done += samples
+        progress(done, total)
+
     for split in SPLITS:
         shards = [shard for shard in missing if shard.split == split]
         if not shards:
@@ -138,67 +144,41 @@ def _encode(
             )
         batches = iter(loader(dataset, [keys for shard in shards for keys in shard.batches()], recipe.data.workers))
         for shard in shards:
-            parts = []
-            for keys in shard.batches():
-                parts.append(_encode_batch(dataset, keys, next(batches), vqvae))
-                done += len(keys)
-                progress(done, total)
-            _write_shard(folder, shard, parts, manifest.dtype)
+            tokens, record = _encode_shard(shard, dataset, batches, vqvae, manifest.dtype, advance)
+            token_cache.write_files(folder, {shard.tokens: tokens, shard.record: record.model_dump_json().encode()})
 
 
-class _Encoded(NamedTuple):
-    """Of n samples."""
-
-    tokens: NDArray[np.int64]  # (n, L)
-    labels: list[int]
-    failures: list[tuple[Unreadable, ...]]
-
-
-def _encode_batch(dataset: SampleDataset, keys: list[Key], batch: Batch, vqvae: VQVAE) -> _Encoded:
-    failures: list[tuple[Unreadable, ...]] = [()] * len(keys)
-    readable = [True] * len(keys)
-    if batch.unreadable:  # rare: read once more, one by one, to see which of the samples they belong to
-        samples = [dataset[key] for key in keys]
-        failures = [sample.unreadable if isinstance(sample, Sample) else (sample,) for sample in samples]
-        readable = [isinstance(sample, Sample) for sample in samples]
-        batch = collate(samples, dataset.empty)
-    tokens = np.zeros((len(keys), vqvae.scales.total), np.int64)
-    labels = np.full(len(keys), LEFT_OUT, np.int64)
-    labels[readable] = batch.labels.numpy()
-    if any(readable):
-        tokens[readable] = _tokens(vqvae, batch.content).cpu().numpy()
-    return _Encoded(tokens, labels.tolist(), failures)
-
-
-def _tokens(vqvae: VQVAE, images: Tensor) -> Tensor:
+def _encode_shard(
+    shard: Shard,
+    dataset: SampleDataset,
+    batches: Iterator[Batch],
+    vqvae: VQVAE,
+    dtype: str,
+    advance: Callable[[int], None],
+) -> tuple[bytes, Record]:
     device = next(vqvae.parameters()).device
-    with torch.inference_mode(), torch.autocast(device.type, enabled=False):  # float32 whatever the training runs in
-        return vqvae.encode(images.to(device, non_blocking=True))
-
-
-def _write_shard(folder: Path, shard: Shard, parts: Iterable[_Encoded], dtype: str) -> None:
-    tokens = np.concatenate([part.tokens for part in parts]).astype(dtype).tobytes()
-    labels = [label for part in parts for label in part.labels]
-    failures = [failures for part in parts for failures in part.failures]
-    unreadable = {
-        row: [(bad.index, _text(bad.location), _text(bad.reason)) for bad in found]
-        for row, found in enumerate(failures)
-        if found
-    }
-    record = Record(sha256=token_cache.checksum(tokens, labels, unreadable), labels=labels, unreadable=unreadable)
-    token_cache.write_files(folder, {shard.tokens: tokens, shard.record: record.model_dump_json().encode()})
+    tokens = np.zeros((shard.samples, vqvae.scales.total), dtype)
+    labels = np.full(shard.samples, LEFT_OUT)
+    unreadable: dict[int, list[tuple[int, str, str]]] = {}
+    for keys in shard.batches():
+        batch = next(batches)
+        rows = [index - shard.first for _, index in keys]
+        if batch.unreadable:  # rare: read once more, one by one, to see which of the samples they belong to
+            samples = [dataset[key] for key in keys]
+            for row, sample in zip(rows, samples, strict=True):
+                if failures := sample.unreadable if isinstance(sample, Sample) else (sample,):
+                    unreadable[row] = [(bad.index, _text(bad.location), _text(bad.reason)) for bad in failures]
+            rows = [row for row, sample in zip(rows, samples, strict=True) if isinstance(sample, Sample)]
+            batch = collate(samples, dataset.empty)
+        labels[rows] = batch.labels
+        if rows:  # in float32, whatever the training runs in
+            with torch.inference_mode(), torch.autocast(device.type, enabled=False):
+                tokens[rows] = vqvae.encode(batch.content.to(device, non_blocking=True)).cpu()
+        advance(len(keys))
+    checksum = token_cache.checksum(tokens.tobytes(), labels.tolist(), unreadable)
+    return tokens.tobytes(), Record(sha256=checksum, labels=labels.tolist(), unreadable=unreadable)
 
 
 def _text(given: str) -> str:
     """What JSON can hold: names of files may be no text."""
     return given.encode(errors="backslashreplace").decode()
-
-
-def _summary(folder: Path, shards: list[Shard], manifest: Manifest, encoded: int) -> TokenSummary:
-    records = [token_cache.read_record(folder, shard) for shard in shards]
-    return TokenSummary(
-        samples=sum(shard.samples for shard in shards),
-        bytes=sum(manifest.bytes(shard) for shard in shards),
-        unreadable=sum(len(failures) for record in records for failures in record.unreadable.values()),
-        encoded=encoded,
-    )

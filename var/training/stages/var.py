@@ -15,7 +15,7 @@ from var.data.config import Count, Rate
 from var.data.dataset import Batch, SampleDataset
 from var.data.listing import SPLIT_NAMES
 from var.data.token_cache import MANIFEST, Manifest
-from var.data.token_dataset import open_tokens
+from var.data.token_dataset import TokenDataset
 from var.data.tokenize import write_tokens
 from var.hub.presets import RELEASED
 from var.models.token_losses import TokenLosses, image_means, token_losses
@@ -170,7 +170,7 @@ class VARStage(Stage[VARRecipe]):
         vqvae = open_tokenizer(recipe.tokenizer)
         if recipe.token_cache is None:
             return cls(recipe, vqvae, *open_images(recipe, vqvae.config.image_side))
-        return cls(recipe, vqvae, *(open_tokens(recipe, vqvae, split) for split in SPLIT_NAMES))
+        return cls(recipe, vqvae, *(TokenDataset(recipe, vqvae, split) for split in SPLIT_NAMES))
 
     @classmethod
     def outline(cls, recipe: VARRecipe) -> Outline:
