@@ -6,6 +6,7 @@ sees what an uninterrupted one would have seen.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ SUBSTITUTES = 16  # tried in place of a training image that cannot be read
 ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # of resized crops
 
 
-class Unreadable(NamedTuple):
+@dataclass(frozen=True)
+class Unreadable:
     """An image that could not be read: which, where it lies, and why."""
 
     index: int  # in the dataset
@@ -109,6 +111,7 @@ class ImageDataset(SampleDataset):
         self.labels = listing.labels
         self.class_names = listing.class_names
         self.side = side
+        self.short_side = round(config.resize * side)
         self.empty = torch.empty(0, 3, side, side)
         self.augment = augment
         self.config = config
@@ -155,7 +158,7 @@ class ImageDataset(SampleDataset):
             raise Image.DecompressionBombError(f"{image.width * image.height} pixels, {Image.MAX_IMAGE_PIXELS} allowed")
         image = to_rgb(image)
         if not self.augment:
-            return resize_and_crop(image, round(self.config.resize * self.side), self.side)
+            return resize_and_crop(image, self.short_side, self.side)
         rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
         return augment_image(image, self.config, self.side, rng)
 
