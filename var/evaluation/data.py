@@ -1,4 +1,4 @@
-"""The pictures that a model is measured on: a split of what a recipe takes as data, cropped as training validates."""
+"""The images that a model is measured on: a split of what a recipe takes as data, cropped as training validates."""
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
@@ -58,7 +58,7 @@ def open_images(
 
 
 def restrict_to_labels(dataset: ImageDataset, labels: Collection[int]) -> ImageDataset:
-    """The pictures that have one of these labels; all of them where only reading tells labels.
+    """The images that have one of these labels; all of them where only reading tells labels.
 
     Raises:
         InputError: there is none.
@@ -80,18 +80,18 @@ def _range(labels: Collection[int]) -> str:
 
 
 def count_requested(dataset: SampleDataset, limit: int | None) -> int:
-    """How many pictures `image_batches` tries to read."""
+    """Number of images that `image_batches` tries to read."""
     return len(dataset) if limit is None else min(limit, len(dataset))
 
 
 def image_batches(
     dataset: SampleDataset, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """The pictures in the dataset's order and their labels; those that cannot be read are left out and logged.
+    """The images in the dataset's order and their labels; those that cannot be read are left out and logged.
 
     Args:
-        batch_size: pictures at once; of a batch with unreadable ones what is left is given.
-        limit: at most so many pictures, the ones that a training with so many validation_images sees: spread evenly
+        batch_size: images at once; of a batch with unreadable ones what is left is given.
+        limit: at most so many images, the ones that a training with so many validation_images sees: spread evenly
             over the dataset. None: all.
 
     Yields:

@@ -1,10 +1,10 @@
-"""How probable a transformer finds the tokens of pictures that it was not trained on (VAR paper, section 5.2).
+"""Likelihood of the tokens of held-out images under a transformer (VAR paper, section 5.2).
 
-Teacher forcing: every scale is predicted from the picture's own coarser ones. The tokens are the tokenizer's in
+Teacher forcing: every scale is predicted from the image's own coarser ones. The tokens are the tokenizer's in
 float32, whatever the transformer computes in; all means are taken in float64. What training logs as loss and accuracy
 of its validation are these numbers.
 
-B batch, L tokens of all scales, N pictures.
+B batch, N images.
 """
 
 import math
@@ -16,21 +16,21 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
-from var.evaluation.metrics.stats import MeanStderr, check_any, check_float32, mean_stderr
+from var.evaluation.metrics.stats import MeanStderr, check_float32, concatenate, mean_stderr
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.pipeline import VARPipeline
 
 BITS = 1 / math.log(2)  # of a nat
 
-Values = dict[str, Tensor]  # of pictures, (N,) float64, by the names of `image_means`
+Values = dict[str, Tensor]  # of images, (N,) float64, by the names of `image_means`
 
 
 @dataclass(frozen=True)
 class TokenLikelihood:
-    """Of some of a picture's tokens, or all; means over pictures.
+    """Of some of an image's tokens, or all; means over images.
 
     Attributes:
-        tokens: of a picture.
+        tokens: how many of an image.
         loss: cross-entropy, nats a token.
         error: fraction of the tokens that are not the model's most probable one, 1 - top-1 accuracy.
     """
@@ -56,18 +56,13 @@ class TokenLikelihood:
         return self.loss.times(self.tokens)
 
     def bits_per_pixel(self, side: int) -> MeanStderr:
-        """Length of the tokens' code over the pixels of a square: of the tokens, which tell less than the picture."""
+        """Length of the tokens' code over the pixels of a square: of the tokens, which tell less than the image."""
         return self.loss.times(self.tokens * BITS / side**2)
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of N pictures.
-
-    Attributes:
-        whole: all tokens of a picture.
-        of_scales: those of each scale, coarse to fine.
-    """
+    """Of all tokens of an image, and of those of each scale, coarse to fine."""
 
     whole: TokenLikelihood
     of_scales: tuple[TokenLikelihood, ...]
@@ -84,9 +79,9 @@ class LabeledLikelihood:
 
     Attributes:
         pictures: N.
-        given: the model is told each picture's label.
-        null: it is told the null class, for which it learned to draw any picture (if it was trained with label drop).
-        gain: nats that the label saves in all tokens of a picture; the error is that of the difference.
+        given: the model is told each image's label.
+        null: it is told the null class, for which it learned to generate any image (if it was trained with label drop).
+        gain: nats that the label saves in all tokens of an image; the error is that of the difference.
     """
 
     pictures: int
@@ -97,30 +92,29 @@ class LabeledLikelihood:
 
 @torch.inference_mode()
 def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -> LabeledLikelihood:
-    """Of pictures, by a model whose tokenizer is held in float32.
+    """Measure a model whose tokenizer is held in float32.
 
     Args:
-        pipe: the model.
         batches: (B, 3, S, S) in [-1, 1] and B labels.
 
     Raises:
-        InputError: a label that the model does not know, pictures of another size, none at all; losses that are not
+        InputError: a label that the model does not know, images of another size, none at all; losses that are not
             finite; a tokenizer in another type.
     """
     model, vqvae = pipe.model, pipe.vqvae
     check_float32(vqvae)
     known, device = frozenset(pipe.known_labels()), model.position.device
-    columns: tuple[list[Values], list[Values]] = ([], [])
+    parts: tuple[list[Values], list[Values]] = ([], [])
     for images, labels in batches:
         check_known(labels, known)
         tokens = vqvae.encode(images.to(device))
         inputs = vqvae.quantizer.teacher_forcing_input(tokens)
         class_labels = torch.tensor(labels, device=device)
         null_labels = torch.full_like(class_labels, model.config.num_classes)
-        for column, asked in zip(columns, (class_labels, null_labels), strict=True):
-            column.append(_of_pictures(token_losses(model(asked, inputs), tokens), model.scales))
-    check_any(columns[0])
-    given, null = ({name: torch.cat([part[name] for part in column]) for name in column[0]} for column in columns)
+        for column, asked in zip(parts, (class_labels, null_labels), strict=True):
+            losses = token_losses(model(asked, inputs), tokens)
+            column.append(image_means(TokenLosses(*(each.cpu().double() for each in losses)), model.scales))
+    given, null = map(concatenate, parts)
     gain = mean_stderr(null["loss"] - given["loss"], "the loss").times(model.scales.total)
     return LabeledLikelihood(len(given["loss"]), _summed(given, model.scales), _summed(null, model.scales), gain)
 
@@ -133,10 +127,6 @@ def check_known(labels: Iterable[int], known: frozenset[int]) -> None:
             f"the pictures have label {unknown[0]}, which the model was not trained on (it knows {len(known)} labels, "
             f"{min(known)} to {max(known)}): measure on pictures of its classes"
         )
-
-
-def _of_pictures(each: TokenLosses, scales: Scales) -> Values:
-    return image_means(TokenLosses(*(values.cpu().double() for values in each)), scales)
 
 
 def _summed(values: Values, scales: Scales) -> Likelihood:

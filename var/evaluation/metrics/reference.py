@@ -1,6 +1,6 @@
-"""What pictures are compared with: other pictures, or mean and covariance of their features, read and written.
+"""What images are compared with: other images, or mean and covariance of their features, read and written.
 
-N pictures, D numbers of a feature, K classes, S side of pictures.
+N images, D numbers of a feature, K classes, S side of images.
 """
 
 import json
@@ -18,25 +18,25 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.evaluation.metrics.extractors import INCEPTION, Extractor
-from var.evaluation.metrics.metrics import TOO_FEW, Moments, Statistics, check_covariance, finite, statistics
+from var.evaluation.metrics.metrics import TOO_FEW, Moments, Statistics, eigenvectors, finite, statistics
 from var.evaluation.samples.image_sets import ImageSet, npz_images, open_image_set
 from var.evaluation.samples.npz import IMAGES, LABELS, Npz, open_npz, write_images
 from var.utils.files import atomic_write
 from var.utils.images import to_uint8
 
-COUNT = "statistics_count"  # array of the number of pictures behind mu and sigma
+COUNT = "statistics_count"  # array of the number of images behind mu and sigma
 
 Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What pictures are compared with.
+    """What images are compared with.
 
     Attributes:
         kind: folder; npz of pictures; reference batch, which has statistics too; statistics.
-        images: the pictures, for all that they and only they tell.
-        pool, spatial: statistics that came with it, which go before those of its pictures.
+        images: for all that they and only they tell.
+        pool, spatial: statistics that came with it, which go before those of its images.
         warnings: what was found on opening it.
     """
 
@@ -49,23 +49,24 @@ class Reference:
 
 
 class SetFeatures(NamedTuple):
-    """What an extractor saw in all pictures."""
+    """Features of all images."""
 
     pool: Tensor  # (N, D) float32
     logits: Tensor | None  # (N, K) float32
     spatial: Statistics | None
 
 
-def extract(batches: Iterable[Tensor], extractor: Extractor, progress: Callable[[int], None]) -> SetFeatures:
-    """The features of all pictures; of the spatial ones, which are not needed singly, mean and covariance alone.
+def extract(
+    batches: Iterable[Tensor], extractor: Extractor, progress: Callable[[int], None] = lambda done: None
+) -> SetFeatures:
+    """The features of all images; of the spatial ones, which are not needed singly, mean and covariance alone.
 
     Raises:
-        InputError: features that are not finite, no pictures.
+        InputError: features that are not finite, no images.
     """
     pools: list[Tensor] = []
     logits: list[Tensor] = []
     spatial: Moments | None = None
-    done = 0
     for batch in batches:
         found = extractor(batch)
         finite(found.pool, f"the features that {extractor.name} gives ({extractor.weights})")
@@ -75,23 +76,21 @@ def extract(batches: Iterable[Tensor], extractor: Extractor, progress: Callable[
         if found.spatial is not None:
             spatial = spatial or Moments(found.spatial.shape[1])
             spatial.add(found.spatial)
-        done += len(batch)
-        progress(done)
+        progress(sum(map(len, pools)))
     if not pools:
         raise InputError("there are no pictures to look at")
-    return SetFeatures(
-        torch.cat(pools), torch.cat(logits) if logits else None, None if spatial is None else spatial.statistics()
-    )
+    places = None if spatial is None else spatial.statistics()
+    return SetFeatures(torch.cat(pools), torch.cat(logits) if logits else None, places)
 
 
 def open_reference(path: Path, extractor: Extractor) -> Reference:
-    """A folder of pictures, an .npz of them, a reference batch (pictures, mu and sigma), or statistics alone.
+    """A folder of images, an .npz of them, a reference batch (images, mu and sigma), or statistics alone.
 
     Statistics that do not say which extractor made them are taken for Inception's, as ADM's files hold. Those of
-    another extractor are refused if there are no pictures beside them; else the pictures take their place.
+    another extractor are refused if there are no images beside them; else the images take their place.
 
     Raises:
-        InputError: no such file or folder; neither pictures nor statistics in it; statistics of another extractor or
+        InputError: no such file or folder; neither images nor statistics in it; statistics of another extractor or
             dimension, not finite, or with a covariance that is none.
     """
     if path.is_dir():
@@ -124,7 +123,7 @@ def open_reference(path: Path, extractor: Extractor) -> Reference:
 
 
 def check_enough(images: ImageSet) -> None:
-    """Raise InputError unless there are pictures enough for a covariance."""
+    """Raise InputError unless there are images enough for a covariance."""
     if images.count < 2:
         raise InputError(f"{images.path} holds {images.count} picture: {TOO_FEW}")
 
@@ -136,7 +135,7 @@ def write_statistics(
     batch_size: int = 32,
     progress: Progress = lambda done, total: None,
 ) -> int:
-    """Write mean and covariance of finished pictures, for `open_reference`; return how many there were.
+    """Write mean and covariance of finished images, for `open_reference`; return how many there were.
 
     Raises:
         InputError: as `score` raises it, and a place that cannot be written.
@@ -158,31 +157,29 @@ def write_reference(
 ) -> int:
     """Write a reference batch in ADM's form: arr_0 and, as arr_1, labels; with an extractor, statistics too.
 
-    The pictures wait on disk, beside `out`, until all are there.
+    The images wait on disk, beside `out`, until all are there.
 
     Args:
         batches: from `image_batches`: (B, 3, S, S) in [-1, 1], and labels.
         side: S.
-        out: the .npz.
         extractor: makes mu, sigma and, where it has spatial features, mu_s, sigma_s.
-        progress: is told how many pictures were read.
+        progress: is told how many images were read.
 
     Returns:
-        N, of pictures in the file.
+        N, the number of images in the file.
 
     Raises:
-        InputError: no pictures, or fewer than two with an extractor, a place that cannot be written.
+        InputError: no images, or fewer than two with an extractor, a place that cannot be written.
     """
     labels: list[int] = []
     with _waiting(out) as waiting:
 
         def kept() -> Iterator[Tensor]:
-            for pictures, numbers in batches:
-                pixels = to_uint8(pictures)
+            for images, numbers in batches:
+                pixels = to_uint8(images)
                 waiting.write(pixels.permute(0, 2, 3, 1).contiguous().numpy().tobytes())
                 labels.extend(numbers)
-                if extractor is None:
-                    progress(len(labels))
+                progress(len(labels))
                 yield pixels
 
         arrays: dict[str, NDArray[Any]] = {}
@@ -190,12 +187,12 @@ def write_reference(
             for _ in kept():
                 pass
         else:
-            seen = extract(kept(), extractor, progress)
+            seen = extract(kept(), extractor)
             arrays = _arrays(statistics(seen.pool), seen.spatial, extractor)
         waiting.seek(0)
         size = side * side * 3
-        pictures = (np.frombuffer(waiting.read(size), np.uint8).reshape(side, side, 3) for _ in labels)
-        write_images(out, pictures, len(labels), (side, side), **{LABELS: np.array(labels, np.int64)}, **arrays)
+        rows = (np.frombuffer(waiting.read(size), np.uint8).reshape(side, side, 3) for _ in labels)
+        write_images(out, rows, len(labels), (side, side), **{LABELS: np.array(labels, np.int64)}, **arrays)
     return len(labels)
 
 
@@ -239,11 +236,11 @@ def _statistics(npz: Npz, mean: str, covariance: str, extractor: Extractor, dime
             f"{npz.path}: {mean} and {covariance} have shapes {found.mean.shape} and {found.covariance.shape}, those "
             f"of {extractor.name} are ({dimension},) and ({dimension}, {dimension}): give statistics of its features"
         )
-    check_covariance(found.covariance, f"{covariance} in {npz.path}")
+    eigenvectors(found.covariance, f"{covariance} in {npz.path}")
     return found
 
 
 def _spatial_statistics(npz: Npz, extractor: Extractor) -> Statistics | None:
-    """None where the extractor has no spatial features, whose number one black picture tells."""
+    """None where the extractor has no spatial features, whose number one black image tells."""
     places = extractor(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).spatial
     return None if places is None else _statistics(npz, "mu_s", "sigma_s", extractor, places.shape[1])

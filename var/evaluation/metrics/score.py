@@ -1,12 +1,10 @@
-"""Pictures against a reference: every number of evaluation, how each was made, and what to beware of.
-
-N pictures, D numbers of a feature, K classes.
-"""
+"""Images against a reference: every number of evaluation, how each was made, and what to beware of."""
 
 import platform
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +31,8 @@ from var.evaluation.samples.image_sets import ImageSet
 from var.evaluation.samples.rejection import IMAGENET_CLASSES
 from var.utils.provenance import PACKAGE, version, versions
 
-FIDELITY_SPLITS, FIDELITY_FEWEST = 10, 500  # parts of torch-fidelity's, and pictures below which they show nothing
+DISTANCES = ("frechet_distance", "spatial_frechet_distance")
+FIDELITY_SPLITS, FIDELITY_FEWEST = 10, 500  # parts of torch-fidelity's, and images below which they show nothing
 
 
 class Number(NamedTuple):
@@ -49,20 +48,14 @@ class Number(NamedTuple):
 
 @dataclass(frozen=True)
 class Report:
-    """All that `score` found.
+    """All that `score` found, and what the numbers were made from and with."""
 
-    Attributes:
-        numbers: by a name that stays the same for all extractors, such as frechet_distance.
-        extractor, images, reference, versions: what the numbers were made from and with.
-        warnings: what makes numbers doubtful, a line each.
-    """
-
-    numbers: Mapping[str, Number]
+    numbers: Mapping[str, Number]  # by a name that stays the same for all extractors, such as frechet_distance
     extractor: Mapping[str, Any]
     images: Mapping[str, Any]
     reference: Mapping[str, Any]
     versions: Mapping[str, str]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...]  # what makes numbers doubtful
 
     def as_json(self) -> dict[str, Any]:
         """For a file."""
@@ -81,19 +74,16 @@ def score(
     """Frechet distance (FID), that of spatial features (sFID), Inception Score, precision, recall, KID, class accuracy.
 
     Left out is what the extractor or the reference does not have the features for: docs/evaluation.md has every
-    definition. Kept in memory are the pictures' features, 4 bytes a number, not the pictures.
+    definition. Kept in memory are the images' features, 4 bytes a number, not the images.
 
     Args:
-        images: what is measured.
         reference: from `open_reference`, with the same extractor.
-        extractor: from `open_extractor`.
-        batch_size: pictures at once.
-        progress: is told how many pictures were looked at, of both sets, and how many there are.
+        progress: is told how many images were looked at, of both sets, and how many there are.
         among: labels among which the classifier chooses for a further accuracy, told class by class too.
 
     Raises:
-        InputError: a picture that cannot be read, fewer than two pictures, features that are not finite; `among` with
-            an extractor that is no classifier, of labels that it has not, or without one that the pictures have.
+        InputError: an image that cannot be read, fewer than two images, features that are not finite; `among` with
+            an extractor that is no classifier, of labels that it has not, or without one that the images have.
     """
     if among is not None:
         check_among(among, images, extractor)
@@ -107,7 +97,7 @@ def score(
         batches = reference.images.batches(batch_size)
         theirs = extract(batches, extractor, lambda done: progress(images.count + done, total))
     numbers = {
-        **_frechet(seen, theirs, reference, extractor),
+        **_frechet_distances(seen, theirs, reference, extractor),
         **_inception_scores(seen, extractor),
         **(_neighbors(seen, theirs, extractor) if theirs else {}),
         **_accuracies(seen, images, extractor),
@@ -126,44 +116,42 @@ def score(
             "dtype": "features float32, all that is computed from them float64",
         },
         images=_describe_images(images),
-        reference={"kind": reference.kind, "path": str(reference.path), **_describe_reference(reference)},
-        versions=_versions(),
+        reference=_describe_reference(reference),
+        versions={
+            "python": platform.python_version(),
+            **versions(),
+            **{package: version(package) for package in ("torch-fidelity", "numpy", "pillow")},
+        },
         warnings=(*reference.warnings, *report_warnings(images, reference, extractor, numbers)),
     )
 
 
-def _frechet(
+def _frechet_distances(
     seen: SetFeatures, theirs: SetFeatures | None, reference: Reference, extractor: Extractor
 ) -> dict[str, Number]:
     """FID, and sFID where both have spatial features."""
-    known = reference.pool or statistics(_require(theirs).pool)
-    places = reference.spatial or (theirs.spatial if theirs else None)
-    count, title = len(seen.pool), "FID" if extractor.name == INCEPTION else "Frechet distance"
-    how, against = (
-        f"between Gaussians fitted to {extractor.dimension} features",
-        _compared_with(reference, reference.pool),
-    )
-    distance = frechet_distance(statistics(seen.pool), known)
-    numbers = {"frechet_distance": Number(title, distance, _library(), count, against, how)}
-    if seen.spatial is not None and places is not None:
-        title = "sFID" if extractor.name == INCEPTION else "spatial Frechet distance"
-        how, against = (
-            f"the same of {len(seen.spatial.mean)} spatial features",
-            _compared_with(reference, reference.spatial),
+    pool, spatial = reference.pool, reference.spatial
+    if theirs is not None:
+        pool, spatial = pool or statistics(theirs.pool), spatial or theirs.spatial
+    names = ("FID", "sFID") if extractor.name == INCEPTION else ("Frechet distance", "spatial Frechet distance")
+    how = ("between Gaussians fitted to {} features", "the same of {} spatial features")
+    sets = ((statistics(seen.pool), pool, reference.pool), (seen.spatial, spatial, reference.spatial))
+    return {
+        name: Number(
+            title,
+            frechet_distance(ours, others),
+            _library(),
+            len(seen.pool),
+            _compared_with(reference, given),
+            definition.format(len(ours.mean)),
         )
-        distance = frechet_distance(seen.spatial, places)
-        numbers["spatial_frechet_distance"] = Number(title, distance, _library(), count, against, how)
-    return numbers
-
-
-def _require(theirs: SetFeatures | None) -> SetFeatures:
-    if theirs is None:
-        raise InputError("the reference has neither statistics nor pictures: give one that has")
-    return theirs
+        for name, title, definition, (ours, others, given) in zip(DISTANCES, names, how, sets, strict=True)
+        if ours is not None and others is not None
+    }
 
 
 def _compared_with(reference: Reference, used: Statistics | None) -> str:
-    """What a number was compared with, in words."""
+    """What a number was compared with, for people."""
     if used is None and reference.images is not None:
         return f"{reference.images.count} pictures"
     return f"statistics of {used.count if used and used.count else 'an unknown number of'} pictures"
@@ -175,45 +163,43 @@ def _inception_scores(seen: SetFeatures, extractor: Extractor) -> dict[str, Numb
         return {}
     count, outputs = len(seen.logits), seen.logits.shape[1]
     title = "Inception Score" if extractor.name == INCEPTION else f"Inception Score by {extractor.name}"
+    number = partial(Number, library=_library(), pictures=count, reference=None)
     ours = inception_score(seen.logits, ADM_SPLIT)
     how = f"as ADM: parts of {ADM_SPLIT} in the order given, {outputs} logits"
-    numbers = {"inception_score": Number(title, ours.mean, _library(), count, None, how)}
+    numbers = {"inception_score": number(title, ours.mean, definition=how)}
     if count > ADM_SPLIT:  # one part has no deviation
-        how = f"over the parts {how}"
-        numbers["inception_score_std"] = Number(f"{title}, std", ours.std, _library(), count, None, how)
+        numbers["inception_score_std"] = number(f"{title}, std", ours.std, definition=f"over the parts {how}")
     if count >= FIDELITY_FEWEST:
         with suppress(InputError):  # probabilities for which it gives no number
             other = shuffled_inception_score(seen.logits, FIDELITY_SPLITS)
             how = f"as torch-fidelity: {FIDELITY_SPLITS} parts, shuffled, {outputs} logits"
-            numbers["inception_score_shuffled"] = Number(
-                f"{title}, shuffled", other.mean, _fidelity(), count, None, how
-            )
+            shuffled = number(f"{title}, shuffled", other.mean, library=_library("torch-fidelity"), definition=how)
+            numbers["inception_score_shuffled"] = shuffled
     return numbers
 
 
 def _neighbors(seen: SetFeatures, theirs: SetFeatures, extractor: Extractor) -> dict[str, Number]:
-    """Precision, recall and KID, which need the reference's pictures."""
+    """Precision, recall and KID, which need the reference's images."""
     count, others = len(seen.pool), len(theirs.pool)
-    against = f"{others} pictures"
+    number = partial(Number, pictures=count, reference=f"{others} pictures")
     numbers = {}
     if min(count, others) > NEIGHBORS:
-        found = precision_recall(seen.pool, theirs.pool)
-        how = f"k = {NEIGHBORS} nearest neighbours in {extractor.dimension} features"
-        for name, value in found._asdict().items():
-            numbers[name] = Number(name, value, _library(), count, against, how)
+        how = f"k = {NEIGHBORS} nearest neighbors in {extractor.dimension} features"
+        for name, value in precision_recall(seen.pool, theirs.pool)._asdict().items():
+            numbers[name] = number(name, value, _library(), definition=how)
     distance, size = kernel_distance(seen.pool, theirs.pool), kid_subset_size(count, others)
     title = "KID" if extractor.name == INCEPTION else "kernel distance"
-    varies = size < max(count, others)  # else every subset is all pictures, and the deviation says nothing
+    varies = size < max(count, others)  # else every subset is all images, and the deviation says nothing
     how = f"cubic kernel, unbiased, {f'{KID_SUBSETS} subsets of {size}' if varies else 'all pictures'}"
-    numbers["kernel_distance"] = Number(title, distance.mean, _fidelity(), count, against, how)
+    number = partial(number, library=_library("torch-fidelity"))
+    numbers["kernel_distance"] = number(title, distance.mean, definition=how)
     if varies:
-        how = "over the subsets"
-        numbers["kernel_distance_std"] = Number(f"{title}, std", distance.std, _fidelity(), count, against, how)
+        numbers["kernel_distance_std"] = number(f"{title}, std", distance.std, definition="over the subsets")
     return numbers
 
 
 def _accuracies(seen: SetFeatures, images: ImageSet, extractor: Extractor) -> dict[str, Number]:
-    """How often the extractor's classifier sees the class that a picture is labeled with."""
+    """Top-1 and top-5 accuracy of the extractor's classifier against the images' labels."""
     if seen.logits is None or images.labels is None or not extractor.class_logits:
         return {}
     classes = seen.logits.shape[1]
@@ -225,14 +211,10 @@ def _accuracies(seen: SetFeatures, images: ImageSet, extractor: Extractor) -> di
         ("accuracy", f"of {classes}", f"among {classes} classes", seen.logits, images.labels),
         ("accuracy_among_present", "of those present", f"among the {len(present)} classes present", among, places),
     )
+    number = partial(Number, library=_library(), pictures=images.count, reference=None)
     return {
-        f"{name}_top{k}": Number(
-            f"top-{k} accuracy {few}",
-            accuracy(logits, torch.from_numpy(labels), k),
-            _library(),
-            len(labels),
-            None,
-            f"labels {how}",
+        f"{name}_top{k}": number(
+            f"top-{k} accuracy {few}", accuracy(logits, torch.from_numpy(labels), k), definition=f"labels {how}"
         )
         for name, few, how, logits, labels in asked
         for k in (1, 5)
@@ -253,23 +235,17 @@ def check_among(among: Sequence[int], images: ImageSet, extractor: Extractor) ->
 
 
 def _accuracies_among(seen: SetFeatures, images: ImageSet, among: Sequence[int]) -> dict[str, Number]:
-    """The same where the classifier chooses among given labels, over all pictures and class by class."""
+    """The same where the classifier chooses among given labels, over all images and class by class."""
     if seen.logits is None or images.labels is None:
         return {}
     choices = np.unique(np.asarray(among, np.int64))
     right = torch.from_numpy(choices)[seen.logits[:, choices].argmax(dim=1)].numpy() == images.labels
-    rows = {"": np.ones(len(right), bool)} | {f"_{label}": images.labels == label for label in np.unique(images.labels)}
-    return {
-        f"accuracy_among_{len(choices)}{name}": Number(
-            f"accuracy among {len(choices)}" + (f", class {name[1:]}" if name else ""),
-            float(right[row].mean()),
-            _library(),
-            int(row.sum()),
-            None,
-            f"the best of {len(choices)} given labels",
-        )
-        for name, row in rows.items()
-    }
+    title, how = f"accuracy among {len(choices)}", f"the best of {len(choices)} given labels"
+    numbers = {"": Number(title, float(right.mean()), _library(), len(right), None, how)}
+    for label in np.unique(images.labels):
+        row = right[images.labels == label]
+        numbers[f"_{label}"] = Number(f"{title}, class {label}", float(row.mean()), _library(), len(row), None, how)
+    return {f"accuracy_among_{len(choices)}{name}": number for name, number in numbers.items()}
 
 
 def _describe_images(images: ImageSet) -> dict[str, Any]:
@@ -286,17 +262,8 @@ def _describe_images(images: ImageSet) -> dict[str, Any]:
 def _describe_reference(reference: Reference) -> dict[str, Any]:
     pictures = {} if reference.images is None else {"pictures": _describe_images(reference.images)}
     counted = {} if reference.pool is None else {"statistics_count": reference.pool.count}
-    return {**pictures, **counted}
+    return {"kind": reference.kind, "path": str(reference.path), **pictures, **counted}
 
 
-def _versions() -> dict[str, str]:
-    packages = {package: version(package) for package in ("torch-fidelity", "numpy", "pillow")}
-    return {"python": platform.python_version(), **versions(), **packages}
-
-
-def _library() -> str:
-    return f"{PACKAGE} {version(PACKAGE)}"
-
-
-def _fidelity() -> str:
-    return f"torch-fidelity {version('torch-fidelity')}"
+def _library(package: str = PACKAGE) -> str:
+    return f"{package} {version(package)}"

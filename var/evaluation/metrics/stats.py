@@ -1,7 +1,7 @@
-"""What measures of single pictures share: a mean with its standard error, and what is refused."""
+"""Means over images with their standard errors, and what every measure refuses."""
 
 import math
-from collections.abc import Sized
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,13 +12,7 @@ from tokenizer.vqvae import VQVAE
 
 
 class MeanStderr(NamedTuple):
-    """A mean over pictures.
-
-    Attributes:
-        mean: of the pictures' values.
-        error: standard error of the mean: what it would vary by over other pictures of the same kind. None: one picture
-            does not tell.
-    """
+    """A mean over images, and its standard error; None of a single image."""
 
     mean: float
     error: float | None
@@ -29,7 +23,7 @@ class MeanStderr(NamedTuple):
 
 
 def mean_stderr(values: Tensor, what: str) -> MeanStderr:
-    """(N,) values of pictures -> their mean, in float64.
+    """(N,) values of images -> their mean, in float64.
 
     Raises:
         InputError: there are none, or some are not finite.
@@ -50,7 +44,8 @@ def check_float32(vqvae: VQVAE) -> None:
         raise InputError(f"the tokenizer is in {vqvae.dtype}, which makes other tokens: load it in float32")
 
 
-def check_any(batches: Sized) -> None:
-    """Raise InputError if no batch was measured."""
-    if not len(batches):
+def concatenate(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Join the values of all images by name. Raises InputError if there are none."""
+    if not batches:
         raise InputError("there are no pictures to measure on: give some")
+    return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}

@@ -1,4 +1,4 @@
-"""What makes numbers of images doubtful, in the words that commands warn with; the same for samples and rFID."""
+"""Warnings about the reliability of metrics, the same for samples and rFID."""
 
 from collections.abc import Collection, Iterator
 
@@ -9,20 +9,13 @@ from var.evaluation.metrics.metrics import NEIGHBORS
 from var.evaluation.metrics.reference import Reference
 from var.evaluation.samples.image_sets import ImageSet
 
-COMPARABLE = 10_000  # pictures below which nobody's numbers are comparable with published ones
+COMPARABLE = 10_000  # images below which nobody's numbers are comparable with published ones
 ADM_SPLIT = 5000  # of the Inception Score
-PUBLISHED = 50_000  # pictures that published numbers are of
+PUBLISHED = 50_000  # images that published numbers are of
 
 
 def count_warnings(name: str, count: int, extractor: Extractor, fewest: int = PUBLISHED) -> Iterator[str]:
-    """Of a Frechet distance.
-
-    Args:
-        name: of the pictures.
-        count: of them.
-        extractor: of the features.
-        fewest: pictures whose numbers still compare with published ones.
-    """
+    """Of a Frechet distance of so many images; with `fewest` its numbers still compare with published ones."""
     if count <= extractor.dimension:
         yield (
             f"{name}: {count} pictures are fewer than {extractor.dimension + 1}, one more than the features have "
@@ -61,7 +54,7 @@ def _left_out(images: ImageSet, reference: Reference, extractor: Extractor, numb
     """Numbers that could have been expected."""
     if reference.images is not None and "precision" not in numbers:
         fewest = min(images.count, reference.images.count)
-        yield f"precision and recall left out: {fewest} pictures have no {NEIGHBORS} neighbours, {NEIGHBORS + 1} do"
+        yield f"precision and recall left out: {fewest} pictures have no {NEIGHBORS} neighbors, {NEIGHBORS + 1} do"
     if extractor.class_logits and images.labels is not None and "accuracy_top1" not in numbers:
         yield (
             f"accuracy left out: {images.path} has labels {images.labels.min()}..{images.labels.max()}, which are not "
@@ -83,7 +76,7 @@ def _doubts_of_pictures(images: ImageSet, reference: Reference) -> Iterator[str]
 
 
 def _doubts_of_parts(images: ImageSet) -> Iterator[str]:
-    """Of ADM's Inception Score, which depends on the order of the pictures."""
+    """Of ADM's Inception Score, which depends on the order of the images."""
     if images.labels is not None:
         first, present = len(np.unique(images.labels[:ADM_SPLIT])), len(np.unique(images.labels))
         if first < present / 2:
@@ -91,8 +84,7 @@ def _doubts_of_parts(images: ImageSet) -> Iterator[str]:
                 f"the pictures come class by class: the first {ADM_SPLIT} show {first} of {present} classes, to which "
                 f"ADM's Inception Score is bounded there; the shuffled one is not"
             )
-    if images.count % ADM_SPLIT:
-        last = images.count % ADM_SPLIT
+    if last := images.count % ADM_SPLIT:
         yield f"the Inception Score's last part has {last} pictures, not {ADM_SPLIT}: small parts lower it"
 
 

@@ -1,13 +1,13 @@
-"""Sets of pictures in one .npz, as ADM's evaluator takes and gives them, written and read a few pictures at a time.
+"""Sets of images in one .npz, as ADM's evaluator takes and gives them, written and read a few images at a time.
 
-Such a file is a zip of arrays, and `arr_0` in it, (N, H, W, 3) uint8, the pictures: 10 GB for 50,000 of 256 px.
+Such a file is a zip of arrays, and `arr_0` in it, (N, H, W, 3) uint8, the images: 10 GB for 50,000 of 256 px.
 """
 
 import math
+import os
 import struct
 import zipfile
 import zlib
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,26 +24,22 @@ IMAGES, LABELS = "arr_0", "arr_1"  # as np.savez calls what it is given first an
 
 MAX_SMALL = 2**30  # bytes of an array that is read whole
 MAX_INFLATION = 1032  # times a deflated part's size: deflate can do no more, so a larger claim is damage
-SKIPPED_AT_ONCE = 1 << 20  # bytes
-
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip's member: signature, and the lengths of two fields that follow
 
 
 def write_images(
     path: Path, images: Iterable[NDArray[np.uint8]], count: int, shape: tuple[int, int], **arrays: NDArray[Any]
 ) -> None:
-    """Write pictures as `arr_0` of a file that np.load reads, uncompressed; the same input gives the same bytes.
+    """Write images as `arr_0` of a file that np.load reads, uncompressed; the same input gives the same bytes.
 
     Args:
         path: of the file, which is replaced when all is written.
-        images: `count` pictures (H, W, 3), each read when it is written.
+        images: `count` arrays (H, W, 3), each read when it is written.
         count: N, at least 1.
-        shape: (H, W) of every picture.
+        shape: (H, W) of every image.
         arrays: what else the file holds, by name, such as arr_1 for labels, mu, sigma.
 
     Raises:
-        InputError: a picture of another shape or type, more or fewer pictures than count, a place that cannot be
-            written.
+        InputError: an image of another shape or type, more or fewer than count, a file that cannot be written.
     """
     if count < 1:
         raise InputError(f"{path}: {count} pictures given, at least 1 needed")
@@ -89,10 +85,9 @@ class Npz:
         Raises:
             InputError: no such array; not one of numbers; more than MAX_SMALL bytes; damaged.
         """
-        with _reading(self.path), zipfile.ZipFile(self.path) as file:
-            entry = _entry(file, self, name)
-            with file.open(entry) as member:
-                header = _header(member, entry, self.path, name)
+        with _reading(self.path):
+            member, header = self.open(name)
+            with member:
                 if header.bytes > MAX_SMALL:
                     raise InputError(f"{self.path}: {name} has {header.bytes:,} bytes: at most {MAX_SMALL:,} are read")
                 content = np.frombuffer(_exactly(member, header.bytes), header.dtype)
@@ -100,95 +95,66 @@ class Npz:
         return content.reshape(header.shape, order="F" if header.fortran_order else "C").copy()
 
     def images(self) -> "Images":
-        """The pictures, arr_0.
+        """The images, arr_0.
 
         Raises:
-            InputError: no arr_0; not pictures (N, H, W, 3) of uint8, row by row; damaged.
+            InputError: no arr_0; not images (N, H, W, 3) of uint8, row by row; damaged.
         """
-        with _reading(self.path), zipfile.ZipFile(self.path) as file:
-            entry = _entry(file, self, IMAGES)
-            with file.open(entry) as member:
-                header = _header(member, entry, self.path, IMAGES)
-                offset = member.tell()
-            _check_images(self.path, header)
-            if entry.compress_type != zipfile.ZIP_STORED:
-                return StreamedImages(self.path, header.image_shape, offset)
-            return StoredImages(self.path, header.image_shape, _start(self.path, entry), offset, entry.CRC)
+        return Images(self)
+
+    def open(self, name: str) -> tuple[IO[bytes], "_Header"]:
+        """The numbers of an array, to be read, and what they are; inside `_reading`."""
+        if name not in self.names:
+            raise InputError(f"{self.path} holds no {name}: there are {', '.join(self.names)}")
+        with zipfile.ZipFile(self.path) as file:  # the member keeps the file open as long as it is there
+            entry = file.getinfo(f"{name}.npy")
+            member = file.open(entry)
+        try:
+            return member, _header(member, entry, self.path, name)
+        except BaseException:
+            member.close()
+            raise
 
 
-class Images(ABC):
-    """Pictures in a file: `shape` (N, H, W, 3), and `rows(start, stop)`, uint8 (stop - start, H, W, 3).
+class Images:
+    """Images in a file: `shape` (N, H, W, 3), and `rows(start, stop)`. To go back is to read from the first again.
 
     Whoever reads all rows from the first to the last in turn has the file's checksum compared.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int, int]) -> None:
-        self.path = path
-        self.shape = shape
+    def __init__(self, npz: Npz) -> None:
+        self.npz = npz
+        with _reading(npz.path):
+            self.member, header = npz.open(IMAGES)
+            self.member.close()
+        _check_images(npz.path, header)
+        self.shape = header.shape
+        self.at = 0
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def rows(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """Pictures start, start + 1, ... up to, not including, stop, as an array of the caller's own.
+        """Images start, start + 1, ... up to, not including, stop: uint8 (stop - start, H, W, 3), the caller's own.
 
         Raises:
             InputError: rows that there are not; damaged.
         """
         if not 0 <= start <= stop <= len(self):
-            raise InputError(f"{self.path}: rows {start}..{stop} asked for, there are {len(self)}")
-        with _reading(self.path):
-            return self._read(start, stop)
-
-    @abstractmethod
-    def _read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        """The rows, which are there."""
-
-
-class StoredImages(Images):
-    """Uncompressed ones, as np.savez writes them: any rows at once."""
-
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], start: int, offset: int, checksum: int) -> None:
-        super().__init__(path, shape)
-        content = np.memmap(path, np.uint8, "r", start, (offset + math.prod(shape),))
-        self.pixels = content[offset:].reshape(shape)
-        self.expected = checksum
-        self.checksum = zlib.crc32(content[:offset].data)
-        self.checked = 0  # rows that are in the checksum
-
-    def _read(self, start: int, stop: int) -> NDArray[np.uint8]:
-        rows = np.array(self.pixels[start:stop])
-        if start == self.checked:
-            self.checksum, self.checked = zlib.crc32(rows.data, self.checksum), stop
-            if stop == len(self) and self.checksum != self.expected:
-                raise zipfile.BadZipFile("its checksum differs")
-        return rows
-
-
-class StreamedImages(Images):
-    """Compressed ones, as np.savez_compressed writes them: to go back is to read from the first again."""
-
-    def __init__(self, path: Path, shape: tuple[int, int, int, int], offset: int) -> None:
-        super().__init__(path, shape)
-        self.offset = offset
-        self._rewind()
-
-    def _rewind(self) -> None:
-        with zipfile.ZipFile(self.path) as file:  # the member keeps the file open as long as it is there
-            self.member = file.open(f"{IMAGES}.npy")
-        _skip(self.member, self.offset)
-        self.at = 0
-
-    def _read(self, start: int, stop: int) -> NDArray[np.uint8]:
+            raise InputError(f"{self.npz.path}: rows {start}..{stop} asked for, there are {len(self)}")
         size = math.prod(self.shape[1:])
-        if start < self.at:
-            self._rewind()
-        _skip(self.member, (start - self.at) * size)
-        content = _exactly(self.member, (stop - start) * size)
-        self.at = stop
-        if stop == len(self):
-            _check_end(self.member)
-        return np.frombuffer(bytearray(content), np.uint8).reshape(stop - start, *self.shape[1:])
+        with _reading(self.npz.path):
+            if start < self.at or self.member.closed:
+                self.member, _ = self.npz.open(IMAGES)
+                self.at = 0
+            if start > self.at:  # from then on zipfile may compare no checksum
+                self.member.seek((start - self.at) * size, os.SEEK_CUR)
+            content = _exactly(self.member, (stop - start) * size)
+            self.at = stop
+            if stop == len(self):
+                _check_end(self.member)
+                self.member.close()
+        return np.frombuffer(content, np.uint8).reshape(-1, *self.shape[1:]).copy()
 
 
 def open_npz(path: Path) -> Npz:
@@ -216,17 +182,6 @@ class _Header(NamedTuple):
     @property
     def bytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def image_shape(self) -> tuple[int, int, int, int]:
-        count, height, width, channels = self.shape
-        return count, height, width, channels
-
-
-def _entry(file: zipfile.ZipFile, npz: Npz, name: str) -> zipfile.ZipInfo:
-    if name not in npz.names:
-        raise InputError(f"{npz.path} holds no {name}: there are {', '.join(npz.names)}")
-    return file.getinfo(f"{name}.npy")
 
 
 def _header(member: IO[bytes], entry: zipfile.ZipInfo, path: Path, name: str) -> _Header:
@@ -259,17 +214,6 @@ def _check_images(path: Path, header: _Header) -> None:
         raise InputError(f"{path}: {IMAGES} is stored column by column: save np.ascontiguousarray of it")
 
 
-def _start(path: Path, entry: zipfile.ZipInfo) -> int:
-    """Where the bytes of a member begin in the file."""
-    with path.open("rb") as file:
-        file.seek(entry.header_offset)
-        signature, name, extra = LOCAL_HEADER.unpack(file.read(LOCAL_HEADER.size))
-    start = entry.header_offset + LOCAL_HEADER.size + name + extra
-    if signature != b"PK\x03\x04" or start + entry.file_size > path.stat().st_size:
-        raise zipfile.BadZipFile("it is cut off")
-    return int(start)
-
-
 def _exactly(member: IO[bytes], size: int) -> bytes:
     content = member.read(size)
     if len(content) != size:
@@ -281,11 +225,6 @@ def _check_end(member: IO[bytes]) -> None:
     """Nothing must be left; to look for it has the checksum compared."""
     if member.read(1):
         raise EOFError("there is more than its header tells")
-
-
-def _skip(member: IO[bytes], size: int) -> None:
-    for done in range(0, size, SKIPPED_AT_ONCE):
-        _exactly(member, min(SKIPPED_AT_ONCE, size - done))
 
 
 @contextmanager
