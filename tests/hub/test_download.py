@@ -19,7 +19,7 @@ from var.hub.checkpoint import CONFIG, WEIGHTS
 from var.hub.convert import to_official
 from var.hub.convert_aim import to_official_aim
 from var.hub.download import load_released, locate_file
-from var.hub.presets import AIM_RELEASED, RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER, Released, ReleasedAIM
+from var.hub.presets import AIM_RELEASED, RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER, ReleasedAIM
 from var.models.aim import EncoderConfig
 from var.pipeline import VARPipeline
 from var.utils.files import cache_folder
@@ -43,7 +43,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def tiny(monkeypatch: pytest.MonkeyPatch) -> VARPipeline:
     """A pipeline whose sizes stand in for those of the released model of that name."""
     pipe = VARPipeline(small_var(), small_vqvae(base_width=32, norm_groups=32))
-    monkeypatch.setitem(RELEASED, NAME, Released(pipe.model.config, FILE))
+    monkeypatch.setitem(RELEASED, NAME, pipe.model.config)
     return pipe
 
 

@@ -22,6 +22,7 @@ from var.hub.presets import (
     check_name,
     choose_layers,
     encoder_sizes,
+    released_file,
 )
 from var.models.aim import AIMConfig, Encoder, EncoderConfig
 from var.models.var import VAR
@@ -39,7 +40,7 @@ PAPER = {
 @pytest.mark.parametrize("name", PAPER)
 def test_released_models_have_the_papers_sizes(name: str) -> None:
     depth, side, shared, billions = PAPER[name]
-    config = RELEASED[name].config
+    config = RELEASED[name]
     assert (config.depth, config.width, config.heads) == (depth, 64 * depth, depth)
     assert config.scales == (SCALES_256 if side == 256 else SCALES_512).sides
     assert config.shared_adaln == shared
@@ -53,9 +54,7 @@ def test_released_files() -> None:
     assert RELEASED.keys() == PAPER.keys()
     assert RELEASED_REPOSITORY == "FoundationVision/var"
     assert RELEASED_TOKENIZER == "vae_ch160v4096z32.pth"
-    assert {name: preset.file for name, preset in RELEASED.items()} == {
-        name: name.replace("-", "_") + ".pth" for name in PAPER
-    }
+    assert {name: released_file(name) for name in RELEASED} == {name: name.replace("-", "_") + ".pth" for name in PAPER}
 
 
 def test_known_and_unknown_names() -> None:

@@ -52,9 +52,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     if not folder.is_dir():
         raise InputError(f"model folder {folder} does not exist: give a folder with {CONFIG} and {WEIGHTS}")
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} has no {name}: a model folder holds {CONFIG} and {WEIGHTS}")
+    if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
+        raise InputError(f"{folder} has no {missing[0]}: a model folder holds {CONFIG} and {WEIGHTS}")
     try:
         config = json.loads((folder / CONFIG).read_text())
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -80,10 +79,7 @@ def load_probe(folder: Path) -> Probe:
 
 
 def load_aim(folder: Path) -> AIM:
-    """The encoder with its probe in a folder, in float32 and evaluation mode.
-
-    Raises InputError: missing, damaged or foreign files; an encoder that has no probe yet, or a probe alone.
-    """
+    """Load the encoder with its probe in a folder, in float32 and evaluation mode. Raises InputError."""
     kind = read_config(folder).get("model")
     if kind == Encoder.__name__:
         raise InputError(f"{folder} holds an encoder that has no probe: train one on it (a recipe of stage probe)")
@@ -93,10 +89,7 @@ def load_aim(folder: Path) -> AIM:
 
 
 def load_encoder(folder: Path) -> Encoder:
-    """The encoder in a folder, which may have a probe beside it, in float32 and evaluation mode.
-
-    Raises InputError: missing, damaged or foreign files.
-    """
+    """Load the encoder in a folder, which may have a probe too, in float32 and evaluation mode. Raises InputError."""
     if read_config(folder).get("model") == AIM.__name__:
         return load_aim(folder).encoder
     return _load(folder, Encoder, EncoderConfig)

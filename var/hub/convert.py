@@ -11,43 +11,34 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.scales import SCALES_256, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.hub.state_dicts import check_state, count_numbers, load_converted, shape_of
+from var.hub.state_dicts import check_state, count_numbers, load_converted, rename, shape_of
 from var.models.masks import block_causal
 from var.models.var import VAR, VARConfig
 from var.utils.weights import StateDict
 
-# Our name -> theirs, for whole keys, and by substitution inside keys.
-_RESIDUAL = {"shortcut": "nin_shortcut"}
-_ATTENTION = {"proj": "proj_out"}
+# Our name -> theirs, of whole keys or of what stands before the last dot.
 _VAR_KEYS = {
-    "class_embedding.weight": "class_emb.weight",
+    "class_embedding": "class_emb",
     "start_position": "pos_start",
     "position": "pos_1LC",
-    "level_embedding.weight": "lvl_embed.weight",
-    "feature_in.weight": "word_embed.weight",
-    "feature_in.bias": "word_embed.bias",
-    "shared_adaln.linear.weight": "shared_ada_lin.1.weight",
-    "shared_adaln.linear.bias": "shared_ada_lin.1.bias",
-    "head_adaln.linear.weight": "head_nm.ada_lin.1.weight",
-    "head_adaln.linear.bias": "head_nm.ada_lin.1.bias",
-    "head.weight": "head.weight",
-    "head.bias": "head.bias",
+    "level_embedding": "lvl_embed",
+    "feature_in": "word_embed",
+    "shared_adaln.linear": "shared_ada_lin.1",
+    "head_adaln.linear": "head_nm.ada_lin.1",
+    "head": "head",
 }
 _BLOCK_KEYS = {
-    "adaln.linear.weight": "ada_lin.1.weight",
-    "adaln.linear.bias": "ada_lin.1.bias",
+    "adaln.linear": "ada_lin.1",
     "adaln.offset": "ada_gss",
-    "attention.qkv.weight": "attn.mat_qkv.weight",
+    "attention.qkv": "attn.mat_qkv",
     "attention.q_bias": "attn.q_bias",
     "attention.v_bias": "attn.v_bias",
     "attention.log_scale": "attn.scale_mul_1H11",
-    "attention.proj.weight": "attn.proj.weight",
-    "attention.proj.bias": "attn.proj.bias",
-    "mlp.up.weight": "ffn.fc1.weight",
-    "mlp.up.bias": "ffn.fc1.bias",
-    "mlp.down.weight": "ffn.fc2.weight",
-    "mlp.down.bias": "ffn.fc2.bias",
+    "attention.proj": "attn.proj",
+    "mlp.up": "ffn.fc1",
+    "mlp.down": "ffn.fc2",
 }
+_LAYERS = {"shortcut": "nin_shortcut", "proj": "proj_out"}  # of the tokenizer's residual and attention blocks
 _TOKENIZER_KEYS = {
     "quantizer.codebook.weight": "quantize.embedding.weight",
     "quantizer.usage": "quantize.ema_vocab_hit_SV",
@@ -77,34 +68,32 @@ def _official_level(side: str, level: int, layer: int, rest: str, config: Tokeni
     # Theirs count levels from the finest in both directions; our decoder's go from coarse to fine.
     number = level if side == "encoder" else last - level
     place = "down" if side == "encoder" else "up"
-    if number == last:  # the lowest level alternates residual blocks and attention
-        kind = ("block", "attn")[layer % 2]
-        return f"{side}.{place}.{number}.{kind}.{layer // 2}.{_official_layer(rest)}"
-    return f"{side}.{place}.{number}.block.{layer}.{_official_layer(rest)}"
+    # The lowest level alternates residual blocks and attention.
+    kind, index = (("block", "attn")[layer % 2], layer // 2) if number == last else ("block", layer)
+    return f"{side}.{place}.{number}.{kind}.{index}.{_official_layer(rest)}"
 
 
 def _official_layer(rest: str) -> str:
     name, _, tail = rest.partition(".")
-    return f"{(_RESIDUAL | _ATTENTION).get(name, name)}.{tail}"
+    return f"{_LAYERS.get(name, name)}.{tail}"
 
 
 def official_var_key(key: str) -> str:
     """The released name of one of VAR's parameters."""
     if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", key):
-        return f"blocks.{match[1]}.{_BLOCK_KEYS[match[2]]}"
-    return _VAR_KEYS[key]
+        return f"blocks.{match[1]}.{rename(match[2], _BLOCK_KEYS)}"
+    return rename(key, _VAR_KEYS)
 
 
-def _derived_buffers(model: VAR) -> dict[str, Tensor]:
+def _derived_buffers(config: VARConfig) -> dict[str, Tensor]:
     """Buffers of the released VAR files that follow from the sizes."""
-    mask = block_causal(model.scales)
-    buffers = {
-        "lvl_1L": model.scales.levels()[None],
+    scales = Scales(config.scales)
+    mask = block_causal(scales)
+    return {
+        "lvl_1L": scales.levels()[None],
         "attn_bias_for_masking": torch.zeros(mask.shape).masked_fill(~mask, -torch.inf)[None, None],
+        **{f"blocks.{i}.attn.zero_k_bias": torch.zeros(config.width) for i in range(config.depth)},
     }
-    for i in range(model.config.depth):
-        buffers[f"blocks.{i}.attn.zero_k_bias"] = torch.zeros(model.config.width)
-    return buffers
 
 
 def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConfig:
@@ -180,11 +169,7 @@ def load_official(
 def load_official_tokenizer(state: StateDict, scales: tuple[int, ...] = SCALES_256.sides) -> VQVAE:
     """The tokenizer's half of load_official."""
     config = tokenizer_config(state, tuple(scales))
-    with torch.device("meta"):
-        vqvae = VQVAE(config)
-    names = {key: official_tokenizer_key(key, config) for key in vqvae.state_dict()}
-    load_converted(vqvae, state, names, derived={})
-    return vqvae
+    return load_converted(VQVAE, config, state, lambda key: official_tokenizer_key(key, config))
 
 
 def load_official_var(
@@ -192,11 +177,7 @@ def load_official_var(
 ) -> VAR:
     """The transformer's half of load_official."""
     config = var_config(state, tuple(scales), num_heads)
-    with torch.device("meta"):
-        model = VAR(config)
-    names = {key: official_var_key(key) for key in model.state_dict()}
-    load_converted(model, state, names, derived=_derived_buffers(model))
-    return model
+    return load_converted(VAR, config, state, official_var_key, _derived_buffers(config))
 
 
 def to_official(vqvae: VQVAE, model: VAR) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -209,4 +190,4 @@ def to_official(vqvae: VQVAE, model: VAR) -> tuple[dict[str, Tensor], dict[str, 
         elif key.endswith("offset"):
             value = value[None, None]
         var_state[official_var_key(key)] = value
-    return vae_state, var_state | _derived_buffers(model)
+    return vae_state, var_state | _derived_buffers(model.config)

@@ -7,26 +7,26 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.hub.presets import AIM_RELEASED, best_layers, choose_layers
-from var.hub.state_dicts import check_state, count_numbers, load_converted, shape_of
+from var.hub.state_dicts import check_state, count_numbers, load_converted, rename, shape_of
 from var.models.aim import AIM, AIMConfig, EncoderConfig
 from var.utils.weights import StateDict
 
-# Our name -> theirs.
-_AIM_PARTS = {
+# Our name -> theirs, of whole keys or of what stands before the last dot.
+_KEYS = {
     "encoder.patchify": "preprocessor.patchifier.proj",
     "encoder.patch_norm": "preprocessor.patchifier.norm",
     "encoder.norm": "trunk.post_trunk_norm",
     "probe.norm": "head.bn",
+    "probe.query": "head.cls_token",
     "probe.key": "head.k",
     "probe.value": "head.v",
     "probe.classify": "head.linear",
 }
-_AIM_BLOCK_PARTS = {
+_BLOCK_KEYS = {
     "norm_attention": "norm_1",
     "attention.qkv": "attn.qkv",
     "attention.proj": "attn.proj",
@@ -38,12 +38,9 @@ _AIM_BLOCK_PARTS = {
 
 def official_aim_key(key: str) -> str:
     """The released name of one of AIM's parameters or buffers."""
-    if key == "probe.query":
-        return "head.cls_token"
-    part, _, tensor = key.rpartition(".")
-    if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", part):
-        return f"trunk.blocks.{match[1]}.{_AIM_BLOCK_PARTS[match[2]]}.{tensor}"
-    return f"{_AIM_PARTS[part]}.{tensor}"
+    if match := re.fullmatch(r"encoder\.blocks\.(\d+)\.(.+)", key):
+        return f"trunk.blocks.{match[1]}.{rename(match[2], _BLOCK_KEYS)}"
+    return rename(key, _KEYS)
 
 
 def aim_config(
@@ -73,10 +70,9 @@ def aim_config(
 def _released_heads(width: int) -> int:
     known = {released.config.width: released.config.heads for released in AIM_RELEASED.values()}
     if width not in known:
-        raise InputError(
-            f"no tensor tells the number of heads, and no released model has width {width} "
-            f"({', '.join(map(str, known))} are known): pass num_heads"
-        )
+        widths = ", ".join(map(str, known))
+        told = f"no tensor tells the number of heads, and no released model has width {width} ({widths} are known)"
+        raise InputError(f"{told}: pass num_heads")
     return known[width]
 
 
@@ -101,10 +97,7 @@ def load_official_aim(
     or layers that are not known for these sizes.
     """
     config = aim_config(state_dict, img_size, num_heads, probe_layers)
-    with torch.device("meta"):
-        model = AIM(config)
-    load_converted(model, state_dict, {key: official_aim_key(key) for key in model.state_dict()}, derived={})
-    return model
+    return load_converted(AIM, config, state_dict, official_aim_key)
 
 
 def to_official_aim(model: AIM) -> dict[str, Tensor]:

@@ -18,16 +18,16 @@ from var.hub.presets import (
     RELEASED,
     RELEASED_REPOSITORY,
     RELEASED_TOKENIZER,
+    Layers,
     ReleasedAIM,
     check_aim_name,
     choose_layers,
+    released_file,
 )
 from var.models.aim import AIM
 from var.models.var import VAR
 from var.utils.files import cache_folder
 from var.utils.weights import check_weights_exist, read_weights
-
-Layers = str | Sequence[int] | None  # that a probe reads, as users ask for them
 
 
 class UnreachableError(InputError):
@@ -44,23 +44,24 @@ def load_released(name: str, vae_file: Path | None = None, var_file: Path | None
 
     Raises InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch.
     """
-    preset = RELEASED[name]
-    files = (RELEASED_TOKENIZER, preset.file)
-    vae_file = vae_file or locate_file(RELEASED_TOKENIZER, RELEASED_REPOSITORY, files)
-    var_file = var_file or locate_file(preset.file, RELEASED_REPOSITORY, files)
+    config, files = RELEASED[name], (RELEASED_TOKENIZER, released_file(name))
+    vae_file, var_file = (
+        given or locate_file(file, RELEASED_REPOSITORY, files)
+        for given, file in zip((vae_file, var_file), files, strict=True)
+    )
     vae_state, var_state = read_weights(vae_file), read_weights(var_file)
     try:
-        vqvae, model = load_official(vae_state, var_state, scales=preset.config.scales)
+        vqvae, model = load_official(vae_state, var_state, scales=config.scales)
     except InputError as error:
         raise InputError(f"{vae_file} and {var_file} are not the files of {name}: {error}") from error
-    if model.config != preset.config:
+    if model.config != config:
         raise InputError(f"{var_file} holds another model than {name}: its sizes are {model.config}")
     return vqvae, model
 
 
 def load_aim_by_name(
     name: str | Path,
-    probe_layers: Layers = None,
+    probe_layers: Layers | None = None,
     backbone_file: str | Path | None = None,
     head_file: str | Path | None = None,
 ) -> AIM:
@@ -77,24 +78,21 @@ def load_aim_by_name(
         return load_released_aim(str(name), probe_layers, backbone, head)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        folder = _converted_aim(str(name), probe_layers)
+        check_aim_name(str(name))
+        preset = AIM_RELEASED[str(name)]
+        read = _head(preset, preset.layers(probe_layers))
+        folder = cache_folder() / f"{name}-{read}"
+        if not folder.is_dir():
+            save_model(folder, load_released_aim(str(name), read))
     model = load_aim(folder)
     own = model.config.probe_layers
-    _agreed(probe_layers, own, model.config.depth, own, f"the probe in {folder}")
+    asked = None if probe_layers is None else choose_layers(probe_layers, model.config.depth, own)
+    _agree(asked, own, f"the probe in {folder}")
     return model
 
 
-def _converted_aim(name: str, probe_layers: Layers) -> Path:
-    check_aim_name(name)
-    head = _head(AIM_RELEASED[name], _or_best(probe_layers, AIM_RELEASED[name]))
-    folder = cache_folder() / f"{name}-{head}"
-    if not folder.is_dir():
-        save_model(folder, load_released_aim(name, head))
-    return folder
-
-
 def load_released_aim(
-    name: str, probe_layers: Layers = None, backbone_file: Path | None = None, head_file: Path | None = None
+    name: str, probe_layers: Layers | None = None, backbone_file: Path | None = None, head_file: Path | None = None
 ) -> AIM:
     """A released encoder with a released head, in float32 and evaluation mode.
 
@@ -111,13 +109,7 @@ def load_released_aim(
     preset = AIM_RELEASED[name]
     for given in filter(None, (backbone_file, head_file)):  # before what their names and contents tell of the layers
         check_weights_exist(given)
-    if head_file is not None:
-        files, layers = _with_head(preset, probe_layers, backbone_file, head_file)
-    elif backbone_file is not None:
-        files, layers = _with_backbone(preset, probe_layers, backbone_file)
-    else:
-        layers = _or_best(probe_layers, preset)
-        files = _find_aim(preset, layers)
+    files, layers = _choose_files(preset, probe_layers, backbone_file, head_file)
     called = " and ".join(map(str, files))
     try:
         model = load_official_aim(_merged(files), preset.config.image_size, preset.config.heads, layers)
@@ -126,6 +118,28 @@ def load_released_aim(
     if model.config.encoder != preset.config:
         raise InputError(f"{called}: another model than {name}: its sizes are {model.config.encoder}")
     return model
+
+
+def _choose_files(
+    preset: ReleasedAIM, probe_layers: Layers | None, backbone_file: Path | None, head_file: Path | None
+) -> tuple[tuple[Path, ...], tuple[int, ...]]:
+    """Backbone and head, or one file that holds both; and the layers that the head reads.
+
+    Released heads have them in their names, and a file with both has them in the config.json beside it.
+    """
+    asked = None if probe_layers is None else preset.layers(probe_layers)
+    if head_file is not None:
+        stated = next((preset.layers(read) for read in preset.heads if f"head_{read}_layers" in head_file.name), None)
+        layers = _agree(asked, stated, f"the head in {head_file}")
+        return (backbone_file or locate_file(preset.backbone, AIM_REPOSITORY, (preset.backbone,)), head_file), layers
+    if backbone_file is not None and any(key.startswith("head.") for key in read_weights(backbone_file)):
+        stated = _stated_layers(backbone_file.with_name(CONFIG), preset)
+        return (backbone_file,), _agree(asked, stated, f"the head in {backbone_file}")
+    layers = preset.best if asked is None else asked
+    if backbone_file is None:
+        return _find_aim(preset, layers), layers
+    head = preset.heads[_head(preset, layers)]
+    return (backbone_file, locate_file(head, AIM_REPOSITORY, (head,))), layers
 
 
 def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
@@ -153,29 +167,6 @@ def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
         raise
 
 
-def _with_head(
-    preset: ReleasedAIM, probe_layers: Layers, backbone_file: Path | None, head_file: Path
-) -> tuple[tuple[Path, ...], tuple[int, ...]]:
-    """The head given with its backbone, and the layers that it reads: released heads have them in their names."""
-    read = next((layers for layers in preset.heads if f"head_{layers}_layers" in head_file.name), None)
-    stated = None if read is None else _of_preset(read, preset)
-    layers = _agreed(probe_layers, stated, preset.config.depth, preset.best, f"the head in {head_file}")
-    return (backbone_file or locate_file(preset.backbone, AIM_REPOSITORY, (preset.backbone,)), head_file), layers
-
-
-def _with_backbone(
-    preset: ReleasedAIM, probe_layers: Layers, backbone_file: Path
-) -> tuple[tuple[Path, ...], tuple[int, ...]]:
-    """The backbone given with a released head, unless it has one itself, and the layers that the head reads."""
-    if any(key.startswith("head.") for key in read_weights(backbone_file)):
-        stated = _stated_layers(backbone_file.with_name(CONFIG), preset)
-        what = f"the head in {backbone_file}"
-        return (backbone_file,), _agreed(probe_layers, stated, preset.config.depth, preset.best, what)
-    layers = _or_best(probe_layers, preset)
-    head = preset.heads[_head(preset, layers)]
-    return (backbone_file, locate_file(head, AIM_REPOSITORY, (head,))), layers
-
-
 def _merged(files: Sequence[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files:
@@ -186,54 +177,35 @@ def _merged(files: Sequence[Path]) -> dict[str, Tensor]:
     return state
 
 
-def _or_best(probe_layers: Layers, preset: ReleasedAIM) -> tuple[int, ...]:
-    return _of_preset("best" if probe_layers is None else probe_layers, preset)
-
-
-def _of_preset(layers: str | Sequence[int], preset: ReleasedAIM) -> tuple[int, ...]:
-    return choose_layers(layers, preset.config.depth, preset.best)
-
-
 def _head(preset: ReleasedAIM, layers: tuple[int, ...]) -> str:
     """The released head that reads these layers. Raises InputError: there is none."""
-    heads = {_of_preset(head, preset): head for head in preset.heads}
+    heads = {preset.layers(head): head for head in preset.heads}
     if layers in heads:
         return heads[layers]
     known = " or ".join(f"{head} {list(read)}" for read, head in heads.items())
     raise InputError(f"no released head reads layers {list(layers)}: take {known}, or pass head_file")
 
 
-def _agreed(
-    asked: Layers, stated: tuple[int, ...] | None, depth: int, best: tuple[int, ...], what: str
-) -> tuple[int, ...]:
-    """The layers that a head reads, by what is stated of it and what the user says.
-
-    Args:
-        asked: by the user; None: nothing.
-        stated: by the file or folder; None: nothing.
-        depth: blocks of the encoder.
-        best: what "best" means.
-        what: the head, for the message.
+def _agree(asked: tuple[int, ...] | None, stated: tuple[int, ...] | None, head: str) -> tuple[int, ...]:
+    """The layers that a head reads, by what the user asks for and what its file or folder states; None: nothing.
 
     Raises InputError: the two contradict each other, or neither says anything.
     """
-    if asked is None:
-        if stated is None:
-            raise InputError(f"nothing tells which layers {what} reads: pass probe_layers")
-        return stated
-    layers = choose_layers(asked, depth, best)
+    layers = stated if asked is None else asked
+    if layers is None:
+        raise InputError(f"nothing tells which layers {head} reads: pass probe_layers")
     if stated is not None and set(layers) != set(stated):
-        raise InputError(f"{what} reads layers {list(stated)}, not {list(layers)}: leave probe_layers out")
+        raise InputError(f"{head} reads layers {list(stated)}, not {list(layers)}: leave probe_layers out")
     return layers
 
 
 def _stated_layers(file: Path, preset: ReleasedAIM) -> tuple[int, ...] | None:
-    """What the config.json beside a released file with encoder and head says that the head reads; None: nothing."""
+    """The layers that the config.json beside a file with encoder and head says that the head reads; None: none."""
     try:
         layers = json.loads(file.read_text())["probe_layers"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return _of_preset(layers, preset) if isinstance(layers, list | str) else None
+    return preset.layers(layers) if isinstance(layers, list | str) else None
 
 
 def _released_folder() -> Path:
@@ -241,14 +213,9 @@ def _released_folder() -> Path:
 
 
 def locate_file(file: str, repository: str, needed: Sequence[str]) -> Path:
-    """A released file: in the cache's `released/` folder, or from the hub.
+    """A released file: in the cache's `released/` folder, or from the hub; `needed` are all files of the model.
 
-    Args:
-        file: its name.
-        repository: on the hub.
-        needed: all files of the model, for the message.
-
-    Raises InputError: it is in neither place.
+    Raises InputError: it is in neither place, with the files to fetch.
     """
     local = _released_folder() / file
     if local.is_file():

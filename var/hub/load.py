@@ -89,10 +89,6 @@ def _load_folder(folder: Path) -> PipelineParts:
 
 
 def _read_sampling(entry: object, folder: Path) -> SamplingParams | None:
-    """The entry `sampling` of a transformer's config.json; None: it has none.
-
-    Raises InputError: unknown options, or values out of range.
-    """
     if entry is None:
         return None
     known = SamplingParams().to_dict()

@@ -1,6 +1,6 @@
 """The models that have a name: the one shipped here, the released ones, and sizes of AIM to train."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,34 +15,31 @@ RELEASED_REPOSITORY = "FoundationVision/var"  # on the Hugging Face hub
 RELEASED_TOKENIZER = "vae_ch160v4096z32.pth"  # one tokenizer for all of them
 
 
-@dataclass(frozen=True)
-class Released:
-    """A transformer of the paper: its sizes and its file in the repository."""
-
-    config: VARConfig
-    file: str
-
-
-RELEASED = {
-    "var-d16": Released(VARConfig(depth=16), "var_d16.pth"),  # 310 M parameters, 256 px
-    "var-d20": Released(VARConfig(depth=20), "var_d20.pth"),  # 600 M
-    "var-d24": Released(VARConfig(depth=24), "var_d24.pth"),  # 1.0 B
-    "var-d30": Released(VARConfig(depth=30), "var_d30.pth"),  # 2.0 B
-    "var-d36": Released(
-        VARConfig(depth=36, scales=SCALES_512.sides, shared_adaln=True), "var_d36.pth"
-    ),  # 2.3 B, 512 px
+RELEASED = {  # of the paper
+    "var-d16": VARConfig(depth=16),  # 310 M parameters, 256 px
+    "var-d20": VARConfig(depth=20),  # 600 M
+    "var-d24": VARConfig(depth=24),  # 1.0 B
+    "var-d30": VARConfig(depth=30),  # 2.0 B
+    "var-d36": VARConfig(depth=36, scales=SCALES_512.sides, shared_adaln=True),  # 2.3 B, 512 px
 }
 
 
-def check_name(name: str) -> None:
-    """Raise InputError unless the name is one of a shipped or released model."""
-    if name not in SHIPPED and name not in RELEASED:
-        known = ", ".join([*SHIPPED, *RELEASED])
-        raise InputError(f"model {name!r} is neither a folder nor a known name: give a model folder, or one of {known}")
+def released_file(name: str) -> str:
+    """The file of one of RELEASED in the repository."""
+    return f"{name.replace('-', '_')}.pth"
+
+
+def check_name(name: str, known: Collection[str] = (*SHIPPED, *RELEASED)) -> None:
+    """Raise InputError unless the name is a known one."""
+    if name not in known:
+        names = ", ".join(known)
+        raise InputError(f"model {name!r} is neither a folder nor a known name: give a model folder, or one of {names}")
 
 
 AIM_REPOSITORY = "apple/AIM"  # backbones, and two heads for each
 PROBED = 6  # blocks, the mean of whose outputs a released head reads
+
+Layers = str | Sequence[int]  # that a probe reads, as users ask for them: see `choose_layers`
 
 
 @dataclass(frozen=True)
@@ -70,6 +67,10 @@ class ReleasedAIM:
     def heads(self) -> dict[str, str]:
         """The files of the two heads, by the name of what they read."""
         return {layers: f"{self.files}_head_{layers}_layers.pth" for layers in ("last", "best")}
+
+    def layers(self, asked: Layers | None) -> tuple[int, ...]:
+        """The blocks that `choose_layers` takes of the encoder; None: the best."""
+        return choose_layers("best" if asked is None else asked, self.config.depth, self.best)
 
 
 AIM_RELEASED = {
@@ -120,7 +121,7 @@ def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
     return AIM_SIZES[preset].to_dict() | changes
 
 
-def choose_layers(layers: str | Sequence[int], depth: int, best: tuple[int, ...] | None) -> tuple[int, ...]:
+def choose_layers(layers: Layers, depth: int, best: tuple[int, ...] | None) -> tuple[int, ...]:
     """The blocks that a probe reads, or that features are taken of, counted from 0, in ascending order.
 
     Args:
@@ -155,10 +156,6 @@ def best_layers(config: EncoderConfig) -> tuple[int, ...] | None:
 
 def check_aim_name(name: str) -> None:
     """Raise InputError unless the name is one of a released AIM."""
-    if name in AIM_RELEASED:
-        return
-    if name in AIM_SIZES:
+    if name in AIM_SIZES and name not in AIM_RELEASED:
         raise InputError(f"{name} has no released weights: train it (a recipe of stage aim) and give the model folder")
-    raise InputError(
-        f"model {name!r} is neither a folder nor a known name: give a model folder, or one of {', '.join(AIM_RELEASED)}"
-    )
+    check_name(name, AIM_RELEASED)

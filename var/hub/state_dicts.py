@@ -1,24 +1,37 @@
 """State dicts of released files: what they tell of sizes, and their way into our modules, strict."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from var.utils.weights import StateDict
 
+Network = TypeVar("Network", bound=nn.Module)
 
-def load_converted(module: torch.nn.Module, state: StateDict, names: dict[str, str], derived: StateDict) -> None:
-    """Give a module the tensors of a released file, in float32 and evaluation mode.
+
+def load_converted(
+    kind: Callable[[Any], Network],
+    config: Any,
+    state: StateDict,
+    official_key: Callable[[str], str],
+    derived: StateDict | None = None,
+) -> Network:
+    """Build a module with the tensors of a released file, in float32 and evaluation mode.
 
     Args:
-        names: the file's name of each of the module's tensors.
+        official_key: the file's name of one of the module's tensors.
         derived: buffers that follow from the sizes: the file may have them, and then they must be these.
 
     Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently.
     """
+    with torch.device("meta"):
+        module = kind(config)
+    ours, derived = module.state_dict(), derived or {}
+    names = {key: official_key(key) for key in ours}
     missing = sorted(set(names.values()) - set(state))
     unknown = sorted(set(state) - set(names.values()) - set(derived))
     if missing or unknown:
@@ -31,7 +44,6 @@ def load_converted(module: torch.nn.Module, state: StateDict, names: dict[str, s
             raise InputError(
                 f"{name} is not what the sizes and scales of this model give: pass the scales of its training"
             )
-    ours = module.state_dict()
     converted = {}
     for key, name in names.items():
         value = state[name]
@@ -39,7 +51,13 @@ def load_converted(module: torch.nn.Module, state: StateDict, names: dict[str, s
             raise InputError(f"{name} has shape {tuple(value.shape)}, {tuple(ours[key].shape)} expected")
         converted[key] = value.reshape(ours[key].shape).to(ours[key].dtype)
     module.load_state_dict(converted, strict=True, assign=True)
-    module.eval().requires_grad_(True)
+    return module.eval().requires_grad_(True)
+
+
+def rename(key: str, names: Mapping[str, str]) -> str:
+    """The other name of a tensor, by that of the whole key or of what stands before its last dot."""
+    part, _, tensor = key.rpartition(".")
+    return names[key] if key in names else f"{names[part]}.{tensor}"
 
 
 def check_state(state: object) -> None:

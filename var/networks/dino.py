@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from var.networks.backbone import IMAGENET, Backbone, read_or_download
+from var.networks.backbone import IMAGENET, Backbone, IntermediateLayers, read_or_download
 from var.utils.torchvision_compat import import_torchvision
 from var.utils.weights import StateDict
 
@@ -40,12 +40,10 @@ class IntermediateBlocks(nn.Module):
     The learned positions are resized (bicubic) to the patches that an image has.
     """
 
-    vit: Any  # its parts have no types
-
-    def __init__(self, vit: nn.Module, taps: tuple[int, ...]) -> None:
+    def __init__(self, vit: Any, taps: tuple[int, ...]) -> None:
         super().__init__()
         self.vit = vit
-        self.taps = taps
+        self.blocks = IntermediateLayers(vit.encoder.layers, taps)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         vit = self.vit
@@ -53,13 +51,8 @@ class IntermediateBlocks(nn.Module):
         height, width = patches.shape[-2:]
         tokens = rearrange(patches, "b d h w -> b (h w) d")
         tokens = torch.cat([vit.class_token.expand(len(tokens), -1, -1), tokens], dim=1)  # (B, 1 + h w, D)
-        x = tokens + self._pos_embed(height, width)
-        maps = []
-        for index, block in enumerate(vit.encoder.layers):
-            x = block(x)
-            if index in self.taps:
-                maps.append(rearrange(x[:, 1:], "b (h w) d -> b d h w", h=height))
-        return maps
+        outputs = self.blocks(tokens + self._pos_embed(height, width))
+        return [rearrange(x[:, 1:], "b (h w) d -> b d h w", h=height) for x in outputs]
 
     def _pos_embed(self, height: int, width: int) -> Tensor:
         """(1, 1 + h w, D): the class token's, and the grid's."""
@@ -85,13 +78,10 @@ def build(name: str) -> nn.Module:
 
 def read(name: str, weights: Path | None) -> StateDict:
     """Read its tensors by torchvision's names; None: DINO's file."""
-    return {_torchvision_name(key): value for key, value in read_or_download(weights, URL).items()}
-
-
-def _torchvision_name(name: str) -> str:
+    state = read_or_download(weights, URL)
     for pattern, replacement in _NAMES:
-        name = re.sub(pattern, replacement, name)
-    return name
+        state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
+    return state
 
 
 def look_through(name: str, vit: nn.Module) -> Backbone:

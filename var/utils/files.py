@@ -58,7 +58,9 @@ def atomic_folder(folder: Path, entries: Collection[str]) -> Iterator[Path]:
     Raises InputError: the folder cannot be written, or holds something else.
     """
     folder = folder.absolute()
-    check_replaceable(folder, entries)
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: give a folder")
+    check_no_other_files(folder, entries)
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.new")
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     try:
@@ -74,13 +76,6 @@ def atomic_folder(folder: Path, entries: Collection[str]) -> Iterator[Path]:
             old.rename(folder)
         shutil.rmtree(beside, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
-
-
-def check_replaceable(folder: Path, entries: Collection[str]) -> None:
-    """Raise InputError if there is something at the target that is not ours to lose."""
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file: give a folder")
-    check_no_other_files(folder, entries)
 
 
 @contextmanager

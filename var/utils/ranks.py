@@ -50,11 +50,8 @@ class Ranks(NamedTuple):
         """Those of an accelerate.PartialState or Accelerator."""
         from accelerate.utils import gather_object
 
-        def all_gather(number: int) -> list[int]:
-            numbers: list[int] = gather_object([number])
-            return numbers
-
-        return cls(state.process_index, state.num_processes, state.wait_for_everyone, all_gather)
+        ranks = (state.process_index, state.num_processes, state.wait_for_everyone)
+        return cls(*ranks, all_gather=lambda number: gather_object([number]))
 
 
 ALONE = Ranks()

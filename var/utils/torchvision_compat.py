@@ -11,11 +11,7 @@ from types import ModuleType
 
 import torch
 
-_SCHEMAS = (
-    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
-)
-
+_SCHEMAS = [f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")]
 _declarations: list[torch.library.Library] = []  # a declaration ends with its Library object
 
 
@@ -34,19 +30,9 @@ def import_torchvision() -> ModuleType:
     except RuntimeError:
         if hasattr(torch.ops.torchvision, "nms"):
             raise
-    _forget("torchvision")
-    _declare_operators()
-    return importlib.import_module("torchvision")
-
-
-def _forget(package: str) -> None:
-    """Drop the submodules that a failed import of `package` leaves behind."""
-    for name in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
-        del sys.modules[name]
-
-
-def _declare_operators() -> None:
-    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
+        del sys.modules[name]  # what the failed import left
+    _declarations.append(torch.library.Library("torchvision", "FRAGMENT"))
     for schema in _SCHEMAS:
-        library.define(schema)
-    _declarations.append(library)
+        _declarations[0].define(schema)
+    return importlib.import_module("torchvision")

@@ -339,9 +339,8 @@ def _known_features(recipe: ProbeRecipe) -> "tuple[FeatureSource, list[str]]":
         if name in AIM_RELEASED:
             return EncoderFeatures(Encoder(AIM_RELEASED[name].config).eval().requires_grad_(False)), []
         if name in RELEASED:
-            config = RELEASED[name].config
-            vqvae = VQVAE(TokenizerConfig(scales=config.scales)).eval().requires_grad_(False)
-            return VARFeatures(VAR(config).eval().requires_grad_(False), vqvae), []
+            vqvae = VQVAE(TokenizerConfig(scales=RELEASED[name].scales)).eval().requires_grad_(False)
+            return VARFeatures(VAR(RELEASED[name]).eval().requires_grad_(False), vqvae), []
         if sizes is not None and not Path(name).expanduser().exists() and name not in SHIPPED:
             assumed = f"model={name!r} is not there: assumed an encoder of the recipe's sizes"
             return EncoderFeatures(Encoder(sizes).eval().requires_grad_(False)), [assumed]

@@ -277,8 +277,8 @@ def _known_tokenizer(recipe: VARRecipe) -> tuple[TokenizerConfig, list[str]]:
     if recipe.tokenizer.is_dir():
         return tokenizer_config(recipe.tokenizer), []
     for name, released in RELEASED.items():
-        tokenizer = TokenizerConfig(scales=released.config.scales)
-        if recipe.model.config(tokenizer, released.config.num_classes) == released.config:
+        tokenizer = TokenizerConfig(scales=released.scales)
+        if recipe.model.config(tokenizer, released.num_classes) == released:
             side, given = tokenizer.image_side, str(recipe.tokenizer)
             return tokenizer, [f"tokenizer={given!r} is not there: assumed the released one of {name}, {side} px"]
     raise missing(recipe.tokenizer)
