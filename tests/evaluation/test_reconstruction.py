@@ -33,7 +33,7 @@ class Seen(NamedTuple):
 class Colors:
     """An extractor whose features are the means of the channels."""
 
-    name, library, weights, side, resize, dimension = "colours", "none", "none", 8, "none", 3
+    name, library, weights, side, resize, dimension = "colors", "none", "none", 8, "none", 3
 
     def __call__(self, images: Tensor) -> Seen:
         assert images.dtype == torch.uint8
@@ -238,7 +238,7 @@ def evaluate(var: Run, tmp_path: Path) -> Run:
 def test_the_command_prints_and_writes(evaluate: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("var.evaluation.metrics.extractors.open_extractor", lambda *_: Colors())
     monkeypatch.setattr("var.networks.perceptual.load_perceptual", lambda *_: Distance())
-    code, out, err = evaluate("--extractor", "colours", "--lpips", "lpips-alex", "--per-scale", "--json", "r.json")
+    code, out, err = evaluate("--extractor", "colors", "--lpips", "lpips-alex", "--per-scale", "--json", "r.json")
     assert code == 0
     assert "5 pictures of 6; 1 could not be read" in out
     for part in ("rFID", "PSNR", "SSIM", "LPIPS ", "L1", "PSNR after it"):
@@ -247,7 +247,7 @@ def test_the_command_prints_and_writes(evaluate: Run, tmp_path: Path, monkeypatc
     assert "rFID: with fewer than 50,000 pictures (5) no number is comparable with published ones" in err
     written = json.loads((tmp_path / "r.json").read_text())
     assert (written["data"]["pictures"], written["data"]["unreadable"]) == (5, 1)
-    assert written["rfid"]["extractor"] == "colours"
+    assert written["rfid"]["extractor"] == "colors"
     assert written["perceptual"] == {"network": "lpips-alex", "mean": 0.5, "error": 0.0}
     assert list(written["codebook"]["scales"]) == ["1x1", "2x2", "4x4"]
     assert written["codebook"]["scales"]["4x4"]["tokens"] == 80

@@ -55,11 +55,11 @@ def test_labels_come_from_subfolders_named_by_a_number(tmp_path: Path) -> None:
     labels = open_image_set(folder).labels
     assert labels is not None
     assert labels.tolist() == [9, 10]
-    save(folder / "unlabelled.png", pixels(0))
+    save(folder / "unlabeled.png", pixels(0))
     assert open_image_set(folder).labels is None
 
 
-def test_labelled_pictures_come_in_rounds_of_one_of_every_class(tmp_path: Path) -> None:
+def test_labeled_pictures_come_in_rounds_of_one_of_every_class(tmp_path: Path) -> None:
     """So that every part of the whole shows all classes, to which the Inception Score is bounded."""
     names = ["7/a.png", "7/b.png", "7/c.png", "2/x.png", "2/y.png"]
     for seed, name in enumerate(names):

@@ -1,10 +1,8 @@
-"""Drawing a set of pictures: the same on one process and on many, and after a kill.
+"""Generate a set of images: the same on one process and on many, and after a kill.
 
-What a picture shows follows from seed, label and index. Its last bits follow from what it is computed together with
-too, so the list of pictures is cut into batches that are the same on any number of processes, and on a CPU each process
+What an image shows follows from seed, label and index. Its last bits follow from what it is computed together with
+too, so the list of images is cut into batches that are the same on any number of processes, and on a CPU each process
 computes in one thread.
-
-B batch, H height, W width.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +31,7 @@ from var.sampling.generate import generate
 from var.utils.images import save_image, to_pil, to_uint8
 from var.utils.ranks import ALONE, Ranks
 
-THREADS = 8  # that write pictures while the next ones are drawn; Pillow lets them run side by side
+THREADS = 8  # that write images while the next ones are drawn; Pillow lets them run side by side
 
 
 def generate_samples(
@@ -49,20 +47,19 @@ def generate_samples(
     Killed at any time, on any number of processes, the same call goes on from the batches that were done, and the set
     becomes the same, bit for bit, on the same kind of machine. In memory are two batches.
 
-    With a scorer, a picture goes as soon as num_per_class better ones of its class are known, so that the folder never
+    With a scorer, an image goes as soon as num_per_class better ones of its class are known, so that the folder never
     holds many more than are kept.
 
     Args:
-        pipe: the model, the same on all processes.
         settings: as `sample_settings` made them of this model.
         folder: seen by all processes.
         scorer: scores candidates; given if settings.judge is.
         ranks: the processes that share the batches; all of them call this.
-        progress: is told how many pictures are drawn by now, of how many that were missing: of all processes, as far
+        progress: is told how many samples are drawn by now, of how many that were missing: of all processes, as far
             as this one's share tells.
 
     Returns:
-        How many pictures were drawn just now, by all processes.
+        Number of samples drawn just now, by all processes.
 
     Raises:
         InputError: a folder that holds other settings or other files, or cannot be written.

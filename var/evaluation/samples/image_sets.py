@@ -1,17 +1,17 @@
-"""Finished pictures to be measured: those of a folder, or of an .npz as ADM's evaluator takes it. Never all in memory.
+"""Finished images to be measured: those of a folder, or of an .npz as ADM's evaluator takes it. Never all in memory.
 
 B batch.
 """
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,73 +20,62 @@ from PIL import ExifTags, Image
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.evaluation.samples.npz import LABELS, Images, Npz, open_npz
+from var.evaluation.samples.npz import LABELS, Npz, open_npz
 from var.sampling.generate import index_within_class
 from var.utils.images import FORMATS, IMAGE_SUFFIXES, find_images, open_image, to_rgb
 
 LOSSY = ("JPEG", "JPEG2000", "WEBP")  # formats that mostly change what they keep
-THREADS = 8  # that read pictures; Pillow lets them run side by side
+THREADS = 8  # that read images; Pillow lets them run side by side
 
-_LABEL_INDEX = re.compile(r"(\d+)_\d+")  # as `var evaluate generate` names pictures
+_LABEL_INDEX = re.compile(r"(\d+)_\d+")  # as `var evaluate generate` names images
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Pictures in a fixed order, found but not read.
-
-    Attributes:
-        path: the folder or file.
-        kind: folder or npz.
-        count: of them.
-        labels: (count,) int64, or None unless all pictures have one.
-        sizes: how many pictures there are of each (height, width).
-        lossy: how many are of a LOSSY format.
-    """
+    """Images in a fixed order, found but not read."""
 
     path: Path
-    kind: str
+    kind: str  # folder or npz
     count: int
-    labels: NDArray[np.int64] | None
-    sizes: Mapping[tuple[int, int], int]
-    lossy: int
-    _read: Callable[[int, int], list[Tensor]] = field(repr=False)  # pictures start to stop, (3, H, W) each
+    labels: NDArray[np.int64] | None  # (count,), or None unless all images have one
+    sizes: Mapping[tuple[int, int], int]  # number of images of each (height, width)
+    lossy: int  # number of images in a LOSSY format
+    _read: Callable[[int, int], Iterable[NDArray[np.uint8]]] = field(repr=False)  # from, to -> (H, W, 3) each
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """(B, 3, H, W) uint8 in RGB, all pictures in their order; B is smaller where the size changes, and at the end.
+        """(B, 3, H, W) uint8 in RGB, all images in their order; B is smaller where the size changes, and at the end.
 
         Raises:
-            InputError: a batch size below 1, a picture that cannot be read.
+            InputError: a batch size below 1, an image that cannot be read.
         """
         if batch_size < 1:
             raise InputError(f"batch={batch_size} must be at least 1")
         for start in range(0, self.count, batch_size):
             read = self._read(start, min(start + batch_size, self.count))
-            for _, same in groupby(read, key=lambda picture: picture.shape):
-                yield torch.stack(list(same))
+            for _, same in groupby(read, key=lambda image: image.shape):
+                yield torch.from_numpy(np.stack(list(same))).permute(0, 3, 1, 2).contiguous()
 
 
 def open_image_set(path: Path) -> ImageSet:
-    """The pictures of a folder, at any depth, or those of an .npz (`arr_0`; labels, if any, `arr_1`).
+    """The images of a folder, at any depth, or those of an .npz (`arr_0`; labels, if any, `arr_1`).
 
-    In a folder a picture's label is the number that its subfolder is named by, or that its own name begins with, as in
-    000207_000003.png. Labeled pictures come in rounds, one of every class in each, as the Inception Score is taken of
+    In a folder an image's label is the number that its subfolder is named by, or that its own name begins with, as in
+    000207_000003.png. Labeled images come in rounds, one of every class in each, as the Inception Score is taken of
     consecutive parts, which are to show all classes; others sorted by path. Of every file of a folder the header is
-    read here, the rest in `batches`. Pictures of any mode become RGB, upright, what is transparent white. Hidden files
+    read here, the rest in `batches`. Images of any mode become RGB, upright, what is transparent white. Hidden files
     and folders are passed over.
 
     Raises:
-        InputError: no such folder or file, no pictures in it, one whose header cannot be read.
+        InputError: no such folder or file, no images in it, one whose header cannot be read.
     """
-    if path.is_dir():
-        return _folder(path)
-    return npz_images(open_npz(path))
+    return _folder(path) if path.is_dir() else npz_images(open_npz(path))
 
 
 def npz_images(npz: Npz) -> ImageSet:
-    """The pictures of an .npz that has any.
+    """The images of an .npz that has any.
 
     Raises:
-        InputError: it has none, or labels that are not a whole number a picture.
+        InputError: it has none, or labels that are not a whole number an image.
     """
     images = npz.images()
     count, height, width, _ = images.shape
@@ -100,15 +89,8 @@ def npz_images(npz: Npz) -> ImageSet:
         labels=None if labels is None else labels.astype(np.int64),
         sizes={(height, width): count},
         lossy=0,
-        _read=partial(_read_rows, images),
+        _read=images.rows,
     )
-
-
-class _Header(NamedTuple):
-    """What a file tells before its pixels are read."""
-
-    size: tuple[int, int]  # height and width, upright
-    format: str | None
 
 
 def _folder(folder: Path) -> ImageSet:
@@ -121,14 +103,14 @@ def _folder(folder: Path) -> ImageSet:
         labels, names = [label for _, label, _ in rounds], [name for _, _, name in rounds]
     files = [folder / name for name in names]
     with ThreadPoolExecutor(THREADS) as threads:
-        headers = list(threads.map(_header, files))
+        sizes, formats = zip(*threads.map(_header, files), strict=True)
     return ImageSet(
         path=folder,
         kind="folder",
         count=len(files),
         labels=None if labels is None else np.array(labels, np.int64),
-        sizes=Counter(header.size for header in headers),
-        lossy=sum(header.format in LOSSY for header in headers),
+        sizes=Counter(sizes),
+        lossy=sum(name in LOSSY for name in formats),
         _read=partial(_read_files, files),
     )
 
@@ -140,42 +122,36 @@ def _labels(names: Sequence[Path]) -> list[int] | None:
 
 
 def _label(name: Path) -> int | None:
-    """That of a picture, by its path below the folder."""
+    """That of an image, by its path below the folder."""
     if name.parent.name.isdecimal():
         return int(name.parent.name)
     found = _LABEL_INDEX.fullmatch(name.stem)
     return int(found[1]) if found else None
 
 
-def _header(file: Path) -> _Header:
-    try:
-        with Image.open(file, formats=FORMATS) as image:
-            # That of a PNG may stand behind its pixels, all of which would be decoded for it.
-            turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-            size = image.size if turned else image.size[::-1]
-            return _Header(size, image.format)
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-        raise InputError(f"cannot read {file}: {one_line(error)}: replace or remove it") from error
+def _header(file: Path) -> tuple[tuple[int, int], str | None]:
+    """Height and width, upright, and format."""
+    with _reading(file), Image.open(file, formats=FORMATS) as image:
+        # That of a PNG may stand behind its pixels, all of which would be decoded for it.
+        turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        return image.size if turned else image.size[::-1], image.format
 
 
-def _read_files(files: Sequence[Path], start: int, stop: int) -> list[Tensor]:
+def _read_files(files: Sequence[Path], start: int, stop: int) -> list[NDArray[np.uint8]]:
     with ThreadPoolExecutor(THREADS) as threads:
         return list(threads.map(_read_file, files[start:stop]))
 
 
-def _read_file(file: Path) -> Tensor:
+def _read_file(file: Path) -> NDArray[np.uint8]:
+    with _reading(file):
+        return np.array(to_rgb(open_image(file)))
+
+
+@contextmanager
+def _reading(file: Path) -> Iterator[None]:
     try:
-        return _as_tensor(np.array(to_rgb(open_image(file))))
+        yield
     except InputError:
         raise
-    except Exception as error:  # damaged metadata makes Pillow raise nearly anything
+    except Exception as error:  # Pillow raises nearly anything on damaged bytes and metadata
         raise InputError(f"cannot read {file}: {one_line(error)}: replace or remove it") from error
-
-
-def _read_rows(images: Images, start: int, stop: int) -> list[Tensor]:
-    return [_as_tensor(picture) for picture in images.rows(start, stop)]
-
-
-def _as_tensor(picture: NDArray[np.uint8]) -> Tensor:
-    """(H, W, 3) -> (3, H, W)."""
-    return torch.from_numpy(picture).permute(2, 0, 1)

@@ -1,8 +1,7 @@
-"""Rejection sampling (VAR paper, section 4.1): of many pictures of a class those that a classifier is surest of."""
+"""Rejection sampling (VAR paper, section 4.1): of many samples of a class those that a classifier is surest of."""
 
 from collections.abc import Callable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,20 +11,16 @@ from var.evaluation.metrics.extractors import is_classifier, open_extractor
 IMAGENET_CLASSES = 1000
 REJECT_BY = "efficientnet-lite1"  # unless told otherwise; lite0 is kept for scores
 
-SampleScorer = Callable[
-    [Tensor, list[int]], list[float]
-]  # (B, 3, H, W) uint8 and B labels -> B scores, the more the better
+# (B, 3, H, W) uint8 and B labels -> B scores, the more the better
+SampleScorer = Callable[[Tensor, list[int]], list[float]]
 
 
 class ClassProbability:
-    """A judge: the probability that a classifier gives a picture's own class.
+    """A judge: the probability that a classifier gives an image's own class.
 
     Args:
         name: an extractor whose logits are ImageNet's classes.
         device: as `open_extractor` takes it.
-
-    Attributes:
-        description: name and version of the classifier.
 
     Raises:
         InputError: an extractor that is no such classifier; what `open_extractor` raises.
@@ -61,6 +56,4 @@ def check_labels_are_imagenets(num_classes: int) -> None:
 
 def best_indices(scores: Mapping[int, float], count: int) -> set[int]:
     """The indices of the `count` highest scores, of equal ones those of lower index."""
-    indices = np.array(sorted(scores), dtype=np.int64)
-    values = np.array([scores[index] for index in indices.tolist()])
-    return set(indices[np.argsort(-values, kind="stable")[:count]].tolist())
+    return set(sorted(scores, key=lambda index: (-scores[index], index))[:count])

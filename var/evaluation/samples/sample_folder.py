@@ -1,16 +1,15 @@
-"""A set of drawn pictures as a folder, which tells how far it is and goes on after a kill.
+"""A set of generated images as a folder, which tells how far it is and goes on after a kill.
 
 settings.json          what is drawn and how; written first, never changed
-images/LABEL_INDEX.png the pictures
-scores/BATCH.json      what a judge says of the candidates of a batch, if only the best of them are kept
-samples.npz            all pictures, as ADM's evaluator takes them; written last
+images/LABEL_INDEX.png the images
+scores/BATCH.json      scores of the candidates of a batch, if only the best of them are kept
+samples.npz            all images, as ADM's evaluator takes them; written last
 """
 
 import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,7 @@ PNG_TAIL = b"\0\0\0\0IEND\xaeB`\x82"
 
 
 class Records:
-    """The scores of candidates, a file for each batch, written when its pictures are there."""
+    """The scores of candidates, a file for each batch, written when its images are there."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
         self.folder = folder
@@ -62,7 +61,7 @@ class Records:
         return scores
 
     def kept(self, label: int) -> set[int]:
-        """The indices of the best pictures of a class, of those that are known."""
+        """The indices of the best images of a class, of those that are known."""
         return best_indices(self.scores(label), self.settings.num_per_class)
 
 
@@ -114,7 +113,7 @@ def _short(value: Any, limit: int = 60) -> str:
 
 
 def is_done(batch: Batch, folder: Path, records: Records, side: int) -> bool:
-    """Whether nothing of a batch needs to be drawn any more, pictures being of this side."""
+    """Whether nothing of a batch needs to be drawn any more, images being of this side."""
     samples = batch.samples
     if records.settings.judge is not None:
         if records.read(batch) is None:
@@ -138,7 +137,7 @@ def _looks_whole(path: Path, side: int) -> bool:
 
 
 def prune_rejected(folder: Path, records: Records, labels: Iterable[int]) -> None:
-    """Remove pictures of these classes that can no longer be among the best."""
+    """Remove images of these classes that can no longer be among the best."""
     for label in labels:
         scores = records.scores(label)
         for index in scores.keys() - best_indices(scores, records.settings.num_per_class):
@@ -146,7 +145,7 @@ def prune_rejected(folder: Path, records: Records, labels: Iterable[int]) -> Non
 
 
 def list_samples(folder: Path, settings: Settings) -> list[Sample]:
-    """The pictures of a complete set: the first of every class, the second of every class, ...
+    """The samples of a complete set: the first of every class, the second of every class, ...
 
     Mixed like this, every part of the whole shows all classes: ADM's Inception Score is taken of parts of 5000.
 
@@ -156,13 +155,8 @@ def list_samples(folder: Path, settings: Settings) -> list[Sample]:
     records = Records(folder / SCORES, settings)
     everything = range(settings.candidates)
     kept = {label: everything if settings.judge is None else records.kept(label) for label in settings.labels}
-    rounds = zip_longest(*(sorted(kept[label]) for label in settings.labels))
-    samples = [
-        Sample(label, index)
-        for indices in rounds
-        for label, index in zip(settings.labels, indices, strict=True)
-        if index is not None
-    ]
+    rounds = [(i, label, index) for label, indices in kept.items() for i, index in enumerate(sorted(indices))]
+    samples = [Sample(label, index) for _, label, index in sorted(rounds)]
     there = {path.name for path in (folder / PICTURES).iterdir()}
     expected = {sample.file for sample in samples}
     if len(samples) != len(settings.labels) * settings.num_per_class or not expected <= there:
@@ -173,11 +167,10 @@ def list_samples(folder: Path, settings: Settings) -> list[Sample]:
 
 
 def write_samples_npz(folder: Path, settings: Settings) -> Path:
-    """Write a complete set into `samples.npz`: arr_0 the pictures in the order of `list_samples`, arr_1
-    their labels; return its path.
+    """Write a complete set into `samples.npz`: arr_0 in the order of `list_samples`, arr_1 the labels; return its path.
 
     Raises:
-        InputError: the set is not complete; a damaged picture; a place that cannot be written.
+        InputError: the set is not complete; a damaged image; a file that cannot be written.
     """
     files, labels, size = _npz_parts(folder, settings)
     write_images(folder / NPZ, map(_pixels, files), len(files), size, **{LABELS: labels})
@@ -188,7 +181,7 @@ def has_samples_npz(folder: Path, settings: Settings) -> bool:
     """Whether `samples.npz` of a complete set is there, as far as its shape and its labels tell.
 
     Raises:
-        InputError: the set is not complete, or its first picture damaged.
+        InputError: the set is not complete, or its first image damaged.
     """
     files, labels, size = _npz_parts(folder, settings)
     try:

@@ -1,4 +1,4 @@
-"""What a set of generated images is: all that decides its images, and the batches they are generated in."""
+"""Settings of a set of generated images: all that decides its images, and the batches they are generated in."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from var.pipeline import VARPipeline
 from var.sampling.params import FOR_METRICS, with_options
 from var.utils.provenance import device_name, fingerprint, version, versions
 
-MOST = 10**6  # labels, and pictures of a class: names have six digits for each
+MOST = 10**6  # labels, and samples of a class: names have six digits for each
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The picture of this number within its class."""
+    """The image of this number within its class."""
 
     label: int
     index: int
@@ -28,7 +28,7 @@ class Sample:
 
 
 class Batch(NamedTuple):
-    """What is drawn at once."""
+    """Samples that are generated at once."""
 
     number: int
     samples: list[Sample]
@@ -40,36 +40,22 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what the pictures of a set are, in the order in which a difference is told.
+    """All that decides what the images of a set are, in the order in which a difference is told."""
 
-    Attributes:
-        model: name or folder.
-        dtype, device: of the networks; the device as it calls itself, without its number.
-        versions: of what computes and what writes PNG.
-        weights: checksum of the transformer and its tokenizer as they were loaded, in dtype, so that another dtype has
-            another one.
-        labels: in ascending order.
-        num_per_class: pictures of each that the set has.
-        candidates: pictures of each that are drawn; more than num_per_class where the best are kept.
-        judge: by what the best are known; None where all are kept.
-        seed, cfg, top_k, top_p: as `var.generate.generate` takes them.
-        batch: pictures drawn at once.
-    """
-
-    model: str
+    model: str  # name or folder
     dtype: str
-    device: str
-    versions: Mapping[str, str]
-    weights: str
-    labels: tuple[int, ...]
-    num_per_class: int
-    candidates: int
-    judge: str | None
-    seed: int
+    device: str  # as it calls itself, without its number
+    versions: Mapping[str, str]  # of what computes and what writes PNG
+    weights: str  # checksum of the networks as they were loaded, in dtype, so that another dtype has another one
+    labels: tuple[int, ...]  # in ascending order
+    num_per_class: int  # samples of each that the set has
+    candidates: int  # samples of each that are drawn; more than num_per_class where the best are kept
+    judge: str | None  # by what the best are known; None where all are kept
+    seed: int  # the sampling options as `var.sampling.generate.generate` takes them
     cfg: float
     top_k: int
     top_p: float
-    batch: int
+    batch: int  # samples drawn at once
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -102,13 +88,13 @@ def sample_settings(
     """What `generate_samples` is to draw, checked.
 
     Args:
-        pipe: the model.
-        model: what it is called.
+        model: name of the model.
         classes: indices or names; None: all that the model knows.
-        num_per_class: pictures of each.
-        cfg, top_k, top_p, seed: as `var.generate.generate` takes them; None: the model's, else the paper's for FID.
-        batch: pictures drawn at once; another number gives the same pictures but for rounding.
-        reject: the part of the drawn pictures that is kept, in (0, 1]; None: no judge, all are.
+        num_per_class: samples of each.
+        cfg, top_k, top_p, seed: as `var.sampling.generate.generate` takes them; None: the model's, else the paper's
+            for FID.
+        batch: samples drawn at once; another number gives the same ones but for rounding.
+        reject: the part of the drawn samples that is kept, in (0, 1]; None: no judge, all are.
         judge: a description of what judges; given with reject alone.
 
     Raises:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator, ScalarFormatter
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator, ScalarFormatter
 
 from var.evaluation.scaling.laws import QUANTITIES, Axis, Curve, FitResult, Quantity
 from var.utils.files import atomic_write
@@ -47,7 +47,8 @@ def draw_compute(findings: Sequence[FitResult], curves: Sequence[Curve], file: P
     colors = _colors(curves)
     for panel, finding in zip(panels, _along(findings, "compute"), strict=True):
         for curve in curves:
-            label = f"{curve.name} ({_amount(curve.parameters * 1e9)})"
+            parameters = float(f"{curve.parameters * 1e9:.3g}")
+            label = f"{curve.name} ({EngFormatter(sep='')(parameters)})"  # 1.23M
             values = curve.values[finding.quantity]
             panel.plot(curve.compute, values, ".-", color=colors[curve.name], linewidth=1, markersize=3, label=label)
         _draw_law(panel, finding, unit=1)
@@ -106,16 +107,8 @@ def _finish(panel: Any, finding: FitResult) -> None:
 
 def _colors(curves: Sequence[Curve]) -> dict[str, Any]:
     """From small, dark, to large, light."""
-    scale = colormaps["viridis"]
-    return {curve.name: scale(0.9 * i / max(len(curves) - 1, 1)) for i, curve in enumerate(curves)}
-
-
-def _amount(number: float) -> str:
-    """1234567 -> 1.23M."""
-    for prefix, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if number >= size:
-            return f"{number / size:.3g}{prefix}"
-    return f"{number:.3g}"
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
+    return {curve.name: shade for curve, shade in zip(curves, shades, strict=True)}
 
 
 def _save(figure: Figure, file: Path) -> None:

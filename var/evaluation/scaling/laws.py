@@ -1,8 +1,8 @@
-"""The scaling laws of runs: which points they are fitted to, every quantity along every axis, and what the fits say."""
+"""Scaling laws of runs: the points they are fitted to, every quantity along every axis, and their fits."""
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class Point(NamedTuple):
 
 
 class LeaveLargestOut(NamedTuple):
-    """What the other runs said of the one with the largest X."""
+    """Prediction of the run with the largest X by the others."""
 
     run: str
     points: int  # that the prediction rests on
@@ -58,57 +58,36 @@ class LeaveLargestOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Curve:
-    """The validations of a run, in the order of its steps.
-
-    Attributes:
-        name: of the run.
-        parameters: of its blocks, in billions.
-        all_parameters: in billions.
-        images: seen before each validation.
-        compute: spent before each validation, in PFLOP.
-        values: of each quantity at each validation.
-    """
+    """The validations of a run, in the order of its steps."""
 
     name: str
-    parameters: float
-    all_parameters: float
-    images: Sequence[int]
-    compute: Sequence[float]
-    values: Mapping[Quantity, Sequence[float]]
+    parameters: float  # of its blocks, in billions
+    all_parameters: float  # in billions
+    images: Sequence[int]  # seen before each validation
+    compute: Sequence[float]  # spent before each validation, in PFLOP
+    values: Mapping[Quantity, Sequence[float]]  # of each quantity at each validation
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A power law through points.
-
-    Attributes:
-        pearson: correlation of log X and log L.
-        r_squared: share of the variance of log L.
-        alpha_bootstrap, beta_bootstrap: percentiles over resampled points; too narrow for fewer than ten or so.
-        errors: what holds for few points too, if residuals are as it supposes.
-        predictions: at AHEAD times the largest X.
-        without: alpha when a run is left out.
-        back_test: None where fewer than two points are left without the largest.
-        with_floor: a law with an irreducible term, if the points tell one.
-        no_floor: why there is none.
-    """
+    """A power law through points."""
 
     law: PowerLaw
-    pearson: float
-    r_squared: float
-    alpha_bootstrap: Interval
+    pearson: float  # correlation of log X and log L
+    r_squared: float  # share of the variance of log L
+    alpha_bootstrap: Interval  # percentiles over resampled points; too narrow for fewer than ten or so
     beta_bootstrap: Interval
-    errors: Errors
-    predictions: Sequence[Prediction]
-    without: Mapping[str, float]
-    back_test: LeaveLargestOut | None
-    with_floor: WithFloor | None
-    no_floor: str
+    errors: Errors  # what holds for few points too, if residuals are as it supposes
+    predictions: Sequence[Prediction]  # at AHEAD times the largest X
+    without: Mapping[str, float]  # alpha when a run is left out
+    back_test: LeaveLargestOut | None  # None where fewer than two points are left without the largest
+    with_floor: WithFloor | None  # a law with an irreducible term, if the points tell one
+    no_floor: str  # why there is none
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What was measured of a quantity along an axis; no fit where there are too few points."""
+    """The points and the law of a quantity along an axis; no fit where there are too few points."""
 
     axis: Axis
     quantity: Quantity
@@ -123,7 +102,7 @@ class FitResult:
             fit["law"] |= {"beta": _plain(self.fit.law.beta)}
             if self.fit.back_test is not None:
                 fit["back_test"]["inside"] = self.fit.back_test.inside
-        return {**asdict(self), "points": _plain(self.points), "fit": fit}
+        return {"axis": self.axis, "quantity": self.quantity, "points": _plain(self.points), "fit": fit}
 
 
 def _plain(value: Any) -> Any:
@@ -219,12 +198,9 @@ def fit_quantity(
     points = select_points(curves, axis, quantity, images)
     if len(points) < FEWEST:
         return FitResult(axis, quantity, points, None)
-    x, y = [point.x for point in points], [point.y for point in points]
+    x, y = _coordinates(points)
     law, lines = power_law(x, y), resample(x, y, resamples, seed)
-    u, v = np.log(x), np.log(y)
-    flat = float(np.ptp(v)) == 0
-    pearson = math.nan if flat else float(np.corrcoef(u, v)[0, 1])
-    betas = np.array([beta_of(alpha, constant) for alpha, constant in zip(*lines, strict=True)])
+    pearson = math.nan if np.ptp(np.log(y)) == 0 else float(np.corrcoef(np.log(x), np.log(y))[0, 1])
     others = {curve.name: [other for other in curves if other is not curve] for curve in curves}
     without = {name: select_points(rest, axis, quantity, images) for name, rest in others.items()}
     floor, no_floor = fit_with_irreducible_loss(x, y, resamples // 10, seed)
@@ -233,10 +209,10 @@ def fit_quantity(
         pearson=pearson,
         r_squared=pearson**2,
         alpha_bootstrap=percentiles(lines.alpha),
-        beta_bootstrap=percentiles(betas),
+        beta_bootstrap=percentiles(beta_of(lines.alpha, lines.constant)),
         errors=errors(law, x, y),
         predictions=[predict(law, x, y, lines, times * max(x)) for times in AHEAD],
-        without={name: _law(rest).alpha for name, rest in without.items() if len(rest) > 1},
+        without={name: power_law(*_coordinates(rest)).alpha for name, rest in without.items() if len(rest) > 1},
         back_test=_back_test(points[-1], without[points[-1].run], resamples, seed),
         with_floor=floor,
         no_floor=no_floor,
@@ -244,13 +220,13 @@ def fit_quantity(
     return FitResult(axis, quantity, points, fit)
 
 
-def _law(points: Sequence[Point]) -> PowerLaw:
-    return power_law([point.x for point in points], [point.y for point in points])
+def _coordinates(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [point.x for point in points], [point.y for point in points]
 
 
 def _back_test(last: Point, rest: Sequence[Point], resamples: int, seed: int) -> LeaveLargestOut | None:
     if len(rest) < 2:
         return None
-    x, y = [point.x for point in rest], [point.y for point in rest]
+    x, y = _coordinates(rest)
     said = predict(power_law(x, y), x, y, resample(x, y, resamples, seed), last.x)
     return LeaveLargestOut(last.run, len(rest), said, last.y)

@@ -36,14 +36,14 @@ class PowerLaw(NamedTuple):
     @property
     def beta(self) -> float:
         """Infinite or 0 where alpha is so small that it has no place among the numbers; NaN where alpha is 0."""
-        return beta_of(self.alpha, self.constant)
+        return float(beta_of(self.alpha, self.constant))
 
     def at(self, x: float) -> float:
         return math.exp(self.constant + self.alpha * math.log(x))
 
 
 class Errors(NamedTuple):
-    """What the residuals of a line say of it: independent, normal, of one size in log L."""
+    """Errors of a line, if its residuals are independent, normal, of one size in log L."""
 
     deviation: float  # of a point from the line, in log L
     alpha: Interval
@@ -82,9 +82,8 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     Raises:
         InputError: fewer than two different x, or a value that is not positive and finite.
     """
-    u, v = _logarithms(x, y)
-    alpha, constant = _fit_lines(u, v, np.arange(len(u))[None])
-    return PowerLaw(float(alpha[0]), float(constant[0]))
+    line = stats.linregress(*_logarithms(x, y))
+    return PowerLaw(float(line.slope), float(line.intercept))
 
 
 def errors(law: PowerLaw, x: Sequence[float], y: Sequence[float]) -> Errors:
@@ -99,47 +98,41 @@ def errors(law: PowerLaw, x: Sequence[float], y: Sequence[float]) -> Errors:
         raise InputError(f"{n} points leave nothing to tell an error from: at least {FEWEST} are needed")
     deviation = math.sqrt(float(np.square(v - law.constant - law.alpha * u).sum()) / (n - 2))
     spread = float(np.square(u - u.mean()).sum())
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 2)) * deviation
+    reach = _students_t(n) * deviation
     wide = reach / math.sqrt(spread)
     # log beta = level / alpha - mean of log x, with the level of log y at that mean, which is independent of the slope:
     # its derivatives are 1 / alpha and -level / alpha^2.
-    level = float(v.mean())
-    middle = _divide(law.constant, law.alpha)
-    beta_wide = reach * math.sqrt(_divide(1, law.alpha**2) / n + _divide(level**2, law.alpha**4) / spread)
-    return Errors(
-        deviation,
-        Interval(law.alpha - wide, law.alpha + wide),
-        Interval(_exp(middle - beta_wide), _exp(middle + beta_wide)),
-    )
+    alpha, level = np.float64(law.alpha), v.mean()
+    with np.errstate(all="ignore"):
+        beta_wide = reach * np.sqrt(1 / alpha**2 / n + level**2 / alpha**4 / spread)
+        low, high = np.exp(law.constant / alpha + beta_wide * np.array([-1, 1]))
+    return Errors(deviation, Interval(law.alpha - wide, law.alpha + wide), Interval(float(low), float(high)))
 
 
 def resample(x: Sequence[float], y: Sequence[float], resamples: int, seed: int) -> Resamples:
     """Lines through n of the n points drawn with replacement; draws with a single x, through which none goes, again."""
     u, v = _logarithms(x, y)
-    chosen = _draw_with_replacement(u, resamples, seed)
-    return Resamples(*_fit_lines(u, v, chosen))
+    return Resamples(*_fit_lines(u, v, _draw_with_replacement(u, resamples, seed)))
 
 
 def predict(law: PowerLaw, x: Sequence[float], y: Sequence[float], lines: Resamples, at: float) -> Prediction:
-    """What a law fitted to points says of another X.
-
-    Args:
-        law: power_law(x, y).
-        x, y: the points.
-        lines: resample(x, y, ...).
-        at: the other X.
-    """
+    """What a law says of another X, given the points that it was fitted to and their resampled lines."""
     u, _ = _logarithms(x, y)
     n, place = len(u), math.log(at)
     interval = None
-    if n >= FEWEST:
-        spread = float(np.square(u - u.mean()).sum())
-        far = math.sqrt(1 + 1 / n + (place - float(u.mean())) ** 2 / spread)
-        reach = float(stats.t.ppf((1 + LEVEL) / 2, n - 2)) * errors(law, x, y).deviation * far
-        interval = Interval(law.at(at) * _exp(-reach), law.at(at) * _exp(reach))
     with np.errstate(over="ignore"):
+        if n >= FEWEST:
+            spread = np.square(u - u.mean()).sum()
+            far = np.sqrt(1 + 1 / n + (place - u.mean()) ** 2 / spread)
+            reach = _students_t(n) * errors(law, x, y).deviation * far
+            interval = Interval(float(law.at(at) * np.exp(-reach)), float(law.at(at) * np.exp(reach)))
         there = percentiles(np.exp(lines.constant + lines.alpha * place))
     return Prediction(at, law.at(at), interval, there)
+
+
+def _students_t(n: int) -> float:
+    """Reach of an interval of LEVEL, in deviations of n points from their line."""
+    return float(stats.t.ppf((1 + LEVEL) / 2, n - 2))
 
 
 def percentiles(values: Floats) -> Interval:
@@ -165,7 +158,7 @@ def fit_with_irreducible_loss(
     if n < FEWEST_WITH_FLOOR:
         return None, f"{n} points are too few for three parameters: at least {FEWEST_WITH_FLOOR} are needed"
     line = power_law(x, y)
-    starts = [_start(line, u, v, share) for share in FLOORS]
+    starts = (_start(u, v, share) for share in FLOORS)
     best = min((_fitted_with_floor(u, v, start) for start in starts), key=lambda found: found.cost)
     straight = float(np.square(v - line.constant - line.alpha * u).sum())
     if _akaike(2 * best.cost, n, 4) >= _akaike(straight, n, 3):
@@ -177,16 +170,14 @@ def fit_with_irreducible_loss(
     alphas = percentiles(again[:, 2])
     if floors.low <= FLAT or alphas.high >= 0:
         return None, "it is not stable: over resampled points its floor reaches 0, or alpha does"
-    floor = float(np.exp(v.min()) * best.x[0])
-    alpha, constant = float(best.x[2]), float(best.x[1])
-    return WithFloor(floor, alpha, beta_of(alpha, constant), floors, alphas), ""
+    share, constant, alpha = map(float, best.x)
+    return WithFloor(math.exp(v.min()) * share, alpha, float(beta_of(alpha, constant)), floors, alphas), ""
 
 
-def _start(line: PowerLaw, u: Floats, v: Floats, share: float) -> Floats:
+def _start(u: Floats, v: Floats, share: float) -> Floats:
     """Share of the lowest value, then the line through what is above that floor."""
-    above = np.log(np.exp(v) - share * np.exp(v.min()))
-    alpha, constant = _fit_lines(u, above, np.arange(len(u))[None])
-    return np.array([share, constant[0], alpha[0]])
+    line = stats.linregress(u, np.log(np.exp(v) - share * np.exp(v.min())))
+    return np.array([share, line.intercept, line.slope])
 
 
 def _fitted_with_floor(u: Floats, v: Floats, start: Floats) -> Any:
@@ -238,13 +229,7 @@ def _fit_lines(u: Floats, v: Floats, chosen: NDArray[np.int64]) -> tuple[Floats,
     return slope, level_v[:, 0] - slope * level_u[:, 0]
 
 
-def beta_of(alpha: float, constant: float) -> float:
-    return _exp(_divide(constant, alpha))
-
-
-def _divide(a: float, b: float) -> float:
-    return a / b if b else math.nan if a == 0 else math.copysign(math.inf, a)
-
-
-def _exp(x: float) -> float:
-    return math.exp(x) if x < 709 else math.nan if math.isnan(x) else math.inf
+def beta_of(alpha: float | Floats, constant: float | Floats) -> Floats:
+    """Beta of one law, or of as many as the arrays hold; of a flat one it is infinite, 0 or NaN."""
+    with np.errstate(all="ignore"):
+        return np.exp(np.divide(constant, alpha))

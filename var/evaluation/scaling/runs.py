@@ -1,7 +1,4 @@
-"""Runs of the VAR stage as a scaling law sees them: size, compute, validations, and whether they can be compared.
-
-L tokens of all scales, D width, V codebook size, C latent channels.
-"""
+"""Runs of the VAR stage as a scaling law sees them: size, compute, validations, and whether they can be compared."""
 
 import json
 import math
@@ -22,7 +19,6 @@ from var.training.recipe import load_recipe
 from var.training.stages.var import VARRecipe
 from var.utils.provenance import file_sha256, sha256
 
-BILLION, PETA = 1e9, 1e15
 SIZES = ("depth", "width", "heads")
 
 # What runs of one series may differ in: their sizes and what goes with them, how long they are, the draw of the data,
@@ -36,7 +32,7 @@ FREE = {
 
 
 class Run(NamedTuple):
-    """What a run's folder tells."""
+    """The content of a run's folder."""
 
     folder: Path
     recipe: VARRecipe
@@ -139,10 +135,10 @@ def read_run(folder: Path) -> Run:
     images = [step * recipe.batch_size for step, _ in validations]
     curve = Curve(
         name=folder.absolute().name,
-        parameters=block_parameters(config) / BILLION,
-        all_parameters=all_parameters(config) / BILLION,
+        parameters=block_parameters(config) / 1e9,
+        all_parameters=all_parameters(config) / 1e9,
         images=images,
-        compute=[number * training_flops(config) / PETA for number in images],
+        compute=[number * training_flops(config) / 1e15 for number in images],
         values={quantity: [values[quantity] for _, values in validations] for quantity in validations[0][1]},
     )
     files = [folder / "model" / "tokenizer" / name for name in (CONFIG, WEIGHTS)]
@@ -150,12 +146,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _validations(path: Path, side: int) -> list[tuple[int, dict[Quantity, float]]]:
-    """Step and values of each validation.
-
-    Args:
-        path: of the metrics.
-        side: of the last scale.
-    """
+    """Step and values of each validation, from the metrics of a run whose last scale has this side."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         found = [(int(line["step"]), line) for line in lines if line["split"] == "validation"]
@@ -173,18 +164,16 @@ def _validations(path: Path, side: int) -> list[tuple[int, dict[Quantity, float]
 
 def _quantities(path: Path, step: int, line: Mapping[str, Any], side: int) -> dict[Quantity, float]:
     last = f"{side}x{side}"
-    numbers = {}
     for name in ("loss", f"loss/{last}", "accuracy", f"accuracy/{last}"):
         value = line.get(name)
         if not isinstance(value, int | float) or not math.isfinite(value):  # what is not finite is written as null
             given = "is missing" if name not in line else "is not a finite number"
             raise InputError(f"{path}: {name} of the validation at step {step} {given}: leave this run out")
-        numbers[name] = float(value)
     quantities: dict[Quantity, float] = {
-        "loss_last": numbers[f"loss/{last}"],
-        "loss_all": numbers["loss"],
-        "error_last": 1 - numbers[f"accuracy/{last}"],
-        "error_all": 1 - numbers["accuracy"],
+        "loss_last": float(line[f"loss/{last}"]),
+        "loss_all": float(line["loss"]),
+        "error_last": 1 - float(line[f"accuracy/{last}"]),
+        "error_all": 1 - float(line["accuracy"]),
     }
     for quantity, value in quantities.items():
         if value <= 0:
@@ -222,14 +211,11 @@ def check_comparable(one: Run, other: Run) -> None:
 
 def _settings(run: Run) -> dict[str, Any]:
     """All that must be the same, by dotted key."""
-    recipe = {key: value for key, value in _dotted(run.recipe.model_dump(mode="json")).items() if _fixed(key)}
+    recipe = _dotted(run.recipe.model_dump(mode="json"))
+    fixed = {key: value for key, value in recipe.items() if not {key, key.partition(".")[0]} & FREE}
     model = {f"model.{key}": value for key, value in run.config.to_dict().items() if key not in SIZES}
     tokens = "images" if run.recipe.token_cache is None else "a cache"  # whose views are drawn once
-    return recipe | model | {"tokenizer": run.tokenizer[:12], "token_cache": tokens}
-
-
-def _fixed(key: str) -> bool:
-    return key not in FREE and key.partition(".")[0] not in FREE
+    return fixed | model | {"tokenizer": run.tokenizer[:12], "token_cache": tokens}
 
 
 def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
