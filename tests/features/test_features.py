@@ -550,7 +550,7 @@ def test_random_features_say_nothing() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 7, 300])
-def test_nearest_neighbours_equal_plain_numpy(k: int) -> None:
+def test_nearest_neighbors_equal_plain_numpy(k: int) -> None:
     train, validation = clusters(300, 1.2, 0), clusters(200, 1.2, 1)
     a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train.values, validation.values))
     distance = 1 - b.astype(np.float64) @ a.T.astype(np.float64)

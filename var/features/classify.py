@@ -38,7 +38,7 @@ class Accuracy(NamedTuple):
 
 
 class Regression(NamedTuple):
-    """What the linear classifier reaches, and how it was chosen."""
+    """Accuracy of the linear classifier, and how it was chosen."""
 
     accuracy: Accuracy
     strength: float  # C of LogisticRegression: one over the weight of the regularization

@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,12 +42,8 @@ PART_IMAGES, PART_BYTES = 256, 2**26  # of a part, at most; so much is lost when
 THREADS = 8  # that read images, at most; Pillow lets them run side by side
 
 
-class NoImagesError(InputError):
-    """None of the images could be read."""
-
-
 class FeatureSummary(NamedTuple):
-    """What a finished file holds, and what it took just now."""
+    """Content of a finished file, and the images that were looked at for it just now."""
 
     features: int
     length: int  # F
@@ -58,7 +55,7 @@ class FeatureSummary(NamedTuple):
 def open_source(
     name: str | Path, sizes: EncoderConfig | None = None, device: str = "auto", dtype: str = "auto"
 ) -> FeatureSource:
-    """What gives features, in evaluation mode: as `var.features.sources.load_features`, on a device and in a type.
+    """`var.features.sources.load_features`, on a device and in a type.
 
     Args:
         name: a folder or a name; `untrained` has the same weights in every call, drawn from seed 0.
@@ -94,12 +91,8 @@ def write_features(
 
     Args:
         source: on the device and in the dtype that it is to run in.
-        image_list: from `list_folder` or `list_split`.
-        out: the file.
         model: what the file calls the source.
         layers: as `FeatureSource.choose` takes them.
-        pool: see Settings.
-        batch: images at once.
         progress: is told how many images were looked at in this call, and how many there are to look at.
         tell: is given a line for every image that cannot be read and is left out.
 
@@ -117,34 +110,24 @@ def write_features(
         _check_same(settings, read_settings(out, remedy="give another --out"), out)
     else:
         parts = _parts(folder, settings, batch)
-        todo = [part for part in parts if not part.file.exists()]
-        total = sum(len(part.images) for part in todo)
-        with closing(_extracted(source, settings, image_list, todo, batch, tell)) as tables:
-            for part in todo:
+        todo = {file: batches for file, batches in parts.items() if not file.exists()}
+        chunks = list(chain(*todo.values()))
+        total = sum(map(len, chunks))
+        with closing(_extracted(source, settings, image_list, chunks, tell)) as tables:
+            for file, batches in todo.items():
                 rows: list[pa.Table] = []
-                for chunk in part.batches(batch):
+                for chunk in batches:
                     rows.append(next(tables))
                     computed += len(chunk)
                     progress(computed, total)
-                with atomic_write(part.file) as beside, table_writer(beside, schema_of(settings)) as writer:
+                with atomic_write(file) as beside, table_writer(beside, schema_of(settings)) as writer:
                     writer.write_table(pa.concat_tables(rows).combine_chunks())
-        try:
-            _join(parts, settings, out)
-        except NoImagesError:
+        if not any(_read_part(file, pq.read_metadata).num_rows for file in parts):
             _remove(folder)
-            raise
+            raise InputError(f"none of the {settings.images} images could be read: see the lines above")
+        _join(parts, settings, out)
     _remove(folder)
     return _summary(out, settings, computed)
-
-
-class _Part(NamedTuple):
-    """So many images in a row."""
-
-    file: Path
-    images: range
-
-    def batches(self, batch: int) -> list[range]:
-        return [self.images[first : first + batch] for first in range(0, len(self.images), batch)]
 
 
 def _settings(
@@ -186,8 +169,8 @@ def _check_same(settings: Settings, theirs: Settings, place: Path) -> None:
         raise InputError(f"{place} was made {difference}: give another --out, or remove it")
 
 
-def _parts(folder: Path, settings: Settings, batch: int) -> list[_Part]:
-    """The parts of a run, which is begun or goes on."""
+def _parts(folder: Path, settings: Settings, batch: int) -> dict[Path, list[range]]:
+    """The files of a run, which is begun or goes on, and the batches of images of each."""
     file = folder / MANIFEST
     if not file.exists():
         check_no_other_files(folder, (MANIFEST,), "give another --out")
@@ -201,22 +184,19 @@ def _parts(folder: Path, settings: Settings, batch: int) -> list[_Part]:
         raise InputError(f"{file} cannot be read ({one_line(error)}): remove {folder} to begin anew") from error
     _check_same(settings, theirs, folder)
     images = range(settings.images)
-    return [
-        _Part(folder / f"{number:05d}.parquet", images[first : first + size])
-        for number, first in enumerate(range(0, len(images), size))
-    ]
+    starts = range(0, len(images), size)
+    parts = {folder / f"{i:05d}.parquet": images[first : first + size] for i, first in enumerate(starts)}
+    return {file: [part[at : at + batch] for at in range(0, len(part), batch)] for file, part in parts.items()}
 
 
 def _extracted(
     source: FeatureSource,
     settings: Settings,
     image_list: ImageList,
-    parts: Sequence[_Part],
-    batch: int,
+    chunks: Sequence[range],
     tell: Callable[[str], object],
 ) -> Generator[pa.Table]:
-    """A table for each batch of each part."""
-    chunks = [chunk for part in parts for chunk in part.batches(batch)]
+    """A table for each batch of images."""
     with closing(_read_ahead(image_list.reader(settings.image_size), chunks)) as batches:
         for found in batches:
             for failure in found:
@@ -247,10 +227,11 @@ def _read_ahead(
 
     pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
     try:
-        coming = [pool.submit(outcome, i) for i in chunks[0]] if chunks else []
-        for following in [*chunks[1:], range(0)]:
-            now, coming = coming, [pool.submit(outcome, i) for i in following]
-            yield [future.result() for future in now]
+        coming: list[Future[LabeledImage | InputError]] = []
+        for chunk in [*chunks, range(0)]:
+            now, coming = coming, [pool.submit(outcome, i) for i in chunk]
+            if now:
+                yield [future.result() for future in now]
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -263,13 +244,11 @@ def _features(source: FeatureSource, pixels: Tensor, settings: Settings) -> NDAr
     return (patches.mean(dim=1) if settings.pool == "mean" else patches.flatten(1)).cpu().numpy()
 
 
-def _join(parts: Sequence[_Part], settings: Settings, out: Path) -> None:
+def _join(parts: Iterable[Path], settings: Settings, out: Path) -> None:
     """The parts one after the other, of which only one is in memory; those without readable images leave no trace."""
-    if not any(_read_part(part, pq.read_metadata).num_rows for part in parts):
-        raise NoImagesError(f"none of the {settings.images} images could be read: see the lines above")
     with atomic_write(out) as beside, table_writer(beside, schema_of(settings)) as writer:
-        for part in parts:
-            table = _read_part(part, lambda file: pq.ParquetFile(file).read())
+        for file in parts:
+            table = _read_part(file, lambda file: pq.ParquetFile(file).read())
             if len(table):
                 writer.write_table(table)
 
@@ -282,12 +261,12 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _read_part(part: _Part, read: Callable[[Path], Any]) -> Any:
+def _read_part(file: Path, read: Callable[[Path], Any]) -> Any:
     try:
-        return read(part.file)
+        return read(file)
     except (OSError, ValueError) as error:  # pyarrow's errors derive from these
         remedy = "remove this file, and the same command makes it anew"
-        raise InputError(f"{part.file} is damaged ({one_line(error)}): {remedy}") from error
+        raise InputError(f"{file} is damaged ({one_line(error)}): {remedy}") from error
 
 
 def _summary(out: Path, settings: Settings, computed: int) -> FeatureSummary:

@@ -1,4 +1,4 @@
-"""Which images features are made of: those below a folder, or a split of what a recipe takes as data.
+"""The images that features are made of: those below a folder, or a split of what a recipe takes as data.
 
 S side of the images.
 """
@@ -34,19 +34,13 @@ class LabeledImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ImageList:
-    """Images in a fixed order, found but not opened.
-
-    Attributes:
-        count: of them.
-        checksum: of their paths, labels and classes.
-        class_names: name of a label, where it has one.
-        reader: takes S and gives the function that reads the image of a number below count. That function may be called
-            in several threads, and raises InputError on what cannot be read.
-    """
+    """Images in a fixed order, found but not opened."""
 
     count: int
-    checksum: str
-    class_names: Mapping[int, str]
+    checksum: str  # of their paths, labels and classes
+    class_names: Mapping[int, str]  # by label, where it has one
+    # Takes S and gives the function that reads the image of a number below count. That function may be called in
+    # several threads, and raises InputError on what cannot be read.
     reader: Callable[[int], Callable[[int], LabeledImage]]
 
 

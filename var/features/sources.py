@@ -1,4 +1,4 @@
-"""Features of images from models as they are, which attentive probes are trained on: AIM's, VAR's, and bare pixels.
+"""Frozen feature sources for probing: AIM, VAR and raw pixels.
 
 B batch, N patches (of a VAR the tokens of all scales), D width.
 """
@@ -29,25 +29,15 @@ from var.utils.images import check_images, normalize
 
 @dataclass
 class FeatureSource(ABC):
-    """What gives features, always without gradients.
+    """A model that gives features, always without gradients."""
 
-    Attributes:
-        networks: what it computes with, in evaluation mode, each under its part.
-        image_size: side of the images in pixels.
-        patches: N.
-        depth: blocks, each of which has an output.
-        width: D.
-        heads: of the attention, and so of a probe.
-        best: the blocks that a probe was found to read best; None: none are known.
-    """
-
-    networks: Mapping[str, Encoder | VAR | VQVAE]
-    image_size: int
-    patches: int
-    depth: int
-    width: int
-    heads: int
-    best: tuple[int, ...] | None = None
+    networks: Mapping[str, Encoder | VAR | VQVAE]  # in evaluation mode, each under its part
+    image_size: int  # side of the images in pixels
+    patches: int  # N
+    depth: int  # number of blocks, each of which has an output
+    width: int  # D
+    heads: int  # of the attention, and so of a probe
+    best: tuple[int, ...] | None = None  # the blocks that a probe was found to read best, if they are known
 
     @torch.no_grad()
     def features(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
@@ -71,8 +61,7 @@ class FeatureSource(ABC):
     def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]: ...
 
     def choose(self, layers: str | Sequence[int] | None) -> tuple[int, ...]:
-        """Blocks as `var.hub.presets.choose_layers` takes them; None: the best ones, or the last where none are
-        known."""
+        """Blocks as `var.hub.presets.choose_layers` takes them; None: the best ones, or the last if none are known."""
         if layers is None:
             layers = "last" if self.best is None else "best"
         return choose_layers(layers, self.depth, self.best)
@@ -109,8 +98,9 @@ class EncoderFeatures(FeatureSource):
     def __init__(self, encoder: Encoder, best: tuple[int, ...] | None = None) -> None:
         sizes = encoder.config
         best = best_layers(sizes) if best is None else best
-        parts = {"encoder": encoder}
-        super().__init__(parts, sizes.image_size, sizes.patches, sizes.depth, sizes.width, sizes.heads, best)
+        super().__init__(
+            {"encoder": encoder}, sizes.image_size, sizes.patches, sizes.depth, sizes.width, sizes.heads, best
+        )
         self.encoder = encoder
 
     def _outputs(self, images: Tensor, layers: Sequence[int]) -> list[Tensor]:
@@ -161,10 +151,10 @@ class ProbeClassifier:
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> AIMOutput:
-        """(B, 3, S, S) in [-1, 1], as `var.utils.images.resize_and_center_crop` makes them, on any device -> logits and
-        features.
+        """Logits, and as features the mean over the layers that the probe reads, (B, N, D) float32.
 
-        Features are the mean over the layers that the probe reads, (B, N, D) float32.
+        Args:
+            images: (B, 3, S, S) in [-1, 1], as `resize_and_center_crop` makes them, on any device.
 
         Raises:
             InputError: images of another size or no floating-point numbers.
@@ -190,10 +180,10 @@ def load_classifier(
         InputError: missing, damaged or foreign files, a model whose features are not what the probe reads, an
             impossible device or dtype.
     """
-    target = choose_device(device)
+    target, place = choose_device(device), Path(folder).expanduser()
     computed_in = choose_dtype(dtype, target)
-    probe = load_probe(Path(folder).expanduser())
-    source = _read_by(Path(folder).expanduser(), probe.config, model).to(target, computed_in)
+    probe = load_probe(place)
+    source = _read_by(place, probe.config, model).to(target, computed_in)
     return ProbeClassifier(source, probe.requires_grad_(False).to(source.device))
 
 

@@ -32,35 +32,19 @@ METADATA = b"var.features"
 
 @dataclass(frozen=True)
 class Settings:
-    """What a features file tells of itself.
+    """The origin of the features in a file, which their file tells."""
 
-    Attributes:
-        model: as it was given.
-        weights: checksum of the model's, in bfloat16: the same for whatever type they are held in.
-        layers: blocks, counted from 0, the mean of whose outputs the features are.
-        pool: mean: over the patches. none: all patches, row by row (a VAR's tokens, scale by scale), one behind the
-            other.
-        image_size: S.
-        patches: N.
-        width: D.
-        dtype: in which the model ran.
-        images: how many were found, unreadable ones included.
-        checksum: of what can be told of the images without opening them: their paths, labels and classes.
-        version: of this library.
-        format: FORMAT.
-    """
-
-    model: str
-    weights: str
-    layers: tuple[int, ...]
-    pool: Pool
-    image_size: int
-    patches: int
-    width: int
-    dtype: str
-    images: int
-    checksum: str
-    version: str
+    model: str  # as it was given
+    weights: str  # checksum of the model's, in bfloat16: the same for whatever type they are held in
+    layers: tuple[int, ...]  # blocks, counted from 0, the mean of whose outputs the features are
+    pool: Pool  # mean: over the patches; none: all patches, row by row (a VAR's tokens, scale by scale)
+    image_size: int  # S
+    patches: int  # N
+    width: int  # D
+    dtype: str  # in which the model ran
+    images: int  # how many were found, unreadable ones included
+    checksum: str  # of what can be told of the images without opening them: their paths, labels and classes
+    version: str  # of this library
     format: int = FORMAT
 
     @property
@@ -105,9 +89,8 @@ def read_features(file: Path) -> FeatureTable:
                 first += len(column)
             table = parquet.read(columns=["label", "class_name"])
     except (OSError, ValueError, KeyError) as error:  # pyarrow's errors derive from these
-        raise InputError(
-            f"{file} cannot be read ({one_line(error)}): make it anew with var features extract"
-        ) from error
+        remedy = "make it anew with var features extract"
+        raise InputError(f"{file} cannot be read ({one_line(error)}): {remedy}") from error
     labels = table["label"]
     if labels.null_count:
         remedy = "make it from a folder with a subfolder a class, or from a split that has labels"
@@ -118,14 +101,13 @@ def read_features(file: Path) -> FeatureTable:
 
 
 def read_settings(file: Path, remedy: str = "make one with var features extract") -> Settings:
-    """What a features file tells of itself.
+    """The settings in a features file.
 
     Raises:
         InputError: no such file, no features file, one of another format; each with the remedy.
     """
     try:
-        found = (pq.read_schema(file).metadata or {})[METADATA]
-        settings = Settings.parse(json.loads(found))
+        settings = Settings.parse(json.loads((pq.read_schema(file).metadata or {})[METADATA]))
     except FileNotFoundError as error:
         raise InputError(f"features file {file} does not exist: {remedy}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
