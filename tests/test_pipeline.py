@@ -355,14 +355,9 @@ def test_edits_are_redraw_through_their_windows(pipe: VARPipeline) -> None:
     assert pixels(out.images) == pixels(upscale(pipe.model, pipe.vqvae, small, [3, 3], 1, False, params[0], 4))
 
 
-def test_options_of_an_edit_under_older_names_and_of_none(pipe: VARPipeline) -> None:
-    image = noise(20, 14)
-    options: dict[str, Any] = {"hide": False, "match": False}
-    with pytest.warns(FutureWarning, match="hide= is now hide_masked=|match= is now color_match="):
-        older = pipe.inpaint(image, BOX, **options)
-    assert pixels(older.images) == pixels(pipe.inpaint(image, BOX, hide_masked=False, color_match=False).images)
+def test_options_that_no_edit_has(pipe: VARPipeline) -> None:
     with pytest.raises(TypeError, match="'fether'"):
-        pipe.edit(image, BOX, 3, fether=1.0)  # type: ignore[call-arg]
+        pipe.edit(noise(20, 14), BOX, 3, fether=1.0)  # type: ignore[call-arg]
     with pytest.raises(TypeError, match="'dilate'"):
         pipe.upscale(noise(5, 3), dilate=1)  # type: ignore[call-arg]
 
@@ -443,7 +438,7 @@ def test_every_way_of_editing_works_on_the_presets_ladders(scales: Any) -> None:
 REFUSED: dict[str, tuple[Callable[[VARPipeline], object], tuple[str, ...]]] = {
     "mask of another size": (
         lambda pipe: pipe.inpaint(noise(9, 7), Image.new("L", (7, 9))),
-        ("mask has 7x9 px", "picture 9x7 px"),
+        ("mask has 7x9 px", "image 9x7 px"),
     ),
     "box outside": (lambda pipe: pipe.edit(noise(9, 7), (0, 0, 10, 7), 3), ("box 0,0,10,7", "9x7 px")),
     "unknown class": (lambda pipe: pipe.edit(noise(20, 14), BOX, "zebra"), ("'zebra' is unknown",)),

@@ -16,7 +16,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.editing.edit import inpaint_windows, upscale
 from var.editing.image_masks import Mask, MaskLike, read_mask
-from var.editing.params import BlendParams, EditOptions, current_names
+from var.editing.params import BlendParams, EditOptions
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
 from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.models.var import VAR
@@ -134,10 +134,9 @@ class VARPipeline:
         Raises:
             InputError: a class that the model does not have or was not trained on, with those that it knows.
         """
-        num_classes = self.model.config.num_classes
         if isinstance(given, str) and not re.fullmatch(r"-?\d+", given.strip()):
             return find_label(given, self.known_classes())
-        label = int(given)
+        label, num_classes = int(given), self.model.config.num_classes
         if not 0 <= label < num_classes:
             raise InputError(f"class {label} must be in 0..{num_classes - 1}")
         if self.classes is not None and label not in self.classes:
@@ -194,13 +193,10 @@ class VARPipeline:
             images += to_pil(batch.images)
             tokens.append(batch.tokens.cpu())
             if growth is not None:
-                growth += self._growth(batch.f_hats)
+                with torch.inference_mode():
+                    after_scale = [to_pil(self.vqvae.pixels(f_hat)) for f_hat in batch.f_hats]
+                growth += map(list, zip(*after_scale, strict=True))
         return PipelineOutput(images, rows, index_within_class(rows), torch.cat(tokens), growth)
-
-    @torch.inference_mode()
-    def _growth(self, f_hats: list[Tensor]) -> list[list[Image.Image]]:
-        columns = [to_pil(self.vqvae.pixels(f_hat)) for f_hat in f_hats]
-        return [list(row) for row in zip(*columns, strict=True)]
 
     def inpaint(
         self,
@@ -291,9 +287,8 @@ class VARPipeline:
         options: EditOptions,
     ) -> EditOutput:
         seed, batch_size = options.pop("seed", 0), options.pop("batch_size", 16)
-        given = current_names(options)
-        check_known(given, SamplingParams(), BlendParams())
-        sampling, blend = self._sampling(given), with_options(BlendParams(), given)
+        check_known(options, SamplingParams(), BlendParams())
+        sampling, blend = self._sampling(options), with_options(BlendParams(), options)
         rows = self._rows(label, num)
         images = inpaint_windows(self.model, self.vqvae, image, mask, windows, rows, sampling, blend, seed, batch_size)
         return EditOutput(images, image, mask)

@@ -91,35 +91,6 @@ def test_mistakes_are_one_line_and_exit_code_2(var: Run, arguments: tuple[str, .
     refusal(var(*arguments), *parts)
 
 
-@pytest.mark.parametrize(
-    ("old", "new"),
-    [
-        (("index", "a", "b"), ("data", "index", "a", "b")),
-        (("tokenize", "none.yaml"), ("data", "tokenize", "none.yaml")),
-        (("classify", "one", "two"), ("features", "classify", "one", "two")),
-        (("features", "here", "--model", "m"), ("features", "extract", "here", "--model", "m")),
-        (("features", "--model", "m", "here"), ("features", "extract", "--model", "m", "here")),
-        (("series", "none.yaml", "--depths", "1"), ("scaling", "train", "none.yaml", "--depths", "1")),
-        (("scaling", "run", "--out", "x"), ("scaling", "fit", "run", "--out", "x")),
-        (("edit", "upscale", "x", "--no-match"), ("edit", "upscale", "x", "--no-color-match")),
-    ],
-)
-def test_older_spellings_work_with_a_warning(var: Run, old: tuple[str, ...], new: tuple[str, ...]) -> None:
-    code, out, err = var(*old)
-    warning, error = err.splitlines()
-    assert (code, out, error + "\n") == var(*new)
-    assert warning.startswith("warning: ")
-    assert "the old spelling goes with the next release" in warning
-    words = next(" ".join(new[:end]) for end in (2, 1) if " ".join(new[:end]) in warning or "--no-match" in warning)
-    assert f"is now {words}" in warning or "--no-match is now --no-color-match" in warning
-
-
-def test_todays_spellings_are_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
-    for words in (["features", "extract", "x"], ["features", "--help"], ["scaling", "fit"], ["sample", "index"], []):
-        assert app.current_spelling(words) == words
-    assert capsys.readouterr().err == ""
-
-
 PARSER = typer.main.get_command(build(*app.COMMANDS, help=app.HELP))
 
 
@@ -166,7 +137,13 @@ def test_what_can_be_gone_on_with_says_so() -> None:
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     """Nor do mistakes in the command line; `python -m var` is the same command."""
     script = "import sys, var.cli.app as app; sys.argv = ['var', *sys.argv[1:]]\ntry: app.main()\nfinally: "
-    for arguments in (["--help"], ["train", "--help"], ["edit", "--help"], ["features", "x", "--help"], ["smaple"]):
+    for arguments in (
+        ["--help"],
+        ["train", "--help"],
+        ["edit", "--help"],
+        ["features", "extract", "--help"],
+        ["smaple"],
+    ):
         done = run("-c", f"{script}print('torch' in sys.modules)", *arguments, cwd=tmp_path)
         assert done.stdout.splitlines()[-1] == "False"
     done = run("-m", "var", "train", "none.yaml", cwd=tmp_path)

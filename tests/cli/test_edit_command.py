@@ -5,7 +5,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ from scipy import ndimage
 from tiny import Ended, Run, refusal, run
 
 from var.cli import options
-from var.cli.bundles import SamplingOptions
 from var.cli.edit import EDIT
+from var.cli.options import MaskOptions, SamplingOptions
 from var.editing import windows
 from var.editing.edit import upscale as library_upscale
 from var.editing.image_masks import overlay
@@ -100,7 +100,7 @@ def test_files_and_what_is_printed(edit: Run, pipe: VARPipeline) -> None:
     names = [f"p_inpaint_{name}.png" for name in ("0", "1", "mask", "sheet")]
     *paths, summary = out.splitlines()
     assert paths == [f"deep/folder/{name}" for name in names]
-    assert "2 pictures in" in summary
+    assert "2 images in" in summary
     assert "model loaded in" in summary
     assert sorted(path.name for path in Path("deep/folder").iterdir()) == sorted(names)
     drawn = pipe.inpaint(read("p.png"), BOX, num=2)
@@ -344,7 +344,7 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("inpaint", "p.png", "--box", f"0,0,{10**30},4"), (f"box 0,0,{10**30},4", "24x16 px")),
         (("inpaint", "p.png", "--box", "4,4,4,8"), ("box 4,4,4,8", "left < right")),
         (("inpaint", "p.png", *HOLE, "--box", "8,8,4,4"), ("box 8,8,4,4", "left < right")),
-        (("inpaint", "p.png", "--mask", "turned.png"), ("16x24 px", "24x16 px", "the picture's size")),
+        (("inpaint", "p.png", "--mask", "turned.png"), ("16x24 px", "24x16 px", "the image's size")),
         (("inpaint", "p.png", "--mask", "empty.png"), ("mask empty.png is empty", "white marks what is filled")),
         (("class", "p.png", "--class", 3, "--mask", "empty.png"), ("mask empty.png is empty",)),
         (("inpaint", "p.png", "--mask", "none.png"), ("cannot read none.png", "No such file")),
@@ -376,7 +376,7 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("inpaint", "p.png", *HOLE, "--dilate", -1), ("--dilate", "equal to 0 ")),
         (("outpaint", "p.png", "--left", 3, "--feather", -1), ("--feather", "equal to 0 ")),
         (("inpaint", "p.png", *HOLE, "--feather", "nan"), ("--feather", "equal to 0 ")),
-        (("inpaint", "p.png", *HOLE, "--context", 0.5), ("context=0.5", "1 (the hole alone)")),
+        (("inpaint", "p.png", *HOLE, "--context", 0.5), ("context=0.5", "1 (the mask alone)")),
         (("inpaint", "p.png", *HOLE, "--context", "nan"), ("context=nan",)),
         (("upscale", "small.png", "--scales", 0), ("--scales", "equal to 1 ")),
         (("inpaint", "p.png", *HOLE, "--nmu", 3), ("No such option", "--nmu")),
@@ -461,6 +461,8 @@ def test_help_of_the_group_lists_the_verbs(edit: Run) -> None:
 def test_help_tells_the_librarys_defaults() -> None:
     """They are not written twice in the code, but they are in the help."""
 
+    asked = get_type_hints(SamplingOptions, include_extras=True) | get_type_hints(MaskOptions, include_extras=True)
+
     def told(alias: Any) -> str:
         return get_args(alias)[1].help.rpartition("Default: ")[2].rstrip(".")
 
@@ -472,16 +474,12 @@ def test_help_tells_the_librarys_defaults() -> None:
     enlarged = inspect.signature(library_upscale).parameters
     words = {True: "on", False: "off"}
     assert SamplingOptions().seed == drawn["seed"].default
-    assert told_of_models(options.TopK) == str(params.top_k)
-    assert told_of_models(options.TopP) == str(params.top_p)
-    assert told_of_models(options.Cfg) == f"{params.cfg:g}"
-    assert told(options.Dilate) == str(redrawn["dilate"].default)
-    for alias, name in (
-        (options.HideMasked, "hide_masked"),
-        (options.Composite, "composite"),
-        (options.ColorMatch, "color_match"),
-    ):
-        assert told(alias) == words[redrawn[name].default]
+    assert told_of_models(asked["top_k"]) == str(params.top_k)
+    assert told_of_models(asked["top_p"]) == str(params.top_p)
+    assert told_of_models(asked["cfg"]) == f"{params.cfg:g}"
+    assert told(asked["dilate"]) == str(redrawn["dilate"].default)
+    for name in ("hide_masked", "composite", "color_match"):
+        assert told(asked[name]) == words[redrawn[name].default]
     assert told(options.Consistent) == words[enlarged["consistent"].default]
     assert redrawn["feather"].default is enlarged["num_scales"].default is None  # told in words
     methods = get_args(get_args(get_args(options.Method)[0])[0])

@@ -136,7 +136,7 @@ def test_classify(var: Run, work: Path) -> None:
         "features", "classify", "train.parquet", "val.parquet", "--k", 3, "--json", "results/found.json"
     )
     assert (code, err) == (0, "")
-    heading, neighbours, linear = out.splitlines()
+    heading, neighbors, linear = out.splitlines()
     assert heading == "model, layers 0, 1, 2, 8 numbers an image: 24 images of 2 classes in training, 6 in validation"
     found = json.loads((work / "results" / "found.json").read_text())
     assert {name: found[name] for name in ("model", "layers", "classes", "train", "validation")} == {
@@ -146,8 +146,8 @@ def test_classify(var: Run, work: Path) -> None:
         "train": 24,
         "validation": 6,
     }
-    assert neighbours.startswith("k nearest neighbours")
-    assert f"top-1 {found['nearest_neighbours']['top1']:7.2%}   top-5 100.00%   (k=3, cosine)" in neighbours
+    assert neighbors.startswith("k nearest neighbors")
+    assert f"top-1 {found['nearest_neighbours']['top1']:7.2%}   top-5 100.00%   (k=3, cosine)" in neighbors
     assert linear.startswith("logistic regression")
     assert f"top-1 {found['linear']['top1']:7.2%}   top-5 100.00%   (C={found['linear']['strength']:g})" in linear
     assert set(found["linear"]) == {"top1", "top5", "strength", "held_out", "converged"}

@@ -49,7 +49,7 @@ for refused in (["--class", "dragon"], ["--out", "foreign"]):
     try:
         run(generate)
     except SystemExit as end:
-        print("left with", end.code)
+        sys.stdout.write(f"left with {end.code}\\n")  # in one piece, as two processes write here
 sys.argv = asked
 run(generate)
 """
@@ -97,11 +97,11 @@ def test_it_tells_what_was_drawn_and_then_that_nothing_is_left_to_do(draw: Run, 
     assert (code, err) == (0, "")
     *progress, last = out.splitlines()
     assert [line.split("  ")[0] for line in progress] == [f"drawn {done} of 20" for done in (4, 8, 12, 16, 20)]
-    assert progress[-1].endswith(" pictures/s  0:00:00 left")
-    assert last.startswith("generate: told/images holds 20 pictures of 4 classes; 20 drawn now, ")
-    assert last.endswith(" pictures/s")
+    assert progress[-1].endswith(" images/s  0:00:00 left")
+    assert last.startswith("generate: told/images holds 20 images of 4 classes; 20 drawn now, ")
+    assert last.endswith(" images/s")
     assert not (work / "told" / "samples.npz").exists()
-    told = "generate: told/images holds 20 pictures of 4 classes; told/samples.npz too; all of them there already\n"
+    told = "generate: told/images holds 20 images of 4 classes; told/samples.npz too; all of them there already\n"
     assert draw(*options) == (0, told, "writing told/samples.npz\n")
     assert draw(*options) == (0, told, "")
     (work / "told" / "samples.npz").write_bytes(b"junk")
@@ -120,7 +120,7 @@ def test_two_processes_write_the_same_files(draw: Run, work: Path, monkeypatch: 
     runpy.run_path(str(work / "classifier.py"))
     code, out, _ = draw(*options, "--out", "one", model="large")
     assert code == 0
-    assert "12 pictures of 3 classes, the best of 8 each by efficientnet-lite1; one/samples.npz too; 24 " in out
+    assert "12 images of 3 classes, the best of 8 each by efficientnet-lite1; one/samples.npz too; 24 " in out
     common = ("--model", "large", "--device", "cpu", "--dtype", "float32", "--out", "two")
     launched = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "rejecting.py")
     done = run(*launched, *common, *options, cwd=work)

@@ -32,7 +32,7 @@ def test_files_and_what_is_printed(sample: Run, tmp_path: Path) -> None:
     names = ["3_0.png", "3_1.png", "0_0.png", "0_1.png", "grid.png"]
     *paths, summary = out.splitlines()
     assert paths == [f"pictures/{name}" for name in names]
-    assert "4 pictures in" in summary
+    assert "4 images in" in summary
     assert "model loaded in" in summary
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
     drawn = tiny_pipeline(NAMES)([3, 0], num=2)

@@ -118,7 +118,7 @@ def test_no_hole_is_one_too() -> None:
 
 @pytest.mark.parametrize("size", [(3, 6), (6, 4), (5, 3), (12, 6)])
 def test_masks_of_another_size_are_refused(size: tuple[int, int]) -> None:
-    with refused(f"{size[0]}x{size[1]} px", "6x3 px", "picture's size"):
+    with refused(f"{size[0]}x{size[1]} px", "6x3 px", "image's size"):
         read_mask(Image.new("L", size), SIZE)
     with refused(str(size[::-1]), "(3, 6) needed"):
         read_mask(np.zeros(size[::-1], dtype=bool), SIZE)
@@ -145,7 +145,7 @@ def test_boxes_without_area_or_outside_are_refused(box: tuple[int, int, int, int
     [None, "mask.png", 5, (1, 2, 3), (0, 0, 1, 1, 1), [(0, 0, 1, 1), (2, 2, 3)], {1, 2}, torch.zeros(3, 6).bool()],
 )
 def test_anything_else_is_refused(mask: object) -> None:
-    with refused("must be a picture, a boolean array, or boxes of four whole numbers"):
+    with refused("must be an image, a boolean array, or boxes of four whole numbers"):
         read_mask(mask, SIZE)  # type: ignore[arg-type]
 
 
@@ -380,9 +380,9 @@ def test_reduced_takes_the_mean_of_the_known_pixels_of_a_cell() -> None:
 
 
 def test_boxes_that_are_not_in_a_list_of_their_own_are_refused() -> None:
-    with refused("must be a picture"):
+    with refused("must be an image"):
         read_mask([0, 0, 1, 1, 2, 2, 3, 3], SIZE)  # type: ignore[arg-type, list-item]
-    with refused("must be a picture"):
+    with refused("must be an image"):
         read_mask(np.zeros((50, 60), dtype=bool).tolist(), SIZE)
     assert np.array_equal(read_mask([0, 0, 2, 1], SIZE), read_mask((0, 0, 2, 1), SIZE))  # type: ignore[arg-type, list-item]
 

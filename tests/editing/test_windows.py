@@ -115,7 +115,7 @@ def test_without_a_hole_it_is_the_square_in_the_middle(context: float | None) ->
 
 @pytest.mark.parametrize("context", [0.0, 0.99, -3.0, float("nan"), float("inf")])
 def test_a_context_below_1_is_refused(context: float) -> None:
-    with refused(f"context={context}", "1 (the hole alone)"):
+    with refused(f"context={context}", "1 (the mask alone)"):
         window_around(hole_of((9, 9), (1, 1, 3, 3)), context)
 
 

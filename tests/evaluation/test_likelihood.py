@@ -168,7 +168,7 @@ def test_the_command_prints_and_writes(var: Run, var_run: VARRecipe, tmp_path: P
         "float32",
     )
     assert (code, err) == (0, "")
-    assert "6 pictures of 6" in out
+    assert "6 images of 6" in out
     assert "the 2 classes that the model knows" in out
     assert "4x4, last" in out
     written = json.loads((tmp_path / "r.json").read_text())
@@ -180,10 +180,10 @@ def test_the_command_prints_and_writes(var: Run, var_run: VARRecipe, tmp_path: P
         "source": var_run.data.source,
         "split": "validation",
         "classes": "the 2 classes that the model knows",
-        "pictures": 6,
+        "images": 6,
         "unreadable": 0,
         "in_split": 6,
-        "crop": "short side to 9 px (Lanczos), centre 8x8",
+        "crop": "short side to 9 px (Lanczos), center 8x8",
     }
     assert len(written["model"]["weights"]) == 64
     assert written["versions"]["torch"] == torch.__version__
@@ -195,8 +195,8 @@ def test_the_command_measures_the_classes_that_the_model_knows(var: Run, tmp_pat
     tiny_pipeline({1: "cup", 4: "crane"}).save_pretrained(tmp_path / "model")
     code, out, err = var("evaluate", "likelihood", "--data", folder, "--model", "model", "--num", 2)
     assert (code, err) == (0, "")
-    assert "2 pictures of 3" in out
-    assert "the 1 classes that the model knows, not the 3 pictures of 1 others" in out
+    assert "2 images of 3" in out
+    assert "the 1 classes that the model knows, not the 3 images of 1 others" in out
 
 
 def test_the_command_warns_of_classes_with_other_names(var: Run, tmp_path: Path) -> None:

@@ -240,13 +240,13 @@ def test_the_command_prints_and_writes(evaluate: Run, tmp_path: Path, monkeypatc
     monkeypatch.setattr("var.networks.perceptual.load_perceptual", lambda *_: Distance())
     code, out, err = evaluate("--extractor", "colors", "--lpips", "lpips-alex", "--per-scale", "--json", "r.json")
     assert code == 0
-    assert "5 pictures of 6; 1 could not be read" in out
+    assert "5 images of 6; 1 could not be read" in out
     for part in ("rFID", "PSNR", "SSIM", "LPIPS ", "L1", "PSNR after it"):
         assert part in out
     assert "covariance" not in err
     assert "rFID: with fewer than 50,000 pictures (5) no number is comparable with published ones" in err
     written = json.loads((tmp_path / "r.json").read_text())
-    assert (written["data"]["pictures"], written["data"]["unreadable"]) == (5, 1)
+    assert (written["data"]["images"], written["data"]["unreadable"]) == (5, 1)
     assert written["rfid"]["extractor"] == "colors"
     assert written["perceptual"] == {"network": "lpips-alex", "mean": 0.5, "error": 0.0}
     assert list(written["codebook"]["scales"]) == ["1x1", "2x2", "4x4"]
@@ -263,7 +263,7 @@ class Distance(nn.Module):
 def test_the_command_needs_no_weights_without_the_rfid(evaluate: Run, tmp_path: Path) -> None:
     code, out, err = evaluate("--no-fid", "--classes", "0", "--num", 2, "--json", "r.json")
     assert (code, err) == (0, "")
-    assert "2 pictures of 3" in out
+    assert "2 images of 3" in out
     assert "rFID" not in out
     assert json.loads((tmp_path / "r.json").read_text())["rfid"] is None
 

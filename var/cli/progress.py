@@ -15,7 +15,7 @@ LONGEST_WAIT = timedelta(hours=12)  # for the other processes: the last share of
 
 @contextmanager
 def progress_bar(
-    done_word: str, unit: str, is_main_process: bool, world: int = 1
+    done_word: str, unit: str, is_main_process: bool = True, world: int = 1
 ) -> Iterator[Callable[[int, int], None]]:
     """A live line, or a line for every twentieth part where there is no terminal.
 
@@ -50,7 +50,7 @@ def progress_bar(
 
 
 @contextmanager
-def stopping(is_main_process: bool) -> Iterator[None]:
+def stopping(is_main_process: bool = True) -> Iterator[None]:
     """Inside, SIGTERM and Ctrl-C end the process at once in one line: what is done is kept anyway."""
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:

@@ -3,8 +3,8 @@
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import typer
@@ -23,19 +23,14 @@ class Group(NamedTuple):
     commands: Mapping[str, Command]  # by the word that follows
 
 
-def run(*commands: Command | Group, help: str | None = None, arguments: Sequence[str] | None = None) -> None:
+def run(*commands: Command | Group, help: str | None = None) -> None:
     """Run a function as a command, or the one of several that the first argument names; of a group, the first two.
 
-    Input that cannot work ends it in one line; other exceptions are bugs and show.
-
-    Args:
-        help: of all commands together.
-        arguments: what was typed; None: the process's.
+    Input that cannot work ends it in one line; other exceptions are bugs and show. `help` is of all commands together.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        code = build(*commands, help=help)(arguments, standalone_mode=False)
+        code = build(*commands, help=help)(standalone_mode=False)
     except TyperException as error:
         if not error.format_message():  # nothing was typed, and the help is printed
             raise SystemExit(error.exit_code) from error
@@ -62,17 +57,18 @@ def build(*commands: Command | Group, help: str | None = None) -> typer.Typer:
 
 def flatten(command: Command) -> Command:
     """The command with the fields of its dataclass parameters as parameters of their own, by keyword."""
-    own = inspect.signature(command).parameters.values()
-    bundles: dict[str, Any] = {each.name: each.annotation for each in own if is_dataclass(each.annotation)}
+    bundles: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
-    for parameter in own:
-        if parameter.name not in bundles:
-            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY))
+    for parameter in inspect.signature(command).parameters.values():
+        bundle, of_command = parameter.annotation, parameter.replace(kind=parameter.KEYWORD_ONLY)
+        if not is_dataclass(bundle):
+            parameters.append(of_command)
             continue
-        hints = get_type_hints(parameter.annotation, include_extras=True)
-        for field in fields(parameter.annotation):
-            kind, annotation = parameter.KEYWORD_ONLY, hints[field.name]
-            parameters.append(inspect.Parameter(field.name, kind, default=field.default, annotation=annotation))
+        bundles[parameter.name] = bundle
+        hints = get_type_hints(bundle, include_extras=True)
+        for field in fields(bundle):
+            default = parameter.empty if field.default is MISSING else field.default
+            parameters.append(of_command.replace(name=field.name, default=default, annotation=hints[field.name]))
 
     def flat(**values: Any) -> None:
         for name, bundle in bundles.items():

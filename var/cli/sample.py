@@ -1,6 +1,7 @@
 """The command that generates images: `python sample.py --class 207 --class "king penguin"`."""
 
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -8,7 +9,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli import options
-from var.cli.bundles import ModelOptions, SamplingOptions, given
+from var.cli.options import ModelOptions, SamplingOptions, given
 from var.cli.run import run
 
 if TYPE_CHECKING:
@@ -57,12 +58,15 @@ def sample(
     seconds = time.perf_counter() - loaded
     for path in save(output, out, columns=min(num, COLUMNS)):
         typer.echo(path)
-    typer.echo(f"{len(output.images)} pictures in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
+    typer.echo(f"{len(output.images)} images in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
 
 
 def save(output: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
     """Write CLASS_INDEX.png for each image, grid.png, and what was kept of the scales; all paths, the grid last."""
     from var.utils.images import enlarge, image_grid, save_image
+
+    def grid(images: "Iterable[Image.Image]") -> "Image.Image":
+        return image_grid([enlarge(image, GRID_TILE) for image in images], columns)
 
     paths = []
     for i, (label, index, image) in enumerate(zip(output.labels, output.indices, output.images, strict=True)):
@@ -74,15 +78,8 @@ def save(output: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
                 save_image(folder / f"{name}_scale{k}.png", stage)
                 paths.append(folder / f"{name}_scale{k}.png")
     if output.intermediates is not None:
-        frames = [growing(list(stages), columns) for stages in zip(*output.intermediates, strict=True)]
+        frames = [grid(stages) for stages in zip(*output.intermediates, strict=True)]
         save_image(folder / "growth.gif", frames[0], [*frames[1:], *[frames[-1]] * 3], milliseconds=350)
         paths.append(folder / "growth.gif")
-    save_image(folder / "grid.png", image_grid([enlarge(image, GRID_TILE) for image in output.images], columns))
+    save_image(folder / "grid.png", grid(output.images))
     return [*paths, folder / "grid.png"]
-
-
-def growing(images: "list[Image.Image]", columns: int) -> "Image.Image":
-    """One frame of the GIF: all images after one scale."""
-    from var.utils.images import enlarge, image_grid
-
-    return image_grid([enlarge(image, GRID_TILE) for image in images], columns)

@@ -116,7 +116,7 @@ def upscale(
     window = bounding_square(image.size)
     if window.side >= side:
         raise InputError(
-            f"the picture has {image.width}x{image.height} px: upscale takes images smaller than the model's, "
+            f"the image has {image.width}x{image.height} px: upscale takes images smaller than the model's, "
             f"{side}x{side} px"
         )
     if num_scales is not None and not 1 <= num_scales <= len(sides):

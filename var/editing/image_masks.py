@@ -27,7 +27,7 @@ MaskLike = Image.Image | Mask | Box | Sequence[Box]
 
 SMOOTHINGS = 4  # at each size of the image, when a mask is filled smoothly
 
-MASKS = "must be a picture, a boolean array, or boxes of four whole numbers left,top,right,bottom"
+MASKS = "must be an image, a boolean array, or boxes of four whole numbers left,top,right,bottom"
 
 FORCED_WHOLE = 3  # scales of at most that many tokens are forced whole where anything of the image is kept
 
@@ -75,7 +75,7 @@ def mask_from_boxes(boxes: Sequence[Sequence[int]], size: tuple[int, int]) -> Ma
         if not (0 <= left < right <= width and 0 <= top < bottom <= height):
             raise InputError(
                 f"box {left},{top},{right},{bottom} must be left,top,right,bottom with left < right and top < bottom "
-                f"inside the picture of {width}x{height} px"
+                f"inside the image of {width}x{height} px"
             )
         mask[top:bottom, left:right] = True
     return mask
@@ -92,8 +92,8 @@ def mask_from_image(image: Image.Image, size: tuple[int, int]) -> Mask:
     gray = np.asarray(to_rgb(load_image(image, "the mask"), background="black").convert("L"))
     if gray.shape != size[::-1]:
         raise InputError(
-            f"the mask has {gray.shape[1]}x{gray.shape[0]} px and the picture {size[0]}x{size[1]} px: give a mask of "
-            "the picture's size"
+            f"the mask has {gray.shape[1]}x{gray.shape[0]} px and the image {size[0]}x{size[1]} px: give a mask of "
+            "the image's size"
         )
     mask: Mask = gray > 127
     if not mask.any() and image.mode in ("L", "I", "F", "I;16") and np.asarray(image).any():
@@ -176,13 +176,13 @@ def masked_downscale(pixels: Tensor, mask: Tensor, factor: int) -> tuple[Tensor,
 
 def feathered_alpha(mask: Mask, feather: float) -> NDArray[np.float32]:
     """How much of the new image is seen, (H, W): 1 in the mask, falling until `feather` pixels outside it, then 0."""
-    if not mask.any():
-        return np.zeros(mask.shape, dtype=np.float32)
     alpha = np.zeros(mask.shape, dtype=np.float32)
-    margin = int(feather) + 1
-    near = tuple(
-        slice(max(int(places.min()) - margin, 0), int(places.max()) + margin + 1) for places in np.nonzero(mask)
-    )  # distances take their time, and all else is farther away
+    box = Image.fromarray(mask).getbbox()
+    if box is None:
+        return alpha
+    left, top, right, bottom = box
+    margin = int(feather) + 1  # distances take their time, and all else is farther away
+    near = slice(max(top - margin, 0), bottom + margin), slice(max(left - margin, 0), right + margin)
     distance = ndimage.distance_transform_edt(~mask[near])
     alpha[near] = np.where(distance <= feather, 1 - distance / (feather + 1), 0)
     return alpha

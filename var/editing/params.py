@@ -1,12 +1,9 @@
 """Blending options as a value that checks itself. Imports no torch: the commands take their defaults from here."""
 
-import warnings
 from dataclasses import dataclass
 
 from tokenizer.errors import InputError
 from var.sampling.params import SamplingOptions
-
-RENAMED = {"hide": "hide_masked", "match": "color_match"}  # read for one release
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,3 @@ class EditOptions(SamplingOptions, total=False):
     composite: bool
     color_match: bool
     feather: float | None
-
-
-def current_names(options: EditOptions) -> dict[str, object]:
-    """The options under today's names, with a warning for each older one."""
-    for old in RENAMED.keys() & options.keys():
-        warnings.warn(f"{old}= is now {RENAMED[old]}=", FutureWarning, stacklevel=4)
-    return {RENAMED.get(name, name): value for name, value in options.items()}

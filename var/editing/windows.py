@@ -15,7 +15,7 @@ from var.editing.image_masks import Mask
 from var.utils.images import MAX_PIXELS
 
 MAX_WINDOWS = 400  # that an image's extension may take, each as long to draw as an image
-METHODS = ("auto", "shrink", "slide")  # of out-painting
+METHODS = ("auto", "shrink", "slide")  # of outpainting
 MAX_GROWTH = 8  # an extended image is at most that many times as wide and as high
 
 
@@ -29,6 +29,11 @@ class Window(NamedTuple):
     @property
     def box(self) -> tuple[int, int, int, int]:
         return self.left, self.top, self.left + self.side, self.top + self.side
+
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """Rows and columns of the image that it shows."""
+        return slice(max(self.top, 0), self.top + self.side), slice(max(self.left, 0), self.left + self.side)
 
 
 def bounding_square(size: tuple[int, int]) -> Window:
@@ -49,18 +54,17 @@ def window_around(mask: Mask, context: float | None = None) -> Window:
         InputError: a context below 1.
     """
     if context is not None and not 1 <= context < float("inf"):
-        raise InputError(f"context={context} must be 1 (the hole alone) or more times the hole's longer side")
+        raise InputError(f"context={context} must be 1 (the mask alone) or more times the mask's longer side")
     height, width = mask.shape
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    top, bottom = (rows[0], rows[-1] + 1) if rows.size else (0, height)
-    left, right = (columns[0], columns[-1] + 1) if columns.size else (0, width)
-    extent = int(max(bottom - top, right - left)) if rows.size else 0
+    box = Image.fromarray(mask).getbbox()
+    left, top, right, bottom = box or (0, 0, width, height)
+    extent = max(bottom - top, right - left) if box else 0
     side = max(min(width, height), extent)
     if context is not None and extent:
         side = min(side, max(round(context * extent), 1))
 
     def place(low: int, high: int, length: int) -> int:
-        middle = (int(low) + int(high) - side) // 2
+        middle = (low + high - side) // 2
         return min(max(middle, 0), length - side) if side <= length else (length - side) // 2
 
     return Window(place(left, right, width), place(top, bottom, height), side)
@@ -85,11 +89,8 @@ def outpaint_windows(size: tuple[int, int], mask: Mask, method: str) -> list[Win
     if method == "slide" and steps > MAX_WINDOWS:
         raise InputError(f"windows of {side} px take {steps} steps, at most {MAX_WINDOWS}: use the method shrink")
     far = max(extended_size) > 2 * side and steps <= MAX_WINDOWS
-    return (
-        list(sliding(mask, side))
-        if method == "slide" or (method == "auto" and far)
-        else [bounding_square(extended_size)]
-    )
+    slides = method == "slide" or (method == "auto" and far)
+    return list(sliding(mask, side)) if slides else [bounding_square(extended_size)]
 
 
 def sliding(mask: Mask, side: int) -> Iterator[Window]:
@@ -105,13 +106,13 @@ def sliding(mask: Mask, side: int) -> Iterator[Window]:
     left = mask.copy()
 
     def known(window: Window) -> float:
-        return 1 - float(left[window.top : window.top + side, window.left : window.left + side].mean())
+        return 1 - float(left[window.slices].mean())
 
     shares = {window: known(window) for window in _grid(mask, side)}
     while shares:
         best = max(shares, key=lambda window: (shares[window], window))
         yield best
-        left[best.top : best.top + side, best.left : best.left + side] = False
+        left[best.slices] = False
         near = [w for w in shares if max(abs(w.left - best.left), abs(w.top - best.top)) < side]
         shares |= {window: known(window) for window in near}
         shares = {window: share for window, share in shares.items() if share < 1}
@@ -119,12 +120,10 @@ def sliding(mask: Mask, side: int) -> Iterator[Window]:
 
 def _grid(mask: Mask, side: int) -> list[Window]:
     """Where windows stand that show something of the mask."""
-    known = ~mask
-    rows, columns = (np.flatnonzero(known.any(axis=axis)) for axis in (1, 0))
-    tops = _stops(int(rows[0]), int(rows[-1]) + 1, mask.shape[0], side)
-    lefts = _stops(int(columns[0]), int(columns[-1]) + 1, mask.shape[1], side)
-    places = [Window(left, top, side) for top in tops for left in lefts]
-    return [w for w in places if mask[w.top : w.top + side, w.left : w.left + side].any()]
+    left, top, right, bottom = Image.fromarray(~mask).getbbox() or (0, 0, 0, 0)
+    tops, lefts = _stops(top, bottom, mask.shape[0], side), _stops(left, right, mask.shape[1], side)
+    places = [Window(x, y, side) for y in tops for x in lefts]
+    return [window for window in places if mask[window.slices].any()]
 
 
 def _stops(low: int, high: int, length: int, side: int) -> list[int]:
@@ -154,7 +153,7 @@ def pad_canvas(image: Image.Image, left: int, right: int, top: int, bottom: int)
             f"an extension of {image.width}x{image.height} px to {width}x{height} px is too large: at most "
             f"{MAX_GROWTH} times the width and the height, and {MAX_PIXELS:,} pixels"
         )
-    canvas = Image.new("RGB", (width, height), "grey")
+    canvas = Image.new("RGB", (width, height), "gray")
     canvas.paste(image, (left, top))
     canvas.info = image.info  # with its color profile
     mask = np.ones((height, width), dtype=bool)
@@ -170,7 +169,7 @@ def crop_mask(pixels: Mask, window: Window) -> Mask:
 def remove_window(mask: Mask, window: Window) -> Mask:
     """What is left of a mask when it has been filled through a window."""
     left = mask.copy()
-    left[max(window.top, 0) : window.top + window.side, max(window.left, 0) : window.left + window.side] = False
+    left[window.slices] = False
     return left
 
 

@@ -1,10 +1,12 @@
 """The loop over scales: draw a token map, add it to f_hat, feed it back for the next scale (VAR paper, section 3.2).
 
-B batch, K scales, L tokens of all scales, C latent channels, V codebook size, H side of the last scale.
+B batch, K scales, L tokens of all scales, n of one scale, C latent channels, V codebook size, H side of the last scale,
+S side of the images in pixels.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -28,7 +30,7 @@ class Generated(NamedTuple):
     """What the loop drew."""
 
     tokens: Tensor  # (B, L) int64
-    images: Tensor  # (B, 3, H, W) float32 in [-1, 1]
+    images: Tensor  # (B, 3, S, S) float32 in [-1, 1]
     f_hats: list[Tensor]  # K times (B, C, H, H): the sum after each scale; decode one to see the image grow
 
 
@@ -41,12 +43,8 @@ class ForcedTokens(NamedTuple):
 
 def index_within_class(labels: list[int]) -> list[int]:
     """The index of each entry among those equal to it: [7, 3, 7] -> [0, 0, 1]."""
-    seen: Counter[int] = Counter()
-    indices = []
-    for label in labels:
-        indices.append(seen[label])
-        seen[label] += 1
-    return indices
+    counters: defaultdict[int, Iterator[int]] = defaultdict(count)
+    return [next(counters[label]) for label in labels]
 
 
 def generate(
@@ -91,9 +89,10 @@ def generate(
     streams = RandomStreams(seed, labels, indices)
 
     scales, quantizer, device = model.scales, vqvae.quantizer, model.position.device
+    codebook = quantizer.codebook.weight  # (V, C)
     null = model.config.num_classes
     guided = cfg > 0 and any(label != null for label in labels)
-    rows = labels + [null] * len(labels) if guided else labels
+    rows = labels + [null] * len(labels) if guided else labels  # 2B with guidance, else B
     given = None if forced is None else forced_at_scales(forced, vqvae, len(labels))
     next_input: Tensor | None = None
     f_hat = torch.zeros((), device=device)
@@ -103,26 +102,28 @@ def generate(
         condition = model.condition(torch.tensor(rows, device=device))
         cache = model.new_cache(len(rows))
         for k in range(len(scales)):
-            logits = model.step(k, next_input, condition, cache)
+            logits = model.step(k, next_input, condition, cache)  # (B or 2B, n, V)
             if guided:
-                conditional, unconditional = logits.chunk(2)
+                conditional, unconditional = logits.chunk(2)  # (B, n, V) each
                 logits = classifier_free_guidance(conditional, unconditional, cfg_at_scale(cfg, k, len(scales)))
-            logits = filter_logits(logits, top_k, top_p)
+            logits = filter_logits(logits, top_k, top_p)  # (B, n, V)
             if smooth:
-                drawn, codes = gumbel_mix(logits, streams, quantizer.codebook.weight, k, len(scales))
+                weights = gumbel_softmax(logits, streams.uniform(*logits.shape[1:]), k, len(scales))  # (B, n, V)
+                tokens_k, codes = weights.argmax(dim=-1), weights @ codebook  # (B, n), (B, n, C)
             else:
-                drawn, codes = sample_codewords(logits, streams, quantizer.codebook.weight)
+                tokens_k = sample_tokens(logits, streams.uniform(logits.shape[1]))  # (B, n)
+                codes = codebook[tokens_k]  # (B, n, C)
             if given is not None:
-                tokens_k, forced_k = given[k]
-                drawn = torch.where(forced_k, tokens_k, drawn)
-                codes = torch.where(forced_k[..., None], quantizer.codebook(tokens_k), codes)
-            f_hat = f_hat + quantizer.scale_update(codes, k)
-            tokens.append(drawn)
+                forced_tokens, is_forced = given[k]  # (B, n) each
+                tokens_k = torch.where(is_forced, forced_tokens, tokens_k)
+                codes = torch.where(is_forced[..., None], codebook[forced_tokens], codes)
+            f_hat = f_hat + quantizer.scale_update(codes, k)  # (B, C, H, H)
+            tokens.append(tokens_k)
             f_hats.append(f_hat)
             if k + 1 < len(scales):
-                next_input = quantizer.next_input(f_hat, k + 1)
+                next_input = quantizer.next_input(f_hat, k + 1)  # (B, n of the next scale, C)
                 next_input = next_input.repeat(2, 1, 1) if guided else next_input
-        pixels = vqvae.pixels(f_hat)
+        pixels = vqvae.pixels(f_hat)  # (B, 3, S, S)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
     return Generated(scales.join(tokens), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
 
@@ -176,20 +177,6 @@ def forced_at_scales(given: ForcedTokens, vqvae: VQVAE, batch: int) -> list[tupl
         raise InputError(f"forced tokens must be in 0..{vqvae.config.vocab_size - 1}, the codebook's indices")
     tokens = tokens.where(inside, 0)
     return list(zip(vqvae.scales.split(tokens), vqvae.scales.split(forced), strict=True))
-
-
-def sample_codewords(logits: Tensor, streams: RandomStreams, codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Draw tokens: logits (B, L, V) and codebook (V, C) -> tokens (B, L), their codewords (B, L, C)."""
-    tokens = sample_tokens(logits, streams.uniform(logits.shape[1]))
-    return tokens, codebook[tokens]
-
-
-def gumbel_mix(
-    logits: Tensor, streams: RandomStreams, codebook: Tensor, k: int, num_scales: int
-) -> tuple[Tensor, Tensor]:
-    """Mix codewords: the same shapes; the tokens are those of largest weight."""
-    weights = gumbel_softmax(logits, streams.uniform(*logits.shape[1:]), k, num_scales)
-    return weights.argmax(dim=-1), weights @ codebook
 
 
 def check_fit(model: VAR, vqvae: VQVAE) -> None:

@@ -37,8 +37,8 @@ def find_label(name: str, classes: Mapping[int, str]) -> int:
 
     Raises InputError: no class of that name, or several; with the nearest ones.
     """
-    wanted = _plain(name)
-    lowered = {label: _plain(known) for label, known in classes.items()}
+    wanted = plain_name(name)
+    lowered = {label: plain_name(known) for label, known in classes.items()}
     found = [label for label, known in lowered.items() if known == wanted]
     if len(found) == 1:
         return found[0]
@@ -49,7 +49,8 @@ def find_label(name: str, classes: Mapping[int, str]) -> int:
     raise InputError(f"class {name!r} is unknown: {hint}")
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """In lower case, words parted by one blank."""
     return " ".join(name.lower().replace("_", " ").split())
 
 

@@ -438,7 +438,7 @@ def test_score_prints_and_writes_every_number(
         )
         assert f"{number['value']:.6g}" in line
         assert number["library"] in line
-    for told in (str(images), str(against), "12 pictures", "corners of tests 1", "weights none", "float64"):
+    for told in (str(images), str(against), "12 images", "corners of tests 1", "weights none", "float64"):
         assert told in printed.out
     assert "warning: images: with fewer than 10,000 pictures (12)" in printed.err
 
@@ -453,13 +453,13 @@ def test_reference_writes_a_split_or_statistics(
     out = tmp_path / "reference.npz"
     words = ["reference", tmp_path / "data", "--out", out, "--split", "validation", "--size", 8]
     command(*words, "--classes", "8", "--num", 3, "--extractor", "corners", monkeypatch=monkeypatch)
-    assert "holds 3 pictures and statistics of corners" in capsys.readouterr().out
+    assert "holds 3 images and statistics of corners" in capsys.readouterr().out
     found = open_npz(out)
     assert found.images().shape == (3, 8, 8, 3)
     assert found.array("arr_1").tolist() == [8, 8, 8]
     words = ["reference", out, "--out", tmp_path / "statistics.npz", "--extractor", "corners"]
     command(*words, monkeypatch=monkeypatch)
-    assert "holds no pictures and statistics of corners, from 3 pictures" in capsys.readouterr().out
+    assert "holds no images and statistics of corners, from 3 images" in capsys.readouterr().out
     np.testing.assert_allclose(open_npz(tmp_path / "statistics.npz").array("sigma"), found.array("sigma"))
 
 

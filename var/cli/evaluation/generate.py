@@ -6,24 +6,21 @@ import time
 import typer
 
 from tokenizer.errors import InputError
-from var.cli import options
-from var.cli.bundles import ModelOptions
+from var.cli.evaluation import options
+from var.cli.options import Batch, Classes, MetricsSamplingOptions, ModelOptions, given
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
 
 
 def generate(
     out: options.SampleSetFolder,
-    classes: options.Classes = None,
+    classes: Classes = None,
     num_per_class: options.NumInSet = 50,
-    cfg: options.CfgForMetrics = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    seed: options.Seed = 0,
-    batch: options.Batch = 32,
+    batch: Batch = 32,
     reject: options.Reject = None,
     reject_by: options.RejectBy = None,
     npz: options.Npz = True,
     *,
+    sampling: MetricsSamplingOptions,
     model: ModelOptions,
 ) -> None:
     """Generate images of each class, to be scored. Run the same command again to go on where it stopped.
@@ -58,19 +55,9 @@ def generate(
         if reject is not None:
             check_labels_are_imagenets(pipe.model.config.num_classes)
             judge = ClassProbability(reject_by or REJECT_BY, target)
-        settings = sample_settings(
-            pipe,
-            model.model,
-            classes or None,
-            num_per_class,
-            cfg,
-            top_k,
-            top_p,
-            seed,
-            batch,
-            reject,
-            None if judge is None else judge.description,
-        )
+        description = None if judge is None else judge.description
+        asked = given(sampling, batch=batch, reject=reject, judge=description)
+        settings = sample_settings(pipe, model.model, classes or None, num_per_class, **asked)
     cores = os.cpu_count() or 1
     if is_main_process and pipe.model.position.device.type == "cpu" and ranks.world_size < cores:
         typer.echo(
@@ -79,7 +66,7 @@ def generate(
             err=True,
         )
     began = time.perf_counter()
-    with stopping(is_main_process), progress_bar("drawn", "pictures", is_main_process) as progress:
+    with stopping(is_main_process), progress_bar("drawn", "images", is_main_process) as progress:
         drawn = generate_samples(pipe, settings, out, judge, ranks, progress)
     rate = drawn / (time.perf_counter() - began)
     with ranks.in_step():
@@ -88,11 +75,10 @@ def generate(
             write_samples_npz(out, settings)
     if is_main_process:
         count = len(settings.labels) * settings.num_per_class
-        now = f"{drawn} drawn now, {rate:.1f} pictures/s" if drawn else "all of them there already"
+        now = f"{drawn} drawn now, {rate:.1f} images/s" if drawn else "all of them there already"
         chosen = "" if judge is None else f", the best of {settings.candidates} each by {judge.extractor.name}"
         written = f"; {out / NPZ} too" if npz else ""
         typer.echo(
-            f"generate: {out / PICTURES} holds {count} pictures of {len(settings.labels)} classes{chosen}{written}; "
-            f"{now}"
+            f"generate: {out / PICTURES} holds {count} images of {len(settings.labels)} classes{chosen}{written}; {now}"
         )
     destroy_process_group()

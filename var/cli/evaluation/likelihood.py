@@ -2,57 +2,43 @@
 
 from typing import TYPE_CHECKING, Any
 
-from var.cli import options
-from var.cli.bundles import ModelOptions
-from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, spread, with_progress
+from var.cli.evaluation.options import DataOptions
+from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, read_batches, spread
+from var.cli.options import ModelOptions
 
 if TYPE_CHECKING:
     from var.data.dataset import ImageDataset
     from var.evaluation.likelihood import LabeledLikelihood, Likelihood, TokenLikelihood
-    from var.evaluation.metrics.stats import MeanStderr
     from var.pipeline import VARPipeline
 
 
-def likelihood(
-    data: options.Data,
-    overrides: options.DataOverrides = None,
-    split: options.Split = "validation",
-    classes: options.Labels = None,
-    num: options.MaxImages = None,
-    batch: options.Batch = 32,
-    json_file: options.JsonFile = None,
-    *,
-    model: ModelOptions,
-) -> None:
+def likelihood(data: DataOptions, model: ModelOptions) -> None:
     """Print loss and error of the tokens of images, given the coarser scales: all, each scale, the last one.
 
     Examples:
       var evaluate likelihood --data imagenet --model var-d16 --num 5000
       var evaluate likelihood --data configs/mini_var.yaml data.source=imagenet --json likelihood.json
     """
-    labels = None if classes is None else labels_of(classes)
-    from var.evaluation.data import count_requested, image_batches, open_images, read_source, restrict_to_labels
+    labels = labels_of(data.classes)
+    from var.evaluation.data import open_images, read_source, restrict_to_labels
     from var.evaluation.likelihood import likelihood as measure
     from var.pipeline import VARPipeline
     from var.utils.device import choose_device, choose_dtype
     from var.utils.files import check_target
     from var.utils.provenance import device_name, fingerprint, versions
 
-    source = read_source(data, overrides or [])
-    if json_file is not None:
-        check_target(json_file, "likelihood.json", [data, source.source, model.model])
+    source = read_source(data.data, data.overrides or [])
+    if data.json_file is not None:
+        check_target(data.json_file, "likelihood.json", [data.data, source.source, model.model])
     chosen = choose_dtype(model.dtype, choose_device(model.device))
-    pipe = VARPipeline.from_pretrained(
-        model.model, device=model.device, dtype="float32"
-    )  # so that the tokens are training's
-    pipe.model.cast(chosen)
+    pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype="float32")
+    pipe.model.cast(chosen)  # the tokenizer stays in float32, so that the tokens are training's
     for label in labels or []:
         pipe.label(label)
-    whole = open_images(source, split, pipe.vqvae.config.image_side, labels)
+    whole = open_images(source, data.split, pipe.vqvae.config.image_side, labels)
     dataset = restrict_to_labels(whole, pipe.known_labels())
-    asked = count_requested(dataset, num)
-    found = measure(pipe, with_progress(image_batches(dataset, batch, num), asked, "measured"))
-    choice = f"labels {classes}" if labels else known_only(whole, dataset)
+    found = measure(pipe, read_batches(dataset, data, "measured"))
+    choice = f"labels {data.classes}" if labels else known_only(whole, dataset)
     results = {
         "command": "likelihood",
         "model": {
@@ -62,12 +48,12 @@ def likelihood(
             "dtype": f"transformer in {str(chosen).removeprefix('torch.')}, tokenizer in float32",
             "device": device_name(pipe.model.position.device),
         },
-        "data": data_entry(dataset, split, asked, found.pictures, choice),
+        "data": data_entry(dataset, data, found.pictures, choice),
         "versions": versions(),
         **as_json(found, pipe.vqvae.config.image_side),
     }
     lines = [*heading(results), "", *table(found), "", *summary(found, pipe.vqvae.config.image_side)]
-    finish(lines, renamed(dataset, pipe), results, json_file)
+    finish(lines, renamed(dataset, pipe), results, data.json_file)
 
 
 def known_only(whole: "ImageDataset", dataset: "ImageDataset") -> str:
@@ -75,19 +61,18 @@ def known_only(whole: "ImageDataset", dataset: "ImageDataset") -> str:
     if whole.labels is None or dataset.labels is None:
         return "labels as the shards tell them, all known to the model"
     kept, left_out = set(dataset.labels.tolist()), set(whole.labels.tolist()) - set(dataset.labels.tolist())
-    others = f", not the {len(whole) - len(dataset)} pictures of {len(left_out)} others" if left_out else ""
+    others = f", not the {len(whole) - len(dataset)} images of {len(left_out)} others" if left_out else ""
     return f"the {len(kept)} classes that the model knows{others}"
 
 
 def renamed(dataset: "ImageDataset", pipe: "VARPipeline") -> list[str]:
     """A warning if data and model call a label by different names: they may count their classes differently."""
 
-    def plain(name: str) -> str:
-        return " ".join(name.lower().replace("_", " ").split())
+    from var.utils.classes import plain_name
 
     ours, theirs = pipe.classes or {}, dataset.class_names
     present = ours.keys() & theirs.keys() & set([] if dataset.labels is None else dataset.labels.tolist())
-    different = sorted(label for label in present if plain(ours[label]) != plain(theirs[label]))
+    different = sorted(label for label in present if plain_name(ours[label]) != plain_name(theirs[label]))
     if not different:
         return []
     first = different[0]
@@ -102,8 +87,8 @@ def as_json(found: "LabeledLikelihood", side: int) -> dict[str, Any]:
     return {
         "with_label": column_json(found.given, side),
         "null_class": column_json(found.null, side),
-        "label_saves_nats_per_picture": found.gain._asdict(),
-        "standard_errors": "over pictures",
+        "label_saves_nats_per_image": found.gain._asdict(),
+        "standard_errors": "over images",
     }
 
 
@@ -111,14 +96,8 @@ def column_json(found: "Likelihood", side: int) -> dict[str, Any]:
     """All tokens, those of the last scale, those of each."""
 
     def entries(of: "TokenLikelihood") -> dict[str, Any]:
-        values: dict[str, MeanStderr] = {
-            "loss": of.loss,
-            "error": of.error,
-            "bits": of.bits,
-            "perplexity": of.perplexity,
-            "nats_per_picture": of.nats_per_picture,
-            "bits_per_pixel": of.bits_per_pixel(side),
-        }
+        values = {name: getattr(of, name) for name in ("loss", "error", "bits", "perplexity")}
+        values |= {"nats_per_image": of.nats_per_picture, "bits_per_pixel": of.bits_per_pixel(side)}
         return {"tokens": of.tokens, **{name: value._asdict() for name, value in values.items()}}
 
     return {
@@ -136,9 +115,8 @@ def scale_name(of: "TokenLikelihood") -> str:
 
 def table(found: "LabeledLikelihood") -> list[str]:
     """A line for all scales and for each."""
-    width = 62
     lines = [
-        f"{'':<20}{'with its label':<{width}}null class",
+        f"{'':<20}{'with its label':<62}null class",
         f"{'scale':<13}{'tokens':<7}"
         + f"{'nats a token':<19}{'error':<18}{'bits':<10}{'perplexity':<15}"
         + f"{'nats a token':<19}error",
@@ -158,14 +136,14 @@ def table(found: "LabeledLikelihood") -> list[str]:
 
 
 def summary(found: "LabeledLikelihood", side: int) -> list[str]:
-    """What all tokens of a picture cost."""
+    """What all tokens of an image cost."""
     lines = []
     for name, column in (("with its label", found.given), ("null class", found.null)):
         whole = column.whole
         lines.append(
-            f"a picture, {name:<16}{spread(whole.nats_per_picture, '.2f')} nats, "
+            f"an image, {name:<17}{spread(whole.nats_per_picture, '.2f')} nats, "
             f"{spread(whole.bits_per_pixel(side), '.4f')} bits a pixel (of its tokens, which tell less than the pixels)"
         )
-    lines.append(f"the label saves            {spread(found.gain, '.2f')} nats a picture")
-    lines.append("± is the standard error over pictures; error is 1 - top-1 accuracy")
+    lines.append(f"the label saves            {spread(found.gain, '.2f')} nats an image")
+    lines.append("± is the standard error over images; error is 1 - top-1 accuracy")
     return lines

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tokenizer.errors import InputError
+from var.cli.evaluation.options import DataOptions
+from var.cli.options import whole_numbers
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -17,42 +18,35 @@ if TYPE_CHECKING:
     from var.evaluation.metrics.stats import MeanStderr
 
 
-def labels_of(classes: str, option: str = "--classes") -> list[int]:
+def labels_of(classes: str | None, option: str = "--classes") -> list[int] | None:
     """`1,145` -> numbers."""
-    try:
-        return [int(label) for label in classes.split(",")]
-    except ValueError as error:
-        raise InputError(f"{option} {classes!r} must be labels such as 1,145") from error
+    return None if classes is None else whole_numbers(classes, f"{option} {classes!r} must be labels such as 1,145")
 
 
-def with_progress(
-    batches: "Iterable[tuple[Tensor, list[int]]]", total: int, done_word: str
-) -> "Iterator[tuple[Tensor, list[int]]]":
-    """The batches, while a progress bar shows how many of their images were worked on."""
-    done = 0
-    with progress_bar(done_word, "pictures", is_main_process=True) as progress:
-        for batch in batches:
+def read_batches(dataset: "ImageDataset", data: DataOptions, done_word: str) -> "Iterator[tuple[Tensor, list[int]]]":
+    """Images and labels, while a progress bar shows how many were worked on."""
+    from var.evaluation.data import count_requested, image_batches
+
+    done, total = 0, count_requested(dataset, data.num)
+    with progress_bar(done_word, "images") as progress:
+        for batch in image_batches(dataset, data.batch, data.num):
             yield batch
             done += len(batch[1])
             progress(done, total)
 
 
-def data_entry(dataset: "ImageDataset", split: str, asked: int, read: int, choice: str) -> dict[str, Any]:
-    """Which images were measured on, for a file.
+def data_entry(dataset: "ImageDataset", data: DataOptions, read: int, choice: str) -> dict[str, Any]:
+    """Which images were measured on, for a file: how many could be read, and in words how their classes were chosen."""
+    from var.evaluation.data import count_requested
 
-    Args:
-        asked: how many were to be read.
-        read: how many could be.
-        choice: how their classes were chosen, in words.
-    """
     return {
         "source": dataset.config.source,
-        "split": split,
+        "split": data.split,
         "classes": choice,
-        "pictures": read,
-        "unreadable": asked - read,
+        "images": read,
+        "unreadable": count_requested(dataset, data.num) - read,
         "in_split": len(dataset),
-        "crop": f"short side to {dataset.short_side} px (Lanczos), centre {dataset.side}x{dataset.side}",
+        "crop": f"short side to {dataset.short_side} px (Lanczos), center {dataset.side}x{dataset.side}",
     }
 
 
@@ -64,7 +58,7 @@ def heading(results: Mapping[str, Any]) -> list[str]:
     return [
         f"model      {model['name']}: {model['parts']}; weights sha256:{model['weights'][:16]}",
         f"           {model['dtype']}, on {model['device']}",
-        f"data       {data['source']}, {data['split']}: {data['pictures']} pictures of {data['in_split']}{unreadable}",
+        f"data       {data['source']}, {data['split']}: {data['images']} images of {data['in_split']}{unreadable}",
         f"           {data['classes']}; {data['crop']}",
         f"versions   {versions}",
     ]

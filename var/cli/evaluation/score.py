@@ -3,11 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
 from tokenizer.errors import InputError, one_line
-from var.cli import options
-from var.cli.evaluation.results import labels_of
+from var.cli.evaluation import options
+from var.cli.evaluation.results import finish, labels_of
+from var.cli.options import Batch, Device, JsonFile
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -20,9 +19,9 @@ def score(
     extractor: options.Extractor = "inception-v3-compat",
     weights: options.ExtractorWeights = None,
     among: options.Among = None,
-    batch: options.Batch = 32,
-    device: options.Device = "auto",
-    json_file: options.JsonFile = None,
+    batch: Batch = 32,
+    device: Device = "auto",
+    json_file: JsonFile = None,
 ) -> None:
     """Print FID, sFID, Inception Score, precision, recall, KID and class accuracy, and how each was made.
 
@@ -30,13 +29,11 @@ def score(
       var evaluate score --images samples --reference reference.npz
       var evaluate score --images samples.npz --reference photos --extractor efficientnet-lite0 --json score.json
     """
-    import json
-
     from var.evaluation.metrics.extractors import open_extractor
     from var.evaluation.metrics.reference import open_reference
     from var.evaluation.metrics.score import score as measure
     from var.evaluation.samples.image_sets import open_image_set
-    from var.utils.files import atomic_write, check_target
+    from var.utils.files import check_target
 
     if json_file is not None:
         check_target(json_file, "score.json", [images, reference, weights])
@@ -44,17 +41,12 @@ def score(
     found = open_image_set(images)
     network = open_extractor(extractor, weights, device)
     against = open_reference(reference, network)
-    with progress_bar("looked at", "pictures", is_main_process=True) as progress:
+    with progress_bar("looked at", "images") as progress:
         report = measure(found, against, network, batch, progress, choices)
-    typer.echo(table(report))
-    for warning in report.warnings:
-        typer.echo(f"warning: {warning}", err=True)
-    if json_file is not None:
-        with atomic_write(json_file) as beside:
-            beside.write_text(json.dumps(report.as_json(), indent=2) + "\n")
+    finish(table(report), report.warnings, report.as_json(), json_file)
 
 
-def labels_among(text: str) -> list[int]:
+def labels_among(text: str) -> list[int] | None:
     """`1,145`, or a JSON file whose keys are labels -> the labels."""
     import json
 
@@ -66,19 +58,19 @@ def labels_among(text: str) -> list[int]:
         raise InputError(f"--among {text} must hold an object whose keys are labels: {one_line(error)}") from error
 
 
-def table(report: "Report") -> str:
+def table(report: "Report") -> list[str]:
     """For the eye: what was measured with what, then a line for every number."""
     extractor, images, reference = report.extractor, report.images, report.reference
     lines = [
-        f"images     {images['path']}: {images['count']} pictures ({images['kind']})",
+        f"images     {images['path']}: {images['count']} images ({images['kind']})",
         f"reference  {reference['path']} ({reference['kind']})",
         f"extractor  {extractor['name']} of {extractor['library']}, weights {extractor['weights']}",
-        f"           pictures resized to {extractor['side']} px: {extractor['resize']}; {extractor['dtype']}",
+        f"           images resized to {extractor['side']} px: {extractor['resize']}; {extractor['dtype']}",
         "",
     ]
     width = max(len(number.title) for number in report.numbers.values())
     for number in report.numbers.values():
         against = "" if number.reference is None else f" against {number.reference}"
-        how = f"{number.library}; {number.pictures} pictures{against}; {number.definition}"
+        how = f"{number.library}; {number.pictures} images{against}; {number.definition}"
         lines.append(f"{number.title:<{width}} {number.value:12.6g}   {how}")
-    return "\n".join(lines)
+    return lines

@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.errors import InputError
-from var.cli import options
-from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, spread, with_progress
+from var.cli.evaluation import options
+from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, read_batches, spread
+from var.cli.options import Device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,21 +16,15 @@ if TYPE_CHECKING:
 
 
 def tokenizer(
-    data: options.Data,
-    overrides: options.DataOverrides = None,
+    data: options.DataOptions,
     model: options.TokenizerModel = "var-mini",
-    split: options.Split = "validation",
-    classes: options.Labels = None,
-    num: options.MaxImages = None,
     extractor: options.Extractor = "inception-v3-compat",
     weights: options.ExtractorWeights = None,
     fid: options.Fid = True,
     lpips: options.Lpips = None,
     lpips_weights: options.LpipsWeights = None,
     per_scale: options.PerScale = False,
-    batch: options.Batch = 32,
-    device: options.Device = "auto",
-    json_file: options.JsonFile = None,
+    device: Device = "auto",
 ) -> None:
     """Print rFID, PSNR, SSIM, LPIPS and L1 of reconstructions, and how much of the codebook each scale uses.
 
@@ -37,12 +32,12 @@ def tokenizer(
       var evaluate tokenizer --data imagenet --model var-d16 --lpips lpips-vgg
       var evaluate tokenizer --data configs/mini_tokenizer.yaml data.source=imagenet --extractor efficientnet-lite0
     """
-    labels = None if classes is None else labels_of(classes)
+    labels = labels_of(data.classes)
     if weights is not None and not fid:
         raise InputError(f"--weights {weights} are the extractor's, which --no-fid does not use: leave one out")
     if lpips_weights is not None and lpips is None:
         raise InputError(f"--lpips-weights {lpips_weights} needs --lpips, such as --lpips lpips-vgg")
-    from var.evaluation.data import count_requested, image_batches, open_images, read_source
+    from var.evaluation.data import open_images, read_source
     from var.evaluation.metrics.extractors import open_extractor
     from var.evaluation.reconstruction import open_tokenizer, psnr_of_scales, reconstruction
     from var.networks.perceptual import load_perceptual
@@ -50,19 +45,18 @@ def tokenizer(
     from var.utils.files import check_target
     from var.utils.provenance import device_name, fingerprint, versions
 
-    source = read_source(data, overrides or [])
-    if json_file is not None:
-        check_target(json_file, "tokenizer.json", [data, source.source, model, weights, lpips_weights])
+    source = read_source(data.data, data.overrides or [])
+    if data.json_file is not None:
+        inputs = [data.data, source.source, model, weights, lpips_weights]
+        check_target(data.json_file, "tokenizer.json", inputs)
     target = choose_device(device)
     vqvae = open_tokenizer(model).to(target)
-    dataset = open_images(source, split, vqvae.config.image_side, labels)
+    dataset = open_images(source, data.split, vqvae.config.image_side, labels)
     looks = open_extractor(extractor, weights, device) if fid else None
     distance = None if lpips is None else load_perceptual(lpips, lpips_weights).to(target)
-    asked = count_requested(dataset, num)
-    found = reconstruction(vqvae, with_progress(image_batches(dataset, batch, num), asked, "measured"), distance, looks)
-    after = None
-    if per_scale:
-        after = psnr_of_scales(vqvae, with_progress(image_batches(dataset, batch, num), asked, "decoded"))
+    found = reconstruction(vqvae, read_batches(dataset, data, "measured"), distance, looks)
+    after = psnr_of_scales(vqvae, read_batches(dataset, data, "decoded")) if per_scale else None
+    choice = f"labels {data.classes}" if labels else "all its classes"
     results = {
         "command": "tokenizer",
         "model": {
@@ -72,13 +66,13 @@ def tokenizer(
             "dtype": "tokenizer in float32, reconstructions rounded to 8 bits",
             "device": device_name(target),
         },
-        "data": data_entry(dataset, split, asked, found.pictures, f"labels {classes}" if labels else "all its classes"),
+        "data": data_entry(dataset, data, found.pictures, choice),
         "versions": versions(),
         **as_json(found, vqvae.config.scales, lpips, looks, after),
     }
     lines = [*heading(results), *extractor_lines(looks), "", *measures(found, lpips, looks)]
     lines += ["", *codebook(found, vqvae.config.scales, after)]
-    finish(lines, doubts(found, looks), results, json_file)
+    finish(lines, doubts(found, looks), results, data.json_file)
 
 
 def as_json(
@@ -91,27 +85,19 @@ def as_json(
     """What is written."""
     names = [f"{side}x{side}" for side in sides]
     by_scale = zip(names, found.of_scales, strict=True)
+    rfid: dict[str, Any] | None = None
+    if extractor is not None:
+        made_by = {name: getattr(extractor, name) for name in ("library", "weights", "side", "resize", "dimension")}
+        rfid = {"value": found.fid, "extractor": extractor.name, **made_by}
     return {
         "psnr": found.psnr._asdict(),
         "ssim": found.ssim._asdict(),
         "l1": found.l1._asdict(),
         "perceptual": None if found.perceptual is None else {"network": lpips, **found.perceptual._asdict()},
-        "rfid": None if extractor is None else {"value": found.fid, **extractor_json(extractor)},
+        "rfid": rfid,
         "codebook": {"all": usage_json(found.overall), "scales": {name: usage_json(usage) for name, usage in by_scale}},
         "psnr_after_scale": after and {name: value._asdict() for name, value in zip(names, after, strict=True)},
-        "standard_errors": "over pictures",
-    }
-
-
-def extractor_json(extractor: "Extractor") -> dict[str, Any]:
-    """What made the features."""
-    return {
-        "extractor": extractor.name,
-        "library": extractor.library,
-        "weights": extractor.weights,
-        "side": extractor.side,
-        "resize": extractor.resize,
-        "dimension": extractor.dimension,
+        "standard_errors": "over images",
     }
 
 
@@ -127,23 +113,23 @@ def extractor_lines(extractor: "Extractor | None") -> list[str]:
         return []
     return [
         f"extractor  {extractor.name} of {extractor.library}, weights {extractor.weights}",
-        f"           pictures resized to {extractor.side} px: {extractor.resize}; float32",
+        f"           images resized to {extractor.side} px: {extractor.resize}; float32",
     ]
 
 
 def measures(found: "Reconstruction", lpips: str | None, extractor: "Extractor | None") -> list[str]:
     """A line for every measure."""
     lines = [
-        f"PSNR        {spread(found.psnr, '.3f')} dB (pixels in 0..1, mean of the pictures' values)",
+        f"PSNR        {spread(found.psnr, '.3f')} dB (pixels in 0..1, mean of the images' values)",
         f"SSIM        {spread(found.ssim, '.4f')} (pixels in 0..1, Gaussian window of 11 px)",
         f"L1          {spread(found.l1, '.5f')} (pixels in 0..1)",
     ]
     if found.perceptual is not None:
         name = "LPIPS" if lpips and lpips.startswith("lpips-") else "LPIPS form"
-        lines.append(f"{name:<12}{spread(found.perceptual, '.4f')} ({lpips}, at the pictures' own size)")
+        lines.append(f"{name:<12}{spread(found.perceptual, '.4f')} ({lpips}, at the images' own size)")
     if found.fid is not None and extractor is not None:
-        lines.append(f"rFID        {found.fid:.4f} ({extractor.name}, {found.pictures} pictures and reconstructions)")
-    lines.append("± is the standard error over pictures")
+        lines.append(f"rFID        {found.fid:.4f} ({extractor.name}, {found.pictures} images and reconstructions)")
+    lines.append("± is the standard error over images")
     return lines
 
 

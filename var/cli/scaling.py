@@ -1,6 +1,9 @@
-"""The command that fits scaling laws: `var scaling fit RUN RUN RUN ... --out FOLDER`."""
+"""The commands of scaling laws: `var scaling train|fit`."""
 
 import json
+import logging
+import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,11 +11,49 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli import options
-from var.cli.scaling.tables import PAPER, print_report
+from var.cli.run import Group
+from var.cli.scaling_tables import PAPER, print_report
 
 if TYPE_CHECKING:
     from var.evaluation.scaling.laws import FitResult
     from var.evaluation.scaling.runs import Run
+
+
+def train(
+    recipe: options.Recipe,
+    overrides: options.Overrides = None,
+    depths: options.Depths = "1,2,3,4,5,6",
+    launch: options.Launch = "",
+    dry_run: options.DryRun = False,
+) -> None:
+    """Train RECIPE, of stage var, in one size after the other, each in OUTPUT/d{depth}.
+
+    Run the same command again to go on where it stopped.
+
+    Examples:
+      var scaling train configs/tiny_imagenet_scaling.yaml --depths 1,2,4 --dry-run
+      var scaling train configs/tiny_imagenet_scaling.yaml data.source=FOLDER --launch 'torchrun --nproc_per_node 2'
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise InputError(
+            "var scaling train starts the processes of its runs itself: start it once, with --launch 'torchrun ...'"
+        )
+    wanted = options.whole_numbers(depths, f"--depths {depths!r} must be whole numbers such as 1,2,4")
+    from var.training.recipe import load_recipe
+    from var.training.series import series as sizes
+    from var.training.series import train_series
+
+    recipes = sizes(load_recipe(recipe, overrides or []), wanted)
+    if dry_run:
+        from var.cli.train import tell
+
+        for size in recipes:
+            typer.echo(size.headline)
+            tell(size)
+        return
+    train_series(recipes, launch, typer.echo)
+    typer.echo("series: " + " ".join(str(size.output) for size in recipes))
 
 
 def fit(
@@ -96,3 +137,15 @@ def results(runs: Sequence["Run"], findings: Sequence["FitResult"], resamples: i
             for (axis, quantity), (beta, alpha) in PAPER.items()
         ],
     }
+
+
+SCALING = Group(
+    "scaling",
+    """Train one recipe in several sizes, and fit scaling laws to the runs.
+
+    Examples:
+      var scaling train configs/tiny_imagenet_scaling.yaml --depths 1,2,4
+      var scaling fit runs/scaling/d1 runs/scaling/d2 runs/scaling/d4 --out laws
+    """,
+    {"train": train, "fit": fit},
+)

@@ -1,4 +1,4 @@
-"""The command that fills the token cache: `var data tokenize RECIPE`."""
+"""The commands that prepare data: `var data index|tokenize`."""
 
 import logging
 import sys
@@ -9,6 +9,19 @@ import typer
 from tokenizer.errors import InputError
 from var.cli import options
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
+from var.cli.run import Group
+
+
+def index(folder: options.ShardFolder) -> None:
+    """Write FOLDER/index.json, which data.source of a recipe takes; shards and index may be uploaded together then.
+
+    Examples:
+      var data index shards
+      var data index /data/imagenet-wds
+    """
+    from var.data.shards import write_index
+
+    typer.echo(f"index: {write_index(folder)}")
 
 
 def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> None:
@@ -53,3 +66,15 @@ def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> Non
     unreadable = f"; {summary.unreadable} images could not be read" if summary.unreadable else ""
     size = f"{summary.bytes / 1e6:.1f} MB"
     typer.echo(f"tokens: {checked.token_cache} holds {summary.samples} encoded images in {size}, {now}{unreadable}")
+
+
+DATA = Group(
+    "data",
+    """List shards, fill the token cache.
+
+    Examples:
+      var data index shards
+      var data tokenize configs/mini_var.yaml token_cache=runs/tokens
+    """,
+    {"index": index, "tokenize": tokenize},
+)

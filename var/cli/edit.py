@@ -1,0 +1,191 @@
+"""The commands that edit an image without any training: `var edit inpaint|outpaint|class|upscale IMAGE`."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+
+from tokenizer.errors import InputError
+from var.cli import options
+from var.cli.options import BlendOptions, EditOptions, MaskOptions, given, whole_numbers
+from var.cli.run import Group
+from var.cli.sample import COLUMNS, GRID_TILE
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from var.pipeline import EditOutput, VARPipeline
+
+LARGEST_TILE = 512  # of the sheet: larger images are reduced on it
+LONGEST_STEM = 50  # characters of an image's name that its results take: file systems end at 255 bytes
+
+
+def inpaint(
+    image: options.ImageFile, label: options.MaybeClass = None, *, masking: MaskOptions, edit: EditOptions
+) -> None:
+    """Fill a masked part of IMAGE with what goes with the rest of it.
+
+    Examples:
+      var edit inpaint photo.jpg --box 80,60,180,200
+      var edit inpaint photo.jpg --mask mask.png --class 207 --num 8
+    """
+    fill("inpaint", image, label, masking, edit)
+
+
+def edit_class(image: options.ImageFile, label: options.Class, *, masking: MaskOptions, edit: EditOptions) -> None:
+    """Put something of a class into a masked part of IMAGE.
+
+    Examples:
+      var edit class photo.jpg --mask mask.png --class "king penguin"
+      var edit class photo.jpg --box 80,60,180,200 --class 207 --no-color-match
+    """
+    fill("class", image, label, masking, edit)
+
+
+def fill(verb: str, file: Path, label: str | None, masking: MaskOptions, edit: EditOptions) -> None:
+    """Inpaint a masked part, with or without a class."""
+    if (masking.mask is None) == (not masking.box):
+        raise InputError("give the mask either by --mask FILE or by --box x0,y0,x1,y1")
+    boxes = [corners(box) for box in masking.box or ()]
+    image = read_image(file, edit)
+    from var.editing.image_masks import mask_from_boxes, mask_from_image
+    from var.editing.windows import window_around
+    from var.utils.images import open_image
+
+    if masking.mask is None:
+        mask = mask_from_boxes(boxes, image.size)
+    else:
+        mask = mask_from_image(open_image(masking.mask), image.size)
+    if not mask.any():
+        raise InputError(
+            f"mask {masking.mask} is empty: white marks what is filled; black and transparent parts are kept"
+        )
+    window_around(mask, masking.context)  # a context that cannot be had is refused before the model is loaded
+    finish(verb, file, edit, lambda pipe: pipe.inpaint(image, mask, **given(edit, masking, label=label)))
+
+
+def corners(box: str) -> list[int]:
+    """`x0,y0,x1,y1` -> four numbers."""
+    refusal = f"--box {box!r} must be four whole numbers x0,y0,x1,y1, such as 16,16,48,48"
+    numbers = whole_numbers(box, refusal)
+    if len(numbers) != 4:
+        raise InputError(refusal)
+    return numbers
+
+
+def outpaint(
+    image: options.ImageFile,
+    left: options.Room = 0,
+    right: options.Room = 0,
+    top: options.Room = 0,
+    bottom: options.Room = 0,
+    label: options.MaybeClass = None,
+    method: options.Method = None,
+    *,
+    edit: EditOptions,
+    blend: BlendOptions,
+) -> None:
+    """Continue IMAGE beyond its edges, by shrink-and-place or, if it grows a lot, by a window that slides outwards.
+
+    Examples:
+      var edit outpaint photo.jpg --left 128 --right 128
+      var edit outpaint photo.jpg --top 400 --method slide
+    """
+    opened = read_image(image, edit)
+    from var.editing.windows import outpaint_windows, pad_canvas
+
+    # Room that cannot be had, or not by that method, is refused before the model is loaded.
+    outpaint_windows(opened.size, pad_canvas(opened, left, right, top, bottom)[1], method or "auto")
+    asked = given(edit, blend, label=label, method=method)
+    finish("outpaint", image, edit, lambda pipe: pipe.outpaint(opened, left, right, top, bottom, **asked))
+
+
+def upscale(
+    image: options.ImageFile,
+    label: options.MaybeClass = None,
+    scales: options.CoarseScales = None,
+    consistent: options.Consistent = None,
+    *,
+    edit: EditOptions,
+) -> None:
+    """Show IMAGE, which is smaller than the model's images, in their size.
+
+    Examples:
+      var edit upscale small.png
+      var edit upscale small.png --class 207 --seed 1
+    """
+    opened = read_image(image, edit)
+    asked = given(edit, label=label, num_scales=scales, consistent=consistent)
+    finish("upscale", image, edit, lambda pipe: pipe.upscale(opened, **asked))
+
+
+def read_image(file: Path, edit: EditOptions) -> "Image.Image":
+    """The image, RGB and upright; before that, what can be refused without a look at it is."""
+    from var.sampling.params import SamplingParams, with_options
+    from var.utils.files import check_writable
+    from var.utils.images import open_image, to_rgb
+
+    check_writable(edit.out)
+    with_options(SamplingParams(), given(edit))
+    return to_rgb(open_image(file))
+
+
+def finish(verb: str, file: Path, edit: EditOptions, method: "Callable[[VARPipeline], EditOutput]") -> None:
+    """Load the model, edit, save and print what was saved."""
+    began = time.perf_counter()
+    from var.pipeline import VARPipeline
+    from var.utils.images import save_image
+
+    pipe = VARPipeline.from_pretrained(edit.model, device=edit.device, dtype=edit.dtype)
+    loaded = time.perf_counter()
+    output = method(pipe)
+    seconds = time.perf_counter() - loaded
+    stem = f"{file.stem.lstrip('.')[:LONGEST_STEM] or 'image'}_{verb}"
+    saved = {edit.out / f"{stem}_{name}.png": image for name, image in results(verb, output).items()}
+    for path, image in saved.items():
+        save_image(path, image)
+    for path in saved:
+        typer.echo(path)
+    typer.echo(f"{len(output.images)} images in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
+
+
+def results(verb: str, output: "EditOutput") -> "dict[str, Image.Image]":
+    """What is saved, by name: the results, the mask, and a sheet of all that begins with the input."""
+    from PIL.Image import Resampling
+
+    from var.editing.image_masks import overlay
+    from var.utils.images import image_grid
+
+    saved = {str(i): image for i, image in enumerate(output.images)}
+    tiles = [tile(image) for image in output.images]
+    if verb == "upscale":  # the small image's pixels as they are, and enlarged to the results' size
+        smooth = tile(output.image.resize(output.images[0].size, Resampling.BICUBIC))
+        first = [output.image.resize(smooth.size, Resampling.NEAREST), smooth]
+    else:
+        saved["mask"] = overlay(output.image, output.mask)
+        first = [tile(output.image), tile(saved["mask"])]
+    return saved | {"sheet": image_grid([*first, *tiles], COLUMNS)}
+
+
+def tile(image: "Image.Image") -> "Image.Image":
+    """An image as the sheet shows it: large enough to be seen and small enough to go with others."""
+    from var.utils.images import enlarge
+
+    seen = enlarge(image, GRID_TILE) if max(image.size) < GRID_TILE else image.copy()
+    seen.thumbnail((LARGEST_TILE, LARGEST_TILE))
+    return seen
+
+
+EDIT = Group(
+    "edit",
+    """Edit an image: fill a masked part, continue it beyond its edges, put something of a class into it, enlarge it.
+
+    Examples:
+      var edit inpaint photo.jpg --box 80,60,180,200
+      var edit class photo.jpg --mask mask.png --class "king penguin"
+      var edit upscale small.png
+    """,
+    {"inpaint": inpaint, "outpaint": outpaint, "class": edit_class, "upscale": upscale},
+)
