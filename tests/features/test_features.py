@@ -669,11 +669,8 @@ def test_files_that_hold_no_features(folder: Path, tmp_path: Path) -> None:
 def test_a_bug_in_reading_is_no_unreadable_image(folder: Path, tmp_path: Path) -> None:
     pictures = list_folder(folder)
 
-    def broken(side: int) -> Callable[[int], LabeledImage]:
-        def read(i: int) -> LabeledImage:
-            raise ZeroDivisionError
-
-        return read
+    def broken(i: int, side: int) -> LabeledImage:
+        raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         write_features(

@@ -27,17 +27,11 @@ Values = dict[str, Tensor]  # of images, (N,) float64, by the names of `image_me
 
 @dataclass(frozen=True)
 class TokenLikelihood:
-    """Of some of an image's tokens, or all; means over images.
+    """Of some of an image's tokens, or all; means over images."""
 
-    Attributes:
-        tokens: how many of an image.
-        loss: cross-entropy, nats a token.
-        error: fraction of the tokens that are not the model's most probable one, 1 - top-1 accuracy.
-    """
-
-    tokens: int
-    loss: MeanStderr
-    error: MeanStderr
+    tokens: int  # of an image
+    loss: MeanStderr  # cross-entropy, nats a token
+    error: MeanStderr  # fraction of the tokens that are not the model's most probable one, 1 - top-1 accuracy
 
     @property
     def bits(self) -> MeanStderr:
@@ -75,19 +69,12 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class LabeledLikelihood:
-    """With and without the label.
+    """With and without the label."""
 
-    Attributes:
-        pictures: N.
-        given: the model is told each image's label.
-        null: it is told the null class, for which it learned to generate any image (if it was trained with label drop).
-        gain: nats that the label saves in all tokens of an image; the error is that of the difference.
-    """
-
-    pictures: int
-    given: Likelihood
-    null: Likelihood
-    gain: MeanStderr
+    pictures: int  # N
+    given: Likelihood  # the model is told each image's label
+    null: Likelihood  # it is told the null class, for which training with label drop taught it to generate any image
+    gain: MeanStderr  # nats that the label saves in all tokens of an image; the error is that of the difference
 
 
 @torch.inference_mode()

@@ -50,29 +50,20 @@ class Usage(NamedTuple):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Means over images.
+    """Means over images, of pixels in [0, 1].
 
-    Attributes:
-        pictures: how many.
-        psnr: dB, of pixels in [0, 1]: -10 log10 of an image's mean squared difference; the mean is over the images'
-            values. Equal images count as 106 dB.
-        ssim: structural similarity of pixels in [0, 1], Gaussian window of 11 px and sigma 1.5, mean over channels.
-        l1: mean absolute difference of pixels in [0, 1].
-        perceptual: the distance that was given; None: none was.
-        fid: Frechet distance between the features of the images and of their reconstructions (rFID); None: no
-            extractor was given.
-        of_scales: usage of the codebook by each scale, coarse to fine.
-        overall: usage by all scales together.
+    PSNR is -10 log10 of an image's mean squared difference; the mean is over the images' values, and equal images count
+    as 106 dB.
     """
 
-    pictures: int
-    psnr: MeanStderr
-    ssim: MeanStderr
-    l1: MeanStderr
-    perceptual: MeanStderr | None
-    fid: float | None
-    of_scales: tuple[Usage, ...]
-    overall: Usage
+    pictures: int  # how many
+    psnr: MeanStderr  # dB
+    ssim: MeanStderr  # structural similarity, Gaussian window of 11 px and sigma 1.5, mean over channels
+    l1: MeanStderr  # mean absolute difference
+    perceptual: MeanStderr | None  # the distance that was given
+    fid: float | None  # rFID, between the features of the images and of their reconstructions, by the given extractor
+    of_scales: tuple[Usage, ...]  # usage of the codebook by each scale, coarse to fine
+    overall: Usage  # by all scales together
 
 
 def open_tokenizer(model: str | Path) -> VQVAE:

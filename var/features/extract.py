@@ -197,7 +197,7 @@ def _extracted(
     tell: Callable[[str], object],
 ) -> Generator[pa.Table]:
     """A table for each batch of images."""
-    with closing(_read_ahead(image_list.reader(settings.image_size), chunks)) as batches:
+    with closing(_read_ahead(lambda i: image_list.read(i, settings.image_size), chunks)) as batches:
         for found in batches:
             for failure in found:
                 if isinstance(failure, InputError):

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -39,9 +40,8 @@ class ImageList:
     count: int
     checksum: str  # of their paths, labels and classes
     class_names: Mapping[int, str]  # by label, where it has one
-    # Takes S and gives the function that reads the image of a number below count. That function may be called in
-    # several threads, and raises InputError on what cannot be read.
-    reader: Callable[[int], Callable[[int], LabeledImage]]
+    # Takes a number below count, and S. Several threads may call it; raises InputError on what cannot be read.
+    read: Callable[[int, int], LabeledImage]
 
 
 def list_folder(folder: Path) -> ImageList:
@@ -69,23 +69,20 @@ def list_folder(folder: Path) -> ImageList:
         first, inside, _ = name.partition("/")
         return classes[first] if inside else None
 
-    def reader(side: int) -> Callable[[int], LabeledImage]:
-        def read(i: int) -> LabeledImage:
-            path = folder / names[i]
-            try:
-                pixels = resize_and_center_crop(open_image(path), side)
-            except InputError:
-                raise
-            except Exception as error:  # damaged metadata makes Pillow raise nearly anything
-                raise InputError(f"cannot read {path}: {one_line(error)}") from error
-            return LabeledImage(_text(names[i]), label_of(names[i]), pixels)
-
-        return read
+    def read(i: int, side: int) -> LabeledImage:
+        path = folder / names[i]
+        try:
+            pixels = resize_and_center_crop(open_image(path), side)
+        except InputError:
+            raise
+        except Exception as error:  # damaged metadata makes Pillow raise nearly anything
+            raise InputError(f"cannot read {path}: {one_line(error)}") from error
+        return LabeledImage(_text(names[i]), label_of(names[i]), pixels)
 
     class_names = {} if numbered else {label: _text(name) for name, label in classes.items()}
     # An image's class is in its path, but its label depends on the other subfolders too.
     checksum = _checksum(part for name in names for part in (os.fsencode(name), str(label_of(name)).encode()))
-    return ImageList(len(names), checksum, class_names, reader)
+    return ImageList(len(names), checksum, class_names, read)
 
 
 def list_split(source: str, split: "Split") -> ImageList:
@@ -112,21 +109,20 @@ def list_split(source: str, split: "Split") -> ImageList:
     listing = listing._replace(source=_OneByOne(listing.source))
     prefix = f"{Path(source)}/"
 
-    def reader(side: int) -> Callable[[int], LabeledImage]:
-        dataset = ImageDataset(listing, config, side, seed=0, augment=False)
+    @cache
+    def dataset(side: int) -> ImageDataset:
+        return ImageDataset(listing, config, side, seed=0, augment=False)
 
-        def read(i: int) -> LabeledImage:
-            found = dataset[0, i]
-            if isinstance(found, Unreadable):
-                raise InputError(f"cannot read {found.location}: {found.reason}")
-            return LabeledImage(_text(found.location.removeprefix(prefix)), found.label, found.content)
-
-        return read
+    def read(i: int, side: int) -> LabeledImage:
+        found = dataset(side)[0, i]
+        if isinstance(found, Unreadable):
+            raise InputError(f"cannot read {found.location}: {found.reason}")
+        return LabeledImage(_text(found.location.removeprefix(prefix)), found.label, found.content)
 
     paths = [os.fsencode(listing.source.location(int(row))) for row in listing.rows]
     labels = [] if listing.labels is None else [listing.labels.tobytes()]
     classes = [f"{label}={name}".encode() for label, name in sorted(listing.class_names.items())]
-    return ImageList(len(paths), _checksum([*paths, *labels, *classes]), listing.class_names, reader)
+    return ImageList(len(paths), _checksum([*paths, *labels, *classes]), listing.class_names, read)
 
 
 @contextmanager

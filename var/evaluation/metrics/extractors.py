@@ -42,26 +42,15 @@ class ExtractedFeatures(NamedTuple):
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that looks at images.
+    """A network that looks at images."""
 
-    Attributes:
-        name: torch-fidelity's, or ours.
-        library: with its version.
-        weights: name of the file, with its SHA-256.
-        side: that images are resized to; None where the extractor does not tell.
-        resize: how, in words.
-        dimension: D.
-        class_logits: whether the logits are those of ImageNet-1k's 1000 classes in the usual order. Inception's 1008
-            are not.
-    """
-
-    name: str
-    library: str
-    weights: str
-    side: int | None
-    resize: str
-    dimension: int
-    class_logits: bool
+    name: str  # torch-fidelity's, or ours
+    library: str  # with its version
+    weights: str  # name of the file, with its SHA-256
+    side: int | None  # that images are resized to; None where the extractor does not tell
+    resize: str  # how, for people
+    dimension: int  # D
+    class_logits: bool  # whether they are of ImageNet-1k's classes in the usual order; Inception's 1008 are not
     device: torch.device
     _network: Any = field(repr=False)
     _layers: "_Layers" = field(repr=False)

@@ -31,21 +31,14 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Reference:
-    """What images are compared with.
-
-    Attributes:
-        kind: folder; npz of pictures; reference batch, which has statistics too; statistics.
-        images: for all that they and only they tell.
-        pool, spatial: statistics that came with it, which go before those of its images.
-        warnings: what was found on opening it.
-    """
+    """What images are compared with. Statistics that came with it go before those of its images."""
 
     path: Path
-    kind: str
+    kind: str  # folder; npz of pictures; reference batch, which has statistics too; statistics
     images: ImageSet | None
     pool: Statistics | None = None
     spatial: Statistics | None = None
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()  # found on opening it
 
 
 class SetFeatures(NamedTuple):
@@ -142,7 +135,7 @@ def write_statistics(
     """
     check_enough(images)
     seen = extract(images.batches(batch_size), extractor, lambda done: progress(done, images.count))
-    arrays = _arrays(statistics(seen.pool), seen.spatial, extractor)
+    arrays = _arrays(seen, extractor)
     with atomic_write(out) as beside, beside.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
     return len(seen.pool)
@@ -187,8 +180,7 @@ def write_reference(
             for _ in kept():
                 pass
         else:
-            seen = extract(kept(), extractor)
-            arrays = _arrays(statistics(seen.pool), seen.spatial, extractor)
+            arrays = _arrays(extract(kept(), extractor), extractor)
         waiting.seek(0)
         size = side * side * 3
         rows = (np.frombuffer(waiting.read(size), np.uint8).reshape(side, side, 3) for _ in labels)
@@ -204,8 +196,9 @@ def _waiting(out: Path) -> IO[bytes]:
         raise InputError(f"cannot write {out}: {error.strerror}: make room there or give another place") from error
 
 
-def _arrays(pool: Statistics, spatial: Statistics | None, extractor: Extractor) -> dict[str, NDArray[Any]]:
+def _arrays(seen: SetFeatures, extractor: Extractor) -> dict[str, NDArray[Any]]:
     """Statistics by ADM's names, and what made them: JSON in bytes, since arrays of text are not read."""
+    pool, spatial = statistics(seen.pool), seen.spatial
     made = json.dumps({"name": extractor.name, "version": extractor.version, "resize": extractor.resize})
     arrays: dict[str, NDArray[Any]] = {
         "mu": pool.mean,

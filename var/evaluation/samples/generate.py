@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from PIL.Image import Image
 
 from tokenizer.errors import InputError
 from var.evaluation.samples.rejection import SampleScorer
@@ -96,32 +96,26 @@ def _drawn(
 ) -> Iterator[Batch]:
     """Draw batches, each of which is told of when it is on the disk; that happens while the next one is drawn."""
     records = Records(folder / SCORES, settings)
+    options = {name: getattr(settings, name) for name in ("cfg", "top_k", "top_p", "seed")}
 
-    def finish(batch: Batch, scores: Sequence[float] | None, writing: Sequence[Future[None]]) -> Batch:
-        for future in writing:
-            future.result()
+    def write(batch: Batch, images: Sequence[Image], scores: Sequence[float] | None) -> Batch:
+        list(savers.map(save_image, [folder / PICTURES / sample.file for sample in batch.samples], images))
         if scores is not None:
             records.write(batch, scores)
         return batch
 
-    waiting: tuple[Batch, Sequence[float] | None, list[Future[None]]] | None = None
-    with ThreadPoolExecutor(THREADS) as pool:
+    writing: Future[Batch] | None = None
+    with ThreadPoolExecutor(THREADS) as savers, ThreadPoolExecutor(1) as writer:
         for batch in todo:
             with _one_thread(pipe.model.position.device):
-                images = _draw(pipe, settings, batch)
+                indices = [sample.index for sample in batch.samples]
+                images = generate(pipe.model, pipe.vqvae, batch.labels, indices=indices, **options).images
                 scores = None if scorer is None else scorer(to_uint8(images).cpu(), batch.labels)
-            if waiting is not None:
-                yield finish(*waiting)
-            files = [folder / PICTURES / sample.file for sample in batch.samples]
-            waiting = batch, scores, list(map(pool.submit, [save_image] * len(files), files, to_pil(images)))
-        if waiting is not None:
-            yield finish(*waiting)
-
-
-def _draw(pipe: VARPipeline, settings: Settings, batch: Batch) -> Tensor:
-    indices = [sample.index for sample in batch.samples]
-    options = {name: getattr(settings, name) for name in ("cfg", "top_k", "top_p", "seed")}
-    return generate(pipe.model, pipe.vqvae, batch.labels, indices=indices, **options).images
+            if writing is not None:
+                yield writing.result()
+            writing = writer.submit(write, batch, to_pil(images), scores)
+        if writing is not None:
+            yield writing.result()
 
 
 @contextmanager

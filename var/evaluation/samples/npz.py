@@ -45,7 +45,9 @@ def write_images(
         raise InputError(f"{path}: {count} pictures given, at least 1 needed")
     expected = (*shape, 3)
     with atomic_write(path) as beside, zipfile.ZipFile(beside, "w") as file:
-        with _new_member(file, IMAGES, np.dtype(np.uint8), (count, *expected)) as member:
+        with file.open(_entry(IMAGES), "w", force_zip64=True) as member:
+            header = {"descr": "|u1", "fortran_order": False, "shape": (count, *expected)}
+            np.lib.format.write_array_header_1_0(member, header)
             written = 0
             for image in images:
                 if image.shape != expected or image.dtype != np.uint8:
@@ -58,18 +60,12 @@ def write_images(
         if written != count:
             raise InputError(f"{path}: {written} pictures given, {count} announced")
         for name, array in arrays.items():
-            with _new_member(file, name, array.dtype, array.shape) as member:
-                member.write(array.tobytes())
+            with file.open(_entry(name), "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
-@contextmanager
-def _new_member(file: zipfile.ZipFile, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
-    """Write an array's header; its numbers, row by row, are left to the caller."""
-    described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    entry = zipfile.ZipInfo(f"{name}.npy")  # of 1980: the time is no part of what is kept
-    with file.open(entry, "w", force_zip64=True) as member:
-        np.lib.format.write_array_header_1_0(member, described)
-        yield member
+def _entry(name: str) -> zipfile.ZipInfo:
+    return zipfile.ZipInfo(f"{name}.npy")  # of 1980: the time is no part of what is kept
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Figures of scaling laws in log-log, as in the paper's section 5.1: against parameters, and against compute."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,12 @@ def draw_parameters(findings: Sequence[FitResult], curves: Sequence[Curve], file
     Raises:
         InputError: the file cannot be written.
     """
-    figure, panels = _panels("parameters of the blocks")
     colors = _colors(curves)
-    for panel, finding in zip(panels, _along(findings, "parameters"), strict=True):
-        _draw_law(panel, finding, unit=1e9)
-        for point in finding.points:
-            panel.plot(point.x * 1e9, point.y, "o", color=colors[point.run], markeredgecolor="black", zorder=3)
-        _finish(panel, finding)
-    _save(figure, file)
+    with _panels(findings, "parameters", "parameters of the blocks", file) as panels:
+        for panel, finding in panels:
+            _draw_law(panel, finding, unit=1e9)
+            for point in finding.points:
+                panel.plot(point.x * 1e9, point.y, "o", color=colors[point.run], markeredgecolor="black", zorder=3)
 
 
 def draw_compute(findings: Sequence[FitResult], curves: Sequence[Curve], file: Path) -> None:
@@ -43,33 +42,33 @@ def draw_compute(findings: Sequence[FitResult], curves: Sequence[Curve], file: P
     Raises:
         InputError: the file cannot be written.
     """
-    figure, panels = _panels("training compute, PFLOP")
     colors = _colors(curves)
-    for panel, finding in zip(panels, _along(findings, "compute"), strict=True):
-        for curve in curves:
-            parameters = float(f"{curve.parameters * 1e9:.3g}")
-            label = f"{curve.name} ({EngFormatter(sep='')(parameters)})"  # 1.23M
-            values = curve.values[finding.quantity]
-            panel.plot(curve.compute, values, ".-", color=colors[curve.name], linewidth=1, markersize=3, label=label)
-        _draw_law(panel, finding, unit=1)
-        for point in finding.points:
-            panel.plot(point.x, point.y, "o", color=LAW, markerfacecolor="white", zorder=3)
-        _finish(panel, finding)
-    panels[0].legend(fontsize=7, title="run (parameters)", title_fontsize=7, frameon=False)
-    _save(figure, file)
+    with _panels(findings, "compute", "training compute, PFLOP", file) as panels:
+        for panel, finding in panels:
+            for curve in curves:
+                parameters = float(f"{curve.parameters * 1e9:.3g}")
+                label = f"{curve.name} ({EngFormatter(sep='')(parameters)})"  # 1.23M
+                style = {"color": colors[curve.name], "linewidth": 1, "markersize": 3, "label": label}
+                panel.plot(curve.compute, curve.values[finding.quantity], ".-", **style)
+            _draw_law(panel, finding, unit=1)
+            for point in finding.points:
+                panel.plot(point.x, point.y, "o", color=LAW, markerfacecolor="white", zorder=3)
+        panels[0][0].legend(fontsize=7, title="run (parameters)", title_fontsize=7, frameon=False)
 
 
-def _panels(x: str) -> tuple[Figure, list[Any]]:
+@contextmanager
+def _panels(findings: Sequence[FitResult], axis: Axis, x: str, file: Path) -> Iterator[list[tuple[Any, FitResult]]]:
+    """A panel for what was found of each quantity along the axis, to be drawn in; then the figure is written."""
     figure = Figure(figsize=(10, 7.5), layout="constrained")
-    panels = list(figure.subplots(2, 2).flat)
-    for panel, quantity in zip(panels, QUANTITIES, strict=True):
-        panel.set(xscale="log", yscale="log", xlabel=x, ylabel=NAMES[quantity])
-    return figure, panels
-
-
-def _along(findings: Sequence[FitResult], axis: Axis) -> list[FitResult]:
     by_quantity = {finding.quantity: finding for finding in findings if finding.axis == axis}
-    return [by_quantity[quantity] for quantity in QUANTITIES]
+    panels = [(panel, by_quantity[q]) for panel, q in zip(figure.subplots(2, 2).flat, QUANTITIES, strict=True)]
+    for panel, finding in panels:
+        panel.set(xscale="log", yscale="log", xlabel=x, ylabel=NAMES[finding.quantity])
+    yield panels
+    for panel, finding in panels:
+        _finish(panel, finding)
+    with atomic_write(file) as beside:
+        figure.savefig(beside, format="png", dpi=130)
 
 
 def _draw_law(panel: Any, finding: FitResult, unit: float) -> None:
@@ -109,8 +108,3 @@ def _colors(curves: Sequence[Curve]) -> dict[str, Any]:
     """From small, dark, to large, light."""
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     return {curve.name: shade for curve, shade in zip(curves, shades, strict=True)}
-
-
-def _save(figure: Figure, file: Path) -> None:
-    with atomic_write(file) as beside:
-        figure.savefig(beside, format="png", dpi=130)
