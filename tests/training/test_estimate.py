@@ -18,9 +18,8 @@ from torch import Tensor, nn
 from var.hub.checkpoint import save_model
 from var.models import var as models
 from var.training.estimate import estimate as module
-from var.training.estimate.estimate import Estimate, estimate
+from var.training.estimate.estimate import Estimate, estimate, measured_speed
 from var.training.estimate.images import find_images
-from var.training.estimate.speed import measured_speed
 from var.training.estimate.table import amount, duration, show
 from var.training.recipe import load_recipe
 from var.training.stages.var import VARRecipe

@@ -62,7 +62,7 @@ def test_tensorboard_has_the_numbers_and_the_pictures(recipe: TokenizerRecipe) -
     with report_of(recipe) as report:
         report.step(1, {"loss": 0.5}, {"unreadable_images": 2})
         report.validation(1, {"psnr": 20.0})
-        report.picture(1, sheet)
+        report.sheet(1, sheet)
     events = EventAccumulator(str(recipe.output / "tensorboard"))
     events.Reload()
     tags = events.Tags()

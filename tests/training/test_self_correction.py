@@ -32,9 +32,9 @@ def test_the_nearest_codewords(cosine: bool) -> None:
 def test_where_nothing_is_replaced_all_is_as_without() -> None:
     quantizer, tokens = small_quantizer(), random_tokens(BATCH, LENGTH)
     noise = torch.rand(BATCH, LENGTH, 2, generator=torch.Generator().manual_seed(0))
-    result = perturb(quantizer, tokens, nearest_codewords(quantizer, 4), torch.zeros(BATCH), noise)
-    assert torch.equal(result.targets, tokens)
-    assert torch.equal(result.teacher_forcing_input, quantizer.teacher_forcing_input(tokens))
+    inputs, targets = perturb(quantizer, tokens, nearest_codewords(quantizer, 4), torch.zeros(BATCH), noise)
+    assert torch.equal(targets, tokens)
+    assert torch.equal(inputs, quantizer.teacher_forcing_input(tokens))
 
 
 def test_a_share_is_replaced_by_neighbors_of_what_is_right() -> None:
@@ -43,14 +43,14 @@ def test_a_share_is_replaced_by_neighbors_of_what_is_right() -> None:
     neighbors = nearest_codewords(quantizer, 4)
     noise = torch.rand(BATCH, LENGTH, 2, generator=torch.Generator().manual_seed(0))
     share = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0])
-    result = perturb(quantizer, tokens, neighbors, share, noise)
+    inputs, targets = perturb(quantizer, tokens, neighbors, share, noise)
     clean = quantizer.teacher_forcing_input(tokens)
-    assert torch.equal(result.targets[:, 0], tokens[:, 0])
+    assert torch.equal(targets[:, 0], tokens[:, 0])
     for row, part in enumerate(share):
-        assert torch.equal(result.teacher_forcing_input[row], clean[row]) == (part == 0)
+        assert torch.equal(inputs[row], clean[row]) == (part == 0)
     shown = neighbors[tokens[:, 0], (noise[:, 0, 1] * 4).long()]
     first = quantizer.next_input(quantizer.scale_update(quantizer.codebook(shown)[:, None], 0), 1)
-    torch.testing.assert_close(result.teacher_forcing_input[1, :4], first[1])
+    torch.testing.assert_close(inputs[1, :4], first[1])
 
 
 def test_targets_are_nearest_to_what_is_then_left() -> None:
@@ -58,13 +58,13 @@ def test_targets_are_nearest_to_what_is_then_left() -> None:
     neighbors = nearest_codewords(quantizer, 4)
     noise = torch.rand(BATCH, LENGTH, 2, generator=torch.Generator().manual_seed(0))
     noise[:, 1:, 0] = 1.0  # only the first token is replaced
-    result = perturb(quantizer, tokens, neighbors, torch.full((BATCH,), 0.999), noise)
+    _, targets = perturb(quantizer, tokens, neighbors, torch.full((BATCH,), 0.999), noise)
     shown = neighbors[tokens[:, 0], (noise[:, 0, 1] * 4).long()]
     codes = quantizer.codebook
     right, wrong = (quantizer.scale_update(codes(each)[:, None], 0) for each in (tokens[:, 0], shown))
     wanted = codes(tokens[:, 1:5]) + resize_down(right - wrong, 2).flatten(2).transpose(1, 2)
     expected = torch.cdist(wanted, codes.weight[None]).argmin(dim=-1)
-    assert torch.equal(result.targets[:, 1:5], expected)
+    assert torch.equal(targets[:, 1:5], expected)
     assert not torch.equal(expected, tokens[:, 1:5])
 
 

@@ -34,38 +34,23 @@ class DiscriminatorOptimizerConfig(OptimizerConfig):
 
 
 class AdversarialConfig(Section):
-    """A discriminator, trained in turns with the tokenizer by the hinge loss (VQGAN, arXiv 2012.09841).
+    """A discriminator, trained in turns with the tokenizer by the hinge loss (VQGAN, arXiv 2012.09841)."""
 
-    Attributes:
-        weight: of the adversarial term, beside the adaptive one.
-        discriminator: on patches of pixels, or heads on the features of a frozen network.
-        network: the frozen one.
-        weights: of that network; None: those of its package or download.
-        width: channels of PatchGAN's first layer.
-        layers: PatchGAN's halvings of the side.
-        spectral_norm: bound the layers' gains; PatchGAN then has no other norm.
-        start: fraction of the run without the term and without training of the discriminator.
-        ramp: fraction of the run in which the term then rises from 0 to its weight.
-        adaptive: bounds of the ratio of the gradients' norms at the last layer, which scales the term; None: no scale.
-        augment: probability of DiffAugment for what the discriminator sees.
-        r1: weight of the gradient penalty on real images (arXiv 1801.04406); 0: none.
-        r1_every: steps between two penalties, each then weighs r1 * r1_every.
-        optimizer: of the discriminator.
-    """
-
-    weight: Positive = 0.4
+    weight: Positive = 0.4  # of the adversarial term, beside the adaptive one
+    # On patches of pixels, or heads on the features of a frozen network.
     discriminator: Literal["patchgan", "features"] = "patchgan"
-    network: str = "dino-vits16"
-    weights: Path | None = None
-    width: Count = 64
-    layers: Count = 3
-    spectral_norm: bool = True
-    start: Fraction = 0.22
-    ramp: Fraction = 0.02
+    network: str = "dino-vits16"  # the frozen one
+    weights: Path | None = None  # of that network; None: those of its package or download
+    width: Count = 64  # channels of PatchGAN's first layer
+    layers: Count = 3  # PatchGAN's halvings of the side
+    spectral_norm: bool = True  # bound the layers' gains; PatchGAN then has no other norm
+    start: Fraction = 0.22  # of the run, without the term and without training of the discriminator
+    ramp: Fraction = 0.02  # of the run, in which the term then rises from 0 to its weight
+    # Bounds of the ratio of the gradients' norms at the last layer, which scales the term; None: no scale.
     adaptive: tuple[Positive, Positive] | None = (0.015, 1e4)
-    augment: Fraction = 1.0
-    r1: NotNegative = 0.0
-    r1_every: Count = 16
+    augment: Fraction = 1.0  # probability of DiffAugment for what the discriminator sees
+    r1: NotNegative = 0.0  # weight of the gradient penalty on real images (arXiv 1801.04406)
+    r1_every: Count = 16  # steps between two penalties, each then weighs r1 * r1_every
     optimizer: DiscriminatorOptimizerConfig = DiscriminatorOptimizerConfig()
 
     @model_validator(mode="after")
@@ -85,17 +70,17 @@ class AdversarialConfig(Section):
 
     @property
     def _unread(self) -> tuple[str, str]:
-        """What only the other kind of discriminator reads."""
+        """Keys that only the other kind of discriminator reads."""
         return {"patchgan": ("network", "weights"), "features": ("width", "layers")}[self.discriminator]
 
     @model_serializer(mode="wrap")
     def _without_unread(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """What is read back: keys of the other kind are refused."""
+        """Leave out keys of the other kind, which would be refused when read back."""
         return {name: value for name, value in serialize(self).items() if name not in self._unread}
 
 
 class Carry(NamedTuple):
-    """What a micro-batch's first phase hands to the second, without gradients."""
+    """Results that a micro-batch's first phase hands to the second, without gradients."""
 
     places: range  # of its images in the step's batch
     reconstruction: Tensor  # (B, 3, H, W)
@@ -107,32 +92,21 @@ class Carry(NamedTuple):
 class Adversary:
     """The discriminator: its own phase, and what it says to the tokenizer (VQGAN, arXiv 2012.09841, section 3.1).
 
-    Args:
-        backbone: of a discriminator on features; None: one on pixels.
-        side: of the images.
-        steps: of the whole run.
-
-    Attributes:
-        adaptive: scale of the term in the next step, 0-dimensional. It is taken a step late, so that it is one number
-            of the whole batch for all processes and micro-batches.
+    `backbone` is that of a discriminator on features; None: one on pixels, of images of that side. `adaptive` scales
+    the term in the next step. It is taken a step late, so that it is one number of the whole batch for all processes
+    and micro-batches.
     """
 
     def __init__(self, config: AdversarialConfig, backbone: Backbone | None, side: int, steps: int) -> None:
         self.config = config
         self.sees: nn.Module = backbone or nn.Identity()
-        self.discriminator: nn.Module = (
-            FeatureHeads(backbone.channels, config.spectral_norm)
-            if backbone
-            else PatchGAN(side, config.width, config.layers, config.spectral_norm)
-        )
-        self.phase = Phase(
-            "discriminator",
-            self.discriminator,
-            config.optimizer,
-            self.losses,
-            start_step=round(config.start * steps),
-            kind=self.penalizes,
-        )
+        self.discriminator: nn.Module
+        if backbone:
+            self.discriminator = FeatureHeads(backbone.channels, config.spectral_norm)
+        else:
+            self.discriminator = PatchGAN(side, config.width, config.layers, config.spectral_norm)
+        model, start = self.discriminator, round(config.start * steps)
+        self.phase = Phase("discriminator", model, config.optimizer, self.losses, start_step=start, kind=self.penalizes)
         self.ramp_steps = round(config.ramp * steps)
         self.adaptive = torch.ones((), device="cpu")  # a number that goes with any device, also where the rest is meta
 

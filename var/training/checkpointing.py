@@ -1,9 +1,8 @@
-"""What a run needs to go on where it stopped, on disk: written beside its place, renamed, verified by a checksum."""
+"""A run on disk, to go on where it stopped: written beside its place, renamed, verified by a checksum."""
 
 import hashlib
 import logging
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,13 +14,12 @@ from var.utils.provenance import file_sha256
 
 log = logging.getLogger(__name__)
 
-PATTERN = re.compile(r"step-(\d{8})\.pt")
 CHECKSUM = ".sha256"
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*.pt") if PATTERN.fullmatch(path.name))
+    return sorted(folder.glob(f"step-{'[0-9]' * 8}.pt"))
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -34,8 +32,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: i
 
     The file appears under its name only when it is whole and on the disk, and its checksum before it.
 
-    Raises:
-        InputError: the disk is full or not writable; what was written before is left as it is.
+    Raises InputError: the disk is full or not writable; what was written before is left as it is.
     """
     path = checkpoint_path(folder, step)
     beside = path.with_suffix(".new")
@@ -47,7 +44,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: i
             hashing = _HashingFile(file)
             torch.save(state, hashing)  # type: ignore[arg-type]  # it only writes, front to back
             _to_disk(file)
-        _write_checksum(path, hashing.digest())
+        _write_checksum(path, hashing.hash.hexdigest())
         beside.replace(path)
         _sync_folder(folder)
         _remove_old(folder, keep_last, best)
@@ -65,25 +62,19 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: i
 def load_newest(folder: Path) -> dict[str, Any] | None:
     """The newest checkpoint that is whole, on the CPU; None in a new run. Damaged ones are skipped with a warning.
 
-    Raises:
-        InputError: there are checkpoints and none is whole.
+    Raises InputError: there are checkpoints and none is whole.
     """
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            return _load(path)
+            if file_sha256(path) != path.with_suffix(CHECKSUM).read_text().strip():
+                raise ValueError("its checksum differs")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a torn file makes torch.load raise nearly anything
             log.warning("checkpoint %s is damaged (%s): trying the one before", path, one_line(error))
     if found:
         raise InputError(f"none of the {len(found)} checkpoints in {folder} can be read: move them away to start anew")
     return None
-
-
-def _load(path: Path) -> dict[str, Any]:
-    if file_sha256(path) != path.with_suffix(CHECKSUM).read_text().strip():
-        raise ValueError("its checksum differs")
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return state
 
 
 class _HashingFile:
@@ -99,9 +90,6 @@ class _HashingFile:
 
     def flush(self) -> None:
         self.file.flush()
-
-    def digest(self) -> str:
-        return self.hash.hexdigest()
 
 
 def _write_checksum(path: Path, digest: str) -> None:

@@ -10,16 +10,11 @@ from tokenizer.quantizer import Quantizer
 
 
 class CodebookHealth:
-    """Counts of a run, the same on every process.
-
-    Attributes:
-        counts: (K, V) how often each scale met each codeword in the window under way.
-        age: (V,) steps since any scale met the codeword.
-    """
+    """Counts of a run, the same on every process."""
 
     def __init__(self, num_scales: int, vocab_size: int) -> None:
-        self.counts = torch.zeros(num_scales, vocab_size, dtype=torch.int64)
-        self.age = torch.zeros(vocab_size, dtype=torch.int64)
+        self.counts = torch.zeros(num_scales, vocab_size, dtype=torch.int64)  # of codewords in the window under way
+        self.age = torch.zeros(vocab_size, dtype=torch.int64)  # steps since any scale met the codeword
         self.steps = torch.zeros((), dtype=torch.int64)  # of the window under way
 
     def count(self, counts: Tensor) -> None:
@@ -67,7 +62,7 @@ def describe(counts: Tensor) -> dict[str, Tensor]:
 
 
 def vectors_seen(quantizer: Quantizer, features: Tensor) -> list[Tensor]:
-    """What each scale looks up for features (B, C, H, H): K tensors (B, side * side, C) float32."""
+    """Vectors that each scale looks up for features (B, C, H, H): K tensors (B, side * side, C) float32."""
     rest = features.float()
     seen = []
     for k, step in enumerate(quantizer.residual_pyramid(features)):

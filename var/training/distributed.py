@@ -1,17 +1,16 @@
 """A model over several processes: replicated or sharded, and back to plain tensors under plain names."""
 
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env
+from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env, patch_environment
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -32,26 +31,11 @@ def sharding_asked_for() -> bool:
     return parse_flag_from_env(_FLAG, default=False)
 
 
-@contextmanager
-def sharding_left_to_us() -> Iterator[None]:
-    """Inside, an Accelerator can be built that replicates all it is given, though it was launched to shard.
-
-    So `shard` is the one way of sharding, the same on CPUs, where accelerate has none, as on GPUs.
-    """
-    asked = os.environ.pop(_FLAG, None)
-    try:
-        yield
-    finally:
-        if asked is not None:
-            os.environ[_FLAG] = asked
-
-
 def build_accelerator(recipe: Recipe) -> Accelerator:
     """The processes and the device of a run, in the recipe's precision.
 
-    Raises:
-        InputError: a precision that does not go with the device or with sharding; fewer images in a batch than parts
-            that share them.
+    Raises InputError: a precision that does not go with the device or with sharding; fewer images in a batch than parts
+    that share them.
     """
     device = choose_device()
     if recipe.precision == "float16" and device.type != "cuda":
@@ -65,7 +49,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     # The other processes wait for the slowest one to have encoded its part of a token cache.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     AcceleratorState._reset_state()  # which remembers the precision of a run before this one in the same process
-    with sharding_left_to_us():
+    # It replicates all it is given: `shard` is the one way of sharding, also on CPUs, where accelerate has none.
+    with patch_environment(**{_FLAG: "false"}):
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
     parts = accelerator.num_processes * recipe.accumulate
     if recipe.batch_size < parts:
@@ -88,16 +73,12 @@ def shard(model: nn.Module, units: Sequence[str]) -> None:
 @contextmanager
 def unsynchronized(plain: nn.Module, wrapped: nn.Module) -> Iterator[None]:
     """Inside, a backward pass adds to the gradients of this process alone."""
-    if isinstance(plain, FSDPModule):
-        plain.set_requires_gradient_sync(False)
-        try:
-            yield
-        finally:
-            plain.set_requires_gradient_sync(True)
-    elif isinstance(wrapped, DistributedDataParallel):
-        with wrapped.no_sync():
-            yield
-    else:
+    with ExitStack() as stack:
+        if isinstance(plain, FSDPModule):
+            plain.set_requires_gradient_sync(False)
+            stack.callback(plain.set_requires_gradient_sync, True)
+        elif isinstance(wrapped, DistributedDataParallel):
+            stack.enter_context(wrapped.no_sync())
         yield
 
 
@@ -158,8 +139,7 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
     Not by torch's set_model_state_dict: it writes into the state given, and tells what does not fit after having loaded
     the rest.
 
-    Raises:
-        KeyError, ValueError: other names or shapes.
+    Raises KeyError, ValueError: other names or shapes.
     """
     targets = model.state_dict()
     if unknown := targets.keys() ^ state.keys():
@@ -183,10 +163,9 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
 
     Not by torch's set_optimizer_state_dict: an optimizer that never stepped would remember one step.
 
-    Raises:
-        KeyError: of another model.
+    Raises KeyError: of another model.
     """
-    parameters = dict(model.named_parameters())
+    parameters, fused = dict(model.named_parameters()), optimizer.param_groups[0].get("fused")
     for name, values in state.items():
         parameter = parameters[name]
         restored: dict[str, Tensor] = {}
@@ -195,10 +174,6 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
                 restored[key] = torch.zeros_like(parameter)
                 copy_into(restored[key], value)
             else:  # the number of steps, one for the whole parameter
-                device = parameter.device if value.ndim or _fused(optimizer) else value.device
+                device = parameter.device if value.ndim or fused else value.device
                 restored[key] = value.to(device, copy=True)  # no hold of the file that it may lie in
         optimizer.state[parameter] = restored
-
-
-def _fused(optimizer: torch.optim.Optimizer) -> bool:
-    return bool(optimizer.param_groups[0].get("fused"))

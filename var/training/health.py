@@ -1,4 +1,4 @@
-"""What may go wrong in a run without ending it, counted and bounded: unreadable images, steps that are not finite."""
+"""Faults that a run outlives, counted and bounded: unreadable images, steps that are not finite."""
 
 import errno
 import json
@@ -17,19 +17,14 @@ FEW_SAMPLES = 1000  # before so many were seen, the share of unreadable images i
 
 
 class RunHealth:
-    """Counts of one process, which a check at every step bounds; those of skipped steps are the same on all.
-
-    Attributes:
-        unreadable: images that could not be read, on this process.
-        seen: images that were wanted, on this process.
-        skipped_steps: steps with a phase that changed nothing, since its loss or gradient was not finite.
-        skipped_in_a_row: the last of them without a good one between.
-    """
+    """Counts of one process, which a check at every step bounds; those of skipped steps are the same on all."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
-        self.unreadable = self.seen = self.skipped_steps = self.skipped_in_a_row = 0
+        self.unreadable = self.seen = 0  # images that could not be read, and that were wanted, on this process
+        self.skipped_steps = 0  # with a phase that changed nothing, since its loss or gradient was not finite
+        self.skipped_in_a_row = 0  # the last of them without a good one between
 
     def any_process(self, flag: bool) -> bool:
         """Whether the flag is set on any of the processes: what one of them receives as a signal, all must act upon."""
@@ -86,7 +81,7 @@ class RunHealth:
         )
 
     def counts(self) -> dict[str, int]:
-        """What there is to tell, of all processes, each of which must call this."""
+        """Counts worth telling, of all processes, each of which must call this."""
         counts = {"skipped_steps": self.skipped_steps, "unreadable_images": self._sum(self.unreadable)}
         return {name: count for name, count in counts.items() if count}
 

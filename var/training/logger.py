@@ -1,10 +1,11 @@
-"""What a run shows: a live line, TensorBoard, a JSON-lines file of all numbers, pictures; Weights & Biases if asked."""
+"""Reports of a run: a live line, TensorBoard, a JSON-lines file of all numbers, sheets, Weights & Biases if asked."""
 
 import importlib.util
 import json
 import math
+import time
+from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +17,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tokenizer.errors import InputError
 from var.training.config import Recipe
-from var.training.throughput import Clock
 from var.utils.files import atomic_write
 from var.utils.images import save_image
 from var.utils.provenance import sha256
@@ -24,10 +24,29 @@ from var.utils.provenance import sha256
 METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"
 
 
+class Clock:
+    """Rate over the last stretch and over the whole run since it was started or resumed."""
+
+    def __init__(self, start: int, batch_size: int) -> None:
+        self.start = self.last_step = start
+        self.batch_size = batch_size
+        self.began = self.last_time = time.monotonic()
+
+    def rate(self, step: int) -> float:
+        """Images a second since the last call."""
+        now = time.monotonic()
+        rate = (step - self.last_step) * self.batch_size / max(now - self.last_time, 1e-9)
+        self.last_step, self.last_time = step, now
+        return rate
+
+    def left(self, step: int, steps: int) -> timedelta:
+        """Time until the last step at the pace so far."""
+        pace = (time.monotonic() - self.began) / max(step - self.start, 1)
+        return timedelta(seconds=round(pace * (steps - step)))
+
+
 class Report:
-    """Writes `output/recipe.yaml`, `output/metrics.jsonl`, `output/tensorboard/` and `output/pictures/`; only on the
-    main process.
-    """
+    """Write recipe.yaml, metrics.jsonl, tensorboard/ and pictures/ in the output folder; only on the main process."""
 
     def __init__(self, recipe: Recipe, steps: int, start: int, is_main_process: bool, best: str = "loss") -> None:
         self.recipe = recipe
@@ -46,7 +65,11 @@ class Report:
         )
         self.task = self.progress.add_task("training", total=steps, completed=start)
         if is_main_process:
-            make_folder(recipe.output)
+            try:
+                recipe.output.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                reason = f"output={str(recipe.output)!r} cannot be made ({error.strerror})"
+                raise InputError(f"{reason}: give another folder") from error
             write_recipe(recipe, recipe.output / RECIPE)
             self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
             self.wandb = open_wandb(recipe) if recipe.wandb_project else None
@@ -57,9 +80,7 @@ class Report:
         self.progress.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         self.progress.stop()
         if self.is_main_process:
             self.writer.close()
@@ -85,7 +106,7 @@ class Report:
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self.console.print(f"step {step}  validation  {numbers}", soft_wrap=True)  # each scale's are in the files
 
-    def picture(self, step: int, sheet: Image.Image) -> None:
+    def sheet(self, step: int, sheet: Image.Image) -> None:
         """Keep a sheet as PNG and in TensorBoard."""
         save_image(self.recipe.output / "pictures" / f"step-{step:08d}.png", sheet)
         self.writer.add_image("sheet", np.asarray(sheet), step, dataformats="HWC")
@@ -131,32 +152,14 @@ def open_wandb(recipe: Recipe) -> Any:
     return run
 
 
-def make_folder(folder: Path) -> None:
-    """Make the output folder, or raise InputError."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"output={str(folder)!r} cannot be made ({error.strerror}): give another folder") from error
-
-
 def write_recipe(recipe: Recipe, file: Path) -> None:
     """Write the whole recipe, defaults too, so that `load_recipe` gives the same one.
 
-    Raises:
-        InputError: it cannot be written.
+    Raises InputError: it cannot be written.
     """
-    values = recipe.model_dump(mode="json")
+    text = recipe.model_dump_json().replace("${", r"\\${")  # marked as text: it would begin an interpolation
     with atomic_write(file) as beside:
-        beside.write_text(OmegaConf.to_yaml(OmegaConf.create(_verbatim(values))), encoding="utf-8")
-
-
-def _verbatim(value: Any) -> Any:
-    """With "${" marked as text: it would begin an interpolation."""
-    if isinstance(value, dict):
-        return {key: _verbatim(entry) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_verbatim(entry) for entry in value]
-    return value.replace("${", r"\${") if isinstance(value, str) else value
+        beside.write_text(OmegaConf.to_yaml(OmegaConf.create(json.loads(text))), encoding="utf-8")
 
 
 def forget_after(metrics: Path, step: int) -> None:

@@ -23,12 +23,10 @@ log = logging.getLogger(__name__)
 def train(recipe: Recipe) -> Path:
     """Train as the recipe says, going on from the newest checkpoint in its output folder if there is one.
 
-    Returns:
-        The folder of the exported model, `output/model`; that of the best validation is `output/best`.
+    Returns the folder of the exported model, `output/model`; that of the best validation is `output/best`.
 
-    Raises:
-        InputError: data, tokenizer or checkpoints that cannot be used; too many unreadable images; too many steps in a
-            row without a finite loss and gradient; a full disk.
+    Raises InputError: data, tokenizer or checkpoints that cannot be used; too many unreadable images; too many steps in
+    a row without a finite loss and gradient; a full disk.
     """
     accelerator = build_accelerator(recipe)
     exported = _train(recipe, accelerator)
@@ -72,7 +70,7 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
             if saves:
                 trainer.save()
             if (step % recipe.sample_every == 0 or step == steps) and (sheet := trainer.preview()) is not None:
-                report.picture(step, sheet)
+                report.sheet(step, sheet)
             if stop:
                 break
         if trainer.step < steps:

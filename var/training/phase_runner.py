@@ -21,16 +21,15 @@ from var.training.distributed import (
     shard,
     unsynchronized,
 )
-from var.training.optimizer import build_optimizer
+from var.training.optimizer import build_optimizer, lr_factor, weight_decay
 from var.training.rng import StepRNG
-from var.training.schedule import lr_factor, weight_decay
 from var.training.stages.base import Phase
 
 _STEP = 1  # first word of the streams that modules themselves draw from, such as the tokenizer's dropout
 
 
 class StepResult(NamedTuple):
-    """What a phase did."""
+    """Result of a phase's step."""
 
     logs: dict[str, Tensor]  # this process's share of the means over the batch: their sum over processes is the mean
     carries: list[Any]  # one a micro-batch, for the next phase
@@ -39,18 +38,10 @@ class StepResult(NamedTuple):
     finite: bool  # on every process; if not, nothing was changed
 
 
-def compiled(model: nn.Module) -> nn.Module:
-    """The model through torch.compile, with a graph that can be walked twice, as the adaptive weight needs it."""
-    torch._functorch.config.donated_buffer = False
-    return torch.compile(model)  # type: ignore[return-value]  # it says no more than that it can be called
-
-
 class PhaseRunner:
-    """One phase's model and optimizer.
+    """One phase's model and optimizer; the phase's plain model stays the one to look into, average and save.
 
-    Args:
-        phase: whose plain model stays the one to look into, average and save.
-        sharded: spread its parameters over the processes, if it has units; else every process has all of them.
+    `sharded` spreads its parameters over the processes, if it has units; else every process has all of them.
     """
 
     def __init__(self, phase: Phase, recipe: Recipe, accelerator: Accelerator, sharded: bool) -> None:
@@ -60,7 +51,10 @@ class PhaseRunner:
         if sharded and phase.units:
             shard(phase.model, phase.units)
         self.optimizer = build_optimizer(phase.model, phase.optimizer, phase.never_decayed)
-        self.model = compiled(phase.model) if recipe.compile else phase.model
+        self.model = phase.model
+        if recipe.compile:
+            torch._functorch.config.donated_buffer = False  # the adaptive weight walks the graph twice
+            self.model = torch.compile(phase.model)  # type: ignore[assignment]  # said to be no more than callable
         if not (sharded and phase.units):
             self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
 
@@ -112,8 +106,7 @@ class PhaseRunner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state_dict` gave, on any number of processes.
 
-        Raises:
-            KeyError, ValueError: of another model.
+        Raises KeyError, ValueError: of another model.
         """
         load_model_state(self.phase.model, state["model"])
         load_optimizer_state(self.phase.model, self.optimizer, state["optimizer"])

@@ -13,10 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from tokenizer.errors import InputError, one_line
-from var.hub.presets import encoder_sizes
-from var.models.aim import EncoderConfig
 from var.training.config import Recipe
-from var.training.recipe_errors import refuse, show, type_at
+from var.training.recipe_errors import refuse, show
 from var.training.renamed import rename_keys
 from var.training.stages.base import find_stage, stage_names
 
@@ -29,8 +27,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     as something else. Where sizes of an encoder stand, the name of one of presets.AIM_SIZES may stand instead, or as
     `preset` beside single sizes. Keys of before are read under their names of now, with a warning.
 
-    Raises:
-        InputError: in one line, the key, the value given and what is allowed; or the file that cannot be read.
+    Raises InputError: in one line, the key, the value given and what is allowed; or the file that cannot be read.
     """
     values = _read(path, overrides)
     stage = values.get("stage")
@@ -46,14 +43,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """What a recipe and its bases say, with the overrides, as plain values."""
+    """Plain values of a recipe and its bases, with the overrides."""
     merged = _read_file(path)
     for override in overrides:
         if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=(?!\?\?\?$).*", override, flags=re.DOTALL):
             raise InputError(f"override {override!r} is not of the form key=value, such as optimizer.lr=1e-4")
         try:
             given = rename_keys(OmegaConf.to_container(OmegaConf.from_dotlist([override])), f"override {override!r}")
-            merged = _with_preset(OmegaConf.merge(merged, given))
+            merged = _merged(merged, given)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise InputError(f"override {override!r} cannot be read: {one_line(error)}") from error
     try:
@@ -61,11 +58,11 @@ def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         cause = str(error).splitlines()[0]  # the lines after it are OmegaConf's own
         raise InputError(f"recipe {path}: {cause}: give {error.full_key} a value") from error
-    return _with_sizes(path, {str(key): value for key, value in values.items()} if isinstance(values, dict) else {})
+    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
 
 
 def _read_file(path: Path, above: Sequence[Path] = ()) -> Any:
-    """What a file says, over what its base says; `above` are the files that it is the base of."""
+    """Values of a file, over those of its base; `above` are the files that it is the base of."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -82,7 +79,7 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> Any:
         raise InputError(f"recipe {path} holds a list: it must hold key: value pairs")
     values: Any = rename_keys(OmegaConf.to_container(found, resolve=False), f"recipe {path}")
     if "base" not in values:
-        return _with_preset(OmegaConf.create(values))
+        return OmegaConf.create(values)
     base = values.pop("base")
     if not isinstance(base, str):
         raise InputError(f"recipe {path}: base={show(base)} must be text: the path of another recipe")
@@ -91,34 +88,13 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> Any:
         raise InputError(f"recipe {path}: base={base!r} does not exist: give a recipe's path, relative to this one's")
     if below.resolve() in [file.resolve() for file in files]:
         raise InputError(f"recipe {path}: base={base!r} leads back to itself: let one recipe have no base")
-    return _with_preset(OmegaConf.merge(_read_file(below, files), values))
+    return _merged(_read_file(below, files), values)
 
 
-def _with_preset(base: Any) -> Any:
-    """The recipe with the name of a preset as a group of keys, to which an override can add single sizes."""
-    values: Any = OmegaConf.to_container(base, resolve=False)
-    for key in _encoder_keys(values):
-        text = isinstance(values.get(key), str)
-        if text and not OmegaConf.is_interpolation(base, key) and not OmegaConf.is_missing(base, key):
-            base[key] = {"preset": values[key]}
-    return base
-
-
-def _with_sizes(path: Path, values: dict[str, Any]) -> dict[str, Any]:
-    """What the recipe says with a preset replaced by its sizes."""
-    for key in _encoder_keys(values):
-        if isinstance(values.get(key), str | dict):
-            try:
-                values = values | {key: encoder_sizes(values[key])}
-            except InputError as error:
-                raise InputError(f"recipe {path}: {key}.{error}") from error
-    return values
-
-
-def _encoder_keys(values: Any) -> list[str]:
-    """The keys where the recipe's stage wants the sizes of an encoder, which may be those of a preset."""
-    stage = values.get("stage")
-    if not isinstance(stage, str) or stage not in stage_names():
-        return []
-    recipe = find_stage(stage).recipe_type
-    return [name for name in recipe.model_fields if type_at(recipe, [name]) is EncoderConfig]
+def _merged(base: Any, given: Any) -> Any:
+    """Change the values of a base by those given: single sizes beside a preset's name leave it there."""
+    for key, value in given.items():
+        unknown = OmegaConf.is_missing(base, key) or OmegaConf.is_interpolation(base, key)
+        if isinstance(value, dict) and not unknown and isinstance(base.get(key), str):
+            base[key] = {"preset": base[key]}
+    return OmegaConf.merge(base, given)

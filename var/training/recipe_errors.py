@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one line: the key, the value given, what is allowed, the key that may be meant."""
+"""Mistakes in a recipe, told in one line: the key, the value given, what is allowed, the key that may be meant."""
 
 import dataclasses
 import difflib
@@ -40,7 +40,7 @@ def _explain(recipe: type[BaseModel], detail: ErrorDetails) -> str:
         if not key:
             return message
         named = re.match(r"\w+", message)
-        fields = fields_of(type_at(recipe, location))
+        fields = {*fields_of(type_at(recipe, location)), "preset"}
         return f"{key}.{message}" if named and named[0] in fields else f"{key}: {message}"
     expected = re.sub(r"^\w+ should", "must", detail["msg"]).split(" after validation")[0]
     if detail["type"] in ("model_type", "dataclass_type"):
@@ -62,9 +62,7 @@ def _remedy_for_unknown(recipe: type[BaseModel], location: list[str]) -> str:
 
 def fields_of(place: type | None) -> dict[str, Any]:
     """Names and types of the keys at a place of the recipe; {} where a plain value stands."""
-    if place is None:
-        return {}
-    if issubclass(place, BaseModel):
+    if place is not None and issubclass(place, BaseModel):
         return {name: field.annotation for name, field in place.model_fields.items()}
     return {field.name: field.type for field in dataclasses.fields(place)} if dataclasses.is_dataclass(place) else {}
 

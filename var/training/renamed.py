@@ -24,14 +24,11 @@ RENAMED_VALUES = {"targets": {"normalised": "normalized"}}
 
 
 def rename_keys(values: Any, where: str) -> Any:
-    """What a recipe says, under the names of now.
+    """Values of a recipe, or of a part from its top on, under the names of now; what is no mapping comes back.
 
-    Args:
-        values: of the recipe, or of a part of it from its top on; anything but a mapping comes back as it is.
-        where: what is told of, such as its file.
+    `where` is what is told of, such as its file.
 
-    Raises:
-        InputError: a key is there under both names.
+    Raises InputError: a key is there under both names.
     """
     if not isinstance(values, Mapping):
         return values

@@ -17,21 +17,13 @@ _DRAWS = 3  # first word of these random streams, beside those of dataset.py
 
 @dataclass(frozen=True)
 class StepRNG:
-    """What the samples at some places of a step's batch draw.
+    """Numbers that the samples at some places of a step's batch draw."""
 
-    Attributes:
-        seed: of the run.
-        step: counted from 0.
-        batch_size: B, over all processes.
-        places: which of the B samples this micro-batch of this process holds.
-        device: where the numbers are wanted.
-    """
-
-    seed: int
-    step: int
-    batch_size: int
-    places: range
-    device: torch.device
+    seed: int  # of the run
+    step: int  # counted from 0
+    batch_size: int  # B, over all processes
+    places: range  # which of the B samples this micro-batch of this process holds
+    device: torch.device  # where the numbers are wanted
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """(len(places), *shape) float32 in [0, 1), the same in every call with the same purpose."""

@@ -5,7 +5,7 @@ the tokens is replaced by others that are near them, and the targets of the fine
 described. B batch, L tokens of all scales, V codebook size, C latent channels, H side of the last scale.
 """
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -18,22 +18,10 @@ from var.data.config import Count, Section
 
 
 class SelfCorrectionConfig(Section):
-    """Wrong tokens in training (Infinity, arXiv 2412.04431, section 3.4).
+    """Wrong tokens in training (Infinity, arXiv 2412.04431, section 3.4)."""
 
-    Attributes:
-        share: of a sample's tokens that are replaced, drawn uniformly from 0 to this.
-        neighbors: each by one of so many codewords nearest to it.
-    """
-
-    share: Annotated[float, Field(gt=0, le=1)]
-    neighbors: Count = 100
-
-
-class Perturbed(NamedTuple):
-    """A batch of pyramids with wrong tokens."""
-
-    teacher_forcing_input: Tensor  # (B, L - 1, C) float32, of the wrong tokens
-    targets: Tensor  # (B, L) int64, the tokens that are right after the wrong ones
+    share: Annotated[float, Field(gt=0, le=1)]  # of a sample's tokens that are replaced, drawn uniformly from 0 to this
+    neighbors: Count = 100  # each by one of so many codewords nearest to it
 
 
 def nearest_codewords(quantizer: Quantizer, count: int) -> Tensor:
@@ -45,7 +33,9 @@ def nearest_codewords(quantizer: Quantizer, count: int) -> Tensor:
     return distances.topk(min(count, len(codebook) - 1), largest=False).indices
 
 
-def perturb(quantizer: Quantizer, tokens: Tensor, neighbors: Tensor, share: Tensor, noise: Tensor) -> Perturbed:
+def perturb(
+    quantizer: Quantizer, tokens: Tensor, neighbors: Tensor, share: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
     """Replace tokens by neighbors, and quantize again what the finer scales then have to describe.
 
     A target is the codeword nearest to the vector that the right token stands for, plus what the coarser scales now
@@ -56,6 +46,9 @@ def perturb(quantizer: Quantizer, tokens: Tensor, neighbors: Tensor, share: Tens
         neighbors: (V, N) int64, see `nearest_codewords`.
         share: (B,) in [0, 1], the probability that a token of the sample is replaced.
         noise: (B, L, 2) uniform in [0, 1): which tokens are replaced, and by which neighbors.
+
+    Returns:
+        The teacher-forcing input of the wrong tokens, (B, L - 1, C) float32, and the targets, (B, L) int64.
     """
     scales, codebook = quantizer.scales, quantizer.codebook
     replaced = noise[..., 0] < share[:, None]
@@ -75,4 +68,4 @@ def perturb(quantizer: Quantizer, tokens: Tensor, neighbors: Tensor, share: Tens
         shown = torch.where(swapped, neighbors[target, rank], target)
         right = right + quantizer.scale_update(codes, k)
         wrong = wrong + quantizer.scale_update(codebook(shown), k)
-    return Perturbed(torch.cat(inputs, dim=1), scales.join(targets))
+    return torch.cat(inputs, dim=1), scales.join(targets)

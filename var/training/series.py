@@ -17,14 +17,10 @@ from var.utils.signals import handle_stop_signals
 
 
 def series(recipe: RecipeT, depths: Sequence[int]) -> list[RecipeT]:
-    """The recipe at other depths, each with the output folder OUTPUT/d{depth}; see the recipe's `at_depth`.
+    """The recipe at other depths, in order, each with the output folder OUTPUT/d{depth}; see the recipe's `at_depth`.
 
-    Args:
-        recipe: of the reference size.
-        depths: in the order of training.
-
-    Raises:
-        InputError: a stage without sizes; no depths, one that is not positive, named twice, or that the recipe refuses.
+    Raises InputError: a stage without sizes; no depths, one that is not positive, named twice, or that the recipe
+    refuses.
     """
     sized = [name for name in stage_names() if find_stage(name).recipe_type.at_depth is not Recipe.at_depth]
     if recipe.stage not in sized:
@@ -44,16 +40,11 @@ def train_series(recipes: Sequence[Recipe], launch: str = "", tell: Callable[[st
 
     What is complete is only opened: the same call goes on where a series was stopped or killed.
 
-    Args:
-        recipes: of the sizes.
-        launch: command that starts a Python module on several processes, such as `torchrun --nproc_per_node 2`; empty:
-            this Python.
-        tell: is given a line before each size.
+    `launch` is a command that starts a Python module on several processes, such as `torchrun --nproc_per_node 2`;
+    empty: this Python. `tell` is given a line before each size.
 
-    Raises:
-        InputError: a launch that cannot be started.
-        SystemExit: a run has failed, with its exit code, after its own message; or the series was stopped by Ctrl-C or
-            SIGTERM, when the run under way has been saved.
+    Raises InputError: a launch that cannot be started. Raises SystemExit: a run has failed, with its exit code, after
+    its own message; or the series was stopped by Ctrl-C or SIGTERM, when the run under way has been saved.
     """
     try:
         starting = shlex.split(launch) or [sys.executable]

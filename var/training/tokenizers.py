@@ -8,30 +8,20 @@ from var.hub.checkpoint import load_tokenizer, read_config
 
 
 def open_tokenizer(folder: Path) -> VQVAE:
-    """A recipe's tokenizer, without gradients.
-
-    Raises:
-        InputError: there is none, or its files are damaged.
-    """
-    if not folder.is_dir():
-        raise missing(folder)
+    """A recipe's tokenizer, without gradients. Raises InputError: there is none, or its files are damaged."""
+    _check_there(folder)
     return load_tokenizer(folder).requires_grad_(False)
 
 
 def tokenizer_config(folder: Path) -> TokenizerConfig:
-    """Its sizes alone.
-
-    Raises:
-        InputError: there is none, or none that says its sizes.
-    """
-    if not folder.is_dir():
-        raise missing(folder)
+    """The sizes alone of a recipe's tokenizer. Raises InputError: there is none, or none that says its sizes."""
+    _check_there(folder)
     try:
         return TokenizerConfig(**read_config(folder)["config"])
     except (TypeError, ValueError) as error:
         raise InputError(f"tokenizer={str(folder)!r} cannot be used: {one_line(error)}") from error
 
 
-def missing(folder: Path) -> InputError:
-    """What a recipe is told whose tokenizer is not there."""
-    return InputError(f"tokenizer={str(folder)!r} does not exist: train stage 1 first, and give its model")
+def _check_there(folder: Path) -> None:
+    if not folder.is_dir():
+        raise InputError(f"tokenizer={str(folder)!r} does not exist: train stage 1 first, and give its model")

@@ -21,8 +21,8 @@ from var.sampling.logits import mix_seed
 from var.training.checkpointing import checkpoints, load_newest, save_checkpoint
 from var.training.config import Recipe
 from var.training.distributed import load_model_state, model_state, shard, sharding_asked_for, unshard
-from var.training.ema import EMA
 from var.training.health import RunHealth
+from var.training.optimizer import EMA
 from var.training.phase_runner import PhaseRunner
 from var.training.renamed import rename_keys
 from var.training.rng import StepRNG
@@ -31,28 +31,20 @@ from var.training.stages.base import Stage, find_stage
 log = logging.getLogger(__name__)
 
 _WEIGHTS = 0  # first word of the random stream of the initial weights
-PICTURE_BATCH = 8
+SHEET_BATCH = 8
 
 
 def build_stage(recipe: Recipe) -> Stage[Any]:
     """The stage that a recipe asks for, with its data and its initial weights.
 
-    Raises:
-        InputError: data, tokenizer or networks that are not there or do not fit.
+    Raises InputError: data, tokenizer or networks that are not there or do not fit.
     """
     torch.manual_seed(mix_seed(_WEIGHTS, recipe.seed))
     return find_stage(recipe.stage).from_recipe(recipe)
 
 
 class Trainer:
-    """A training run in memory: what its steps change, and how it is saved and found again.
-
-    Attributes:
-        runners: of the stage's phases.
-        eval_model: the model that is validated, pictured and exported: the moving average if there is one.
-        step: steps done.
-        best: step and value of the best validation so far.
-    """
+    """A training run in memory: what its steps change, and how it is saved and found again."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe = recipe
@@ -68,10 +60,10 @@ class Trainer:
         if self.ema and sharded and first.units:
             shard(self.ema.model, first.units)
         self.runners = [PhaseRunner(phase, recipe, accelerator, sharded) for phase in stage.phases]
-        self.eval_model: nn.Module = self.ema.model if self.ema else first.model
+        self.eval_model: nn.Module = self.ema.model if self.ema else first.model  # validated, drawn and exported
         self.health = RunHealth(recipe, accelerator)
-        self.step = 0
-        self.best: dict[str, float] | None = None
+        self.step = 0  # steps done
+        self.best: dict[str, float] | None = None  # step and value of the best validation so far
 
     def take_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """All phases of the next step on this process's micro-batches; numbers to show, to be summed over processes."""
@@ -97,21 +89,17 @@ class Trainer:
         else:
             self.health.stepped()
         if taken:  # the first phase has changed the model
-            shown = self.stage.after_step(rngs[0], carries, self._sum)
+            shown = self.stage.after_step(rngs[0], carries, accelerator.reduce)
             logs |= {name: value / world for name, value in shown.items()}
             if self.ema:
                 self.ema.update(self.stage.phases[0].model, self.step)
         self.step += 1
         return logs
 
-    def _sum(self, value: Tensor) -> Tensor:
-        """Over all processes."""
-        return self.accelerator.reduce(value) if self.accelerator.num_processes > 1 else value
-
     def mean_logs(self, logs: dict[str, Tensor]) -> dict[str, float]:
         """The shares of all processes together; every process must call this with the same names."""
         shares = torch.stack([value.detach().float().to(self.accelerator.device) for value in logs.values()])
-        return dict(zip(logs, self._sum(shares).tolist(), strict=True))
+        return dict(zip(logs, self.accelerator.reduce(shares).tolist(), strict=True))
 
     def save(self) -> None:
         """Write a checkpoint; every process must call this, the main one writes."""
@@ -132,8 +120,7 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest checkpoint of the output folder, if there is one.
 
-        Raises:
-            InputError: it is of another kind, or of a run with another model, seed, batch size or use of EMA.
+        Raises InputError: it is of another kind, or of a run with another model, seed, batch size or use of EMA.
         """
         state = load_newest(self.recipe.output / "checkpoints")
         if state is None:
@@ -141,12 +128,12 @@ class Trainer:
         remedy = "give another output, or move them away"
         try:
             ours, theirs = fixed_settings(self.recipe), settings_today(state["recipe"], self.recipe)
-            if changed := [name for name in ours if ours[name] != theirs.get(name)]:
-                name = changed[0]
-                raise InputError(
-                    f"the checkpoints in {self.recipe.output} belong to another recipe, with {name}="
-                    f"{theirs.get(name)}, not {ours[name]}: {remedy}"
-                )
+            for name, value in ours.items():
+                if theirs.get(name) != value:
+                    raise InputError(
+                        f"the checkpoints in {self.recipe.output} belong to another recipe, with {name}="
+                        f"{theirs.get(name)}, not {value}: {remedy}"
+                    )
             for runner in self.runners:
                 runner.load_state_dict(state["turns"][runner.phase.name])
             if self.ema:
@@ -180,10 +167,10 @@ class Trainer:
             sums = {name: sums.get(name, 0) + value.float().sum() for name, value in values.items()}
             count += len(batch.labels)
             unreadable += len(batch.unreadable)
-        count, unreadable = self._sum(count), self._sum(unreadable)
+        count, unreadable = accelerator.reduce(count), accelerator.reduce(unreadable)
         if count == 0:
             raise InputError("none of the validation images could be read: repair or replace them")
-        means = {name: (self._sum(value) / count).item() for name, value in sums.items()}
+        means = {name: (accelerator.reduce(value) / count).item() for name, value in sums.items()}
         return means | ({"unreadable_images": int(unreadable)} if unreadable else {})
 
     def _validation_batches(self, rank: int, world: int, batch_size: int | None = None) -> Iterator[Batch]:
@@ -206,7 +193,7 @@ class Trainer:
         if model is None or not self.accelerator.is_main_process:
             return None
         model.eval()
-        batch = next(batch for batch in self._validation_batches(0, 1, PICTURE_BATCH) if len(batch.labels))
+        batch = next(batch for batch in self._validation_batches(0, 1, SHEET_BATCH) if len(batch.labels))
         return self.stage.preview(model.to(self.accelerator.device), batch)
 
     def export(self, name: str) -> Path:
@@ -219,11 +206,7 @@ class Trainer:
 
 
 def start_from(folder: Path, model: nn.Module) -> None:
-    """Begin a run with exported weights, and tell what they did not hold.
-
-    Raises:
-        InputError: see `load_weights`.
-    """
+    """Begin a run with exported weights, and tell what they did not hold. Raises InputError: see `load_weights`."""
     started = load_weights(folder, model)
     log.info("init: %d tensors from %s", len(started.loaded), folder)
     for names, fate in ((started.new, "not in it, random"), (started.dropped, "of it not used")):
@@ -242,5 +225,5 @@ def settings_today(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
-    """What a resumed run must not change: the model, and what decides which step sees which image."""
+    """Settings that a resumed run must not change: the model, and what decides which step sees which image."""
     return recipe.model_dump(mode="json", include=set(recipe.fixed)) | {"ema": recipe.ema is not None}

@@ -1,1 +1,1 @@
-"""What a recipe takes in time and memory, for the dry run."""
+"""Time and memory that a recipe takes, for the dry run."""

@@ -1,22 +1,24 @@
-"""What a recipe will take, told before anything is downloaded or written: `train.py RECIPE --dry-run`."""
+"""Time and memory of a recipe, told before anything is downloaded or written: `train.py RECIPE --dry-run`."""
 
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from var.training.config import Recipe
 from var.training.distributed import sharding_asked_for
-from var.training.estimate.speed import device_name, measured_speed
 from var.training.estimate.work import Pass, count_work
 from var.training.stages.base import Stage, find_stage
 from var.utils.device import choose_device, choose_dtype
 
 FLOAT = 4  # bytes of a weight: they are held in float32 whatever the products run in
+LONG_ENOUGH = 0.05  # seconds of a product whose speed is believed
+LARGEST_PRODUCT = 8192
 SHARE_OF_PRODUCT = 1 / 1.5  # assumed: what training reaches of the speed of one large matrix product
 
 
@@ -47,45 +49,26 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take, as far as it can be told.
+    """Time and memory of a run, as far as they can be told."""
 
-    Attributes:
-        networks: what is trained, then what is frozen.
-        images: a step, over all processes.
-        tokens: a step, over all processes.
-        parts: micro-batches that a process takes a step in.
-        passes: the work of the steps.
-        preparation: FLOPs before the first step, in float32; 0: none.
-        prepared: what comes of them.
-        memory: of one process.
-        world_size: processes that share a step.
-        sharded: they share the parameters too.
-        length: images of an epoch; None: unknown.
-        steps: of the run; None: unknown.
-        device: where the speeds were measured.
-        speeds: FLOP/s of a large matrix product on one process; empty: the recipe's precision does not work there.
-        checkpoint: bytes of one checkpoint on the disk.
-        checkpoints: how many are kept at most.
-        notes: what was assumed, or could not be told.
-    """
-
-    networks: Sequence[Network]
-    images: int
-    tokens: int
-    parts: int
-    passes: Sequence[Pass]
-    preparation: float
-    prepared: str
-    memory: Memory
-    world_size: int
-    sharded: bool
-    length: int | None
-    steps: int | None
-    device: str
+    networks: Sequence[Network]  # what is trained, then what is frozen
+    images: int  # a step, over all processes
+    tokens: int  # a step, over all processes
+    parts: int  # micro-batches that a process takes a step in
+    passes: Sequence[Pass]  # the work of the steps
+    preparation: float  # FLOPs before the first step, in float32; 0: none
+    prepared: str  # what comes of them
+    memory: Memory  # of one process
+    world_size: int  # processes that share a step
+    sharded: bool  # they share the parameters too
+    length: int | None  # images of an epoch; None: unknown
+    steps: int | None  # of the run; None: unknown
+    device: str  # where the speeds were measured
+    # FLOP/s of a large matrix product on one process; empty: the recipe's precision does not work there
     speeds: Mapping[torch.dtype, float]
-    checkpoint: float
-    checkpoints: int
-    notes: Sequence[str]
+    checkpoint: float  # bytes of one on the disk
+    checkpoints: int  # how many are kept at most
+    notes: Sequence[str]  # what was assumed, or could not be told
 
     @property
     def flops(self) -> float:
@@ -105,7 +88,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float | None:
-        """Of all steps, and of the preparation before them; not of validation and pictures."""
+        """Of all steps, and of the preparation before them; not of validation and sheets."""
         if self.seconds_a_step is None or self.steps is None:
             return None
         before = self._seconds(self.preparation, torch.float32) if self.preparation else 0
@@ -116,13 +99,12 @@ class Estimate:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """What the recipe's run would take if it were started so. Nothing is written and nothing downloaded.
+    """Estimate what the recipe's run would take if it were started so. Nothing is written and nothing downloaded.
 
     The speed is measured here, in a fraction of a second; the number of processes is read from the environment, as
     torchrun and `accelerate launch` set it.
 
-    Raises:
-        InputError: sizes that cannot work; no tokenizer to train a transformer on; a package that is not installed.
+    Raises InputError: sizes that cannot work; no tokenizer to train a transformer on; a package that is not installed.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     sharded = world_size > 1 and sharding_asked_for()
@@ -152,7 +134,7 @@ def estimate(recipe: Recipe) -> Estimate:
         sharded=sharded,
         length=images.number,
         steps=recipe.steps if images.number is None else recipe.total_steps(images.number),
-        device=device_name(device),
+        device=_device_name(device),
         speeds={kind: measured_speed(device, kind) for kind in kinds} if works else {},
         checkpoint=saved * FLOAT,
         checkpoints=recipe.keep_last + 1,
@@ -183,3 +165,27 @@ def _memory(networks: Sequence[Network], kept: int, world_size: int, sharded: bo
         average += size if network.averaged else 0
     frozen = FLOAT * sum(network.parameters for network in networks if not network.trained)
     return Memory(weights, gradients, 2 * weights, average, frozen, kept)
+
+
+def measured_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a matrix product there now: the best of three, of matrices large enough to take their time."""
+    side = 128
+    while True:
+        matrix = torch.ones(side, side, device=device, dtype=dtype)
+        seconds = min(_seconds(matrix) for _ in range(3))
+        if seconds > LONG_ENOUGH or side == LARGEST_PRODUCT:
+            return 2 * side**3 / seconds
+        side *= 2
+
+
+def _seconds(matrix: Tensor) -> float:
+    began = time.perf_counter()
+    (matrix @ matrix)[0, 0].item()  # which waits for the device
+    return time.perf_counter() - began
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"

@@ -1,4 +1,4 @@
-"""How many images and classes a recipe has, told without reading or downloading any."""
+"""Number of images and classes of a recipe, told without reading or downloading any."""
 
 import json
 from collections.abc import Sequence
@@ -20,14 +20,14 @@ CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where nothing t
 
 
 class Images(NamedTuple):
-    """What is known of the training images without reading them."""
+    """Number and classes of the training images, as known without reading them."""
 
     number: int | None = None
     classes: int | None = None
     unknown: str | None = None  # what could not be told, and why
 
     def assumed(self, num_classes: int | None) -> list[str]:
-        """What has to be assumed of the classes of a model that is told to have so many, or as many as the data."""
+        """Assumptions on the classes of a model that is told to have so many, or as many as the data."""
         known = num_classes is not None or self.classes is not None
         return [] if known else [f"the number of classes is unknown: assumed {CLASSES}"]
 
@@ -69,7 +69,7 @@ def _in_parquet(data: DataConfig, files: Sequence[str]) -> Images:
 
 
 def _on_the_hub(name: str) -> Images:
-    """What `datasets` noted of a dataset when it was loaded here before."""
+    """Number that `datasets` noted of a dataset when it was loaded here before."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")

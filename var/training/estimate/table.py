@@ -63,9 +63,8 @@ def _of_the_run(found: Estimate) -> Rows:
         rows.append(("speed measured", speed_there))
     if found.seconds_a_step is not None:
         rows.append(("speed assumed", f"{SHARE_OF_PRODUCT:.0%} of that, on every process"))
-        rows.append(("time expected", f"{duration(found.seconds_a_step)} a step"))
-        if found.seconds is not None:
-            rows[-1] = ("time expected", f"{duration(found.seconds)}, {duration(found.seconds_a_step)} a step")
+        whole = "" if found.seconds is None else f"{duration(found.seconds)}, "
+        rows.append(("time expected", f"{whole}{duration(found.seconds_a_step)} a step"))
     several = amount(found.checkpoint * found.checkpoints)
     kept = f"{amount(found.checkpoint)}B, at most {found.checkpoints} kept: {several}B"
     return [*rows, ("a checkpoint", kept)]
@@ -73,11 +72,9 @@ def _of_the_run(found: Estimate) -> Rows:
 
 def amount(number: float) -> str:
     """Three digits and a prefix: 1234567 -> "1.23 M"."""
-    power = min(max(int(math.log10(number)) // 3, 0), len(_PREFIXES) - 1) if number else 0
-    return f"{number / 1000**power:.3g} {_PREFIXES[power]}"
-
-
-_PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z")
+    prefixes = ("", *"kMGTPEZ")
+    power = min(max(int(math.log10(number)) // 3, 0), len(prefixes) - 1) if number else 0
+    return f"{number / 1000**power:.3g} {prefixes[power]}"
 
 
 def duration(seconds: float) -> str:

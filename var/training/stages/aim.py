@@ -9,7 +9,7 @@ from typing import Literal, Self
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
@@ -23,40 +23,34 @@ from var.models.pretraining import (
     patch_statistics,
     patches,
     predicted,
-    prefix_lengths,
     sequence_order,
     unpatchify,
 )
-from var.training.config import Recipe
+from var.training.config import Recipe, preset_sizes
 from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses, Outline, Phase, Stage, open_images, register, require
 from var.training.tokenizers import open_tokenizer, tokenizer_config
 from var.utils.images import denormalize, image_grid, normalize, to_pil
 
-PICTURED = 8  # images on the sheet
+SHOWN = 8  # images on the sheet
 
 
 class AIMRecipe(Recipe):
-    """Pre-training of an image encoder (AIM, arXiv 2401.08541).
+    """Pre-training of an image encoder (AIM, arXiv 2401.08541)."""
 
-    Attributes:
-        model: sizes of the encoder; by name, `model: aim-tiny` (-small, -base, -600M, ...: 224 px), or by name with
-            others in place of single ones, `model: {preset: aim-tiny, image_size: 48, patch_size: 8}`.
-        head: sizes of the head, which is thrown away afterwards.
-        attention: `prefix` draws for each image how many patches see one another; `causal` has no prefix.
-        order: in which the patches follow one another.
-        targets: what is predicted of a patch: its pixels, normalized or not, or its `tokens`, those of the last scale
-            of a tokenizer whose last token map has as many cells as the encoder has patches.
-        tokenizer: folder of a trained tokenizer, for targets=tokens.
-    """
-
+    # By name, `model: aim-tiny` (-small, -base, -600M, ...: 224 px), or by name with others in place of single sizes,
+    # `model: {preset: aim-tiny, image_size: 48, patch_size: 8}`.
     model: EncoderConfig
-    head: HeadConfig = HeadConfig()
+    _preset = field_validator("model", mode="before")(preset_sizes)
+    head: HeadConfig = HeadConfig()  # is thrown away afterwards
+    # `prefix` draws for each image how many patches see one another; `causal` has no prefix.
     attention: Literal["prefix", "causal"] = "prefix"
-    order: Literal["raster", "spiral", "checkerboard", "random"] = "raster"
+    order: Literal["raster", "spiral", "checkerboard", "random"] = "raster"  # of the patches
+    # What is predicted of a patch: its pixels, normalized or not, or its `tokens`, those of the last scale of a
+    # tokenizer whose last token map has as many cells as the encoder has patches.
     targets: Literal["normalized", "pixels", "tokens"] = "normalized"
-    tokenizer: Path | None = None
+    tokenizer: Path | None = None  # folder of a trained tokenizer, for targets=tokens
 
     @model_validator(mode="after")
     def _targets_fit(self) -> Self:
@@ -71,11 +65,7 @@ class AIMRecipe(Recipe):
 
 @register("aim")
 class AIMStage(Stage[AIMRecipe]):
-    """Squared error of the pixels of the patches after a prefix, or cross-entropy of their tokens.
-
-    Args:
-        vqvae: gives the tokens, for targets=tokens.
-    """
+    """Squared error of the pixels of the patches after a prefix, or cross-entropy of their tokens."""
 
     recipe_type = AIMRecipe
 
@@ -139,7 +129,7 @@ class AIMStage(Stage[AIMRecipe]):
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
-        """What is predicted of each patch, row by row: (B, N, C) float32, or tokens (B, N)."""
+        """Targets of the patches, row by row: (B, N, C) float32, or tokens (B, N)."""
         if self.vqvae is not None:
             return self.vqvae.scales.split(encode(self.vqvae, images))[-1]
         pixels = patches(normalize(images), self.recipe.model.patch_size)
@@ -158,17 +148,17 @@ class AIMStage(Stage[AIMRecipe]):
     def _half(self, images: Tensor) -> Tensor:
         """(B,) the prefix in validation: half of the patches, or none where training has none."""
         length = self.patches // 2 if self.recipe.attention == "prefix" else 0
-        return prefix_lengths([length] * len(images), self.patches).to(images.device)
+        return torch.full((len(images),), length, device=images.device)
 
     def _second_half(self, predictions: Tensor) -> Tensor:
         """(B, N - 1) bool for predictions (B, N - 1, ...): what validation looks at, with a prefix or without."""
-        half = prefix_lengths([self.patches // 2] * len(predictions), self.patches)
-        return predicted(half.to(predictions.device), self.patches)
+        half = torch.full((len(predictions),), self.patches // 2, device=predictions.device)
+        return predicted(half, self.patches)
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """Two rows: images, and their second half as predicted patch by patch from all that is before it."""
-        images = batch.content[:PICTURED]
+        images = batch.content[:SHOWN]
         predictions = model(normalize(images), self._half(images)).float()
         drawn = self._drawn(predictions, images)
         return image_grid(to_pil(torch.cat([images, drawn])), columns=len(images))

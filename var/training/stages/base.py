@@ -1,4 +1,4 @@
-"""What is trained: a stage turns batches into losses and knows nothing of processes, checkpoints or logging.
+"""Stages of training: each turns batches into losses and knows nothing of processes, checkpoints or logging.
 
 One stage is one file beside this one: its recipe, how it is built from it, what must exist before it starts, its phases
 with their losses, its outline for the dry run, what it validates and shows. Another objective is one more file.
@@ -30,7 +30,7 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class Losses(NamedTuple):
-    """What a micro-batch says in a phase."""
+    """Losses of a micro-batch in a phase."""
 
     total: Tensor  # what to minimize, the mean over the micro-batch
     logs: dict[str, Tensor]  # numbers to show, 0-dimensional, likewise means
@@ -44,49 +44,24 @@ Loss = Callable[[nn.Module, Batch, StepRNG, Any], Losses]
 
 @dataclass(frozen=True)
 class Phase:
-    """One optimizer's part of every step: a plain training has one phase, an adversarial one has two.
+    """One optimizer's part of every step: a plain training has one phase, an adversarial one has two."""
 
-    Attributes:
-        name: of its model and optimizer in checkpoints and logs.
-        model: what it optimizes.
-        optimizer: how.
-        loss: what of a micro-batch it minimizes.
-        never_decayed: ends of the names of parameters that weight decay leaves alone.
-        start_step: the first step that has this phase.
-        units: names of the parts whose parameters are gathered together when the model is sharded over processes;
-            none: it is too small to be sharded.
-        kind: of the work in a step: steps of one kind do the same.
-    """
-
-    name: str
+    name: str  # of its model and optimizer in checkpoints and logs
     model: nn.Module
     optimizer: OptimizerConfig
     loss: Loss
-    never_decayed: tuple[str, ...] = ()
-    start_step: int = 0
-    units: Sequence[str] = ()
-    kind: Callable[[int], Hashable] = lambda step: None
+    never_decayed: tuple[str, ...] = ()  # ends of the names of parameters that weight decay leaves alone
+    start_step: int = 0  # the first one that has this phase
+    units: Sequence[str] = ()  # parts whose parameters are gathered together in a sharded model; none: it stays whole
+    kind: Callable[[int], Hashable] = lambda step: None  # of the work in a step: steps of one kind do the same
 
 
 class Stage(ABC, Generic[RecipeT]):
-    """One kind of training.
-
-    Args:
-        train_data: of which the loop takes the steps' batches.
-        validation_data: always seen in the same order.
-        frozen: what is not trained, each network under its part.
-
-    Attributes:
-        recipe_type: what its recipe may say.
-        best: the validation's number that tells the best checkpoint; the lower the better.
-        steps: of the whole run.
-        workers: processes that read training samples, beside each training process.
-        phases: of every step, in order. The model of the first one is what is averaged, validated and exported.
-    """
+    """One kind of training, on data of which the loop takes batches, with networks that stay as they are."""
 
     recipe_type: ClassVar[type[Recipe]]
-    best = "loss"
-    phases: Sequence[Phase]
+    best = "loss"  # the validation's number that tells the best checkpoint; the lower the better
+    phases: Sequence[Phase]  # of every step, in order; the first one's model is averaged, validated and exported
 
     def __init__(
         self,
@@ -97,16 +72,15 @@ class Stage(ABC, Generic[RecipeT]):
     ) -> None:
         self.recipe = recipe
         self.train_data, self.validation_data = train_data, validation_data
-        self.frozen = frozen or {}
+        self.frozen = frozen or {}  # what is not trained, each network under its part
         self.steps = recipe.total_steps(len(train_data))
-        self.workers = recipe.data.workers
+        self.workers = recipe.data.workers  # processes that read training samples, beside each training process
 
     @classmethod
     def prepare(cls, recipe: RecipeT, device: torch.device, ranks: Ranks) -> None:
         """Make what must exist before the stage is built; all processes call this.
 
-        Raises:
-            InputError: it cannot be made.
+        Raises InputError: it cannot be made.
         """
 
     @classmethod
@@ -114,8 +88,7 @@ class Stage(ABC, Generic[RecipeT]):
     def from_recipe(cls, recipe: RecipeT) -> Self:
         """The stage with its data and its initial weights.
 
-        Raises:
-            InputError: data or models that are not there or do not fit.
+        Raises InputError: data or models that are not there or do not fit.
         """
 
     @classmethod
@@ -123,8 +96,7 @@ class Stage(ABC, Generic[RecipeT]):
     def outline(cls, recipe: RecipeT) -> "Outline":
         """The stage as `from_recipe` would build it, without reading, downloading or computing anything large.
 
-        Raises:
-            InputError: sizes that cannot work, models that are not there and that nothing can stand in for.
+        Raises InputError: sizes that cannot work, models that are not there and that nothing can stand in for.
         """
 
     def to(self, device: torch.device) -> None:
@@ -141,10 +113,8 @@ class Stage(ABC, Generic[RecipeT]):
     ) -> Mapping[str, Tensor]:
         """Upkeep without gradients, the same on every process; numbers to show.
 
-        Args:
-            rng: of the step, with the places of any micro-batch.
-            carries: of the last phase, for each micro-batch of this process.
-            reduce: sum of a tensor over all processes.
+        `rng` has the places of any micro-batch, `carries` are those of the last phase, one for each micro-batch of this
+        process, and `reduce` sums a tensor over all processes.
         """
         return {}
 
@@ -161,7 +131,7 @@ class Stage(ABC, Generic[RecipeT]):
         """Write the model as users load it."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What the stage has to remember besides its models."""
+        """State to remember besides that of the models."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -169,27 +139,16 @@ class Stage(ABC, Generic[RecipeT]):
 
 
 class Outline(NamedTuple):
-    """A stage for the dry run.
+    """A stage for the dry run."""
 
-    Attributes:
-        stage: as it will be trained, on the meta device.
-        images: what is known of the training images.
-        sample: what a batch holds of each, of its shape and type.
-        tokens: of an image.
-        prepare: on how many images, given a number: what `Stage.prepare` computes of so many.
-        to_prepare: images that `Stage.prepare` has to compute this of.
-        prepared: what comes of it.
-        notes: what was assumed.
-    """
-
-    stage: Stage[Any]
-    images: Images
-    sample: Tensor
-    tokens: int
-    prepare: Callable[[int], object] = lambda count: None
-    to_prepare: int = 0
-    prepared: str = ""
-    notes: Sequence[str] = ()
+    stage: Stage[Any]  # as it will be trained, on the meta device
+    images: Images  # what is known of the training images
+    sample: Tensor  # what a batch holds of each, of its shape and type
+    tokens: int  # of an image
+    prepare: Callable[[int], object] = lambda count: None  # compute what `Stage.prepare` does, of so many images
+    to_prepare: int = 0  # images that `Stage.prepare` has to compute this of
+    prepared: str = ""  # what comes of it
+    notes: Sequence[str] = ()  # what was assumed
 
 
 _registered: dict[str, type[Stage[Any]]] = {}
@@ -226,11 +185,7 @@ def require(kind: type[ModelT], model: nn.Module) -> ModelT:
 
 
 def open_images(recipe: Recipe, side: int) -> list[ImageDataset]:
-    """The recipe's training and validation images as squares of that side.
-
-    Raises:
-        InputError: see `open_dataset`.
-    """
+    """The recipe's training and validation images as squares of that side. Raises InputError: see `open_dataset`."""
     return [open_dataset(recipe.data, split, side, recipe.seed) for split in SPLIT_NAMES]
 
 

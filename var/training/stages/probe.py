@@ -25,7 +25,7 @@ from var.hub.checkpoint import CONFIG, WEIGHTS, save_model
 from var.hub.presets import AIM_RELEASED, BASELINES, RELEASED, SHIPPED
 from var.models.aim import AIM, AIMConfig, AttentiveProbe, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.var import VAR
-from var.training.config import OptimizerConfig, Recipe
+from var.training.config import OptimizerConfig, Recipe, preset_sizes
 from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels, open_images, register, require
@@ -42,44 +42,33 @@ Layers = tuple[int, ...]
 
 
 class ProbeOptimizerConfig(OptimizerConfig):
-    """AdamW for probes that are trained side by side.
+    """AdamW for probes that are trained side by side."""
 
-    Attributes:
-        grad_clip: none, for the norm would be that of all probes' gradients together: what bounds it scales them all,
-            and how one probe learns would depend on which others there are.
-    """
-
+    # None, for the norm would be that of all probes' gradients together: what bounds it scales them all, and how one
+    # probe learns would depend on which others there are.
     grad_clip: Positive | None = None
 
 
 class ProbeRecipe(Recipe):
-    """Attentive probes on frozen features (AIM, arXiv 2401.08541, section 4).
-
-    Attributes:
-        model: what gives the features: the folder of an encoder, with or without a probe; a released AIM's name; the
-            folder or name of a VAR pipeline (its transformer's hidden states); or what these are compared with:
-            `untrained`, an encoder with the weights that it would begin its pre-training with, `pixels`, the patches
-            as they are.
-        sizes: of the encoder, as in AIMRecipe; needed for `untrained` and `pixels`, where a model is loaded a check on
-            it.
-        probe_layers: blocks, the mean of whose outputs a probe reads, counted from 0: a list of them; `last`; or
-            `best`, for as many probes as there are runs of consecutive blocks, all trained in one pass over the
-            features: the one that classifies the validation images best is exported.
-        probed: blocks of `last` and of each run of `best`; all there are, where they are fewer.
-        heads: of the probes' attention; None: the model's.
-        num_classes: None: as many as the training data has.
-        optimizer: each probe's.
-    """
+    """Attentive probes on frozen features (AIM, arXiv 2401.08541, section 4)."""
 
     fixed = Recipe.fixed | {"sizes", "probe_layers"}
 
+    # What gives the features: the folder of an encoder, with or without a probe; a released AIM's name; the folder or
+    # name of a VAR pipeline (its transformer's hidden states); or what these are compared with: `untrained`, an encoder
+    # with the weights that it would begin its pre-training with, `pixels`, the patches as they are.
     model: Annotated[str, Field(min_length=1)]
+    # Of the encoder, as in AIMRecipe; needed for `untrained` and `pixels`, where a model is loaded a check on it.
     sizes: EncoderConfig | None = None
+    _preset = field_validator("sizes", mode="before")(preset_sizes)
+    # Blocks, the mean of whose outputs a probe reads, counted from 0: a list of them; `last`; or `best`, for as many
+    # probes as there are runs of consecutive blocks, all trained in one pass over the features: the one that classifies
+    # the validation images best is exported.
     probe_layers: Literal["best", "last"] | tuple[int, ...] = "best"
-    probed: Count = 6
-    heads: Count | None = None
-    num_classes: Annotated[int, Field(ge=2)] | None = None
-    optimizer: ProbeOptimizerConfig
+    probed: Count = 6  # blocks of `last` and of each run of `best`; all there are, where they are fewer
+    heads: Count | None = None  # of the probes' attention; None: the model's
+    num_classes: Annotated[int, Field(ge=2)] | None = None  # None: as many as the training data has
+    optimizer: ProbeOptimizerConfig  # each probe's
 
     @field_validator("probe_layers", mode="before")
     @classmethod
@@ -100,15 +89,9 @@ class ProbeRecipe(Recipe):
 
 
 def candidates(probe_layers: str | Layers, depth: int, probed: int) -> list[Layers]:
-    """The blocks that each candidate reads, ascending; candidates in the order of their blocks.
+    """The blocks, of `depth`, that each candidate of a ProbeRecipe reads, ascending; candidates in their order.
 
-    Args:
-        probe_layers: as in ProbeRecipe.
-        depth: blocks that there are.
-        probed: blocks of `last` and of a run of `best`.
-
-    Raises:
-        InputError: a block that there is not, or one named twice.
+    Raises InputError: a block that there is not, or one named twice.
     """
     if not isinstance(probe_layers, str):
         check_layers(probe_layers, depth)
@@ -218,7 +201,7 @@ class ProbeStage(Stage[ProbeRecipe]):
         return Probes(self.names, AttentiveProbe(self.source.width, self.heads, self.num_classes))
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """What each candidate reads, (B, N, D): the blocks' outputs are computed once for all of them."""
+        """Features that each candidate reads, (B, N, D): the blocks' outputs are computed once for all of them."""
         outputs = dict(zip(self.layers, self.source.features(images, self.layers), strict=True))
         return [torch.stack([outputs[layer] for layer in layers]).mean(dim=0) for layers in self.candidates]
 
@@ -264,7 +247,7 @@ class ProbeStage(Stage[ProbeRecipe]):
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """A row of images for each candidate, in a green frame where its probe is right, in a red one where not."""
         _, top1, _ = self._judged(model, batch)
-        images = [picture for right in top1 for picture in to_pil(framed(batch.content, right > 0))]
+        images = [image for right in top1 for image in to_pil(framed(batch.content, right > 0))]
         return image_grid(images, columns=len(batch.content))
 
     @torch.no_grad()
@@ -284,7 +267,7 @@ class ProbeStage(Stage[ProbeRecipe]):
             (new / SCORES).write_text(json.dumps(told, indent=2) + "\n")
 
     def scores(self, probes: Probes) -> tuple[list[Score], int]:
-        """What each candidate reaches, and the number of validation images that could be read."""
+        """Accuracy of each candidate, and the number of validation images that could be read."""
         device = next(probes.parameters()).device
         recipe = self.recipe
         right, images = torch.zeros(2, len(self.names), dtype=torch.float64), 0
@@ -297,7 +280,7 @@ class ProbeStage(Stage[ProbeRecipe]):
         return [Score(*fraction) for fraction in fractions], images
 
     def _whole(self, probe: AttentiveProbe, layers: Layers) -> AIM | Probe:
-        """What is exported, made of the trained networks themselves."""
+        """The model to export, made of the trained networks themselves."""
         if self.encoder is not None:
             sizes = asdict(self.encoder.config)
             with torch.device("meta"):
@@ -310,7 +293,7 @@ class ProbeStage(Stage[ProbeRecipe]):
         return alone
 
     def _described(self) -> dict[str, Any]:
-        """What config.json tells besides: names of the classes, and what a probe alone was trained on."""
+        """Further entries of config.json: names of the classes, and what a probe alone was trained on."""
         names = {str(label): name for label, name in sorted(self.train_data.class_names.items())}
         entries: dict[str, Any] = {"classes": names} if names else {}
         if self.encoder is None:
@@ -329,7 +312,7 @@ def framed(images: Tensor, right: Tensor) -> Tensor:
 
 
 def _known_features(recipe: ProbeRecipe) -> "tuple[FeatureSource, list[str]]":
-    """What gives the recipe's features, without weights where these would be downloaded, and what was assumed."""
+    """The source of the recipe's features, without weights where these would be downloaded, and what was assumed."""
     from var.features.sources import EncoderFeatures, VARFeatures, baseline, load_features
 
     name, sizes = recipe.model, recipe.sizes

@@ -30,7 +30,7 @@ from var.training.rng import StepRNG
 from var.training.stages.base import Losses, Outline, Phase, Stage, open_images, register, require
 from var.utils.images import image_grid, to_pil
 
-PICTURED = 8  # images on the sheet
+SHOWN = 8  # images on the sheet
 
 
 class NetworkConfig(Section):
@@ -47,33 +47,21 @@ class NetworkConfig(Section):
 
 
 class PerceptualConfig(NetworkConfig):
-    """A distance of features (LPIPS, arXiv 1801.03924) and its weight in the loss.
-
-    Attributes:
-        weight: of the distance.
-        image_size: side in pixels at which the network looks: both images are enlarged to it (bicubic); None: as they
-            are. A network that was trained on large images sees little in small ones.
-    """
+    """A distance of features (LPIPS, arXiv 1801.03924) and its weight in the loss."""
 
     weight: Positive = 1.0
+    # Side in pixels at which the network looks: both images are enlarged to it (bicubic); None: as they are. A network
+    # that was trained on large images sees little in small ones.
     image_size: Count | None = None
 
 
 class TokenizerLossConfig(Section):
-    """Weights of the tokenizer's losses; without perceptual or adversarial that term is left out.
+    """Weights of the tokenizer's losses; without perceptual or adversarial that term is left out."""
 
-    Attributes:
-        l1, l2: mean absolute and squared difference of the pixels.
-        vq: of features and codewords.
-        entropy: spreads each scale's usage over the codebook (Quantizer.entropy_loss); a statistic of the micro-batch.
-        perceptual: distance of a frozen network's features.
-        adversarial: a discriminator.
-    """
-
-    l1: NotNegative = 0.2
-    l2: NotNegative = 1.0
-    vq: NotNegative = 1.0
-    entropy: NotNegative = 0.0
+    l1: NotNegative = 0.2  # mean absolute difference of the pixels
+    l2: NotNegative = 1.0  # mean squared difference of the pixels
+    vq: NotNegative = 1.0  # of features and codewords
+    entropy: NotNegative = 0.0  # spreads each scale's usage over the codebook; a statistic of the micro-batch
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
 
@@ -85,24 +73,15 @@ class TokenizerLossConfig(Section):
 
 
 class TokenizerRecipe(Recipe):
-    """Stage 1.
-
-    Attributes:
-        image_size: side of the images in pixels, a check on model.scales; None: what the scales say.
-        quantizer_dropout: probability that an image is drawn from its first few scales only, a random number of them.
-        restart_dead_codes: steps that a codeword may go unused before the batch replaces it; None: never.
-        usage_window: steps over which usage and perplexity of the codebook are taken.
-        metric: network of the validation's perceptual distance, better another one than the loss has; None: no such
-            metric.
-    """
+    """Stage 1."""
 
     model: TokenizerConfig
     loss: TokenizerLossConfig = TokenizerLossConfig()
-    quantizer_dropout: Rate = 0.0
-    restart_dead_codes: Count | None = None
-    usage_window: Count = 100
-    metric: NetworkConfig | None = None
-    image_size: Count | None = None
+    quantizer_dropout: Rate = 0.0  # probability that an image is drawn from a random number of its first scales only
+    restart_dead_codes: Count | None = None  # steps that a codeword may go unused before the batch replaces it
+    usage_window: Count = 100  # steps over which usage and perplexity of the codebook are taken
+    metric: NetworkConfig | None = None  # of the validation's perceptual distance, better another than the loss has
+    image_size: Count | None = None  # side of the images in pixels, a check on model.scales
 
     @model_validator(mode="after")
     def _scales_fit(self) -> Self:
@@ -130,8 +109,7 @@ def frozen_networks(
 ) -> Networks:
     """The networks that a recipe names, as `backbone` and `perceptual` make them from a name and a file of weights.
 
-    Raises:
-        InputError: see `load_backbone`.
+    Raises InputError: see `load_backbone`.
     """
     loss, metric = recipe.loss, recipe.metric
     distance = perceptual(loss.perceptual.network, loss.perceptual.weights) if loss.perceptual else None
@@ -290,7 +268,7 @@ class TokenizerStage(Stage[TokenizerRecipe]):
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row an image: the input, then the reconstruction after each scale."""
-        images = batch.content[:PICTURED]
+        images = batch.content[:SHOWN]
         columns = [images, *require(VQVAE, model).reconstruct(images)]
         return image_grid(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), columns=len(columns))
 

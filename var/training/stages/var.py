@@ -27,12 +27,12 @@ from var.training.estimate.images import Images, find_images
 from var.training.rng import StepRNG
 from var.training.self_correction import SelfCorrectionConfig, nearest_codewords, perturb
 from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels, open_images, register, require
-from var.training.tokenizers import missing, open_tokenizer, tokenizer_config
+from var.training.tokenizers import open_tokenizer, tokenizer_config
 from var.utils.classes import spread
 from var.utils.images import image_grid, to_pil
 from var.utils.ranks import Ranks
 
-PICTURED_CLASSES, PICTURED_PER_CLASS = 8, 4
+SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
 
 # What has no direction to shrink towards zero: positions, levels, the start and the AdaLN offsets.
 NEVER_DECAYED = ("start_position", "position", "level_embedding.weight", "offset")
@@ -40,13 +40,9 @@ NEVER_DECAYED = ("start_position", "position", "level_embedding.weight", "offset
 
 @dataclass(frozen=True)
 class VARSizes(TransformerSizes):
-    """Sizes of the transformer that a recipe chooses; the other ones of a VARConfig are the tokenizer's.
+    """Sizes of the transformer that a recipe chooses; the other ones of a VARConfig are the tokenizer's."""
 
-    Attributes:
-        num_classes: None: as many as the training data has.
-    """
-
-    num_classes: int | None = None
+    num_classes: int | None = None  # None: as many as the training data has
 
     def __post_init__(self) -> None:
         self.config(TokenizerConfig(), 1 if self.num_classes is None else self.num_classes)
@@ -54,36 +50,24 @@ class VARSizes(TransformerSizes):
     def config(self, tokenizer: TokenizerConfig, num_classes: int) -> VARConfig:
         """The whole configuration, for this tokenizer and number of classes.
 
-        Raises:
-            InputError: sizes that cannot work.
+        Raises InputError: sizes that cannot work.
         """
         given = {name: getattr(tokenizer, name) for name in ("scales", "vocab_size", "latent_dim")}
         return VARConfig(**asdict(self) | given | {"num_classes": num_classes})
 
 
 class VARRecipe(Recipe):
-    """Stage 2.
+    """Stage 2."""
 
-    Attributes:
-        tokenizer: folder of a trained tokenizer.
-        model: sizes of the transformer.
-        label_drop: fraction of the labels replaced by the null class in training.
-        token_cache: folder of the token cache (`var data tokenize`), written at the start of the run where it is not
-            complete; None encodes the images in every step.
-        token_views: augmented views of every image in the token cache; epoch e sees view e mod token_views.
-        gradient_checkpointing: compute each block again in the backward pass, to save memory.
-        self_correction: show the model wrong tokens in training; None: only right ones.
-        sampling: what the model is sampled with unless asked otherwise, for its config.json; None: no preference.
-    """
-
-    tokenizer: Path
+    tokenizer: Path  # folder of a trained one
     model: VARSizes
-    label_drop: Rate = 0.1
+    label_drop: Rate = 0.1  # fraction of the labels replaced by the null class in training
+    # Folder, written at the start of the run where it is not complete; None encodes the images in every step.
     token_cache: Path | None = None
-    token_views: Count = 1
-    gradient_checkpointing: bool = False
-    self_correction: SelfCorrectionConfig | None = None
-    sampling: SamplingParams | None = None
+    token_views: Count = 1  # augmented ones of every image in the token cache; epoch e sees view e mod token_views
+    gradient_checkpointing: bool = False  # compute each block again in the backward pass, to save memory
+    self_correction: SelfCorrectionConfig | None = None  # show the model wrong tokens in training
+    sampling: SamplingParams | None = None  # with what the model is sampled unless asked otherwise, for its config.json
 
     @model_validator(mode="after")
     def _classes_fit(self) -> Self:
@@ -106,8 +90,7 @@ class VARRecipe(Recipe):
         With AdamW that is how the best rate of a hidden matrix moves with width (muP, arXiv 2203.03466), and sizes that
         all learn at one rate would measure how well that rate suits each of them. It is held to eight digits.
 
-        Raises:
-            InputError: a depth with a fraction of a head.
+        Raises InputError: a depth with a fraction of a head.
         """
         reference = self.model.config(TokenizerConfig(), 1)  # which knows width and heads where none are given
         heads, rest = divmod(reference.heads * depth, reference.depth)
@@ -130,11 +113,7 @@ class VARRecipe(Recipe):
 
 @register("var")
 class VARStage(Stage[VARRecipe]):
-    """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache.
-
-    Args:
-        vqvae: the tokenizer, without gradients.
-    """
+    """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache."""
 
     recipe_type = VARRecipe
 
@@ -143,16 +122,19 @@ class VARStage(Stage[VARRecipe]):
     ) -> None:
         super().__init__(recipe, train_data, validation_data, {"tokenizer": vqvae})
         self.vqvae = vqvae
-        self.num_classes = recipe.model.num_classes or self.train_data.num_classes
-        self.present = self._labels()
-        self.neighbors = self._neighbors()
+        self.num_classes = recipe.model.num_classes or train_data.num_classes
+        for data in (train_data, validation_data):
+            check_labels(data.labels, self.num_classes, "model.num_classes")
+        labels = train_data.labels  # None where only reading tells them: then all that the model knows
+        self.present = list(range(self.num_classes)) if labels is None else sorted(set(labels.tolist()))
+        wrong = recipe.self_correction
+        self.neighbors = nearest_codewords(vqvae.quantizer, wrong.neighbors) if wrong else None
         self.config = recipe.model.config(self.vqvae.config, self.num_classes)
         # A block's AdaLN computes before all blocks, apart from the rest of its block.
         units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
         self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, NEVER_DECAYED, units=units),)
-        self.workers = (
-            recipe.data.workers if recipe.token_cache is None else 0
-        )  # tokens are read faster than handed over
+        if recipe.token_cache is not None:
+            self.workers = 0  # tokens are read faster than handed over
 
     @classmethod
     def prepare(cls, recipe: VARRecipe, device: torch.device, ranks: Ranks) -> None:
@@ -187,26 +169,14 @@ class VARStage(Stage[VARRecipe]):
             vqvae = VQVAE(tokenizer).eval().requires_grad_(False)
             stage = cls(recipe, vqvae, data, data)
             length = vqvae.scales.total
-            sample = (
-                torch.empty(3, side, side) if recipe.token_cache is None else torch.empty(length, dtype=torch.int64)
-            )
+            sample = torch.empty(3, side, side)
+            if recipe.token_cache is not None:
+                sample = torch.empty(length, dtype=torch.int64)
 
         def encode(count: int) -> Tensor:
             return vqvae.encode(torch.empty(count, 3, side, side))
 
         return Outline(stage, images, sample, length, encode, to_encode, "token cache", notes)
-
-    def _labels(self) -> list[int]:
-        """The labels that the training data has; all that the model knows, where only reading tells."""
-        for data in (self.train_data, self.validation_data):
-            check_labels(data.labels, self.num_classes, "model.num_classes")
-        labels = self.train_data.labels
-        return list(range(self.num_classes)) if labels is None else sorted(set(labels.tolist()))
-
-    def _neighbors(self) -> Tensor | None:
-        """(V, N): by what self-correction replaces a token."""
-        config = self.recipe.self_correction
-        return None if config is None else nearest_codewords(self.vqvae.quantizer, config.neighbors)
 
     def to(self, device: torch.device) -> None:
         super().to(device)
@@ -235,7 +205,7 @@ class VARStage(Stage[VARRecipe]):
         return Losses(each.loss.mean(), {name: values.mean() for name, values in means.items()})
 
     def _pyramid(self, tokens: Tensor, rng: StepRNG) -> tuple[Tensor, Tensor]:
-        """What the transformer reads, (B, L - 1, C), and what it has to predict, (B, L)."""
+        """Input of the transformer, (B, L - 1, C), and its targets, (B, L)."""
         quantizer, config = self.vqvae.quantizer, self.recipe.self_correction
         if config is None or self.neighbors is None:
             return quantizer.teacher_forcing_input(tokens), tokens
@@ -252,10 +222,10 @@ class VARStage(Stage[VARRecipe]):
 
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """One row a class: samples of the model, with the same random streams every time."""
-        labels = [label for label in spread(self.present, PICTURED_CLASSES) for _ in range(PICTURED_PER_CLASS)]
+        labels = [label for label in spread(self.present, SHOWN_CLASSES) for _ in range(SHOWN_PER_CLASS)]
         params = self.recipe.sampling or SamplingParams(cfg=2.0)
         samples = generate(require(VAR, model), self.vqvae, labels, **params.to_dict()).images
-        return image_grid(to_pil(samples), PICTURED_PER_CLASS)
+        return image_grid(to_pil(samples), SHOWN_PER_CLASS)
 
     def export(self, model: nn.Module, folder: Path) -> None:
         from var.pipeline import VARPipeline  # not wanted where a recipe is only read
@@ -265,7 +235,7 @@ class VARStage(Stage[VARRecipe]):
 
 
 def _find_images(recipe: VARRecipe) -> tuple[Images, bool]:
-    """What is known of the training images, and whether their token cache is there to tell it."""
+    """Number and classes of the training images, and whether their token cache is there to tell them."""
     if recipe.token_cache is None or not (recipe.token_cache / MANIFEST).is_file():
         return find_images(recipe.data), False
     info = Manifest.model_validate_json((recipe.token_cache / MANIFEST).read_bytes()).splits["train"]
@@ -274,11 +244,10 @@ def _find_images(recipe: VARRecipe) -> tuple[Images, bool]:
 
 def _known_tokenizer(recipe: VARRecipe) -> tuple[TokenizerConfig, list[str]]:
     """Sizes of the recipe's tokenizer, and what was assumed."""
-    if recipe.tokenizer.is_dir():
-        return tokenizer_config(recipe.tokenizer), []
+    given, there = str(recipe.tokenizer), recipe.tokenizer.is_dir()
     for name, released in RELEASED.items():
         tokenizer = TokenizerConfig(scales=released.scales)
-        if recipe.model.config(tokenizer, released.num_classes) == released:
-            side, given = tokenizer.image_side, str(recipe.tokenizer)
-            return tokenizer, [f"tokenizer={given!r} is not there: assumed the released one of {name}, {side} px"]
-    raise missing(recipe.tokenizer)
+        if not there and recipe.model.config(tokenizer, released.num_classes) == released:
+            assumed = f"assumed the released one of {name}, {tokenizer.image_side} px"
+            return tokenizer, [f"tokenizer={given!r} is not there: {assumed}"]
+    return tokenizer_config(recipe.tokenizer), []
