@@ -6,7 +6,7 @@ why the norms are GroupNorm where the papers use BatchNorm, and why spectral nor
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,13 +78,13 @@ class PatchGAN(nn.Module):
                 f"PatchGAN with layers={layers} leaves nothing of images of {side} px: "
                 f"use at most {most} layers, or images of at least {3 << layers} px"
             )
-        conv = _conv(spectral_norm)
+        conv = SpectralConv2d if spectral_norm else nn.Conv2d
         widths = [width * min(2**i, 8) for i in range(layers + 1)]
         body: list[nn.Module] = [conv(3, width, 4, 2, 1), nn.LeakyReLU(_SLOPE)]
         for i in range(layers):
             stride = 2 if i < layers - 1 else 1
-            body += [conv(widths[i], widths[i + 1], 4, stride, 1), _norm(widths[i + 1], spectral_norm)]
-            body += [nn.LeakyReLU(_SLOPE)]
+            norm = nn.Identity() if spectral_norm else _group_norm(widths[i + 1])
+            body += [conv(widths[i], widths[i + 1], 4, stride, 1), norm, nn.LeakyReLU(_SLOPE)]
         self.body = nn.Sequential(*body)
         self.to_logits = conv(widths[-1], 1, 4, 1, 1)
         _initialize(self)
@@ -119,7 +119,7 @@ class FeatureHead(nn.Module):
 
     def __init__(self, width: int, spectral_norm: bool) -> None:
         super().__init__()
-        conv = _conv(spectral_norm)
+        conv = SpectralConv2d if spectral_norm else nn.Conv2d
         self.inwards = nn.Sequential(conv(width, width, 1, 1, 0), _group_norm(width), nn.LeakyReLU(_SLOPE))
         self.residual = nn.Sequential(conv(width, width, 3, 1, 1), _group_norm(width), nn.LeakyReLU(_SLOPE))
         self.to_logits = conv(width, 1, 1, 1, 0)
@@ -129,14 +129,6 @@ class FeatureHead(nn.Module):
         x = self.inwards(features)
         x = (x + self.residual(x)) * math.sqrt(0.5)  # the sum of two keeps the variance of one
         return self.to_logits(x)
-
-
-def _conv(spectral_norm: bool) -> Callable[..., nn.Conv2d]:
-    return SpectralConv2d if spectral_norm else nn.Conv2d
-
-
-def _norm(width: int, spectral_norm: bool) -> nn.Module:
-    return nn.Identity() if spectral_norm else _group_norm(width)
 
 
 def _group_norm(width: int) -> nn.GroupNorm:

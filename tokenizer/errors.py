@@ -1,7 +1,7 @@
 """Input that cannot work: the one exception type, how errors are printed, and the check of configurations' types."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -41,7 +41,7 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_types(config: Any) -> None:
+def check_types(config: Any, at_least_one: Sequence[str] = ()) -> None:
     """Raise InputError if a field of a configuration dataclass holds something else than its annotation says.
 
     Configurations come from JSON files too, where nothing else would notice a quoted number.
@@ -51,3 +51,5 @@ def check_types(config: Any) -> None:
         value = getattr(config, field.name)
         if not fits(value):
             raise InputError(f"{field.name}={value!r} must be {wanted}")
+        if field.name in at_least_one and value < 1:
+            raise InputError(f"{field.name}={value} must be at least 1")

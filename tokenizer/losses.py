@@ -5,7 +5,6 @@ are those of the whole.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,16 +15,9 @@ from torch import Tensor
 _NORM_EPS = 1e-6
 
 
-class PixelLosses(NamedTuple):
-    """Means over all pixels and channels."""
-
-    l1: Tensor
-    l2: Tensor
-
-
-def pixel_losses(reconstruction: Tensor, images: Tensor) -> PixelLosses:
-    """Mean absolute and mean squared difference, both 0-dimensional, with gradients to the reconstruction."""
-    return PixelLosses(F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images))
+def pixel_losses(reconstruction: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """L1 and L2, mean absolute and mean squared difference, 0-dimensional, with gradients to the reconstruction."""
+    return F.l1_loss(reconstruction, images), F.mse_loss(reconstruction, images)
 
 
 def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -37,14 +29,10 @@ def psnr(reconstruction: Tensor, images: Tensor) -> Tensor:
 def feature_distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor:
     """(B,) distance between feature maps: LPIPS (arXiv 1801.03924, eq. 1) with all channel weights 1, mean over layers.
 
-    Args:
-        ours, theirs: one (B, C, h, w) map a layer, equally shaped in both; computed in float32.
+    Both are one (B, C, h, w) map a layer, equally shaped; computed in float32.
     """
-    return torch.stack([_layer_distance(a, b) for a, b in zip(ours, theirs, strict=True)]).mean(dim=0)
-
-
-def _layer_distance(ours: Tensor, theirs: Tensor) -> Tensor:
-    return (_unit(ours) - _unit(theirs)).square().sum(dim=1).mean(dim=(1, 2))  # (B,)
+    squares = [(_unit(a) - _unit(b)).square() for a, b in zip(ours, theirs, strict=True)]
+    return torch.stack([each.sum(dim=1).mean(dim=(1, 2)) for each in squares]).mean(dim=0)
 
 
 def _unit(features: Tensor) -> Tensor:
@@ -55,12 +43,10 @@ def _unit(features: Tensor) -> Tensor:
 def hinge_discriminator(real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor]) -> Tensor:
     """Hinge loss of the discriminator, 0-dimensional: mean relu(1 - real) + mean relu(1 + fake), not halved.
 
-    Args:
-        real_logits, fake_logits: one map of any shape a head; the mean over each head, then over heads.
+    The logits are one map of any shape a head; the mean is over each head, then over heads.
     """
-    return _mean_over_heads([F.relu(1 - real) for real in real_logits]) + _mean_over_heads(
-        [F.relu(1 + fake) for fake in fake_logits]
-    )
+    real, fake = [F.relu(1 - logits) for logits in real_logits], [F.relu(1 + logits) for logits in fake_logits]
+    return _mean_over_heads(real) + _mean_over_heads(fake)
 
 
 def hinge_generator(fake_logits: Sequence[Tensor]) -> Tensor:
@@ -78,10 +64,7 @@ def adaptive_weight(reference_gradient: Tensor, adversarial_gradient: Tensor, lo
     Args:
         reference_gradient: of the pixel and perceptual losses with respect to the weight of the decoder's last layer.
         adversarial_gradient: of the generator's adversarial loss with respect to the same weight.
-        low, high: the bounds that the weight is clamped to.
-
-    Returns:
-        0-dimensional, float32, without gradient.
+        low, high: the bounds of the weight, which is 0-dimensional, float32, without gradient.
     """
     ours, theirs = (torch.linalg.vector_norm(g.detach().float()) for g in (reference_gradient, adversarial_gradient))
     return (ours / (theirs + 1e-6)).clamp(low, high)  # far below any gradient norm that is not simply zero
@@ -90,12 +73,11 @@ def adaptive_weight(reference_gradient: Tensor, adversarial_gradient: Tensor, lo
 def gradient_penalty(logits: Sequence[Tensor], images: Tensor) -> Tensor:
     """R1 (arXiv 1801.04406): squared norm of the logits' gradient to each image, mean over the batch, 0-dimensional.
 
+    It is without its factor gamma / 2, and can be differentiated to the discriminator's parameters.
+
     Args:
         logits: the discriminator's output for real images, one map a head; all logits of an image are summed.
         images: the real images that these were computed from, with requires_grad set.
-
-    Returns:
-        The penalty without its factor gamma / 2; it can be differentiated to the discriminator's parameters.
     """
     total = torch.stack([head.float().sum() for head in logits]).sum()
     (gradient,) = torch.autograd.grad(total, images, create_graph=True)

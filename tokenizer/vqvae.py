@@ -51,12 +51,9 @@ class TokenizerConfig:
     decoder_width: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, at_least_one=("vocab_size", "latent_dim", "base_width", "blocks", "norm_groups", "num_phi"))
         object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
-        for name in ("vocab_size", "latent_dim", "base_width", "blocks", "norm_groups", "num_phi"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.multipliers or min(self.multipliers) < 1:
             raise InputError(f"multipliers={list(self.multipliers)} must be positive numbers, one a level")
         if self.decoder_width < 0:

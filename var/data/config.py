@@ -15,7 +15,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # a probability at which something i
 
 
 class Section(BaseModel):
-    """What every part of a recipe shares: no key passes unread, and nothing changes after the checks."""
+    """A part of a recipe or of a file: no key passes unread, and nothing changes after the checks."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -37,7 +37,7 @@ class JitterConfig(Section):
 
 
 class DataConfig(Section):
-    """Where the images come from and how they become squares.
+    """Images, and the way they become squares.
 
     Attributes:
         source: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or without class folders; a folder with

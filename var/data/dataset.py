@@ -41,7 +41,7 @@ class Unreadable:
 
 
 class Sample(NamedTuple):
-    """What could be read: an image, or the tokens of one."""
+    """A readable image, or the tokens of one."""
 
     content: Tensor  # (3, side, side) float32 in [-1, 1], or (L,) int64
     label: int
@@ -59,7 +59,7 @@ class Batch(NamedTuple):
 
 
 class SampleDataset(Dataset[Sample | Unreadable]):
-    """What the loader reads: images or tokens; a key is (epoch, index).
+    """Images or tokens as the loader reads them; a key is (epoch, index).
 
     Attributes:
         labels: (len,) int64, one a sample; None where only reading a sample tells it.

@@ -23,10 +23,10 @@ class Encoded(NamedTuple):
 
 
 class Source(Protocol):
-    """Where encoded images come from."""
+    """Encoded images by number."""
 
     def location(self, row: int) -> str:
-        """Where an image lies, for messages."""
+        """The place of an image, for messages."""
 
     def read(self, row: int) -> Encoded:
         """An image. Raises anything where it cannot be read."""

@@ -1,4 +1,4 @@
-"""Which samples a process reads at a step, and their reading beside the training."""
+"""Batches for one process: the samples of each step, and their reading beside the training."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence

@@ -15,7 +15,7 @@ def epoch_order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 class ShardOrder:
-    """How epochs go through samples that lie in shards: mixed, and yet few shards at a time.
+    """The order of samples that lie in shards: mixed, and yet few shards at a time.
 
     The shards enter one after another, in an order drawn for the epoch; a sample's turn is drawn from the time that
     `window` shards take to enter, beginning with its own. So at most `window` shards are in use at a time.
@@ -54,6 +54,6 @@ def _entrances(count: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], ND
 
 
 def substitute(seed: int, epoch: int, index: int, attempt: int, length: int) -> int:
-    """Which of length samples to try in place of an unreadable one; another one, if there is another."""
+    """The one of length samples to try in place of an unreadable one; another one, if there is another."""
     draw = np.random.default_rng((SUBSTITUTE, seed, epoch, index, attempt)).integers(max(length - 1, 1))
     return (index + 1 + int(draw)) % length

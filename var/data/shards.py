@@ -43,14 +43,14 @@ FORM = '{"train": [{"url": "train-0000.tar", "nsamples": 1281}], "validation": [
 
 
 class Shard(NamedTuple):
-    """A tar file: a path or URL, and how many samples it holds."""
+    """A tar file."""
 
-    url: str
+    url: str  # or a path
     samples: int
 
 
 class Index(NamedTuple):
-    """What an index file says."""
+    """The content of an index file."""
 
     splits: dict[str, list[Shard]]  # "train", "validation"
     num_classes: int | None
@@ -92,7 +92,9 @@ def write_index(folder: Path) -> Path:
             try:
                 with path.open("rb") as file:
                     shard = OpenShard(file)
-                    labels |= {shard.label(i, "label") for i in range(len(shard)) if shard.has_label(i)}
+                    labels |= {
+                        shard.label(i, "label") for i, has in enumerate(shard.samples) if {"cls", "json"} & has.keys()
+                    }
                 entry = {"url": path.name, "nsamples": _at_least_one(len(shard))}
             except (OSError, ValueError, tarfile.TarError) as error:
                 raise InputError(f"{path} cannot be read as a shard: {one_line(error)}") from error
@@ -253,9 +255,6 @@ class OpenShard:
         if suffix is None:
             raise ValueError(f"none of its members ({', '.join(members)}) is an image")
         return self._read(number, suffix)
-
-    def has_label(self, number: int) -> bool:
-        return not {"cls", "json"}.isdisjoint(self.samples[number])
 
     def label(self, number: int, key: str) -> int:
         """The label of a sample: its .cls, or the key of its .json. Raises ValueError where there is none."""

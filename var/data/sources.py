@@ -1,5 +1,7 @@
 """The images and labels of a split, wherever they come from, listed but not opened."""
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -7,10 +9,12 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import InputError
 from var.data.config import DataConfig
-from var.data.folder import list_folder, split_folder_of
-from var.data.listing import Listing, MissingSplitError, Split
+from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, unlabeled
 from var.data.tables import list_hub, list_parquet, parquet_files
 from var.data.webdataset import list_shards
+from var.utils.classes import class_labels, named_classes
+from var.utils.files import subfolders
+from var.utils.images import find_images
 
 _HELD_OUT = 0  # seed of the choice, the same for all runs: a stage must not train on what another one holds out
 
@@ -86,3 +90,57 @@ def _list_split(config: DataConfig, split: Split) -> Listing:
         f"data.source={config.source!r} holds neither a train folder nor train*.parquet files: "
         "give a folder that does, the name of a hub dataset, or the index of shards"
     )
+
+
+class FolderSource:
+    """Image files below a folder."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self.folder = folder
+        # One array instead of a million strings: reader processes share it without copying.
+        self.names = np.array([os.fsencode(name) for name in names])
+
+    def location(self, row: int) -> str:
+        return str(self.folder / os.fsdecode(self.names[row]))
+
+    def read(self, row: int) -> Encoded:
+        location = self.location(row)
+        return Encoded(Path(location), location)
+
+
+def split_folder_of(folder: Path, split: Split) -> Path | None:
+    """The folder of a split, by any of its names; None: there is none."""
+    return next((folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()), None)
+
+
+def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
+    """List the images of a split below a folder. Raises InputError as `sources.list_images`."""
+    split_folder, train_folder = split_folder_of(folder, split), split_folder_of(folder, "train")
+    if split_folder is None or train_folder is None:
+        raise MissingSplitError(
+            f"data.source={str(folder)!r} has no {split} folder: add val/CLASS/*.jpg, or set data.validation_fraction "
+            "to hold out that fraction of the training images"
+        )
+    if config.label_column is None or not subfolders(train_folder):
+        files = sorted(find_images(split_folder), key=lambda name: "/" in name)  # those of no subfolder first
+        if not files:
+            raise InputError(f"{split_folder} holds no images: expected {split_folder.name}/CLASS/*.jpg, or *.jpg")
+        return unlabeled(FolderSource(split_folder, files), len(files))
+    try:
+        classes = class_labels(subfolders(train_folder))
+    except InputError as error:
+        raise InputError(f"{train_folder}: {error}") from error
+    files, labels = [], []
+    for name in subfolders(split_folder):
+        found = [f"{name}/{file}" for file in find_images(split_folder / name)]
+        if found and name not in classes:
+            raise InputError(f"class folder {split_folder / name} is not in {train_folder}: add or remove it")
+        files += found
+        labels += [classes[name]] * len(found)
+    if not files:
+        raise InputError(f"{split_folder} holds no images: expected {split_folder.name}/CLASS/*.jpg, or png, webp")
+    names = named_classes(folder)
+    if not names and not all(name.isdecimal() for name in classes):
+        names = {label: name for name, label in classes.items()}
+    source = FolderSource(split_folder, files)
+    return Listing(source, np.arange(len(files)), np.array(labels), max(classes.values()) + 1, names)

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
-from var.data.folder import named_classes
 from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, unlabeled
+from var.utils.classes import named_classes
 
 
 class TableSource:
@@ -98,14 +98,12 @@ def _list_table(config: DataConfig, split: Split, table: Any, names: dict[int, s
             )
     if not len(table):
         raise InputError(f"data.source={config.source!r} has no {split} images")
+    column = config.image_column
     try:
-        images = table.select_columns([config.image_column]).cast_column(
-            config.image_column, datasets.Image(decode=False)
-        )
+        images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
-        raise InputError(
-            f"data.image_column={config.image_column!r} of {config.source!r} holds no images: {one_line(error)}"
-        ) from error
+        told = f"data.image_column={column!r} of {config.source!r} holds no images: {one_line(error)}"
+        raise InputError(told) from error
     source = TableSource(images, f"{config.source} ({split})")
     if config.label_column is None:
         return unlabeled(source, len(table))
@@ -128,5 +126,5 @@ def _labels(config: DataConfig, column: str, split: Split, table: Any) -> NDArra
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{where} holds {labels.type}: labels must be integers, 0 and up")
     if array.min() < 0:
-        raise InputError(f"{where} holds {array.min()}, which means unlabelled: labels must be 0 and up")
+        raise InputError(f"{where} holds {array.min()}, which means unlabeled: labels must be 0 and up")
     return array.astype(np.int64)

@@ -10,14 +10,14 @@ import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import ValidationError
 
 from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE
-from var.data.config import DataConfig
+from var.data.config import DataConfig, Section
 from var.data.dataset import Key
 from var.data.listing import Split
 from var.utils.files import atomic_write
@@ -30,6 +30,8 @@ ENCODED_AT_ONCE = 64
 MANIFEST = "manifest.json"
 LEFT_OUT = -1  # label of a sample that could not be read
 
+File = TypeVar("File", bound=Section)
+
 # What of a recipe's data decides what the tokens are.
 DATA_SETTINGS = (
     *("source", "image_column", "label_column", "classes", "validation_fraction"),
@@ -40,17 +42,10 @@ DATA_SETTINGS = (
 class TokenRecipe(Protocol):
     """The part of a recipe that decides what the tokens are and where they go."""
 
-    @property
-    def data(self) -> DataConfig: ...
-
-    @property
-    def seed(self) -> int: ...
-
-    @property
-    def token_cache(self) -> Path | None: ...
-
-    @property
-    def token_views(self) -> int: ...
+    data: DataConfig
+    seed: int
+    token_cache: Path | None
+    token_views: int
 
 
 class Shard(NamedTuple):
@@ -78,12 +73,8 @@ class Shard(NamedTuple):
         return (keys[i : i + ENCODED_AT_ONCE] for i in range(0, len(keys), ENCODED_AT_ONCE))
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class SplitInfo(_File):
-    """What the images' dataset told of itself."""
+class SplitInfo(Section):
+    """A split as the dataset of its images described it."""
 
     samples: int
     labels: str | None  # their checksum; None: they were read beside the images
@@ -92,10 +83,10 @@ class SplitInfo(_File):
     streamed: list[int] | None  # samples in each of the data's own shards; None: it has none
 
 
-class Manifest(_File):
-    """What was encoded, and how; the same for all views."""
+class Manifest(Section):
+    """The data and the way of encoding it; the same for all views."""
 
-    settings: dict[str, Any]  # all that decides what the tokens are: `_settings`
+    settings: dict[str, Any]  # all that decides what the tokens are: `settings_of`
     scales: list[int]
     length: int  # L
     vocab_size: int
@@ -117,8 +108,8 @@ class Manifest(_File):
         return shard.samples * self.length * np.dtype(self.dtype).itemsize
 
 
-class Record(_File):
-    """What belongs to a shard's tokens."""
+class Record(Section):
+    """Labels and unreadable images of a shard, and its checksum."""
 
     sha256: str  # of the tokens and of all below
     labels: list[int]  # (n,), a substitute's in place of an unreadable image; LEFT_OUT: no tokens either
@@ -149,10 +140,7 @@ def _fingerprint(vqvae: VQVAE) -> str:
 def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
     """Read a cache's manifest. Raises InputError if it is damaged, or of other settings."""
     remedy = "give another folder, or remove this one to encode anew"
-    try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
-        raise InputError(f"{folder / MANIFEST} cannot be read ({one_line(error)}): {remedy}") from error
+    manifest = _read(Manifest, folder / MANIFEST, remedy)
     # A setting that came after the cache was written had its default then.
     defaults = {f"data.{name}": DataConfig.model_fields[name].default for name in DATA_SETTINGS}
     theirs = defaults | manifest.settings
@@ -180,12 +168,14 @@ def is_whole(folder: Path, shard: Shard, manifest: Manifest) -> bool:
 
 def read_record(folder: Path, shard: Shard) -> Record:
     """Read a shard's record. Raises InputError if it is missing or damaged."""
+    return _read(Record, folder / shard.record, "run var data tokenize with this recipe")
+
+
+def _read(kind: type[File], file: Path, remedy: str) -> File:
     try:
-        return Record.model_validate_json((folder / shard.record).read_bytes())
+        return kind.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
-        raise InputError(
-            f"{folder / shard.record} cannot be read ({one_line(error)}): run var data tokenize with this recipe"
-        ) from error
+        raise InputError(f"{file} cannot be read ({one_line(error)}): {remedy}") from error
 
 
 def checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[int, str, str]]]) -> str:
@@ -196,7 +186,7 @@ def checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Write files one after the other, each whole and on the disk."""
     remedy = (
-        "make room there or give another folder with token_cache=FOLDER; the same command goes on with what is missing"
+        "make room there or give another folder (token_cache=FOLDER); the same command goes on with what is missing"
     )
     for name, content in files.items():
         with atomic_write(folder / name, remedy) as beside:

@@ -1,6 +1,5 @@
 """Tokens in place of images, read from a token cache."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -42,8 +41,9 @@ class TokenDataset(SampleDataset):
         self.shard_samples = manifest.shard_samples
         self.views = recipe.token_views if split == "train" else 1
 
+        sizes = {path.name: path.stat().st_size for path in folder.iterdir()}
         shards = [shard for shard in manifest.shards(recipe.token_views) if shard.split == split]
-        if absent := [shard for shard in shards if _size(folder / shard.tokens) != manifest.bytes(shard)]:
+        if absent := [shard for shard in shards if sizes.get(shard.tokens) != manifest.bytes(shard)]:
             raise InputError(
                 f"{len(absent)} of the {len(shards)} {split} shards in token_cache={str(folder)!r} are missing or cut "
                 f"off, such as {absent[0].tokens}: run var data tokenize with this recipe, which encodes only those"
@@ -70,7 +70,3 @@ class TokenDataset(SampleDataset):
         shard, row = divmod(index, self.shard_samples)
         tokens = torch.from_numpy(self.tokens[view][shard][row].astype(np.int64))
         return Sample(tokens, label, f"{self.split} image {index}, view {view}, in {self.folder}", failures)
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else -1

@@ -26,7 +26,7 @@ SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class TokenSummary(NamedTuple):
-    """What a complete cache holds, and what of it this process encoded just now."""
+    """Sizes of a complete cache, and of what this process encoded just now."""
 
     samples: int  # views of training images, and validation images
     bytes: int  # of their tokens
@@ -180,5 +180,5 @@ def _encode_shard(
 
 
 def _text(given: str) -> str:
-    """What JSON can hold: names of files may be no text."""
+    """Text that JSON can hold: names of files may be none."""
     return given.encode(errors="backslashreplace").decode()

@@ -27,10 +27,9 @@ def save_model(
     extra: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> None:
-    """Write a model's folder, whole or not at all.
+    """Write a model's folder, whole or not at all; one that is there is replaced.
 
     Args:
-        folder: created, or replaced.
         extra: more entries for config.json, such as the names of the classes.
         dtype: type of the stored floating-point numbers; None keeps the model's.
 
@@ -96,7 +95,7 @@ def load_encoder(folder: Path) -> Encoder:
 
 
 class Started(NamedTuple):
-    """What `load_weights` found in a folder for a model, as names of tensors."""
+    """The names of the tensors that `load_weights` found in a folder for a model, and of those that it did not."""
 
     loaded: list[str]
     new: list[str]  # the model's that the folder has not, or in another shape: they keep the values that they had
@@ -104,11 +103,10 @@ class Started(NamedTuple):
 
 
 def load_weights(folder: Path, model: nn.Module) -> Started:
-    """Give a model the weights of an exported one, in place, where names and shapes are the same.
+    """Give a VQVAE or VAR the weights of an exported one, in place, where names and shapes are the same.
 
     Args:
-        folder: of a model of the same kind, or of a pipeline that has one.
-        model: a VQVAE or VAR, of sizes that may differ.
+        folder: of a model of the same kind, or of a pipeline that has one; sizes may differ.
 
     Raises InputError: missing or damaged files; a folder of another kind of model, or one of which no tensor fits.
     """

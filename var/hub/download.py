@@ -35,12 +35,9 @@ class UnreachableError(InputError):
 
 
 def load_released(name: str, vae_file: Path | None = None, var_file: Path | None = None) -> tuple[VQVAE, VAR]:
-    """The tokenizer and transformer of a released model, in float32 and evaluation mode.
+    """The tokenizer and transformer of one of presets.RELEASED, in float32 and evaluation mode.
 
-    Args:
-        name: one of presets.RELEASED.
-        vae_file: the released tokenizer here; None looks in `released/` of the cache folder, then on the hub.
-        var_file: the same for the transformer.
+    A file that is not given is looked for in `released/` of the cache folder, then on the hub.
 
     Raises InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch.
     """
@@ -94,14 +91,9 @@ def load_aim_by_name(
 def load_released_aim(
     name: str, probe_layers: Layers | None = None, backbone_file: Path | None = None, head_file: Path | None = None
 ) -> AIM:
-    """A released encoder with a released head, in float32 and evaluation mode.
+    """A released encoder with a released head, in float32 and evaluation mode: see var.AIM.from_pretrained.
 
-    Args:
-        name: one of presets.AIM_RELEASED.
-        probe_layers: as in var.AIM.from_pretrained.
-        backbone_file: the released encoder here, or one file with encoder and head; None looks in `released/` of the
-            cache folder, then on the hub.
-        head_file: the same for the head.
+    A file that is not given is looked for in `released/` of the cache folder, then on the hub.
 
     Raises InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch; a
     head that reads other layers than those asked for.

@@ -17,7 +17,7 @@ from var.utils.files import atomic_folder, cache_folder
 
 
 class PipelineParts(NamedTuple):
-    """What a pipeline is made of; see VARPipeline."""
+    """The parts of a VARPipeline."""
 
     model: VAR
     vqvae: VQVAE

@@ -44,19 +44,12 @@ Layers = str | Sequence[int]  # that a probe reads, as users ask for them: see `
 
 @dataclass(frozen=True)
 class ReleasedAIM:
-    """An encoder of the AIM paper: its sizes and its files.
-
-    Attributes:
-        config: sizes.
-        best: the blocks whose features classify ImageNet best, as the paper found.
-        files: what the names of its files in AIM_REPOSITORY begin with.
-        repository: of one file with both the backbone and a head.
-    """
+    """An encoder of the AIM paper: its sizes and its files."""
 
     config: EncoderConfig
-    best: tuple[int, ...]
-    files: str
-    repository: str
+    best: tuple[int, ...]  # the blocks whose features classify ImageNet best, as the paper found
+    files: str  # what the names of its files in AIM_REPOSITORY begin with
+    repository: str  # of one file with both the backbone and a head
 
     @property
     def backbone(self) -> str:

@@ -80,5 +80,5 @@ def shape_of(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
 
 
 def count_numbers(state: StateDict, pattern: str) -> int:
-    """How many different numbers stand in the pattern's group, over all keys."""
+    """Count the different numbers that stand in the pattern's group, over all keys."""
     return len({match[1] for key in state if (match := re.match(pattern, key))})

@@ -20,31 +20,17 @@ from var.utils.images import check_images, normalize, resize_and_center_crop
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Sizes of the encoder; defaults are AIM-600M.
+    """Sizes of the encoder; defaults are AIM-600M. Raises InputError: a value that cannot work, with the remedy."""
 
-    Attributes:
-        image_size: side of the images in pixels, a multiple of patch_size.
-        patch_size: P.
-        width: D, a multiple of 4 and of heads.
-        depth: number of blocks.
-        heads: H.
-        mlp_ratio: hidden width of the MLP over D.
-
-    Raises InputError: a value that cannot work, with the value and the remedy.
-    """
-
-    image_size: int = 224
-    patch_size: int = 14
-    width: int = 1536
-    depth: int = 24
-    heads: int = 12
-    mlp_ratio: float = 4.0
+    image_size: int = 224  # side of the images in pixels, a multiple of patch_size
+    patch_size: int = 14  # P
+    width: int = 1536  # D, a multiple of 4 and of heads
+    depth: int = 24  # number of blocks
+    heads: int = 12  # H
+    mlp_ratio: float = 4.0  # hidden width of the MLP over D
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("image_size", "patch_size", "width", "depth", "heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        check_types(self, at_least_one=("image_size", "patch_size", "width", "depth", "heads", "num_classes"))
         if self.image_size % self.patch_size:
             raise InputError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
         if self.width % self.heads or self.width % 4:
@@ -73,22 +59,15 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class AIMConfig(EncoderConfig):
-    """An encoder with its probe.
+    """An encoder with its probe."""
 
-    Attributes:
-        probe_layers: blocks, counted from 0, the mean of whose outputs the probe reads.
-        num_classes: of the probe.
-    """
-
-    probe_layers: tuple[int, ...] = (18, 19, 20, 21, 22, 23)
-    num_classes: int = 1000
+    probe_layers: tuple[int, ...] = (18, 19, 20, 21, 22, 23)  # counted from 0; the probe reads their outputs' mean
+    num_classes: int = 1000  # of the probe
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "probe_layers", tuple(self.probe_layers))
         check_layers(self.probe_layers, self.depth)
-        if self.num_classes < 1:
-            raise InputError(f"num_classes={self.num_classes} must be at least 1")
 
     @property
     def encoder(self) -> EncoderConfig:
@@ -149,10 +128,7 @@ class Encoder(nn.Module):
 
         Args:
             images: (B, 3, S, S), as `val_transforms` makes them, on any device.
-            layers: blocks, counted from 0, in any order; None: all.
-
-        Returns:
-            (B, N, D) for each layer asked for.
+            layers: blocks, counted from 0, in any order; None: all. Each gives (B, N, D).
 
         Raises InputError: images of another size or no floating-point numbers, layers that are no list of blocks.
         """
@@ -198,28 +174,16 @@ class AttentiveProbe(nn.Module):
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Sizes of an attentive probe that is kept apart from its encoder.
+    """Sizes of an attentive probe that is kept apart from its encoder. Raises InputError: a value that cannot work."""
 
-    Attributes:
-        width: D of the features.
-        heads: number of attention heads.
-        num_classes: number of classes.
-        layers: blocks, counted from 0, the mean of whose outputs it reads.
-
-    Raises InputError: a value that cannot work.
-    """
-
-    width: int
-    heads: int
+    width: int  # D of the features
+    heads: int  # number of attention heads
     num_classes: int
-    layers: tuple[int, ...]
+    layers: tuple[int, ...]  # blocks, counted from 0, the mean of whose outputs it reads
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, at_least_one=("width", "heads", "num_classes"))
         object.__setattr__(self, "layers", tuple(self.layers))
-        for name in ("width", "heads", "num_classes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
         if not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers):
             raise InputError(f"layers={list(self.layers)} must be different blocks, counted from 0, at least one")
         if self.width % self.heads:
@@ -283,27 +247,27 @@ def initialize(encoder: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class ValTransforms:
-    """See val_transforms."""
-
-    size: int
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """An image of any size and mode -> (3, size, size) float32, standardized."""
-        return normalize(resize_and_center_crop(image, self.size))
-
-
-def val_transforms(size: int = 224) -> ValTransforms:
     """Preprocessing of images for the encoder: `torch.stack([transform(image) for image in images])`.
 
     The short side becomes 256 / 224 of the size, the center square is kept, and pixels in [0, 1] lose ImageNet's mean
     and are divided by its standard deviation, so that they lie between -2.12 and 2.64. Resizing is the project's
     own, Lanczos; the paper does not say which it used.
 
-    Args:
+    Attributes:
         size: side of the model's images in pixels.
 
     Raises InputError: a size that is no whole number of at least 1; when called, an image that cannot be read.
     """
-    if type(size) is not int or size < 1:
-        raise InputError(f"size={size!r} must be a whole number, at least 1")
-    return ValTransforms(size)
+
+    size: int = 224
+
+    def __post_init__(self) -> None:
+        if type(self.size) is not int or self.size < 1:
+            raise InputError(f"size={self.size!r} must be a whole number, at least 1")
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """An image of any size and mode -> (3, size, size) float32, standardized."""
+        return normalize(resize_and_center_crop(image, self.size))
+
+
+val_transforms = ValTransforms  # the name that the paper's code has for it

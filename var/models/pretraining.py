@@ -25,17 +25,12 @@ Order = Literal["raster", "spiral", "checkerboard", "random"]
 class HeadConfig:
     """Sizes of the head on every patch's features, which is thrown away after pre-training.
 
-    Attributes:
-        depth: residual MLP blocks; 0 leaves one linear map.
-        width: of the blocks, a multiple of 4.
-        mlp_ratio: hidden width of a block's MLP over its width.
-
     Raises InputError: a value that cannot work.
     """
 
-    depth: int = 12
-    width: int = 2048
-    mlp_ratio: float = 4.0
+    depth: int = 12  # residual MLP blocks; 0 leaves one linear map
+    width: int = 2048  # of the blocks, a multiple of 4
+    mlp_ratio: float = 4.0  # hidden width of a block's MLP over its width
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -78,8 +73,6 @@ class AIMPretrainer(nn.Module):
     """An encoder with its head.
 
     Args:
-        encoder: sizes of the encoder.
-        head: sizes of the head.
         outputs: C, numbers that the head predicts for a patch.
         order: (N,) int64, the places of the image as the sequence visits them.
     """
@@ -92,14 +85,11 @@ class AIMPretrainer(nn.Module):
         self.register_buffer("order", order, persistent=False)
 
     def forward(self, images: Tensor, prefix: Tensor) -> Tensor:
-        """Predictions of the second to the last patch of the sequence.
+        """Predictions of the second to the last patch of the sequence, (B, N - 1, C).
 
         Args:
             images: (B, 3, S, S), normalized.
             prefix: (B,) int64 in 0..N - 1, patches that see one another; 0 is purely causal.
-
-        Returns:
-            (B, N - 1, C).
 
         Raises InputError: images of another size; prefixes that are not one for each image, no whole numbers, or longer
         than leaves a patch to predict.
@@ -186,5 +176,5 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def predicted(prefix: Tensor, length: int) -> Tensor:
-    """Which of the second to the last patch count: those after the prefix; (B,) -> (B, N - 1) bool."""
+    """Mask of the second to the last patch, true after the prefix; (B,) -> (B, N - 1) bool."""
     return torch.arange(1, length, device=prefix.device) >= prefix[:, None]

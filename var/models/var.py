@@ -71,10 +71,7 @@ class VARConfig(TransformerSizes):
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        check_types(self)
-        for name in ("depth", "vocab_size", "latent_dim", "num_classes"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}={getattr(self, name)} must be at least 1")
+        check_types(self, at_least_one=("depth", "vocab_size", "latent_dim", "num_classes"))
         object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
         object.__setattr__(self, "width", self.width or 64 * self.depth)
         object.__setattr__(self, "heads", self.heads or self.depth)

@@ -1,4 +1,4 @@
-"""What all frozen networks share: feature maps of images in [-1, 1], and where packages and weights come from.
+"""The frame of all frozen networks: feature maps of images in [-1, 1], and where packages and weights come from.
 
 Images are (B, 3, H, W) in [-1, 1]. The networks work in the images' precision, float32 unless autocast is on, and see
 the images at the size they have: nothing is resized. Packages are imported when they are asked for.
@@ -11,25 +11,17 @@ from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
 from types import ModuleType
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError, one_line
 from var.utils.images import IMAGENET_MEAN, IMAGENET_STD
-from var.utils.torchvision_compat import import_torchvision
 from var.utils.weights import StateDict, read_weights
 
+Normalization = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std of each channel, for images in [-1, 1]
 
-class Normalization(NamedTuple):
-    """Mean and standard deviation of each channel, for images in [-1, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
-IMAGENET = Normalization(tuple(2 * mean - 1 for mean in IMAGENET_MEAN), tuple(2 * std for std in IMAGENET_STD))
+IMAGENET: Normalization = (tuple(2 * mean - 1 for mean in IMAGENET_MEAN), tuple(2 * std for std in IMAGENET_STD))
 
 
 class Frozen(nn.Module):
@@ -61,7 +53,7 @@ class Backbone(Frozen):
         super().__init__(network)
         self.channels = tuple(channels)
         self.smallest_side = smallest_side
-        for name, values in normalization._asdict().items():
+        for name, values in zip(("mean", "std"), normalization, strict=True):
             self.register_buffer(name, torch.tensor(values).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -111,11 +103,6 @@ def read_or_download(weights: Path | None, url: str) -> StateDict:
             f"{url} could not be downloaded ({one_line(error)}): fetch it elsewhere and give its path as the weights "
             f"(of `var evaluate tokenizer` --lpips-weights)"
         ) from error
-
-
-def torchvision_url(weights: str) -> str:
-    """The address of torchvision's weights of a name, such as VGG16_Weights.IMAGENET1K_V1."""
-    return str(import_torchvision().models.get_weight(weights).url)
 
 
 def import_package(module: str, package: str) -> ModuleType:

@@ -6,25 +6,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from var.networks.backbone import IMAGENET, Backbone, IntermediateLayers, read_or_download, torchvision_url
+from var.networks.backbone import IMAGENET, Backbone, IntermediateLayers, read_or_download
 from var.utils.torchvision_compat import import_torchvision
 from var.utils.weights import StateDict
 
 
 class ConvNet(NamedTuple):
-    """One of torchvision's networks.
+    """One of torchvision's networks."""
 
-    Attributes:
-        weights: torchvision's name.
-        taps: ReLUs and fire modules among its `features`, the last of which ends the network.
-        channels: of the maps behind them.
-        smallest_side: of images, in pixels.
-    """
-
-    weights: str
-    taps: tuple[int, ...]
-    channels: tuple[int, ...]
-    smallest_side: int
+    weights: str  # torchvision's name
+    taps: tuple[int, ...]  # ReLUs and fire modules among its `features`, the last of which ends the network
+    channels: tuple[int, ...]  # of the maps behind them
+    smallest_side: int  # of images, in pixels
 
 
 CONVNETS = {
@@ -48,7 +41,8 @@ def build(name: str) -> nn.Module:
 
 def read(name: str, weights: Path | None) -> StateDict:
     """Read its tensors by torchvision's names; None: torchvision's file."""
-    state = read_or_download(weights, "" if weights else torchvision_url(CONVNETS[name].weights))
+    url = "" if weights else str(import_torchvision().models.get_weight(CONVNETS[name].weights).url)
+    state = read_or_download(weights, url)
     return {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
 
 

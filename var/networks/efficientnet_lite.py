@@ -13,7 +13,7 @@ from var.networks.backbone import Backbone, IntermediateLayers, Normalization, i
 from var.utils.weights import StateDict, read_weights
 
 # It was trained on (x - 127) / 128 of x in 0..255.
-EFFICIENTNET_LITE = Normalization(mean=(127 / 127.5 - 1,) * 3, std=(128 / 127.5,) * 3)
+EFFICIENTNET_LITE: Normalization = ((127 / 127.5 - 1,) * 3, (128 / 127.5,) * 3)
 
 
 class InvertedResidual(nn.Module):

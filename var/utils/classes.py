@@ -1,10 +1,12 @@
 """Names of classes <-> labels."""
 
 import difflib
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, one_line
 
 
 @cache
@@ -30,6 +32,18 @@ def class_labels(names: Iterable[str]) -> dict[str, int]:
     if len(set(labels.values())) < len(labels):
         raise InputError("class folders have the same number, such as 1 and 01: rename one of them")
     return labels
+
+
+def named_classes(folder: Path) -> dict[int, str]:
+    """Names of labels by the classes.json in a folder; {} where there is none. Raises InputError on another form."""
+    path = folder / "classes.json"
+    if not path.is_file():
+        return {}
+    try:
+        return {int(label): str(entry["name"]) for label, entry in json.loads(path.read_bytes()).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        form = '{"207": {"name": "golden retriever"}}'
+        raise InputError(f"{path} is not of the form {form}: correct or remove it ({one_line(error)})") from error
 
 
 def find_label(name: str, classes: Mapping[int, str]) -> int:

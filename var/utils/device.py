@@ -1,4 +1,4 @@
-"""Where and in which number type the networks run."""
+"""Devices and number types of the networks."""
 
 import torch
 

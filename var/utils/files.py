@@ -12,7 +12,7 @@ from tokenizer.errors import InputError, one_line
 
 
 def cache_folder() -> Path:
-    """Where converted models are kept: $VAR_CACHE, else var-next-scale in the user's cache folder."""
+    """The folder of converted models: $VAR_CACHE, else var-next-scale in the user's cache folder."""
     if folder := os.environ.get("VAR_CACHE"):
         return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "var-next-scale"
@@ -31,10 +31,9 @@ def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] =
     """Raise InputError if the file could not be written, or would replace what is read; nothing is made yet.
 
     Args:
-        file: the target.
         example: how such a file may be called.
         inputs: files and folders that are read; None and what is no path, such as a model's name, do not matter. In a
-            folder, where anything may be read, the target needs the suffix of the example, which pictures do not have.
+            folder, where anything may be read, the target needs the suffix of the example, which images do not have.
     """
     check_writable(file.parent)
     if file.is_dir():
@@ -51,11 +50,7 @@ def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] =
 def atomic_folder(folder: Path, entries: Collection[str]) -> Iterator[Path]:
     """Give a new folder beside the target, put in its place when the block ends and removed if it raises.
 
-    Args:
-        folder: the target. It may exist, holding nothing but entries of these names: other files are not ours to lose.
-        entries: names of what the folder will hold.
-
-    Raises InputError: the folder cannot be written, or holds something else.
+    Raises InputError: the folder cannot be written, or holds something else than these entries, which it will hold.
     """
     folder = folder.absolute()
     if folder.exists() and not folder.is_dir():
@@ -84,11 +79,8 @@ def atomic_write(
 ) -> Iterator[Path]:
     """Give a path beside the file, renamed to it when the block ends; whoever reads the file finds it whole.
 
-    Args:
-        remedy: what to do where it cannot be written.
-        durable: wait until it is on the disk, so that it is whole after a loss of power too.
-
-    Raises InputError: it cannot be written.
+    A durable file is on the disk then, so whole after a loss of power too. Raises InputError where it cannot be
+    written, with the remedy.
     """
     beside = file.with_name(f".{file.name}.new")
     try:

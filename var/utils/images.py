@@ -1,8 +1,8 @@
-"""Between pictures of any kind, square RGB ones, and tensors."""
+"""Between images of any kind, square RGB ones, and tensors."""
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -26,7 +26,7 @@ IMAGE_SUFFIXES = frozenset(  # of these formats
     )
 )
 
-MAX_PIXELS = 2**26  # of a picture that is edited, 8192 x 8192
+MAX_PIXELS = 2**26  # of an image that is edited, 8192 x 8192
 
 # Of ImageNet's training images in [0, 1], as encoders of images have them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,19 +39,16 @@ def find_images(folder: Path) -> list[str]:
 
     Raises InputError: a folder that cannot be read.
     """
-    return sorted(_walk_images(folder))
 
-
-def _walk_images(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> NoReturn:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
+    found = []
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        below = Path(parent).relative_to(folder)
-        for name in files:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield (below / name).as_posix()
+        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        found += [(Path(parent).relative_to(folder) / name).as_posix() for name in images]
+    return sorted(found)
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -71,9 +68,9 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def open_image(file: str | Path) -> Image.Image:
-    """Read a picture in the size and mode that it is stored in.
+    """Read an image in the size and mode that it is stored in.
 
-    Raises InputError: no such file, not a picture in one of the known formats, damaged, more than MAX_PIXELS.
+    Raises InputError: no such file, not an image in one of the known formats, damaged, more than MAX_PIXELS.
     """
     try:
         with warnings.catch_warnings():
@@ -95,7 +92,7 @@ def load_image(image: Image.Image, name: str = "the image") -> Image.Image:
     if not isinstance(image, Image.Image):
         raise InputError(f"{name} is of type {type(image).__name__}: give a PIL image, such as PIL.Image.open reads")
     if not image.width * image.height:
-        raise InputError(f"{name} has {image.width}x{image.height} px: give a picture that has pixels")
+        raise InputError(f"{name} has {image.width}x{image.height} px: give an image that has pixels")
     if image.width * image.height > MAX_PIXELS:
         size = f"{image.width}x{image.height} px"
         raise InputError(f"{name} has {size}: at most {MAX_PIXELS:,} pixels are read; reduce it first")
@@ -138,7 +135,7 @@ def resize_and_crop(
 
 
 def resize_and_center_crop(image: Image.Image, side: int) -> Tensor:
-    """What models are shown of a picture of any size and mode: (3, side, side) float32 in [-1, 1].
+    """An image of any size and mode -> (3, side, side) float32 in [-1, 1], as models are shown it.
 
     The short side becomes 256 / 224 of the side (Lanczos), and the square in the center is kept.
 
@@ -153,7 +150,7 @@ def check_images(images: object, side: int) -> None:
         given = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
         raise InputError(
             f"images are {given}: give floating-point tensors, as var.models.aim.val_transforms or "
-            "var.utils.images.resize_and_center_crop makes them of pictures"
+            "var.utils.images.resize_and_center_crop makes them of images"
         )
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
         raise InputError(f"images of shape {tuple(images.shape)} given, this model takes (B, 3, {side}, {side})")
@@ -167,7 +164,6 @@ def crop_and_resize(image: Image.Image, side: int, area: float, aspect: float, a
     its range of aspects both give parts within it.)
 
     Args:
-        side: of the square.
         area: of the part over the image's, in (0, 1].
         aspect: width of the part over its height.
         at: (0, 0) is top left, (1, 1) bottom right.
@@ -197,15 +193,13 @@ def denormalize(images: Tensor) -> Tensor:
 
 
 def enlarge(image: Image.Image, side: int) -> Image.Image:
-    """By the smallest whole factor that makes the picture at least that large (bicubic); larger ones as they are."""
+    """Enlarge by the smallest whole factor that makes the image at least that large (bicubic); larger ones stay."""
     factor = -(-side // min(image.size))
-    return (
-        image if factor == 1 else image.resize((image.width * factor, image.height * factor), Image.Resampling.BICUBIC)
-    )
+    return image if factor == 1 else ImageOps.scale(image, factor, Image.Resampling.BICUBIC)
 
 
 def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Image.Image:
-    """Pictures of one size side by side, row by row, white between them."""
+    """Images of one size side by side, row by row, white between them."""
     columns = min(columns, len(images))
     width, height = images[0].width + gap, images[0].height + gap
     rows = -(-len(images) // columns)
@@ -215,11 +209,11 @@ def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Ima
     return sheet
 
 
-def save_image(path: Path, picture: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:
+def save_image(path: Path, image: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:
     """Write a PNG, or a GIF that goes on with `frames`, beside its place and rename it.
 
     Raises InputError: the place cannot be written.
     """
     animation = {"save_all": True, "append_images": list(frames), "duration": milliseconds, "loop": 0} if frames else {}
     with atomic_write(path, durable=False) as beside:  # thousands of small ones would wait for the disk
-        picture.save(beside, format=path.suffix[1:].upper(), **animation)
+        image.save(beside, format=path.suffix[1:].upper(), **animation)

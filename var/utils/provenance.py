@@ -1,9 +1,9 @@
-"""What a measurement has to say of itself, so that another one can be compared with it."""
+"""Provenance of a measurement: versions, devices and checksums, so that another one can be compared with it."""
 
 import hashlib
 import json
 import platform
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ PACKAGE = "var-next-scale"
 
 
 def versions() -> dict[str, str]:
-    """Of what computed."""
+    """Versions of this package and of torch."""
     return {package: version(package) for package in (PACKAGE, "torch")}
 
 
 def version(package: str = PACKAGE) -> str:
-    """Of an installed package."""
+    """Version of an installed package."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:  # ours, run from a clone
@@ -28,7 +28,7 @@ def version(package: str = PACKAGE) -> str:
 
 
 def device_name(device: torch.device) -> str:
-    """What a device calls itself, without its number."""
+    """Name that a device gives itself, without its number."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
@@ -58,12 +58,9 @@ def as_key(value: Any) -> bytes:
 
 def fingerprint(*networks: Any) -> str:
     """SHA-256 of models' configurations and weights, as they were loaded and in the type that they run in."""
-
-    def parts() -> Iterator[bytes | Tensor]:
-        for network in networks:
-            yield as_key(network.config.to_dict())
-            for name, value in network.state_dict().items():
-                yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
-                yield value
-
-    return sha256(parts())
+    parts: list[bytes | Tensor] = []
+    for network in networks:
+        parts.append(as_key(network.config.to_dict()))
+        for name, value in network.state_dict().items():
+            parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), value]
+    return sha256(parts)

@@ -8,19 +8,12 @@ from tokenizer.errors import InputError
 
 
 class Ranks(NamedTuple):
-    """Which process this is, of how many, and how they wait for one another.
+    """A process among others, and how they wait for one another."""
 
-    Attributes:
-        rank: of this process, counted from 0.
-        world_size: how many there are.
-        barrier: returns when all have called it.
-        all_gather: takes a number of each process and returns those of all, by rank.
-    """
-
-    rank: int = 0
+    rank: int = 0  # of this process
     world_size: int = 1
-    barrier: Callable[[], None] = lambda: None
-    all_gather: Callable[[int], list[int]] = lambda number: [number]
+    barrier: Callable[[], None] = lambda: None  # returns when all have called it
+    all_gather: Callable[[int], list[int]] = lambda number: [number]  # of each process one; those of all, by rank
 
     @property
     def is_main(self) -> bool:

@@ -51,10 +51,8 @@ def read_weights(path: Path) -> StateDict:
 def load_strict(module: nn.Module, state: StateDict, misfit: str) -> None:
     """Give a module on the meta device all of its tensors, each in the dtype that the module has.
 
-    Args:
-        misfit: what a file that does not fit is told to be, such as "a.pth is not of this network".
-
-    Raises InputError: tensors that are missing, left over or of another shape.
+    Raises InputError: tensors that are missing, left over or of another shape; it begins with the misfit, such as
+    "a.pth is not of this network".
     """
     expected = module.state_dict()
     wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]

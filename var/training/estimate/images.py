@@ -11,9 +11,8 @@ import torch
 from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
 from var.data.dataset import ImageDataset
-from var.data.folder import FolderSource
 from var.data.listing import Listing
-from var.data.sources import list_images
+from var.data.sources import FolderSource, list_images
 from var.data.tables import parquet_files
 
 CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where nothing tells

@@ -174,9 +174,9 @@ class TokenizerStage(Stage[TokenizerRecipe]):
         """Of the tokenizer's phase."""
         weights, images = self.recipe.loss, batch.content
         output: VQVAEOutput = model(images, self._num_scales(rng))
-        pixel = pixel_losses(output.reconstruction, images)
-        logs = {"l1": pixel.l1, "l2": pixel.l2, "vq": output.vq_loss}
-        of_pixels = weights.l1 * pixel.l1 + weights.l2 * pixel.l2
+        l1, l2 = pixel_losses(output.reconstruction, images)
+        logs = {"l1": l1, "l2": l2, "vq": output.vq_loss}
+        of_pixels = weights.l1 * l1 + weights.l2 * l2
         if self.perceptual is not None and weights.perceptual is not None:
             logs["perceptual"] = self.perceptual(output.reconstruction, images).mean()
             of_pixels = of_pixels + weights.perceptual.weight * logs["perceptual"]
