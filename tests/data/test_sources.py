@@ -198,7 +198,7 @@ def test_hub_dataset_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> Non
     with refused("'owner/name' has no validation split, only train, extra", "or set data.validation_fraction"):
         opened("owner/name", "validation")
     monkeypatch.setattr(datasets, "load_dataset", lambda name: hub_dataset([-1], train=1))
-    with refused("holds -1, which means unlabelled"):
+    with refused("holds -1, which means unlabeled"):
         opened("owner/name")
 
     def unreachable(name: str) -> None:
