@@ -58,11 +58,7 @@ def open_images(
 
 
 def restrict_to_labels(dataset: ImageDataset, labels: Collection[int]) -> ImageDataset:
-    """The images that have one of these labels; all of them where only reading tells labels.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The images with one of these labels; all if only reading tells labels. Raises InputError if there is none."""
     if dataset.labels is None:
         return dataset
     chosen = np.isin(dataset.labels, sorted(labels))

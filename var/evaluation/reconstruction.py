@@ -128,8 +128,7 @@ def reconstruction(
 def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[MeanStderr, ...]:
     """PSNR of what the images look like after each scale, coarse to fine; K times the work of decoding.
 
-    Raises:
-        InputError: as `reconstruction`.
+    Raises InputError: as `reconstruction`.
     """
     check_float32(vqvae)
     device = vqvae.quant_conv.weight.device

@@ -72,8 +72,7 @@ def nearest_neighbors(train: FeatureTable, validation: FeatureTable, k: int = 20
 
     Only classes that have a vote count as named.
 
-    Raises:
-        InputError: k below 1 or above the number of training features.
+    Raises InputError: k below 1 or above the number of training features.
     """
     if not 1 <= k <= len(train.labels):
         raise InputError(f"k={k} must be in 1..{len(train.labels)}, the number of training features")
@@ -88,8 +87,7 @@ def linear(train: FeatureTable, validation: FeatureTable) -> Regression:
     Its strength is that of STRENGTHS with the highest top-1 on a held-out tenth of the training set, spread over the
     classes; of equals the strongest regularization. Every fit starts from the one before, the last is to all images.
 
-    Raises:
-        InputError: too few training images to hold some out.
+    Raises InputError: too few training images to hold some out.
     """
     chosen = held_out_rows(train.labels)
     kept, kept_out = train.labels[~chosen], train.labels[chosen]

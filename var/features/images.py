@@ -50,8 +50,7 @@ def list_folder(folder: Path) -> ImageList:
     Labels number the folder's sorted subfolders; where all their names are numbers, they are the labels themselves, as
     in training. Images directly in the folder have no label. Hidden files and folders are passed over.
 
-    Raises:
-        InputError: no such folder, one that cannot be read, no images.
+    Raises InputError: no such folder, one that cannot be read, no images.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder" if folder.exists() else f"{folder} does not exist")

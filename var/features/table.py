@@ -75,8 +75,7 @@ class FeatureTable(NamedTuple):
 def read_features(file: Path) -> FeatureTable:
     """A features file with the label of every image.
 
-    Raises:
-        InputError: no such file, not a features file, damaged, images without labels.
+    Raises InputError: no such file, not a features file, damaged, images without labels.
     """
     settings = read_settings(file)
     try:
@@ -103,8 +102,7 @@ def read_features(file: Path) -> FeatureTable:
 def read_settings(file: Path, remedy: str = "make one with var features extract") -> Settings:
     """The settings in a features file.
 
-    Raises:
-        InputError: no such file, no features file, one of another format; each with the remedy.
+    Raises InputError: no such file, no features file, one of another format; each with the remedy.
     """
     try:
         settings = Settings.parse(json.loads((pq.read_schema(file).metadata or {})[METADATA]))

@@ -64,8 +64,7 @@ class Extractor:
     def __call__(self, images: Tensor) -> ExtractedFeatures:
         """(B, 3, H, W) uint8 -> their features.
 
-        Raises:
-            InputError: images of another type or shape, or the device has too little memory.
+        Raises InputError: images of another type or shape, or the device has too little memory.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
             raise InputError(f"pictures are {images.dtype} {tuple(images.shape)}: uint8 (B, 3, H, W) is needed")
@@ -133,8 +132,7 @@ def is_classifier(name: str) -> bool:
 def register_extractors() -> dict[str, Any]:
     """Add EfficientNet-Lite to what torch-fidelity knows by name, once, and return all of that by name.
 
-    Raises:
-        InputError: torch-fidelity is not installed.
+    Raises InputError: torch-fidelity is not installed.
     """
     import_torchvision()
     try:

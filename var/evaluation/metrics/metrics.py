@@ -62,11 +62,7 @@ class Moments:
         self._scatter = np.zeros((dimension, dimension))  # sum of the outer products of what differs from the mean
 
     def add(self, features: Tensor | NDArray[Any]) -> None:
-        """Take in (N, D) features.
-
-        Raises:
-            InputError: they are not finite.
-        """
+        """Take in (N, D) features. Raises InputError if they are not finite."""
         part = finite(features)
         if not len(part):
             return
@@ -80,22 +76,14 @@ class Moments:
         self.count = total
 
     def statistics(self) -> Statistics:
-        """Of all that was taken in.
-
-        Raises:
-            InputError: fewer than two features.
-        """
+        """Of all that was taken in. Raises InputError for fewer than two features."""
         if self.count < 2:
             raise InputError(f"{TOO_FEW}, and there are {self.count}")
         return Statistics(self._mean.copy(), self._scatter / (self.count - 1), self.count)
 
 
 def statistics(features: Tensor | NDArray[Any]) -> Statistics:
-    """Of (N, D) features.
-
-    Raises:
-        InputError: fewer than two features, or some that are not finite.
-    """
+    """Of (N, D) features. Raises InputError for fewer than two, or some that are not finite."""
     moments = Moments(features.shape[1])
     for start in range(0, len(features), _ROWS):
         moments.add(features[start : start + _ROWS])
@@ -109,8 +97,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
     errors of a product is taken, which is what costs torch-fidelity's and ADM's functions their digits where a
     covariance is singular.
 
-    Raises:
-        InputError: statistics of other dimensions, not finite, or a covariance that is none.
+    Raises InputError: statistics of other dimensions, not finite, or a covariance that is none.
     """
     _check_same_dimension(len(a.mean), len(b.mean))
     step = finite(a.mean) - finite(b.mean)
@@ -144,8 +131,7 @@ def inception_score(logits: Tensor, split_size: int = 5000) -> MeanStd:
 
     The last part may be smaller; every part counts the same in the mean.
 
-    Raises:
-        InputError: no logits, or some that are not finite.
+    Raises InputError: no logits, or some that are not finite.
     """
     _check_features(logits, 1)
     scores = []
@@ -159,9 +145,8 @@ def inception_score(logits: Tensor, split_size: int = 5000) -> MeanStd:
 def shuffled_inception_score(logits: Tensor, splits: int = 10) -> MeanStd:
     """The same as torch-fidelity computes it: over `splits` parts of nearly equal size, shuffled with its seed.
 
-    Raises:
-        InputError: fewer logits than splits, some that are not finite, or none of a class in a part, whose probability
-            underflows (then only `inception_score` is defined).
+    Raises InputError: fewer logits than splits, some that are not finite, or none of a class in a part, whose
+    probability underflows (then only `inception_score` is defined).
     """
     _check_features(logits, splits)
     found = _fidelity("metric_isc").isc_features_to_metric(logits.double(), splits)
@@ -178,8 +163,7 @@ def precision_recall(samples: Tensor, reference: Tensor) -> PrecisionRecall:
     counted). Precision is the fraction of samples within any ball of the reference, recall that of the reference within
     any ball of the samples. An image that occurs more than three times has a ball of radius 0, which holds its copies.
 
-    Raises:
-        InputError: features of other dimensions, not finite, or fewer than NEIGHBORS + 1 in a set.
+    Raises InputError: features of other dimensions, not finite, or fewer than NEIGHBORS + 1 in a set.
     """
     _check_pair(samples, reference, NEIGHBORS + 1)
     center = reference.double().mean(0)  # distances stay, and what their computation cancels is smaller
@@ -212,8 +196,7 @@ def kernel_distance(samples: Tensor, reference: Tensor, seed: int = 2020) -> Mea
     The subsets have `kid_subset_size` of the counts images; the standard deviation is that over the subsets. Values
     slightly below zero are right for sets that are alike.
 
-    Raises:
-        InputError: features of other dimensions, not finite, or fewer than two in a set.
+    Raises InputError: features of other dimensions, not finite, or fewer than two in a set.
     """
     _check_pair(samples, reference, 2)
     found = _fidelity("metric_kid").kid_features_to_metric(
@@ -238,11 +221,7 @@ def accuracy(logits: Tensor, labels: Tensor, k: int = 1) -> float:
 
 
 def finite(values: Tensor | NDArray[Any], name: str = "features or statistics") -> Array:
-    """The values in float64; `name` is what to call them.
-
-    Raises:
-        InputError: some are not finite.
-    """
+    """The values in float64. Raises InputError, with their name, if some are not finite."""
     array = np.asarray(values.numpy() if isinstance(values, Tensor) else values, dtype=np.float64)
     if not np.isfinite(array).all():
         wrong = np.count_nonzero(~np.isfinite(array))

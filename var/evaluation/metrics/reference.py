@@ -54,8 +54,7 @@ def extract(
 ) -> SetFeatures:
     """The features of all images; of the spatial ones, which are not needed singly, mean and covariance alone.
 
-    Raises:
-        InputError: features that are not finite, no images.
+    Raises InputError: features that are not finite, no images.
     """
     pools: list[Tensor] = []
     logits: list[Tensor] = []
@@ -82,9 +81,8 @@ def open_reference(path: Path, extractor: Extractor) -> Reference:
     Statistics that do not say which extractor made them are taken for Inception's, as ADM's files hold. Those of
     another extractor are refused if there are no images beside them; else the images take their place.
 
-    Raises:
-        InputError: no such file or folder; neither images nor statistics in it; statistics of another extractor or
-            dimension, not finite, or with a covariance that is none.
+    Raises InputError: no such file or folder; neither images nor statistics in it; statistics of another extractor or
+    dimension, not finite, or with a covariance that is none.
     """
     if path.is_dir():
         return Reference(path, "folder", open_image_set(path))
@@ -130,8 +128,7 @@ def write_statistics(
 ) -> int:
     """Write mean and covariance of finished images, for `open_reference`; return how many there were.
 
-    Raises:
-        InputError: as `score` raises it, and a place that cannot be written.
+    Raises InputError: as `score` raises it, and a place that cannot be written.
     """
     check_enough(images)
     seen = extract(images.batches(batch_size), extractor, lambda done: progress(done, images.count))

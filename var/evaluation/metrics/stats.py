@@ -23,11 +23,7 @@ class MeanStderr(NamedTuple):
 
 
 def mean_stderr(values: Tensor, what: str) -> MeanStderr:
-    """(N,) values of images -> their mean, in float64.
-
-    Raises:
-        InputError: there are none, or some are not finite.
-    """
+    """(N,) values of images -> their mean, in float64. Raises InputError for none, and where they are not finite."""
     values = values.double()
     if not len(values):
         raise InputError(f"{what} of no picture cannot be told: give pictures")

@@ -45,8 +45,7 @@ class ImageSet:
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """(B, 3, H, W) uint8 in RGB, all images in their order; B is smaller where the size changes, and at the end.
 
-        Raises:
-            InputError: a batch size below 1, an image that cannot be read.
+        Raises InputError: a batch size below 1, an image that cannot be read.
         """
         if batch_size < 1:
             raise InputError(f"batch={batch_size} must be at least 1")
@@ -65,8 +64,7 @@ def open_image_set(path: Path) -> ImageSet:
     read here, the rest in `batches`. Images of any mode become RGB, upright, what is transparent white. Hidden files
     and folders are passed over.
 
-    Raises:
-        InputError: no such folder or file, no images in it, one whose header cannot be read.
+    Raises InputError: no such folder or file, no images in it, one whose header cannot be read.
     """
     return _folder(path) if path.is_dir() else npz_images(open_npz(path))
 
@@ -74,8 +72,7 @@ def open_image_set(path: Path) -> ImageSet:
 def npz_images(npz: Npz) -> ImageSet:
     """The images of an .npz that has any.
 
-    Raises:
-        InputError: it has none, or labels that are not a whole number an image.
+    Raises InputError: it has none, or labels that are not a whole number an image.
     """
     images = npz.images()
     count, height, width, _ = images.shape

@@ -78,8 +78,7 @@ class Npz:
     def array(self, name: str) -> NDArray[Any]:
         """A small array, such as mu or arr_1, whole.
 
-        Raises:
-            InputError: no such array; not one of numbers; more than MAX_SMALL bytes; damaged.
+        Raises InputError: no such array; not one of numbers; more than MAX_SMALL bytes; damaged.
         """
         with _reading(self.path):
             member, header = self.open(name)
@@ -93,8 +92,7 @@ class Npz:
     def images(self) -> "Images":
         """The images, arr_0.
 
-        Raises:
-            InputError: no arr_0; not images (N, H, W, 3) of uint8, row by row; damaged.
+        Raises InputError: no arr_0; not images (N, H, W, 3) of uint8, row by row; damaged.
         """
         return Images(self)
 
@@ -133,8 +131,7 @@ class Images:
     def rows(self, start: int, stop: int) -> NDArray[np.uint8]:
         """Images start, start + 1, ... up to, not including, stop: uint8 (stop - start, H, W, 3), the caller's own.
 
-        Raises:
-            InputError: rows that there are not; damaged.
+        Raises InputError: rows that there are not; damaged.
         """
         if not 0 <= start <= stop <= len(self):
             raise InputError(f"{self.npz.path}: rows {start}..{stop} asked for, there are {len(self)}")
@@ -154,11 +151,7 @@ class Images:
 
 
 def open_npz(path: Path) -> Npz:
-    """Open a file that np.savez, np.savez_compressed or `write_images` wrote.
-
-    Raises:
-        InputError: no such file, or not an .npz.
-    """
+    """Open a file of np.savez, np.savez_compressed or `write_images`. Raises InputError if it is none."""
     if not path.is_file():
         raise InputError(f"{path} does not exist or is no file: give an .npz")
     with _reading(path), zipfile.ZipFile(path) as file:

@@ -33,11 +33,7 @@ class ClassProbability:
         self.description = f"{self.extractor.name} ({self.extractor.version})"
 
     def __call__(self, images: Tensor, labels: list[int]) -> list[float]:
-        """(B, 3, H, W) uint8 and B labels -> B probabilities.
-
-        Raises:
-            InputError: the classifier gives what is no number.
-        """
+        """(B, 3, H, W) uint8 and B labels -> B probabilities. Raises InputError if they are not finite."""
         logits = self.extractor(images).logits
         if logits is None or not logits.isfinite().all():
             raise InputError(f"{self.extractor.name} gives no finite logits: its weights are damaged")

@@ -68,8 +68,7 @@ class Records:
 def begin_set(folder: Path, settings: Settings) -> None:
     """Write the settings of a new set, or look whether one that was begun is this one.
 
-    Raises:
-        InputError: other settings or other files are there, or the folder cannot be written.
+    Raises InputError: other settings or other files are there, or the folder cannot be written.
     """
     check_writable(folder)
     if not (folder / SETTINGS).exists():
@@ -149,8 +148,7 @@ def list_samples(folder: Path, settings: Settings) -> list[Sample]:
 
     Mixed like this, every part of the whole shows all classes: ADM's Inception Score is taken of parts of 5000.
 
-    Raises:
-        InputError: it is not complete, or holds others.
+    Raises InputError: it is not complete, or holds others.
     """
     records = Records(folder / SCORES, settings)
     everything = range(settings.candidates)
@@ -169,8 +167,7 @@ def list_samples(folder: Path, settings: Settings) -> list[Sample]:
 def write_samples_npz(folder: Path, settings: Settings) -> Path:
     """Write a complete set into `samples.npz`: arr_0 in the order of `list_samples`, arr_1 the labels; return its path.
 
-    Raises:
-        InputError: the set is not complete; a damaged image; a file that cannot be written.
+    Raises InputError: the set is not complete; a damaged image; a file that cannot be written.
     """
     files, labels, size = _npz_parts(folder, settings)
     write_images(folder / NPZ, map(_pixels, files), len(files), size, **{LABELS: labels})
@@ -180,8 +177,7 @@ def write_samples_npz(folder: Path, settings: Settings) -> Path:
 def has_samples_npz(folder: Path, settings: Settings) -> bool:
     """Whether `samples.npz` of a complete set is there, as far as its shape and its labels tell.
 
-    Raises:
-        InputError: the set is not complete, or its first image damaged.
+    Raises InputError: the set is not complete, or its first image damaged.
     """
     files, labels, size = _npz_parts(folder, settings)
     try:

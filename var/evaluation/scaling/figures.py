@@ -25,8 +25,7 @@ LAW = "#c0392b"  # beside the sizes, which run from dark to light
 def draw_parameters(findings: Sequence[FitResult], curves: Sequence[Curve], file: Path) -> None:
     """Losses and errors against parameters, with their laws and what these say of a size twice the largest.
 
-    Raises:
-        InputError: the file cannot be written.
+    Raises InputError: the file cannot be written.
     """
     colors = _colors(curves)
     with _panels(findings, "parameters", "parameters of the blocks", file) as panels:
@@ -39,8 +38,7 @@ def draw_parameters(findings: Sequence[FitResult], curves: Sequence[Curve], file
 def draw_compute(findings: Sequence[FitResult], curves: Sequence[Curve], file: Path) -> None:
     """The training curves against compute, colored by size, with the frontier's points and its law.
 
-    Raises:
-        InputError: the file cannot be written.
+    Raises InputError: the file cannot be written.
     """
     colors = _colors(curves)
     with _panels(findings, "compute", "training compute, PFLOP", file) as panels:

@@ -139,11 +139,7 @@ def thin(points: Sequence[Point], a_decade: int = A_DECADE) -> list[Point]:
 
 
 def shared_images(curves: Sequence[Curve]) -> int:
-    """The largest number of images after which every run was validated.
-
-    Raises:
-        InputError: there is none.
-    """
+    """The largest number of images after which every run was validated. Raises InputError if there is none."""
     shared = set.intersection(*(set(curve.images) for curve in curves))
     if not shared:
         raise InputError(
@@ -184,8 +180,7 @@ def share_of_run_ends(curves: Sequence[Curve], points: Sequence[Point]) -> float
 def analyze(curves: Sequence[Curve], resamples: int, seed: int) -> list[FitResult]:
     """Every quantity along every axis.
 
-    Raises:
-        InputError: runs without a common number of images; a value that is not positive.
+    Raises InputError: runs without a common number of images; a value that is not positive.
     """
     images = shared_images(curves)
     return [fit_quantity(curves, axis, quantity, images, resamples, seed) for axis in AXES for quantity in QUANTITIES]

@@ -79,19 +79,14 @@ class Prediction(NamedTuple):
 def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     """Least squares of log y over log x.
 
-    Raises:
-        InputError: fewer than two different x, or a value that is not positive and finite.
+    Raises InputError: fewer than two different x, or a value that is not positive and finite.
     """
     line = stats.linregress(*_logarithms(x, y))
     return PowerLaw(float(line.slope), float(line.intercept))
 
 
 def errors(law: PowerLaw, x: Sequence[float], y: Sequence[float]) -> Errors:
-    """Intervals of alpha and beta by Student's t; for three points or more.
-
-    Raises:
-        InputError: fewer points.
-    """
+    """Intervals of alpha and beta by Student's t. Raises InputError for fewer than three points."""
     u, v = _logarithms(x, y)
     n = len(u)
     if n < FEWEST:

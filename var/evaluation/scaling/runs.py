@@ -101,10 +101,8 @@ def _first_layer(config: VARConfig) -> int:
 def read_runs(folders: Sequence[Path]) -> list[Run]:
     """The runs by ascending size.
 
-    Raises:
-        InputError: fewer than three; files that are missing or cannot be read; a run without validation, or with one
-            that is not finite and positive; two of one size; runs that differ in more than size and length, with the
-            key.
+    Raises InputError: fewer than three; files that are missing or cannot be read; a run without validation, or with one
+    that is not finite and positive; two of one size; runs that differ in more than size and length, with the key.
     """
     if len(folders) < FEWEST:
         raise InputError(f"{len(folders)} runs given: a scaling law needs at least {FEWEST} of different sizes")
@@ -115,11 +113,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """One run's output folder.
-
-    Raises:
-        InputError: see `read_runs`.
-    """
+    """One run's output folder. Raises InputError as `read_runs`."""
     if not folder.is_dir():
         raise InputError(f"run {folder} does not exist: give the output folder of a run of stage var")
     if not (folder / RECIPE).is_file():
