@@ -9,9 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
@@ -96,6 +99,18 @@ def random_tokens(batch: int, length: int, vocab: int = VOCAB, seed: int = 0) ->
 def largest_difference(a: Tensor, b: Tensor) -> float:
     assert a.shape == b.shape
     return (a.double() - b.double()).abs().max().item()
+
+
+def noise(width: int, height: int, seed: int = 0, bands: int = 3) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, bands), dtype=np.uint8))
+
+
+def mask_of(width: int, height: int, *boxes: tuple[int, int, int, int]) -> NDArray[np.bool_]:
+    """An image mask, True inside the boxes."""
+    mask = np.zeros((height, width), dtype=bool)
+    for left, top, right, bottom in boxes:
+        mask[top:bottom, left:right] = True
+    return mask
 
 
 @contextmanager

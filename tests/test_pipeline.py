@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import CLASSES, SIDES, VOCAB, normal, refused, small_var, small_vqvae
+from helpers import CLASSES, SIDES, VOCAB, mask_of, noise, normal, refused, small_var, small_vqvae
 from PIL import Image
 from tiny import NAMES, tiny_pipeline
 
@@ -27,7 +27,7 @@ from var.sampling.params import SamplingParams
 from var.utils.images import to_pil, to_rgb
 
 
-def same_pictures(a: PipelineOutput, b: PipelineOutput) -> bool:
+def same_images(a: PipelineOutput, b: PipelineOutput) -> bool:
     return a.labels == b.labels and a.indices == b.indices and torch.equal(a.tokens, b.tokens)
 
 
@@ -44,7 +44,7 @@ def test_the_public_name() -> None:
         var.Pipeline  # noqa: B018
 
 
-def test_pictures_come_in_the_order_asked_for(pipe: VARPipeline) -> None:
+def test_images_come_in_the_order_asked_for(pipe: VARPipeline) -> None:
     out = pipe([3, "red fox", 3], num=2, top_k=0, cfg=1.0)
     assert out.labels == [3, 3, 0, 0, 3, 3]
     assert out.indices == [0, 1, 0, 1, 2, 3]
@@ -56,25 +56,25 @@ def test_pictures_come_in_the_order_asked_for(pipe: VARPipeline) -> None:
 
 def test_one_class_without_a_list(pipe: VARPipeline) -> None:
     assert pixels(pipe(3).images) == pixels(pipe([3]).images) == pixels(pipe(["3"]).images) == pixels(pipe("3").images)
-    assert same_pictures(pipe("red fox"), pipe(0))
+    assert same_images(pipe("red fox"), pipe(0))
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 5])
-def test_pictures_are_the_same_whatever_the_batch_size(pipe: VARPipeline, batch_size: int) -> None:
+def test_images_are_the_same_whatever_the_batch_size(pipe: VARPipeline, batch_size: int) -> None:
     whole, parts = pipe([3, 0, 1], num=3, seed=7), pipe([3, 0, 1], num=3, seed=7, batch_size=batch_size)
-    assert same_pictures(whole, parts)
+    assert same_images(whole, parts)
 
 
-def test_a_picture_does_not_depend_on_what_else_is_asked_for(pipe: VARPipeline) -> None:
+def test_an_image_does_not_depend_on_what_else_is_asked_for(pipe: VARPipeline) -> None:
     alone, among = pipe(3, num=2), pipe([0, 3, 1], num=4)
     assert torch.equal(alone.tokens, among.tokens[4:6])
 
 
-def test_the_seed_makes_the_picture(pipe: VARPipeline) -> None:
+def test_the_seed_makes_the_image(pipe: VARPipeline) -> None:
     torch.manual_seed(1)
     first = pipe(3, num=2, seed=5)
     torch.manual_seed(2)
-    assert same_pictures(first, pipe(3, num=2, seed=5))
+    assert same_images(first, pipe(3, num=2, seed=5))
     assert not torch.equal(first.tokens, pipe(3, num=2, seed=6).tokens)
 
 
@@ -93,10 +93,10 @@ def test_what_is_not_asked_for_is_the_models_own_default(pipe: VARPipeline, tmp_
     assert stored == {"cfg": 2.5, "top_k": 9, "top_p": 0.5, "smooth": True}
     loaded = VARPipeline.from_pretrained(tmp_path / "model", dtype="float32")
     assert loaded.sampling == params
-    assert same_pictures(loaded(3, num=2), pipe(3, num=2, **params.to_dict()))
+    assert same_images(loaded(3, num=2), pipe(3, num=2, **params.to_dict()))
     asked = params.to_dict() | {"cfg": 0.0, "smooth": False}
-    assert same_pictures(loaded(3, num=2, cfg=0.0, smooth=False), pipe(3, num=2, **asked))
-    assert same_pictures(pipe(3), pipe(3, **SamplingParams().to_dict()))
+    assert same_images(loaded(3, num=2, cfg=0.0, smooth=False), pipe(3, num=2, **asked))
+    assert same_images(pipe(3), pipe(3, **SamplingParams().to_dict()))
     image, box = to_pil(normal(1, 3, 8, 8).clamp(-1, 1))[0], (2, 2, 6, 6)
     edits = [each.inpaint(image, box, **more).images for each, more in ((loaded, {}), (pipe, params.to_dict()))]
     assert pixels(edits[0]) == pixels(edits[1])
@@ -119,7 +119,7 @@ def test_sampling_of_a_folder_that_cannot_work(pipe: VARPipeline, tmp_path: Path
         VARPipeline.from_pretrained(tmp_path / "model")
 
 
-def test_the_picture_after_every_scale(pipe: VARPipeline) -> None:
+def test_the_image_after_every_scale(pipe: VARPipeline) -> None:
     out = pipe([3, 0], num=2, intermediates=True, batch_size=3)
     assert out.intermediates is not None
     assert [len(stages) for stages in out.intermediates] == [len(SIDES)] * 4
@@ -216,10 +216,6 @@ def test_reconstruction_is_encode_and_decode_and_leaves_the_image_alone(pipe: VA
 # --- editing
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
 def in_mode(mode: str, size: tuple[int, int] = (20, 14)) -> Image.Image:
     """Noise in a mode; what may be transparent is so in places."""
     values = np.random.default_rng(1).integers(0, 256, (*size[::-1], 4), dtype=np.uint8)
@@ -238,23 +234,17 @@ MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "I;16", "turned")
 BOX = (5, 4, 12, 9)
 
 
-def hole_of(size: tuple[int, int], box: tuple[int, int, int, int]) -> np.ndarray:
-    hole = np.zeros(size[::-1], dtype=bool)
-    hole[box[1] : box[3], box[0] : box[2]] = True
-    return hole
-
-
-def beyond(hole: np.ndarray, pixels: int) -> np.ndarray:
-    """Where no pixel of the hole is so near, along rows, columns or both."""
-    near = np.zeros_like(hole)
-    for y, x in np.argwhere(hole):
+def beyond(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """Where no pixel of the mask is so near, along rows, columns or both."""
+    near = np.zeros_like(mask)
+    for y, x in np.argwhere(mask):
         near[max(y - pixels, 0) : y + pixels + 1, max(x - pixels, 0) : x + pixels + 1] = True
     return ~near
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("way", ["inpaint", "edit"])
-def test_what_is_kept_of_a_picture_of_any_mode_stays_bit_for_bit(pipe: VARPipeline, mode: str, way: str) -> None:
+def test_what_is_kept_of_an_image_of_any_mode_stays_bit_for_bit(pipe: VARPipeline, mode: str, way: str) -> None:
     image = in_mode(mode)
     rgb = to_rgb(image)
     before = image.tobytes(), dict(image.getexif())
@@ -262,7 +252,7 @@ def test_what_is_kept_of_a_picture_of_any_mode_stays_bit_for_bit(pipe: VARPipeli
     assert (image.tobytes(), dict(image.getexif())) == before
     assert rgb.size == ((14, 20) if mode == "turned" else (20, 14))
     assert np.array_equal(np.asarray(out.image), np.asarray(rgb))
-    assert np.array_equal(out.mask, hole_of(rgb.size, BOX))
+    assert np.array_equal(out.mask, mask_of(*rgb.size, BOX))
     assert len(out.images) == 2
     for result in out.images:
         assert (result.mode, result.size) == ("RGB", rgb.size)
@@ -272,7 +262,7 @@ def test_what_is_kept_of_a_picture_of_any_mode_stays_bit_for_bit(pipe: VARPipeli
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_room_and_fine_detail_for_pictures_of_any_mode(pipe: VARPipeline, mode: str) -> None:
+def test_room_and_fine_detail_for_images_of_any_mode(pipe: VARPipeline, mode: str) -> None:
     image = in_mode(mode)
     out = pipe.outpaint(image, left=3, bottom=4, feather=0.0)
     rgb = to_rgb(image)
@@ -285,28 +275,28 @@ def test_room_and_fine_detail_for_pictures_of_any_mode(pipe: VARPipeline, mode: 
 
 
 def test_masks_of_every_kind_say_the_same(pipe: VARPipeline) -> None:
-    image, hole = noise(20, 14), hole_of((20, 14), BOX)
+    image, mask = noise(20, 14), mask_of(20, 14, BOX)
     cut = Image.new("RGBA", (20, 14), (255, 255, 255, 0))
     cut.paste("white", BOX)
-    masks = (BOX, [BOX], [BOX, (5, 4, 6, 5)], hole, Image.fromarray(hole), Image.fromarray(hole).convert("RGB"), cut)
-    assert len({pipe.inpaint(image, mask).images[0].tobytes() for mask in masks}) == 1
+    masks = (BOX, [BOX], [BOX, (5, 4, 6, 5)], mask, Image.fromarray(mask), Image.fromarray(mask).convert("RGB"), cut)
+    assert len({pipe.inpaint(image, each).images[0].tobytes() for each in masks}) == 1
 
 
 @pytest.mark.parametrize("size", [(8, 8), (20, 14), (9, 31)])
 @pytest.mark.parametrize("label", [None, 3])
-def test_what_is_in_the_hole_does_not_leak(pipe: VARPipeline, size: tuple[int, int], label: int | None) -> None:
+def test_what_is_in_the_mask_does_not_leak(pipe: VARPipeline, size: tuple[int, int], label: int | None) -> None:
     image, box = noise(*size), (1, 2, 7, 7)
     other = image.copy()
     other.paste(noise(6, 5, seed=1), box[:2])
     for options in ({}, {"composite": False}, {"context": 1.2, "dilate": 0, "feather": 3.0}):
-        one, same = (pipe.inpaint(picture, box, label, num=2, **options) for picture in (image, other))
+        one, same = (pipe.inpaint(each, box, label, num=2, **options) for each in (image, other))
         assert pixels(one.images) == pixels(same.images)
-    leaks = [pipe.inpaint(picture, box, label, hide_masked=False, dilate=0, context=1.0) for picture in (image, other)]
+    leaks = [pipe.inpaint(each, box, label, hide_masked=False, dilate=0, context=1.0) for each in (image, other)]
     assert pixels(leaks[0].images) != pixels(leaks[1].images)
 
 
 @pytest.mark.parametrize("mask", [[], Image.new("L", (20, 14)), np.zeros((14, 20), dtype=bool)])
-def test_an_empty_hole(pipe: VARPipeline, mask: Any) -> None:
+def test_an_empty_mask(pipe: VARPipeline, mask: Any) -> None:
     image = noise(20, 14)
     out = pipe.inpaint(image, mask, num=2)
     assert pixels(out.images) == [image.tobytes()] * 2
@@ -314,7 +304,7 @@ def test_an_empty_hole(pipe: VARPipeline, mask: Any) -> None:
 
 
 @pytest.mark.parametrize("side", [8, 5, 23])
-def test_an_empty_hole_without_composite_is_the_reconstruction(pipe: VARPipeline, side: int) -> None:
+def test_an_empty_mask_without_composite_is_the_reconstruction(pipe: VARPipeline, side: int) -> None:
     image = noise(side, side)
     (result,) = pipe.inpaint(image, [], composite=False).images
     expected = pipe.reconstruct(image).resize((side, side), Image.Resampling.LANCZOS)
@@ -324,7 +314,7 @@ def test_an_empty_hole_without_composite_is_the_reconstruction(pipe: VARPipeline
 @pytest.mark.parametrize(
     "options", [{}, {"cfg": 1.0, "top_k": 5, "top_p": 0.5, "seed": 9}, {"smooth": True, "seed": 2}]
 )
-def test_a_hole_all_over_is_what_the_model_draws(pipe: VARPipeline, options: dict[str, Any]) -> None:
+def test_a_mask_all_over_is_what_the_model_draws(pipe: VARPipeline, options: dict[str, Any]) -> None:
     image, everywhere = noise(8, 8), (0, 0, 8, 8)
     assert pixels(pipe.inpaint(image, everywhere, 3, num=3, **options).images) == pixels(pipe(3, 3, **options).images)
     assert pixels(pipe.edit(image, everywhere, "3", num=3, **options).images) == pixels(pipe(3, 3, **options).images)
@@ -334,16 +324,16 @@ def test_a_hole_all_over_is_what_the_model_draws(pipe: VARPipeline, options: dic
 
 def test_edits_are_redraw_through_their_windows(pipe: VARPipeline) -> None:
     """What each passes on."""
-    image, hole = noise(20, 14), hole_of((20, 14), BOX)
+    image, mask = noise(20, 14), mask_of(20, 14, BOX)
     options: dict[str, Any] = {"cfg": 1.0, "seed": 4, "top_k": 3, "dilate": 0, "color_match": False, "feather": 0.5}
     params = SamplingParams(cfg=1.0, top_k=3), BlendParams(dilate=0, color_match=False, feather=0.5)
 
-    def expected(hole: np.ndarray, windows: Any, labels: list[int], canvas: Image.Image = image) -> list[bytes]:
-        return pixels(inpaint_windows(pipe.model, pipe.vqvae, canvas, hole, windows, labels, *params, seed=4))
+    def expected(mask: np.ndarray, windows: Any, labels: list[int], canvas: Image.Image = image) -> list[bytes]:
+        return pixels(inpaint_windows(pipe.model, pipe.vqvae, canvas, mask, windows, labels, *params, seed=4))
 
     none = [CLASSES] * 2
-    assert pixels(pipe.inpaint(image, BOX, num=2, **options).images) == expected(hole, [window_around(hole)], none)
-    close = expected(hole, [window_around(hole, 1.5)], [0])
+    assert pixels(pipe.inpaint(image, BOX, num=2, **options).images) == expected(mask, [window_around(mask)], none)
+    close = expected(mask, [window_around(mask, 1.5)], [0])
     assert pixels(pipe.inpaint(image, BOX, 0, context=1.5, **options).images) == close
     assert pixels(pipe.edit(image, BOX, "red fox", context=1.5, **options).images) == close
     out = pipe.outpaint(image, right=6, label=3, num=2, method="shrink", **options)
@@ -388,7 +378,7 @@ def test_class_seed_and_number_make_the_result(pipe: VARPipeline, way: str) -> N
 
 @pytest.mark.parametrize("method", ["auto", "shrink", "slide"])
 @pytest.mark.parametrize("room", [(4, 0, 0, 0), (0, 3, 0, 5), (20, 0, 9, 1)])
-def test_outpainting_leaves_the_picture_where_it_is(
+def test_outpainting_leaves_the_image_where_it_is(
     pipe: VARPipeline, method: str, room: tuple[int, int, int, int]
 ) -> None:
     image, (left, right, top, bottom) = noise(13, 9), room
@@ -489,7 +479,7 @@ def test_round_trip(pipe: VARPipeline, tmp_path: Path) -> None:
     assert loaded.classes == NAMES
     assert not loaded.model.training
     assert not loaded.vqvae.training
-    assert same_pictures(loaded([3, 0], num=2), pipe([3, 0], num=2))
+    assert same_images(loaded([3, 0], num=2), pipe([3, 0], num=2))
     assert pixels(loaded(3).images) == pixels(pipe(3).images)
     tiny_pipeline().save_pretrained(tmp_path / "deep" / "model")  # over the old one
     assert VARPipeline.from_pretrained(str(tmp_path / "deep" / "model")).classes is None

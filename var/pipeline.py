@@ -1,4 +1,4 @@
-"""VARPipeline: labels in, images out. What users import."""
+"""VARPipeline, what users import: labels in, images out; and edits of images."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -75,11 +75,7 @@ class VARPipeline:
     """
 
     def __init__(
-        self,
-        model: VAR,
-        vqvae: VQVAE,
-        classes: Mapping[int, str] | None = None,
-        sampling: SamplingParams | None = None,
+        self, model: VAR, vqvae: VQVAE, classes: Mapping[int, str] | None = None, sampling: SamplingParams | None = None
     ) -> None:
         check_fit(model, vqvae)
         self.model = model.eval()
@@ -209,19 +205,16 @@ class VARPipeline:
     ) -> EditOutput:
         """Fill a masked part of an image.
 
-        The model sees the largest square of the image that has the mask near its middle; one that reaches over the
-        edges if the mask is longer than the image's shorter side.
-
         Args:
             image: of any size and mode; transparent parts become white.
             mask: an image of the same size, white where it is filled (transparent is kept), a boolean array (height,
-                width), a box (left, top, right, bottom) in pixels, or a list of boxes. An empty mask gives the image as
-                it is, or what the tokenizer makes of it with composite=False.
+                width), a box (left, top, right, bottom) in pixels, or a list of boxes. An empty one gives the image
+                as it is, or what the tokenizer makes of it with composite=False.
             label: index or name of a class; None for no class, as the paper inpaints.
             num: results.
-            context: side of the square that the model sees over the mask's longer side; None: as large as it can be.
-                A small one gives a small mask in a large image more of the model's pixels, and less to go by; 1
-                shows nothing but the mask.
+            context: side of the square that the model sees, with the mask near its middle, over the mask's longer side.
+                None: as large as fits the image. A small one gives a small mask more of the model's pixels, and less to
+                go by; 1 shows nothing but the mask. It reaches over the edges where the mask is longer than the image.
             options: fields of `SamplingParams` (cfg, top_k, top_p, smooth) and of `BlendParams` (dilate, hide_masked,
                 composite, color_match, feather); seed (0), batch_size (16).
 
@@ -263,11 +256,10 @@ class VARPipeline:
             left, right, top, bottom: pixels that are added on each side.
             label: index or name of a class; None for no class.
             num: results.
-            method: `shrink` shows the model all of the extended image at once, so that its parts go together, in as
-                many pixels as the model has; `slide` moves a square as large as the image's shorter side outwards by
-                halves, so that the new parts are as detailed as the image, each generated with sight of its neighbors
-                alone, so that edges may show. `auto` shrinks until the extended image is twice as long as the given
-                one's shorter side.
+            method: `shrink` shows the model all of the extended image at once: its parts go together, in as many pixels
+                as the model has. `slide` moves a square as large as the image's shorter side outwards by halves: new
+                parts are as detailed as the image, and edges may show between them. `auto` shrinks until the extended
+                image is twice as long as the given one's shorter side.
             options: as `inpaint` takes them.
 
         Raises:
@@ -306,14 +298,14 @@ class VARPipeline:
     ) -> EditOutput:
         """Show a small image in the model's size: super-resolution.
 
-        The image is enlarged and encoded, its coarse tokens are kept, the fine ones generated;
-        `var.editing.edit.upscale` tells why. The longer side becomes the model's.
+        The image is enlarged and encoded, its coarse tokens are kept, the fine ones generated. The longer side becomes
+        the model's. `var.editing.edit.upscale` tells why.
 
         Args:
             image: smaller than the model's images, of any mode.
             label: index or name of a class; None for no class.
             num: results.
-            num_scales: how many coarse scales are kept; None: those whose tokens are at least as wide, in pixels of the
+            num_scales: coarse scales that are kept; None: those whose tokens are at least as wide, in pixels of the
                 small image, as the last scale's are in one of full size.
             consistent: the results, reduced to the small image's size, are the small image.
             seed, batch_size: as `__call__` takes them.

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+from helpers import noise
 from PIL import Image, ImageChops
 from scipy import ndimage
 from tiny import Ended, Run, refusal, run
@@ -25,14 +26,9 @@ from var.sampling.generate import generate
 from var.sampling.params import SamplingParams
 
 VERBS = list(EDIT.commands)
-WIDTH, HEIGHT = 24, 16  # of the picture; the model's is 8x8, with 4x4 tokens
+WIDTH, HEIGHT = 24, 16  # of the image; the model's is 8x8, with 4x4 tokens
 BOX = (8, 4, 14, 10)
-HALF_A_TOKEN = HEIGHT / 4 / 2  # of a window as large as the picture's shorter side, in pixels
-
-
-def noise(width: int, height: int, bands: int = 3, seed: int = 0) -> Image.Image:
-    pixels = np.random.default_rng(seed).integers(256, size=(height, width, bands), dtype=np.uint8)
-    return Image.fromarray(pixels)
+HALF_A_TOKEN = HEIGHT / 4 / 2  # of a window as large as the image's shorter side, in pixels
 
 
 def png_that_claims(width: int, height: int) -> bytes:
@@ -45,7 +41,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 @pytest.fixture
 def edit(var: Run, model: Path) -> Run:
-    """The command in a folder with pictures and masks, on the tiny model."""
+    """The command in a folder with images and masks, on the tiny model."""
     noise(WIDTH, HEIGHT).save("p.png")
     noise(6, 5).save("small.png")
     mask = Image.new("L", (WIDTH, HEIGHT))
@@ -77,7 +73,7 @@ def read(path: str | Path) -> Image.Image:
 
 
 def saved(result: tuple[int, str, str], stem: str) -> list[Image.Image]:
-    """The numbered pictures that a successful call says it has written."""
+    """The numbered images that a successful call says it has written."""
     code, out, err = result
     assert (code, err) == (0, "")
     *paths, _ = out.splitlines()
@@ -91,7 +87,7 @@ def same(images: list[Image.Image], others: list[Image.Image]) -> bool:
     return [(i.size, i.tobytes()) for i in images] == [(i.size, i.tobytes()) for i in others]
 
 
-# --- pictures
+# --- images
 
 
 def test_files_and_what_is_printed(edit: Run, pipe: VARPipeline) -> None:
@@ -123,7 +119,7 @@ def test_several_boxes(edit: Run, pipe: VARPipeline) -> None:
 
 
 @pytest.mark.parametrize("feather", [None, 0, 1.5, 4])
-def test_outside_hole_and_feather_the_picture_stays_bit_for_bit(edit: Run, feather: float | None) -> None:
+def test_outside_mask_and_feather_the_image_stays_bit_for_bit(edit: Run, feather: float | None) -> None:
     options = () if feather is None else ("--feather", feather)
     changed = np.zeros((HEIGHT, WIDTH), dtype=bool)
     for image in saved(edit("inpaint", "p.png", "--mask", "mask.png", *options), "edits/p_inpaint_"):
@@ -157,9 +153,9 @@ def test_options_are_the_librarys(
     edit: Run, pipe: VARPipeline, options: tuple[object, ...], changes: dict[str, Any]
 ) -> None:
     images = saved(edit("inpaint", "p.png", "--box", box(), *options), "edits/p_inpaint_")
-    picture = read("p.png")
-    assert same(images, pipe.inpaint(picture, BOX, num=4, **changes).images)
-    assert not same(images, pipe.inpaint(picture, BOX, num=4).images)
+    image = read("p.png")
+    assert same(images, pipe.inpaint(image, BOX, num=4, **changes).images)
+    assert not same(images, pipe.inpaint(image, BOX, num=4).images)
 
 
 def test_switched_on_is_the_default(edit: Run, pipe: VARPipeline) -> None:
@@ -184,7 +180,7 @@ def turned_jpeg(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("make", "name"), [(rgba, "q.png"), (palette, "q.png"), (turned_jpeg, "q.jpg")])
-def test_pictures_of_other_modes(edit: Run, pipe: VARPipeline, make: Callable[[Path], None], name: str) -> None:
+def test_images_of_other_modes(edit: Run, pipe: VARPipeline, make: Callable[[Path], None], name: str) -> None:
     make(Path(name))
     image = read(name)
     assert image.mode != "RGB" or image.size == (HEIGHT, WIDTH)
@@ -219,7 +215,7 @@ def test_methods_of_outpainting_differ(edit: Run) -> None:
 
 
 @pytest.mark.parametrize("method", ["shrink", "slide"])
-def test_outpaint_keeps_the_picture_bit_for_bit(edit: Run, method: str) -> None:
+def test_outpaint_keeps_the_image_bit_for_bit(edit: Run, method: str) -> None:
     """Also along the edges that are not extended."""
     (image,) = saved(
         edit("outpaint", "p.png", "--right", 8, "--num", 1, "--feather", 2, "--method", method), "edits/p_outpaint_"
@@ -267,7 +263,7 @@ def tiles(sheet: Image.Image, size: tuple[int, int], columns: int) -> list[Image
     return [sheet.crop((x, 0, x + size[0], size[1])) for x in range(0, sheet.width, size[0] + 2)]
 
 
-def test_the_sheet_shows_input_hole_and_results(edit: Run) -> None:
+def test_the_sheet_shows_input_mask_and_results(edit: Run) -> None:
     images = saved(edit("inpaint", "p.png", "--mask", "mask.png", "--num", 2), "edits/p_inpaint_")
     size = (WIDTH * 8, HEIGHT * 8)  # enlarged to be seen
     shown = tiles(read("edits/p_inpaint_sheet.png"), size, columns=4)
@@ -288,7 +284,7 @@ def test_the_sheet_of_upscale_shows_the_input_as_it_is_and_enlarged(edit: Run) -
 @pytest.mark.parametrize(
     ("size", "tile"), [((1300, 650), (512, 256)), ((200, 150), (200, 150)), ((1000, 1), (512, 1)), ((2, 90), (11, 512))]
 )
-def test_tiles_of_pictures_of_any_size(edit: Run, size: tuple[int, int], tile: tuple[int, int]) -> None:
+def test_tiles_of_images_of_any_size(edit: Run, size: tuple[int, int], tile: tuple[int, int]) -> None:
     noise(*size).save("q.png")
     (image,) = saved(edit("inpaint", "q.png", "--box", "0,0,1,1", "--num", 1), "edits/q_inpaint_")
     assert image.size == size
@@ -313,7 +309,7 @@ def test_many_results_take_several_rows(edit: Run) -> None:
         ("x" * 250 + ".png", "x" * 50),
     ],
 )
-def test_names_of_pictures(edit: Run, name: str, stem: str) -> None:
+def test_names_of_images(edit: Run, name: str, stem: str) -> None:
     Path("sub").mkdir()
     noise(WIDTH, HEIGHT).save(name, format="PNG")
     assert len(saved(edit("inpaint", name, "--box", box()), f"edits/{stem}_inpaint_")) == 4
@@ -325,7 +321,7 @@ def test_names_of_pictures(edit: Run, name: str, stem: str) -> None:
 # --- mistakes
 
 
-HOLE = ("--box", box())
+MASK = ("--box", box())
 NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told before a model is looked for
 
 
@@ -333,17 +329,17 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
     ("arguments", "parts"),
     [
         (("inpaint", "p.png"), ("either by --mask FILE or by --box",)),
-        (("inpaint", "p.png", "--mask", "mask.png", *HOLE), ("either by --mask FILE or by --box",)),
+        (("inpaint", "p.png", "--mask", "mask.png", *MASK), ("either by --mask FILE or by --box",)),
         (("class", "p.png", "--class", 3), ("either by --mask FILE or by --box",)),
         (("inpaint", "p.png", "--box", "1,2,3"), ("--box '1,2,3'", "four whole numbers")),
         (("inpaint", "p.png", "--box", "a,b,c,d"), ("--box 'a,b,c,d'", "four whole numbers")),
         (("inpaint", "p.png", "--box", "1,2,3.5,4"), ("--box '1,2,3.5,4'", "four whole numbers")),
-        (("inpaint", "p.png", *HOLE, "--box", ""), ("--box ''", "four whole numbers")),
+        (("inpaint", "p.png", *MASK, "--box", ""), ("--box ''", "four whole numbers")),
         (("inpaint", "p.png", "--box", "0,0,25,4"), ("box 0,0,25,4", "24x16 px")),
         (("inpaint", "p.png", "--box=-1,0,2,4"), ("box -1,0,2,4", "24x16 px")),
         (("inpaint", "p.png", "--box", f"0,0,{10**30},4"), (f"box 0,0,{10**30},4", "24x16 px")),
         (("inpaint", "p.png", "--box", "4,4,4,8"), ("box 4,4,4,8", "left < right")),
-        (("inpaint", "p.png", *HOLE, "--box", "8,8,4,4"), ("box 8,8,4,4", "left < right")),
+        (("inpaint", "p.png", *MASK, "--box", "8,8,4,4"), ("box 8,8,4,4", "left < right")),
         (("inpaint", "p.png", "--mask", "turned.png"), ("16x24 px", "24x16 px", "the image's size")),
         (("inpaint", "p.png", "--mask", "empty.png"), ("mask empty.png is empty", "white marks what is filled")),
         (("class", "p.png", "--class", 3, "--mask", "empty.png"), ("mask empty.png is empty",)),
@@ -352,10 +348,10 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("inpaint", "p.png", "--mask", "text.png"), ("text.png is not an image",)),
         (("inpaint", "p.png", "--mask", "cut.png"), ("cannot read cut.png",)),
         (("inpaint", "p.png", "--mask", "bomb.png"), ("bomb.png", "900000000 pixels")),
-        (("inpaint", "none.png", *HOLE), ("cannot read none.png", "No such file")),
-        (("inpaint", "text.png", *HOLE), ("text.png is not an image",)),
-        (("inpaint", "cut.png", *HOLE), ("cannot read cut.png",)),
-        (("inpaint", "bomb.png", *HOLE), ("bomb.png", "900000000 pixels")),
+        (("inpaint", "none.png", *MASK), ("cannot read none.png", "No such file")),
+        (("inpaint", "text.png", *MASK), ("text.png is not an image",)),
+        (("inpaint", "cut.png", *MASK), ("cannot read cut.png",)),
+        (("inpaint", "bomb.png", *MASK), ("bomb.png", "900000000 pixels")),
         (("outpaint", "bomb.png", "--left", 3), ("bomb.png", "900000000 pixels")),
         (("upscale", "text.png"), ("text.png is not an image",)),
         (("outpaint", "p.png"), ("no extension given",)),
@@ -365,30 +361,30 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("outpaint", "p.png", "--right", 10**30), ("too large",)),
         (("outpaint", "p.png", "--left", 3, "--method", "stretch"), ("--method", "stretch", "auto", "shrink", "slide")),
         (("outpaint", "p.png", "--left", 3, "--no-hide-masked"), ("No such option", "--no-hide-masked")),
-        (("inpaint", "p.png", *HOLE, "--num", 0), ("--num", "equal to 1 ")),
-        (("inpaint", "p.png", *HOLE, "--num", 101), ("--num", "equal to 100 ")),
+        (("inpaint", "p.png", *MASK, "--num", 0), ("--num", "equal to 1 ")),
+        (("inpaint", "p.png", *MASK, "--num", 101), ("--num", "equal to 100 ")),
         (("upscale", "small.png", "--num", "x"), ("--num", "integer")),
-        (("inpaint", "p.png", *HOLE, "--seed", -1), ("--seed", "equal to 0 ")),
-        (("inpaint", "p.png", *HOLE, "--cfg", "nan"), ("cfg=nan",)),
+        (("inpaint", "p.png", *MASK, "--seed", -1), ("--seed", "equal to 0 ")),
+        (("inpaint", "p.png", *MASK, "--cfg", "nan"), ("cfg=nan",)),
         (("outpaint", "p.png", "--left", 3, "--cfg", -1), ("cfg=-1.0",)),
         (("upscale", "small.png", "--top-k", -3), ("top_k=-3", "0 (keeps all tokens)")),
-        (("inpaint", "p.png", *HOLE, "--top-p", 2), ("top_p=2.0", "[0, 1]")),
-        (("inpaint", "p.png", *HOLE, "--dilate", -1), ("--dilate", "equal to 0 ")),
+        (("inpaint", "p.png", *MASK, "--top-p", 2), ("top_p=2.0", "[0, 1]")),
+        (("inpaint", "p.png", *MASK, "--dilate", -1), ("--dilate", "equal to 0 ")),
         (("outpaint", "p.png", "--left", 3, "--feather", -1), ("--feather", "equal to 0 ")),
-        (("inpaint", "p.png", *HOLE, "--feather", "nan"), ("--feather", "equal to 0 ")),
-        (("inpaint", "p.png", *HOLE, "--context", 0.5), ("context=0.5", "1 (the mask alone)")),
-        (("inpaint", "p.png", *HOLE, "--context", "nan"), ("context=nan",)),
+        (("inpaint", "p.png", *MASK, "--feather", "nan"), ("--feather", "equal to 0 ")),
+        (("inpaint", "p.png", *MASK, "--context", 0.5), ("context=0.5", "1 (the mask alone)")),
+        (("inpaint", "p.png", *MASK, "--context", "nan"), ("context=nan",)),
         (("upscale", "small.png", "--scales", 0), ("--scales", "equal to 1 ")),
-        (("inpaint", "p.png", *HOLE, "--nmu", 3), ("No such option", "--nmu")),
+        (("inpaint", "p.png", *MASK, "--nmu", 3), ("No such option", "--nmu")),
         (("upscale", "small.png", "--mask", "mask.png"), ("No such option", "--mask")),
-        (("class", "p.png", *HOLE), ("Missing option", "--class")),
-        (("inpaint", *HOLE), ("Missing argument", "image")),
+        (("class", "p.png", *MASK), ("Missing option", "--class")),
+        (("inpaint", *MASK), ("Missing argument", "image")),
         (("inpiant", "p.png"), ("No such command 'inpiant'",)),
-        (("inpaint", "p.png", *HOLE, "--out", "p.png"), ("cannot write p.png", "another folder")),
+        (("inpaint", "p.png", *MASK, "--out", "p.png"), ("cannot write p.png", "another folder")),
         (("inpaint", "none.png", "--mask", "none.png", "--out", "p.png/deep"), ("cannot write p.png/deep",)),
-        (("inpaint", "p.png", *HOLE), ("'no/such/folder'", "give a model folder")),
-        (("inpaint", "p.png", *HOLE, "--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
-        (("inpaint", "p.png", *HOLE, "--dtype", "half"), ("dtype 'half'",)),
+        (("inpaint", "p.png", *MASK), ("'no/such/folder'", "give a model folder")),
+        (("inpaint", "p.png", *MASK, "--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
+        (("inpaint", "p.png", *MASK, "--dtype", "half"), ("dtype 'half'",)),
     ],
 )
 def test_mistakes_that_no_model_is_needed_to_see(
@@ -402,10 +398,10 @@ def test_mistakes_that_no_model_is_needed_to_see(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("inpaint", "p.png", *HOLE, "--class", 5), ("class 5 must be in 0..4",)),
-        (("class", "p.png", *HOLE, "--class", -1), ("class -1",)),
-        (("class", "p.png", *HOLE, "--class", 2), ("class 2 is not one that this model was trained on", "0 red fox")),
-        (("class", "p.png", *HOLE, "--class", "red foks"), ("'red foks'", "did you mean 'red fox'")),
+        (("inpaint", "p.png", *MASK, "--class", 5), ("class 5 must be in 0..4",)),
+        (("class", "p.png", *MASK, "--class", -1), ("class -1",)),
+        (("class", "p.png", *MASK, "--class", 2), ("class 2 is not one that this model was trained on", "0 red fox")),
+        (("class", "p.png", *MASK, "--class", "red foks"), ("'red foks'", "did you mean 'red fox'")),
         (("upscale", "small.png", "--class", "zebra"), ("'zebra'", "this model knows 0 red fox")),
         (("outpaint", "p.png", "--left", 3, "--class", ""), ("class ''",)),
         (("upscale", "p.png"), ("24x16 px", "smaller than the model's, 8x8 px")),
@@ -420,7 +416,7 @@ def test_mistakes_that_the_model_tells(edit: Run, arguments: tuple[object, ...],
 
 def test_what_cannot_be_written_leaves_nothing_half_done(edit: Run) -> None:
     Path("edits/p_inpaint_1.png").mkdir(parents=True)
-    refusal(edit("inpaint", "p.png", *HOLE), "cannot write edits/p_inpaint_1.png")
+    refusal(edit("inpaint", "p.png", *MASK), "cannot write edits/p_inpaint_1.png")
     assert sorted(path.name for path in Path("edits").iterdir()) == ["p_inpaint_0.png", "p_inpaint_1.png"]
     read("edits/p_inpaint_0.png")
 
@@ -485,18 +481,6 @@ def test_help_tells_the_librarys_defaults() -> None:
     methods = get_args(get_args(get_args(options.Method)[0])[0])
     assert methods == windows.METHODS
     assert inspect.signature(VARPipeline.outpaint).parameters["method"].default == "auto"
-
-
-def test_help_does_not_wait_for_torch() -> None:
-    """Nor do slips in the command line."""
-    code = (
-        "import sys, var.cli.app as app; sys.argv = ['var', 'edit', *sys.argv[1:]]\n"
-        "try: app.main()\n"
-        "finally: print(sorted({'torch', 'numpy', 'PIL', 'scipy'} & sys.modules.keys()))"
-    )
-    for arguments in (*([verb, "--help"] for verb in VERBS), ["inpaint", "p.png", "--box", "1,2"]):
-        done = run("-c", code, *arguments)
-        assert done.stdout.splitlines()[-1] == "[]"
 
 
 # --- a process of its own

@@ -1,6 +1,7 @@
 """`var features extract|classify`: what they print and write, a real kill, and mistakes in one line."""
 
 import json
+import shlex
 import subprocess
 import sys
 import time
@@ -32,19 +33,7 @@ def work(tmp_path: Path) -> Path:
 
 
 def test_features_tells_what_it_did_and_then_that_nothing_is_left_to_do(var: Run, work: Path) -> None:
-    arguments = (
-        "features",
-        "extract",
-        "train",
-        "--model",
-        "model",
-        "--out",
-        "f.parquet",
-        "--layers",
-        "2,0",
-        "--batch",
-        5,
-    )
+    arguments = shlex.split("features extract train --model model --out f.parquet --layers 2,0 --batch 5")
     code, out, err = var(*arguments)
     assert (code, err) == (0, "")
     *progress, last = out.splitlines()
@@ -98,19 +87,7 @@ def test_a_killed_run_goes_on_to_the_same_file(var: Run, work: Path) -> None:
         "def slowly(*given):\n    time.sleep(0.2)\n    return compute(*given)\n"
         "extract._features = slowly\napp.main()\n"
     )
-    arguments = [
-        "features",
-        "extract",
-        "train",
-        "--model",
-        "model",
-        "--batch",
-        "2",
-        "--device",
-        "cpu",
-        "--dtype",
-        "float32",
-    ]
+    arguments = shlex.split("features extract train --model model --batch 2 --device cpu --dtype float32")
     parts = work / "killed.parquet.parts"
     command = [sys.executable, "-c", script, *arguments, "--out", "killed.parquet"]
     with subprocess.Popen(command, cwd=work, env=environment(), stdout=subprocess.PIPE) as process:
@@ -139,13 +116,8 @@ def test_classify(var: Run, work: Path) -> None:
     heading, neighbors, linear = out.splitlines()
     assert heading == "model, layers 0, 1, 2, 8 numbers an image: 24 images of 2 classes in training, 6 in validation"
     found = json.loads((work / "results" / "found.json").read_text())
-    assert {name: found[name] for name in ("model", "layers", "classes", "train", "validation")} == {
-        "model": "model",
-        "layers": [0, 1, 2],
-        "classes": 2,
-        "train": 24,
-        "validation": 6,
-    }
+    expected = {"model": "model", "layers": [0, 1, 2], "classes": 2, "train": 24, "validation": 6}
+    assert {name: found[name] for name in expected} == expected
     assert neighbors.startswith("k nearest neighbors")
     assert f"top-1 {found['nearest_neighbours']['top1']:7.2%}   top-5 100.00%   (k=3, cosine)" in neighbors
     assert linear.startswith("logistic regression")

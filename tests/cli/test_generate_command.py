@@ -136,7 +136,7 @@ def test_two_processes_write_the_same_files(draw: Run, work: Path, monkeypatch: 
 
 
 def test_killed_and_told_again(draw: Run, work: Path) -> None:
-    """SIGKILL after a few pictures: the same command completes the same set."""
+    """SIGKILL after a few images: the same command completes the same set."""
     options = ["--num-per-class", "6", "--batch", "2"]
     common = ["--model", "model", "--device", "cpu", "--dtype", "float32"]
     command = [sys.executable, "slow.py", *common, *options, "--out", "killed"]

@@ -23,40 +23,35 @@ def sample(var: Run, model: Path) -> Run:
     return call
 
 
-# --- pictures
+# --- images
 
 
 def test_files_and_what_is_printed(sample: Run, tmp_path: Path) -> None:
-    code, out, err = sample("--class", 3, "--class", "red fox", "--num", 2, "--out", "pictures")
+    code, out, err = sample("--class", 3, "--class", "red fox", "--num", 2, "--out", "images")
     assert (code, err) == (0, "")
     names = ["3_0.png", "3_1.png", "0_0.png", "0_1.png", "grid.png"]
     *paths, summary = out.splitlines()
-    assert paths == [f"pictures/{name}" for name in names]
+    assert paths == [f"images/{name}" for name in names]
     assert "4 images in" in summary
     assert "model loaded in" in summary
-    assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == sorted(names)
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == sorted(names)
     drawn = tiny_pipeline(NAMES)([3, 0], num=2)
     for name, image in zip(names, drawn.images, strict=False):
-        with Image.open(tmp_path / "pictures" / name) as saved:
+        with Image.open(tmp_path / "images" / name) as saved:
             assert (saved.mode, saved.tobytes()) == ("RGB", image.tobytes())
-    with Image.open(tmp_path / "pictures" / "grid.png") as grid:
+    with Image.open(tmp_path / "images" / "grid.png") as grid:
         assert grid.size == (2 * 130 - 2, 2 * 130 - 2)  # two columns, enlarged to be seen
 
 
 def test_the_default_is_a_mix_of_the_known_classes(sample: Run, tmp_path: Path) -> None:
     code, out, _ = sample("--num", 1)
     assert code == 0
-    assert [Path(line).name for line in out.splitlines()[:-1]] == [
-        "0_0.png",
-        "1_0.png",
-        "3_0.png",
-        "4_0.png",
-        "grid.png",
-    ]
+    names = [f"{name}.png" for name in ("0_0", "1_0", "3_0", "4_0", "grid")]
+    assert [Path(line).name for line in out.splitlines()[:-1]] == names
     assert (tmp_path / "samples" / "grid.png").is_file()
 
 
-def test_the_picture_after_every_scale_and_the_gif(sample: Run, tmp_path: Path) -> None:
+def test_the_image_after_every_scale_and_the_gif(sample: Run, tmp_path: Path) -> None:
     code, out, _ = sample("--class", 1, "--num", 2, "--scales", "--out", "o")
     assert code == 0
     names = [name for i in range(2) for name in (f"1_{i}", *(f"1_{i}_scale{k}" for k in range(3)))]
@@ -78,10 +73,10 @@ def test_the_picture_after_every_scale_and_the_gif(sample: Run, tmp_path: Path) 
         assert gif.info["loop"] == 0
         assert gif.size == (2 * 130 - 2, 128)
     assert frames == 3
-    assert durations == [350, 350, 4 * 350]  # the whole picture stands longest
+    assert durations == [350, 350, 4 * 350]  # the whole image stands longest
 
 
-def test_options_change_the_pictures(sample: Run, tmp_path: Path) -> None:
+def test_options_change_the_images(sample: Run, tmp_path: Path) -> None:
     def pixels(*options: object) -> bytes:
         code, _, err = sample("--class", 1, "--num", 1, *options)
         assert code == 0, err
@@ -149,7 +144,7 @@ def test_a_foreign_folder(sample: Run, tmp_path: Path, model: Path) -> None:
     refusal(sample("--model", model / "transformer"), str(model / "transformer"), "no folder tokenizer")
 
 
-def test_a_file_in_the_way_of_the_pictures(sample: Run, tmp_path: Path) -> None:
+def test_a_file_in_the_way_of_the_images(sample: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     refusal(sample("--out", "file"), "cannot write file", "give another folder")
     refusal(sample("--out", "file/deeper"), "cannot write file/deeper")
@@ -199,13 +194,13 @@ def test_the_shipped_model_draws_a_golden_retriever(tmp_path: Path) -> None:
     assert float(done.stderr.split()[-1]) < 1.5e6  # KB
     names = [f"207_{i}.png" for i in range(4)]
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [*names, "grid.png"]
-    pictures = set()
+    images = set()
     for name in names:
         with Image.open(tmp_path / "samples" / name) as image:
             assert image.size in ((32, 32), (64, 64))
             assert image.convert("L").getextrema()[1] - image.convert("L").getextrema()[0] > 60  # not one gray
-            pictures.add(image.tobytes())
-    assert len(pictures) == 4
+            images.add(image.tobytes())
+    assert len(images) == 4
 
 
 def test_the_shipped_model_refuses_classes_it_never_saw() -> None:

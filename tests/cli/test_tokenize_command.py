@@ -30,11 +30,7 @@ def test_it_tells_what_was_encoded_and_then_that_nothing_is_left_to_do(var: Run,
     assert last.startswith("tokens: here holds 22 encoded images in 0.0 MB, 22 now, ")
     assert last.endswith(" images/s")
     code, out, err = var("data", "tokenize", recipe, "token_cache=here")
-    assert (code, out, err) == (
-        0,
-        "tokens: here holds 22 encoded images in 0.0 MB, all of them there already\n",
-        "",
-    )
+    assert (code, out, err) == (0, "tokens: here holds 22 encoded images in 0.0 MB, all of them there already\n", "")
 
 
 def test_it_counts_what_cannot_be_read(var: Run, recipe: Path, tmp_path: Path) -> None:

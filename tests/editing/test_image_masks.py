@@ -27,43 +27,43 @@ from var.editing.image_masks import (
     token_mask,
 )
 
-HOLE = np.array([[0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=bool)
+MASK = np.array([[0, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=bool)
 SIZE = (6, 3)
 
 
-def random_hole(height: int, width: int, share: float, seed: int) -> Mask:
+def random_mask(height: int, width: int, share: float, seed: int) -> Mask:
     return np.random.default_rng(seed).random((height, width)) < share
 
 
-# --- what tells where a hole is
+# --- what tells where a mask is
 
 
 def gray(values: Mask | np.ndarray) -> Image.Image:
     return Image.fromarray(np.asarray(values, dtype=np.uint8))
 
 
-def palette(hole: Mask) -> Image.Image:
-    image = Image.fromarray(hole.astype(np.uint8)).convert("P")
+def palette(mask: Mask) -> Image.Image:
+    image = Image.fromarray(mask.astype(np.uint8)).convert("P")
     image.putpalette([200, 0, 0, 0, 255, 255])  # dark red, bright cyan
     return image
 
 
-def with_alpha(hole: Mask, mode: str) -> Image.Image:
-    """White all over; transparent, so kept, outside the hole."""
+def with_alpha(mask: Mask, mode: str) -> Image.Image:
+    """White all over; transparent, so kept, outside the mask."""
     image = Image.new("L", SIZE, "white").convert(mode)
-    image.putalpha(gray(hole * 255))
+    image.putalpha(gray(mask * 255))
     return image
 
 
 MASKS: dict[str, Image.Image] = {
-    "1": Image.fromarray(HOLE),
-    "L": gray(np.where(HOLE, 128, 127)),  # brighter than half
-    "P": palette(HOLE),
-    "RGB": gray(HOLE * 255).convert("RGB"),
-    "RGBA": with_alpha(HOLE, "RGBA"),
-    "LA": with_alpha(HOLE, "LA"),
-    "CMYK": gray(HOLE * 255).convert("CMYK"),
-    "I;16": Image.fromarray(np.where(HOLE, 40000, 20000).astype(np.uint16)),
+    "1": Image.fromarray(MASK),
+    "L": gray(np.where(MASK, 128, 127)),  # brighter than half
+    "P": palette(MASK),
+    "RGB": gray(MASK * 255).convert("RGB"),
+    "RGBA": with_alpha(MASK, "RGBA"),
+    "LA": with_alpha(MASK, "LA"),
+    "CMYK": gray(MASK * 255).convert("CMYK"),
+    "I;16": Image.fromarray(np.where(MASK, 40000, 20000).astype(np.uint16)),
 }
 
 
@@ -71,14 +71,14 @@ MASKS: dict[str, Image.Image] = {
 def test_masks_of_any_mode(mode: str) -> None:
     assert MASKS[mode].mode == mode
     before = MASKS[mode].tobytes()
-    hole = read_mask(MASKS[mode], SIZE)
-    assert hole.dtype == bool
-    assert np.array_equal(hole, HOLE)
+    mask = read_mask(MASKS[mode], SIZE)
+    assert mask.dtype == bool
+    assert np.array_equal(mask, MASK)
     assert MASKS[mode].tobytes() == before
 
 
 def test_a_palettes_transparent_entry_is_kept() -> None:
-    mask = palette(HOLE)
+    mask = palette(MASK)
     mask.info["transparency"] = 1
     assert not read_mask(mask, SIZE).any()
 
@@ -87,33 +87,33 @@ def test_black_that_is_half_transparent_is_kept() -> None:
     assert not read_mask(Image.new("RGBA", SIZE, (0, 0, 0, 128)), SIZE).any()
 
 
-def test_a_mask_is_turned_upright_as_its_picture_is() -> None:
+def test_a_mask_is_turned_upright_as_its_image_is() -> None:
     exif, file = Image.Exif(), BytesIO()
     exif[0x0112] = 6
-    gray(HOLE * 255).save(file, "PNG", exif=exif)
-    assert np.array_equal(read_mask(Image.open(file), SIZE[::-1]), np.rot90(HOLE, -1))
+    gray(MASK * 255).save(file, "PNG", exif=exif)
+    assert np.array_equal(read_mask(Image.open(file), SIZE[::-1]), np.rot90(MASK, -1))
 
 
 @pytest.mark.parametrize(
     "mask",
-    [HOLE, [(1, 0, 3, 2), (5, 2, 6, 3)], ((1, 0, 3, 2), (5, 2, 6, 3)), [(1, 0, 2, 2), (1, 0, 3, 2), (5, 2, 6, 3)]],
+    [MASK, [(1, 0, 3, 2), (5, 2, 6, 3)], ((1, 0, 3, 2), (5, 2, 6, 3)), [(1, 0, 2, 2), (1, 0, 3, 2), (5, 2, 6, 3)]],
 )
 def test_arrays_and_lists_of_boxes(mask: MaskLike) -> None:
-    assert np.array_equal(read_mask(mask, SIZE), HOLE)
+    assert np.array_equal(read_mask(mask, SIZE), MASK)
 
 
 def test_one_box() -> None:
-    hole = read_mask((1, 0, 3, 2), SIZE)
-    assert hole.sum() == 4
-    assert hole[0:2, 1:3].all()
+    mask = read_mask((1, 0, 3, 2), SIZE)
+    assert mask.sum() == 4
+    assert mask[0:2, 1:3].all()
     assert read_mask((0, 0, 6, 3), SIZE).all()
 
 
-def test_no_hole_is_one_too() -> None:
-    for mask in ([], np.zeros((3, 6), dtype=bool), Image.new("1", SIZE)):
-        hole = read_mask(mask, SIZE)
-        assert hole.shape == (3, 6)
-        assert not hole.any()
+def test_no_mask_is_one_too() -> None:
+    for empty in ([], np.zeros((3, 6), dtype=bool), Image.new("1", SIZE)):
+        mask = read_mask(empty, SIZE)
+        assert mask.shape == (3, 6)
+        assert not mask.any()
 
 
 @pytest.mark.parametrize("size", [(3, 6), (6, 4), (5, 3), (12, 6)])
@@ -127,7 +127,7 @@ def test_masks_of_another_size_are_refused(size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.int64])
 def test_arrays_of_other_numbers_are_refused(dtype: type) -> None:
     with refused(np.dtype(dtype).name, "boolean"):
-        read_mask(HOLE.astype(dtype), SIZE)  # type: ignore[arg-type]
+        read_mask(MASK.astype(dtype), SIZE)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -167,12 +167,12 @@ def test_a_mask_that_cannot_be_read_is_refused() -> None:
 
 @given(st.integers(1, 13), st.integers(1, 7), st.floats(0, 0.3), st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
-def test_a_token_is_kept_if_no_pixel_of_it_is_in_the_hole(side: int, tokens: int, share: float, seed: int) -> None:
-    hole = random_hole(side, side, share, seed)
-    kept = token_mask(hole, tokens)
+def test_a_token_is_kept_if_no_pixel_of_it_is_in_the_mask(side: int, tokens: int, share: float, seed: int) -> None:
+    mask = random_mask(side, side, share, seed)
+    kept = token_mask(mask, tokens)
     assert kept.dtype == torch.bool
     expected = torch.ones(tokens, tokens, dtype=torch.bool)
-    for (y, x), (i, j) in product(np.argwhere(hole).tolist(), product(range(tokens), repeat=2)):
+    for (y, x), (i, j) in product(np.argwhere(mask).tolist(), product(range(tokens), repeat=2)):
         # Pixel and token share some area: [y, y + 1) of `side` pixels, [i, i + 1) of as many tokens.
         if all(p * tokens < (t + 1) * side and t * side < (p + 1) * tokens for p, t in ((y, i), (x, j))):
             expected[i, j] = False
@@ -204,7 +204,7 @@ def test_every_scale_keeps_what_the_resized_mask_keeps(
     sides: tuple[int, ...], share: float, dilate: int, seed: int
 ) -> None:
     last = sides[-1]
-    keep = torch.from_numpy(random_hole(last, last, share, seed))
+    keep = torch.from_numpy(random_mask(last, last, share, seed))
     ours, start = mask_at_scales(keep, Scales(sides), dilate), 0
     assert ours.shape == (sum(side * side for side in sides),)
     assert ours.dtype == torch.bool
@@ -263,8 +263,8 @@ def test_scales_of_few_tokens_are_kept_whole() -> None:
     assert not kept[1:].any()
 
 
-def test_a_token_more_around_the_hole_never_keeps_more() -> None:
-    keep = torch.from_numpy(~random_hole(16, 16, 0.05, seed=1))
+def test_a_token_more_around_the_mask_never_keeps_more() -> None:
+    keep = torch.from_numpy(~random_mask(16, 16, 0.05, seed=1))
     kept = [mask_at_scales(keep, SCALES_256, dilate) for dilate in range(4)]
     for less, more in pairwise(kept):
         assert (more <= less).all()
@@ -285,94 +285,94 @@ def ramp(height: int, width: int) -> Tensor:
 
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0, 1), st.integers(0, 10**6))
 @settings(max_examples=100, deadline=None)
-def test_a_hole_is_filled_from_the_known_pixels_alone(height: int, width: int, share: float, seed: int) -> None:
-    pixels, hole = normal(2, 3, height, width, seed=seed), torch.from_numpy(random_hole(height, width, share, seed))
-    before = pixels.clone(), hole.clone()
-    filled = pull_push_fill(pixels, hole)
+def test_a_mask_is_filled_from_the_known_pixels_alone(height: int, width: int, share: float, seed: int) -> None:
+    pixels, mask = normal(2, 3, height, width, seed=seed), torch.from_numpy(random_mask(height, width, share, seed))
+    before = pixels.clone(), mask.clone()
+    filled = pull_push_fill(pixels, mask)
     assert torch.equal(pixels, before[0])
-    assert torch.equal(hole, before[1])
+    assert torch.equal(mask, before[1])
     assert filled.shape == pixels.shape
-    assert torch.equal(filled[..., ~hole], pixels[..., ~hole])
-    if hole.all():
+    assert torch.equal(filled[..., ~mask], pixels[..., ~mask])
+    if mask.all():
         assert (filled == 0).all()
         return
-    known = pixels[..., ~hole]
+    known = pixels[..., ~mask]
     assert (filled >= known.amin(dim=-1)[..., None, None] - 1e-5).all()
     assert (filled <= known.amax(dim=-1)[..., None, None] + 1e-5).all()
-    others = torch.where(hole, 100 * normal(2, 3, height, width, seed=seed + 1), pixels)
-    assert torch.equal(pull_push_fill(others, hole), filled)
-    assert largest_difference(pull_push_fill(pixels[:1], hole), filled[:1]) < 1e-5  # no picture knows of the others
+    others = torch.where(mask, 100 * normal(2, 3, height, width, seed=seed + 1), pixels)
+    assert torch.equal(pull_push_fill(others, mask), filled)
+    assert largest_difference(pull_push_fill(pixels[:1], mask), filled[:1]) < 1e-5  # no image knows of the others
     constant = torch.tensor([0.7, -0.3, 1.0])[:, None, None].expand(1, 3, height, width)
-    assert largest_difference(pull_push_fill(constant, hole), constant) < 1e-6
+    assert largest_difference(pull_push_fill(constant, mask), constant) < 1e-6
 
 
 @pytest.mark.parametrize(("height", "width"), [(16, 16), (15, 23), (64, 64), (31, 12)])
 def test_a_ramp_is_continued(height: int, width: int) -> None:
-    hole = torch.zeros(height, width, dtype=torch.bool)
-    hole[height // 3 : -(height // 3), width // 3 : -(width // 3)] = True
+    mask = torch.zeros(height, width, dtype=torch.bool)
+    mask[height // 3 : -(height // 3), width // 3 : -(width // 3)] = True
     for field in (ramp(height, width), ramp(width, height).mT):
-        filled = pull_push_fill(field, hole)
+        filled = pull_push_fill(field, mask)
         assert largest_difference(filled, field) < 0.1
-        mean = field[..., ~hole].mean()
-        assert largest_difference(filled, field) < 0.5 * (field - mean)[..., hole].abs().max()  # no mean fill
+        mean = field[..., ~mask].mean()
+        assert largest_difference(filled, field) < 0.5 * (field - mean)[..., mask].abs().max()  # no mean fill
 
 
-def test_the_continuation_meets_the_pixels_beside_the_hole() -> None:
-    """A step at the hole's edge would show as a seam."""
-    hole = torch.zeros(32, 32, dtype=torch.bool)
-    hole[8:24, 8:24] = True
+def test_the_continuation_meets_the_pixels_beside_the_mask() -> None:
+    """A step at the mask's edge would show as a seam."""
+    mask = torch.zeros(32, 32, dtype=torch.bool)
+    mask[8:24, 8:24] = True
     field = ramp(32, 32) + ramp(32, 32).mT
-    filled = pull_push_fill(field, hole)[0, 0]
+    filled = pull_push_fill(field, mask)[0, 0]
     for steps in (filled.diff(dim=0), filled.diff(dim=1)):
         assert steps.abs().max() < 4 / 31
 
 
-def test_nothing_known_gives_0_and_no_hole_the_pixels() -> None:
+def test_nothing_known_gives_0_and_no_mask_the_pixels() -> None:
     pixels = normal(1, 3, 5, 7)
     assert (pull_push_fill(pixels, torch.ones(5, 7, dtype=torch.bool)) == 0).all()
     assert torch.equal(pull_push_fill(pixels, torch.zeros(5, 7, dtype=torch.bool)), pixels)
 
 
-# --- pictures
+# --- images
 
 
 @given(st.integers(1, 8), st.integers(1, 8), st.floats(0, 0.4), st.sampled_from([0.0, 0.5, 1.0, 2.7, 40.0]))
 @settings(max_examples=60, deadline=None)
-def test_opacity_falls_with_the_distance_from_the_hole(height: int, width: int, share: float, feather: float) -> None:
-    hole = random_hole(height, width, share, seed=height + 10 * width)
-    alpha = feathered_alpha(hole, feather)
-    assert alpha.shape == hole.shape
+def test_opacity_falls_with_the_distance_from_the_mask(height: int, width: int, share: float, feather: float) -> None:
+    mask = random_mask(height, width, share, seed=height + 10 * width)
+    alpha = feathered_alpha(mask, feather)
+    assert alpha.shape == mask.shape
     assert alpha.dtype == np.float32
-    inside = np.argwhere(hole)
+    inside = np.argwhere(mask)
     for y, x in product(range(height), range(width)):
         distance = np.sqrt(((inside - (y, x)) ** 2).sum(axis=1)).min() if len(inside) else np.inf
         assert abs(alpha[y, x] - (1 - distance / (feather + 1) if distance <= feather else 0)) < 1e-6
-        assert (alpha[y, x] == 1) == hole[y, x]
+        assert (alpha[y, x] == 1) == mask[y, x]
         assert (alpha[y, x] == 0) == (distance > feather)
 
 
-def test_without_a_hole_nothing_is_laid_over() -> None:
+def test_without_a_mask_nothing_is_laid_over() -> None:
     assert not feathered_alpha(np.zeros((3, 4), dtype=bool), 5).any()
 
 
-def test_overlay_shows_the_hole_in_red() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 6, 3), dtype=np.uint8))
-    before = picture.tobytes()
-    shown, pixels = np.asarray(overlay(picture, HOLE)), np.asarray(picture)
-    assert np.array_equal(shown[~HOLE], pixels[~HOLE])
-    half_red = (pixels[HOLE] + np.array([255.0, 0, 0])) / 2
-    assert np.abs(shown[HOLE] - half_red).max() <= 1
-    assert picture.tobytes() == before
+def test_overlay_shows_the_mask_in_red() -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (3, 6, 3), dtype=np.uint8))
+    before = image.tobytes()
+    shown, pixels = np.asarray(overlay(image, MASK)), np.asarray(image)
+    assert np.array_equal(shown[~MASK], pixels[~MASK])
+    half_red = (pixels[MASK] + np.array([255.0, 0, 0])) / 2
+    assert np.abs(shown[MASK] - half_red).max() <= 1
+    assert image.tobytes() == before
 
 
 def test_reduced_takes_the_mean_of_the_known_pixels_of_a_cell() -> None:
-    pixels, hole = normal(2, 3, 7, 10), torch.from_numpy(random_hole(7, 10, 0.6, seed=2))
-    pixels[:, :, hole] = 1e6  # what lies in the hole does not matter
-    small, left = masked_downscale(pixels, hole, 3)
+    pixels, mask = normal(2, 3, 7, 10), torch.from_numpy(random_mask(7, 10, 0.6, seed=2))
+    pixels[:, :, mask] = 1e6  # what lies in the mask does not matter
+    small, left = masked_downscale(pixels, mask, 3)
     assert small.shape == (2, 3, 3, 4)
     for y, x in product(range(3), range(4)):
         cell = slice(3 * y, 3 * y + 3), slice(3 * x, 3 * x + 3)
-        known = ~hole[cell]
+        known = ~mask[cell]
         assert left[y, x] == (not known.any())
         if known.any():
             expected = pixels[:, :, cell[0], cell[1]][:, :, known].mean(dim=-1)

@@ -1,10 +1,10 @@
-"""The squares of a picture that the model sees."""
+"""The squares of an image that the model sees."""
 
 from itertools import pairwise
 
 import numpy as np
 import pytest
-from helpers import refused
+from helpers import mask_of, noise, refused
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -28,24 +28,14 @@ from var.utils.images import MAX_PIXELS
 lengths = st.integers(1, 40)
 
 
-def noise(width: int, height: int, seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def hole_of(size: tuple[int, int], box: tuple[int, int, int, int]) -> Mask:
-    hole = np.zeros(size[::-1], dtype=bool)
-    hole[box[1] : box[3], box[0] : box[2]] = True
-    return hole
-
-
 @st.composite
-def holes(draw: st.DrawFn, lengths: st.SearchStrategy[int] = lengths) -> Mask:
-    """Two pixels of any picture, or one."""
+def masks(draw: st.DrawFn, lengths: st.SearchStrategy[int] = lengths) -> Mask:
+    """Two pixels of any image, or one."""
     width, height = draw(lengths), draw(lengths)
-    hole = np.zeros((height, width), dtype=bool)
+    mask = np.zeros((height, width), dtype=bool)
     for _ in range(2):
-        hole[draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))] = True
-    return hole
+        mask[draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))] = True
+    return mask
 
 
 def inside(window: Window, size: tuple[int, int]) -> bool:
@@ -53,19 +43,19 @@ def inside(window: Window, size: tuple[int, int]) -> bool:
     return min(left, top) >= 0 and right <= size[0] and bottom <= size[1]
 
 
-def extent(hole: Mask) -> tuple[int, int, int, int]:
-    rows, columns = np.nonzero(hole)
+def extent(mask: Mask) -> tuple[int, int, int, int]:
+    rows, columns = np.nonzero(mask)
     return int(columns.min()), int(rows.min()), int(columns.max()) + 1, int(rows.max()) + 1
 
 
 # --- around
 
 
-@given(holes(), st.one_of(st.none(), st.floats(1, 50)))
+@given(masks(), st.one_of(st.none(), st.floats(1, 50)))
 @settings(max_examples=200, deadline=None)
-def test_the_window_holds_the_hole_and_stays_in_the_picture(hole: Mask, context: float | None) -> None:
-    window, (height, width) = window_around(hole, context), hole.shape
-    left, top, right, bottom = extent(hole)
+def test_the_window_holds_the_mask_and_stays_in_the_image(mask: Mask, context: float | None) -> None:
+    window, (height, width) = window_around(mask, context), mask.shape
+    left, top, right, bottom = extent(mask)
     assert window.left <= left
     assert window.top <= top
     assert right <= window.left + window.side
@@ -78,7 +68,7 @@ def test_the_window_holds_the_hole_and_stays_in_the_picture(hole: Mask, context:
             assert 0 <= start <= length - window.side
             off = abs((low + high) - (2 * start + window.side))  # twice the distance of the two middles
             assert off <= 1 or start in (0, length - window.side)
-        else:  # longer than the picture: all of it, in the middle
+        else:  # longer than the image: all of it, in the middle
             assert longest > min(width, height)
             assert start < 0 or window.side - length == 1
             assert abs(-start - (start + window.side - length)) <= 1
@@ -94,7 +84,7 @@ def test_the_window_holds_the_hole_and_stays_in_the_picture(hole: Mask, context:
         ((40, 20), (18, 5, 24, 9), 2.0, Window(15, 1, 12)),
         ((40, 20), (18, 5, 24, 9), 1.0, Window(18, 4, 6)),
         ((40, 20), (0, 0, 6, 4), 2.0, Window(0, 0, 12)),
-        ((40, 20), (5, 3, 35, 6), None, Window(5, -5, 30)),  # longer than the picture is high
+        ((40, 20), (5, 3, 35, 6), None, Window(5, -5, 30)),  # longer than the image is high
         ((40, 20), (5, 3, 35, 6), 3.0, Window(5, -5, 30)),
         ((20, 40), (3, 5, 6, 35), None, Window(-5, 5, 30)),
         ((40, 20), (0, 0, 40, 20), None, Window(0, -10, 40)),
@@ -104,11 +94,11 @@ def test_the_window_holds_the_hole_and_stays_in_the_picture(hole: Mask, context:
 def test_around_by_example(
     size: tuple[int, int], box: tuple[int, int, int, int], context: float | None, expected: Window
 ) -> None:
-    assert window_around(hole_of(size, box), context) == expected
+    assert window_around(mask_of(*size, box), context) == expected
 
 
 @pytest.mark.parametrize("context", [None, 2.0])
-def test_without_a_hole_it_is_the_square_in_the_middle(context: float | None) -> None:
+def test_without_a_mask_it_is_the_square_in_the_middle(context: float | None) -> None:
     assert window_around(np.zeros((20, 40), dtype=bool), context) == Window(10, 0, 20)
     assert window_around(np.zeros((41, 20), dtype=bool), context) == Window(0, 10, 20)
 
@@ -116,7 +106,7 @@ def test_without_a_hole_it_is_the_square_in_the_middle(context: float | None) ->
 @pytest.mark.parametrize("context", [0.0, 0.99, -3.0, float("nan"), float("inf")])
 def test_a_context_below_1_is_refused(context: float) -> None:
     with refused(f"context={context}", "1 (the mask alone)"):
-        window_around(hole_of((9, 9), (1, 1, 3, 3)), context)
+        window_around(mask_of(9, 9, (1, 1, 3, 3)), context)
 
 
 # --- whole
@@ -124,7 +114,7 @@ def test_a_context_below_1_is_refused(context: float) -> None:
 
 @given(lengths, lengths)
 @settings(max_examples=100, deadline=None)
-def test_whole_is_the_smallest_square_with_all_of_the_picture(width: int, height: int) -> None:
+def test_whole_is_the_smallest_square_with_all_of_the_image(width: int, height: int) -> None:
     window = bounding_square((width, height))
     assert window.side == max(width, height)
     for length, start in ((width, window.left), (height, window.top)):
@@ -144,27 +134,27 @@ def test_sliding_windows_fill_an_extension_from_what_is_known(
 ) -> None:
     assume(any(room))
     left, right, top, bottom = room
-    hole = np.ones((top + height + bottom, left + width + right), dtype=bool)
-    hole[top : top + height, left : left + width] = False
-    before, side, seen = hole.copy(), min(width, height), []
-    left_over = hole
-    for window in sliding(hole, side):
+    mask = np.ones((top + height + bottom, left + width + right), dtype=bool)
+    mask[top : top + height, left : left + width] = False
+    before, side, seen = mask.copy(), min(width, height), []
+    left_over = mask
+    for window in sliding(mask, side):
         seen.append(window)
         assert window.side == side
-        assert inside(window, hole.shape[::-1])
+        assert inside(window, mask.shape[::-1])
         to_fill = crop_mask(left_over, window)
         assert to_fill.any()
         assert (~to_fill).sum() >= side * (side // 2)  # half of it is known
         left_over = remove_window(left_over, window)
-        assert len(seen) <= hole.size
+        assert len(seen) <= mask.size
     assert not left_over.any()
     assert len(set(seen)) == len(seen)
-    assert np.array_equal(hole, before)
+    assert np.array_equal(mask, before)
 
 
-@given(holes(st.integers(1, 12)), st.integers(1, 12))
+@given(masks(st.integers(1, 12)), st.integers(1, 12))
 @settings(max_examples=30, deadline=None)
-def test_sliding_windows_fill_any_hole(known: Mask, side: int) -> None:
+def test_sliding_windows_fill_any_mask(known: Mask, side: int) -> None:
     """Also one with known pixels far from one another."""
     side = max(min(side, *known.shape), min(known.shape) // 2)
     left_over = ~known
@@ -176,19 +166,19 @@ def test_sliding_windows_fill_any_hole(known: Mask, side: int) -> None:
 
 
 def test_sliding_goes_outwards_by_halves() -> None:
-    hole = np.ones((8, 30), dtype=bool)
-    hole[:, 11:19] = False
-    windows = list(sliding(hole, 8))
+    mask = np.ones((8, 30), dtype=bool)
+    mask[:, 11:19] = False
+    windows = list(sliding(mask, 8))
     assert sorted(window.left for window in windows) == [0, 3, 7, 15, 19, 22]
     assert {window.top for window in windows} == {0}
     for one_side in ([w.left for w in windows if w.left < 11], [-w.left for w in windows if w.left > 11]):
         assert all(near > far for near, far in pairwise(one_side))
 
 
-def test_what_lies_beside_the_picture_comes_before_the_corner() -> None:
-    hole = np.ones((12, 12), dtype=bool)
-    hole[:8, :8] = False
-    first, *others = sliding(hole, 8)
+def test_what_lies_beside_the_image_comes_before_the_corner() -> None:
+    mask = np.ones((12, 12), dtype=bool)
+    mask[:8, :8] = False
+    first, *others = sliding(mask, 8)
     assert first in (Window(0, 4, 8), Window(4, 0, 8))
     assert sorted([first, *others]) == [Window(0, 4, 8), Window(4, 0, 8), Window(4, 4, 8)]
 
@@ -201,18 +191,18 @@ def test_nothing_to_fill_needs_no_window() -> None:
 
 
 @pytest.mark.parametrize("room", [(3, 0, 0, 0), (0, 4, 0, 0), (0, 0, 5, 0), (0, 0, 0, 6), (1, 2, 3, 4)])
-def test_an_extended_picture_has_room_around_it(room: tuple[int, int, int, int]) -> None:
-    picture = noise(7, 5)
-    before = picture.tobytes()
-    canvas, hole = pad_canvas(picture, *room)
+def test_an_extended_image_has_room_around_it(room: tuple[int, int, int, int]) -> None:
+    image = noise(7, 5)
+    before = image.tobytes()
+    canvas, mask = pad_canvas(image, *room)
     left, right, top, bottom = room
     assert canvas.mode == "RGB"
-    assert canvas.size == hole.shape[::-1] == (7 + left + right, 5 + top + bottom)
+    assert canvas.size == mask.shape[::-1] == (7 + left + right, 5 + top + bottom)
     assert canvas.crop((left, top, left + 7, top + 5)).tobytes() == before
-    assert hole.sum() == hole.size - 35
-    assert not hole[top : top + 5, left : left + 7].any()
-    assert (np.asarray(canvas)[hole] == 128).all()
-    assert picture.tobytes() == before
+    assert mask.sum() == mask.size - 35
+    assert not mask[top : top + 5, left : left + 7].any()
+    assert (np.asarray(canvas)[mask] == 128).all()
+    assert image.tobytes() == before
 
 
 @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
@@ -245,18 +235,18 @@ def test_absurd_sizes_are_refused() -> None:
 
 @st.composite
 def windows_over(draw: st.DrawFn) -> tuple[int, int, Window]:
-    """A picture's width and height, and a window that may reach over its edges or lie beside it."""
+    """An image's width and height, and a window that may reach over its edges or lie beside it."""
     width, height, side = draw(lengths), draw(lengths), draw(st.integers(1, 50))
     return width, height, Window(draw(st.integers(-side, width)), draw(st.integers(-side, height)), side)
 
 
-def cut(hole: NDArray[np.bool_], window: Window) -> NDArray[np.bool_]:
+def cut(mask: NDArray[np.bool_], window: Window) -> NDArray[np.bool_]:
     """What a window shows, pixel by pixel."""
     shown = np.zeros((window.side, window.side), dtype=bool)
     for y in range(window.side):
         for x in range(window.side):
             row, column = window.top + y, window.left + x
-            shown[y, x] = 0 <= row < hole.shape[0] and 0 <= column < hole.shape[1] and hole[row, column]
+            shown[y, x] = 0 <= row < mask.shape[0] and 0 <= column < mask.shape[1] and mask[row, column]
     return shown
 
 
@@ -264,27 +254,27 @@ def cut(hole: NDArray[np.bool_], window: Window) -> NDArray[np.bool_]:
 @settings(max_examples=60, deadline=None)
 def test_what_a_window_shows_and_what_it_leaves(given_window: tuple[int, int, Window], seed: int) -> None:
     width, height, window = given_window
-    hole = np.random.default_rng(seed).random((height, width)) < 0.5
-    before = hole.copy()
-    shown = crop_mask(hole, window)
+    mask = np.random.default_rng(seed).random((height, width)) < 0.5
+    before = mask.copy()
+    shown = crop_mask(mask, window)
     assert shown.dtype == bool
-    assert np.array_equal(shown, cut(hole, window))
-    left_over = remove_window(hole, window)
+    assert np.array_equal(shown, cut(mask, window))
+    left_over = remove_window(mask, window)
     assert not crop_mask(left_over, window).any()
-    assert left_over.sum() == hole.sum() - shown.sum()
-    assert (left_over <= hole).all()
-    assert np.array_equal(hole, before)
+    assert left_over.sum() == mask.sum() - shown.sum()
+    assert (left_over <= mask).all()
+    assert np.array_equal(mask, before)
 
 
 @given(windows_over(), st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
 def test_a_square_is_laid_over_where_the_window_is(given_window: tuple[int, int, Window], seed: int) -> None:
     width, height, window = given_window
-    picture, square = noise(width, height, seed), noise(window.side, window.side, seed + 1)
-    before = picture.tobytes(), square.tobytes()
+    image, square = noise(width, height, seed), noise(window.side, window.side, seed + 1)
+    before = image.tobytes(), square.tobytes()
     alpha = np.random.default_rng(seed).choice([0, 0.25, 1], (window.side, window.side)).astype(np.float32)
-    laid = np.asarray(paste(picture, square, alpha, window)).astype(float)
-    expected = np.asarray(picture).astype(float)
+    laid = np.asarray(paste(image, square, alpha, window)).astype(float)
+    expected = np.asarray(image).astype(float)
     for y in range(height):
         for x in range(width):
             row, column = y - window.top, x - window.left
@@ -293,43 +283,43 @@ def test_a_square_is_laid_over_where_the_window_is(given_window: tuple[int, int,
                 expected[y, x] += alpha[row, column] * (new - expected[y, x])
     difference = np.abs(laid - expected)
     assert difference.max() <= 1
-    mixed = Image.new("1", picture.size)
+    mixed = Image.new("1", image.size)
     mixed.paste(Image.fromarray(alpha == 0.25), window.box[:2])
     assert (difference[~np.asarray(mixed)] == 0).all()  # bit for bit elsewhere
-    assert (picture.tobytes(), square.tobytes()) == before
+    assert (image.tobytes(), square.tobytes()) == before
 
 
 @pytest.mark.parametrize(
     ("size", "room", "slides"),
     [((10, 10), 5, False), ((10, 10), 6, True), ((20, 10), 3, True), ((3000, 4), 3, False), ((1, 1), 3, True)],
 )
-def test_auto_shrinks_until_the_picture_has_grown_a_lot(size: tuple[int, int], room: int, slides: bool) -> None:
-    """And where sliding would take too many steps: a picture of 3000x4 px has 1,499 places along its side."""
-    canvas, hole = pad_canvas(Image.new("RGB", size), room, room, 0, 0) if slides else (
+def test_auto_shrinks_until_the_image_has_grown_a_lot(size: tuple[int, int], room: int, slides: bool) -> None:
+    """And where sliding would take too many steps: an image of 3000x4 px has 1,499 places along its side."""
+    canvas, mask = pad_canvas(Image.new("RGB", size), room, room, 0, 0) if slides else (
         pad_canvas(Image.new("RGB", size), 0, 0, room, room)
     )  # fmt: skip
-    assert outpaint_windows(size, hole, "shrink") == [bounding_square(canvas.size)]
-    found = outpaint_windows(size, hole, "auto")
+    assert outpaint_windows(size, mask, "shrink") == [bounding_square(canvas.size)]
+    found = outpaint_windows(size, mask, "auto")
     assert (found != [bounding_square(canvas.size)]) == slides
     if slides:
-        assert found == outpaint_windows(size, hole, "slide") == list(sliding(hole, min(size)))
+        assert found == outpaint_windows(size, mask, "slide") == list(sliding(mask, min(size)))
 
 
 def test_ways_that_cannot_work() -> None:
-    _, hole = pad_canvas(Image.new("RGB", (3000, 4)), 0, 0, 4, 0)
+    _, mask = pad_canvas(Image.new("RGB", (3000, 4)), 0, 0, 4, 0)
     with refused("windows of 4 px", "2998 steps", "at most 400", "method shrink"):
-        outpaint_windows((3000, 4), hole, "slide")
+        outpaint_windows((3000, 4), mask, "slide")
     with refused("method 'zoom'", "auto, shrink, slide"):
-        outpaint_windows((3000, 4), hole, "zoom")
+        outpaint_windows((3000, 4), mask, "zoom")
 
 
 def test_windows_that_have_nothing_to_fill_do_not_count() -> None:
-    """A long picture that is extended at one end slides there, whatever its length."""
-    _, hole = pad_canvas(Image.new("RGB", (4000, 4)), 0, 8, 0, 0)
-    assert len(outpaint_windows((4000, 4), hole, "slide")) <= 5
+    """A long image that is extended at one end slides there, whatever its length."""
+    _, mask = pad_canvas(Image.new("RGB", (4000, 4)), 0, 8, 0, 0)
+    assert len(outpaint_windows((4000, 4), mask, "slide")) <= 5
 
 
-def test_an_extended_picture_keeps_its_colour_profile() -> None:
-    picture = noise(4, 4)
-    picture.info["icc_profile"] = b"wide"
-    assert pad_canvas(picture, 1, 0, 0, 0)[0].info["icc_profile"] == b"wide"
+def test_an_extended_image_keeps_its_color_profile() -> None:
+    image = noise(4, 4)
+    image.info["icc_profile"] = b"wide"
+    assert pad_canvas(image, 1, 0, 0, 0)[0].info["icc_profile"] == b"wide"

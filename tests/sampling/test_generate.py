@@ -53,7 +53,7 @@ def test_contract(smooth: bool) -> None:
     assert len(out.f_hats) == len(SIDES)
 
 
-def test_pictures_are_the_decoded_tokens() -> None:
+def test_images_are_the_decoded_tokens() -> None:
     vqvae, out = models()[1], sample([1, 2])
     assert largest_difference(out.images, vqvae.decode(out.tokens)) < 1e-5
     for k, f_hat in enumerate(out.f_hats):
@@ -93,7 +93,7 @@ def test_smooth_mode_mixes_codewords() -> None:
 
 @pytest.mark.parametrize("smooth", [False, True])
 @pytest.mark.parametrize("cfg", [0.0, 1.5])
-def test_a_picture_does_not_depend_on_the_rest_of_its_batch(smooth: bool, cfg: float) -> None:
+def test_an_image_does_not_depend_on_the_rest_of_its_batch(smooth: bool, cfg: float) -> None:
     options = {"smooth": smooth, "cfg": cfg}
     a = sample([2, 0, 2, 1], **options)
     b = sample([2, 4, 2, CLASSES], **options)
@@ -103,7 +103,7 @@ def test_a_picture_does_not_depend_on_the_rest_of_its_batch(smooth: bool, cfg: f
     assert not torch.equal(a.tokens[1], b.tokens[1])
 
 
-def test_a_picture_keeps_its_place_in_the_stream_wherever_it_stands() -> None:
+def test_an_image_keeps_its_place_in_the_stream_wherever_it_stands() -> None:
     a = sample([2, 0, 1])
     b = sample([0, 1, 2])
     assert torch.equal(a.tokens[0], b.tokens[2])
@@ -111,7 +111,7 @@ def test_a_picture_keeps_its_place_in_the_stream_wherever_it_stands() -> None:
     assert torch.equal(second.tokens[1], sample([2, 0, 1], indices=[1, 0, 0]).tokens[0])
 
 
-def test_seed_and_index_tell_pictures_apart() -> None:
+def test_seed_and_index_tell_images_apart() -> None:
     first = sample([2, 2])
     assert torch.equal(first.tokens, sample([2, 2]).tokens)
     assert torch.equal(first.images, sample([2, 2]).images)
@@ -161,7 +161,7 @@ def test_rows_are_doubled_only_where_guidance_does_something(labels: list[int], 
     assert torch.equal(out.tokens[::2], plain.tokens[::2])  # those of no class
 
 
-def test_modulation_is_computed_once_a_picture() -> None:
+def test_modulation_is_computed_once_an_image() -> None:
     model, vqvae = models()
     seen, stop = rows_through(model.blocks[1].adaln)
     generate(model, vqvae, [0, 1], cfg=1.0)
@@ -332,7 +332,7 @@ def test_nothing_kept_is_plain_generation(both: tuple[VAR, VQVAE], seed: int, cf
 
 @given(any_models, any_seed, st.booleans())
 @settings(max_examples=10, deadline=None)
-def test_everything_kept_is_the_tokenizers_picture(both: tuple[VAR, VQVAE], seed: int, smooth: bool) -> None:
+def test_everything_kept_is_the_tokenizers_image(both: tuple[VAR, VQVAE], seed: int, smooth: bool) -> None:
     model, vqvae = both
     tokens = random_tokens(2, model.scales.total, seed=seed)
     known = ForcedTokens(tokens, torch.ones_like(tokens, dtype=torch.bool))

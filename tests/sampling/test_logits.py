@@ -21,7 +21,7 @@ from var.sampling.logits import (
     gumbel_softmax,
     sample_tokens,
 )
-from var.sampling.params import check_sampling
+from var.sampling.params import SamplingParams
 
 
 def kept_by_hand(logits: NDArray[Any], top_k: int, top_p: float) -> set[int]:
@@ -122,7 +122,7 @@ def test_filter_keeps_the_number_type(dtype: torch.dtype) -> None:
 )
 def test_options_out_of_range_are_refused(options: tuple[float, int, float], parts: tuple[str, ...]) -> None:
     with refused(*parts):
-        check_sampling(*options)
+        SamplingParams(*options)
     if options[0] == 1.5:
         with refused(*parts):
             filter_logits(torch.zeros(4), *options[1:])
@@ -130,7 +130,7 @@ def test_options_out_of_range_are_refused(options: tuple[float, int, float], par
 
 def test_options_at_the_edges_are_accepted() -> None:
     for options in ((0.0, 0, 0.0), (30.0, 10**6, 1.0)):
-        check_sampling(*options)
+        SamplingParams(*options)
 
 
 @given(st.integers(0, 10**6), st.integers(1, 20))
@@ -251,7 +251,7 @@ def test_streams_are_uniform() -> None:
 
 
 def test_streams_stay_what_they_are() -> None:
-    """A change here changes every picture that a seed stands for."""
+    """A change here changes every image that a seed stands for."""
     drawn = RandomStreams(0, [207, 207, 970], [0, 1, 0]).uniform(3)
     expected = [
         [0.29123127, 0.05350542, 0.42157131],
@@ -272,7 +272,7 @@ def test_a_negative_seed_is_refused() -> None:
         RandomStreams(-1, [0], [0])
 
 
-def test_seeds_of_pictures_that_are_drawn_one_after_the_other() -> None:
+def test_seeds_of_images_that_are_drawn_one_after_the_other() -> None:
     assert [derive_seed(seed, 0) for seed in (0, 7, 2**62)] == [0, 7, 2**62]
     seeds = [derive_seed(seed, n) for seed in (0, 1, 2) for n in range(5)]
     assert len(set(seeds)) == 15

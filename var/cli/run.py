@@ -1,9 +1,9 @@
-"""How commands run and fail: one line on standard error, exit code 2."""
+"""How commands run, print tables, and fail: one line on standard error, exit code 2."""
 
 import inspect
 import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
@@ -78,6 +78,12 @@ def flatten(command: Command) -> Command:
     flat.__name__, flat.__doc__ = command.__name__, command.__doc__
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     return flat
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A line for each row, as wide as its columns need; nothing is cut off."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def fail(message: str) -> NoReturn:

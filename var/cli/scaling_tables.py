@@ -1,10 +1,12 @@
 """Tables of runs, fitted laws, predictions and back-tests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import typer
+
+from var.cli.run import in_columns
 
 if TYPE_CHECKING:
     from var.evaluation.scaling.laws import FitResult
@@ -61,14 +63,9 @@ LAW_COLUMNS = (
 TEST_COLUMNS = ("X", "L", "run", "points", "predicted", "(t)", "measured", "inside")
 
 
-def _tell_table(title: str, rows: Sequence[Sequence[str]]) -> None:
-    """Print rows, without those that are empty, in columns; nothing is cut off."""
-    rows = [row for row in rows if row]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    typer.echo(title)
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-    typer.echo()
+def _tell_table(title: str, rows: Iterable[Sequence[str]]) -> None:
+    """Print rows, without those that are empty, in columns."""
+    typer.echo("\n".join([title, *in_columns([row for row in rows if row]), ""]))
 
 
 def _run_row(run: "Run", images: int) -> list[str]:

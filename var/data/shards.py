@@ -92,8 +92,9 @@ def write_index(folder: Path) -> Path:
             try:
                 with path.open("rb") as file:
                     shard = OpenShard(file)
-                    labeled = [i for i, members in enumerate(shard.samples) if {"cls", "json"} & members.keys()]
-                    labels |= {shard.label(i, "label") for i in labeled}
+                    labels |= {
+                        shard.label(i, "label") for i, has in enumerate(shard.samples) if {"cls", "json"} & has.keys()
+                    }
                 entry = {"url": path.name, "nsamples": _at_least_one(len(shard))}
             except (OSError, ValueError, tarfile.TarError) as error:
                 raise InputError(f"{path} cannot be read as a shard: {one_line(error)}") from error

@@ -141,8 +141,7 @@ def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
     names tell which layers the head reads, and the other head needs no second download of the backbone.
     """
     pair = (preset.backbone, preset.heads[_head(preset, layers)])
-    here = cache_folder() / "released"
-    joined = here / Path(preset.repository).name
+    here, joined = _released_folder(), _released_folder() / Path(preset.repository).name
     if (
         not all((here / file).is_file() for file in pair)
         and (joined / WEIGHTS).is_file()
@@ -201,12 +200,16 @@ def _stated_layers(file: Path, preset: ReleasedAIM) -> tuple[int, ...] | None:
     return preset.layers(layers) if isinstance(layers, list | str) else None
 
 
+def _released_folder() -> Path:
+    return cache_folder() / "released"
+
+
 def locate_file(file: str, repository: str, needed: Sequence[str]) -> Path:
     """A released file: in the cache's `released/` folder, or from the hub; `needed` are all files of the model.
 
     Raises InputError: it is in neither place, with the files to fetch.
     """
-    local = cache_folder() / "released" / file
+    local = _released_folder() / file
     if local.is_file():
         return local
     try:

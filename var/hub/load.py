@@ -42,7 +42,10 @@ def load_pipeline(
 
 
 def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None = None) -> None:
-    """Write a pipeline's folder, whole or not at all; dtype None: weights as they are. Raises InputError."""
+    """Write a pipeline's folder, whole or not at all; dtype None: weights as they are.
+
+    Raises InputError: the folder cannot be written.
+    """
     extra: dict[str, object] = {}
     if parts.classes is not None:
         extra["classes"] = {str(label): name for label, name in sorted(parts.classes.items())}

@@ -23,7 +23,7 @@ from var.sampling.logits import (
     gumbel_softmax,
     sample_tokens,
 )
-from var.sampling.params import FOR_METRICS, SamplingParams, check_sampling
+from var.sampling.params import FOR_METRICS, SamplingParams
 
 
 class Generated(NamedTuple):
@@ -83,7 +83,7 @@ def generate(
     indices = index_within_class(labels) if indices is None else indices
     check_fit(model, vqvae)
     check_labels(labels, indices, model.config.num_classes)
-    check_sampling(cfg, top_k, top_p)
+    SamplingParams(cfg, top_k, top_p, smooth)  # raises if one is out of range
     if model.training or vqvae.training:
         raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
     streams = RandomStreams(seed, labels, indices)

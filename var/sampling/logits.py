@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
-from var.sampling.params import check_sampling
+from var.sampling.params import SamplingParams
 
 
 def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
@@ -35,7 +35,7 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     Raises:
         InputError: top_k or top_p out of range.
     """
-    check_sampling(0.0, top_k, top_p)
+    SamplingParams(top_k=top_k, top_p=top_p)  # raises if one is out of range
     logits = logits.clone()
     if 0 < top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, dim=-1).values[..., -1:]

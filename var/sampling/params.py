@@ -12,16 +12,6 @@ if TYPE_CHECKING:
 Params = TypeVar("Params", bound="DataclassInstance")
 
 
-def check_sampling(cfg: float, top_k: int, top_p: float) -> None:
-    """Raise InputError if an option is out of range: cfg >= 0 and finite, top_k >= 0, 0 <= top_p <= 1."""
-    if not 0 <= cfg < float("inf"):
-        raise InputError(f"cfg={cfg} must be a finite number, 0 (no guidance) or more; 1.5 to 4 is usual")
-    if top_k < 0:
-        raise InputError(f"top_k={top_k} must be 0 (keeps all tokens) or more")
-    if not 0 <= top_p <= 1:
-        raise InputError(f"top_p={top_p} must be in [0, 1]; 0 keeps all tokens")
-
-
 @dataclass(frozen=True)
 class SamplingParams:
     """How tokens are sampled; the defaults make good images, and measures of the distribution take less guidance.
@@ -42,7 +32,12 @@ class SamplingParams:
     smooth: bool = False
 
     def __post_init__(self) -> None:
-        check_sampling(self.cfg, self.top_k, self.top_p)
+        if not 0 <= self.cfg < float("inf"):
+            raise InputError(f"cfg={self.cfg} must be a finite number, 0 (no guidance) or more; 1.5 to 4 is usual")
+        if self.top_k < 0:
+            raise InputError(f"top_k={self.top_k} must be 0 (keeps all tokens) or more")
+        if not 0 <= self.top_p <= 1:
+            raise InputError(f"top_p={self.top_p} must be in [0, 1]; 0 keeps all tokens")
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -16,11 +16,5 @@ EVALUATE = Group(
       var evaluate score --images samples --reference reference.npz
       var evaluate likelihood --data imagenet
     """,
-    {
-        "generate": generate,
-        "reference": reference,
-        "score": score,
-        "tokenizer": tokenizer,
-        "likelihood": likelihood,
-    },
+    {"generate": generate, "reference": reference, "score": score, "tokenizer": tokenizer, "likelihood": likelihood},
 )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from var.cli.evaluation.options import DataOptions
 from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, read_batches, spread
 from var.cli.options import ModelOptions
+from var.cli.run import in_columns
 
 if TYPE_CHECKING:
     from var.data.dataset import ImageDataset
@@ -114,25 +115,15 @@ def scale_name(of: "TokenLikelihood") -> str:
 
 
 def table(found: "LabeledLikelihood") -> list[str]:
-    """A line for all scales and for each."""
-    lines = [
-        f"{'':<20}{'with its label':<62}null class",
-        f"{'scale':<13}{'tokens':<7}"
-        + f"{'nats a token':<19}{'error':<18}{'bits':<10}{'perplexity':<15}"
-        + f"{'nats a token':<19}error",
-    ]
-    given = [("all", found.given.whole), *((scale_name(of), of) for of in found.given.of_scales)]
-    null = [found.null.whole, *found.null.of_scales]
+    """A line for all scales and for each: with its label and, in the last two columns, without."""
     last = scale_name(found.given.last)
-    for (name, of), without in zip(given, null, strict=True):
+    rows = [("scale", "tokens", "nats a token", "error", "bits", "perplexity", "null class: nats a token", "error")]
+    given = [("all", found.given.whole), *((scale_name(of), of) for of in found.given.of_scales)]
+    for (name, of), without in zip(given, [found.null.whole, *found.null.of_scales], strict=True):
         name = f"{name}, last" if name == last else name
-        lines.append(
-            f"{name:<13}{of.tokens:<7}"
-            f"{spread(of.loss, '.4f'):<19}{spread(of.error, '.2f', 100) + ' %':<18}{of.bits.mean:<10.4f}"
-            f"{of.perplexity.mean:<15.1f}"
-            f"{spread(without.loss, '.4f'):<19}{spread(without.error, '.2f', 100)} %"
-        )
-    return lines
+        labeled, unlabeled = ((spread(x.loss, ".4f"), spread(x.error, ".2f", 100) + " %") for x in (of, without))
+        rows.append((name, str(of.tokens), *labeled, f"{of.bits.mean:.4f}", f"{of.perplexity.mean:.1f}", *unlabeled))
+    return in_columns(rows)
 
 
 def summary(found: "LabeledLikelihood", side: int) -> list[str]:

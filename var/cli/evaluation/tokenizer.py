@@ -6,6 +6,7 @@ from tokenizer.errors import InputError
 from var.cli.evaluation import options
 from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, read_batches, spread
 from var.cli.options import Device
+from var.cli.run import in_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -135,16 +136,14 @@ def measures(found: "Reconstruction", lpips: str | None, extractor: "Extractor |
 
 def codebook(found: "Reconstruction", sides: "Sequence[int]", after: "tuple[MeanStderr, ...] | None") -> list[str]:
     """A line for each scale and one for all."""
-    names = [f"{side}x{side}" for side in sides]
-    title = "PSNR after it, dB" if after else ""
-    lines = [f"{'scale':<8}{'tokens':>9}   {'codewords used':<22}{'perplexity':<22}{title}".rstrip()]
-    for i, (name, usage) in enumerate(zip([*names, "all"], [*found.of_scales, found.overall], strict=True)):
-        used = f"{usage.used:>6} ({usage.used_fraction:.1%})"
-        perplexity = f"{usage.perplexity:>8.1f} ({usage.perplexity_fraction:.1%})"
+    names = [*(f"{side}x{side}" for side in sides), "all"]
+    rows = [("scale", "tokens", "codewords used", "perplexity", "PSNR after it, dB" if after else "")]
+    for i, (name, usage) in enumerate(zip(names, [*found.of_scales, found.overall], strict=True)):
+        used = f"{usage.used} ({usage.used_fraction:.1%})"
+        perplexity = f"{usage.perplexity:.1f} ({usage.perplexity_fraction:.1%})"
         decibels = spread(after[i], ".3f") if after and i < len(after) else ""
-        lines.append(f"{name:<8}{usage.tokens:>9}   {used:<22}{perplexity:<22}{decibels}".rstrip())
-    lines.append("in brackets: of what could have been reached, the lesser of tokens and codewords")
-    return lines
+        rows.append((name, str(usage.tokens), used, perplexity, decibels))
+    return [*in_columns(rows), "in brackets: of what could have been reached, the lesser of tokens and codewords"]
 
 
 def doubts(found: "Reconstruction", extractor: "Extractor | None") -> list[str]:
