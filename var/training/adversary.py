@@ -54,15 +54,11 @@ class AdversarialConfig(Section):
     optimizer: DiscriminatorOptimizerConfig = DiscriminatorOptimizerConfig()
 
     @model_validator(mode="after")
-    def _known(self) -> Self:
+    def _can_work(self) -> Self:
         if self.network not in BACKBONES:
             raise InputError(f"network={self.network!r} is unknown: take one of {', '.join(BACKBONES)}")
         if given := [name for name in self._unread if name in self.model_fields_set]:
             raise InputError(f"{given[0]} has no meaning for discriminator={self.discriminator!r}: leave it out")
-        return self
-
-    @model_validator(mode="after")
-    def _bounds_in_order(self) -> Self:
         if self.adaptive is not None and self.adaptive[0] > self.adaptive[1]:
             low, high = self.adaptive
             raise InputError(f"adaptive=[{low:g}, {high:g}] is the wrong way round: give the lower bound first")

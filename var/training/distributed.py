@@ -42,9 +42,8 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
         raise InputError(f"precision=float16 needs CUDA, this device is {device.type}: take float32 or bfloat16")
     if recipe.precision == "float16" and sharding_asked_for():
         raise InputError("precision=float16 does not go with sharded parameters: take bfloat16")
-    if recipe.precision == "float16":
-        precision = "fp16"
-    else:
+    precision = "fp16"
+    if recipe.precision != "float16":
         precision = "bf16" if choose_dtype(recipe.precision, device) == torch.bfloat16 else "no"
     # The other processes wait for the slowest one to have encoded its part of a token cache.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))

@@ -40,21 +40,18 @@ class RunHealth:
         """Count what could not be read; raise InputError if it is more than the recipe allows, or had no substitute."""
         found = [entry for batch in batches for entry in batch.unreadable]
         wanted = len(range(self.accelerator.process_index, self.recipe.batch_size, self.accelerator.num_processes))
+        last = f"{found[-1].location} ({found[-1].reason})" if found else ""
         self.unreadable += len(found)
         self.seen += wanted
         if sum(len(batch.labels) for batch in batches) < wanted:
-            last = found[-1]
             raise InputError(
-                f"neither {last.location} ({last.reason}) nor any of the images tried in its place could be read: "
-                "repair or remove them"
+                f"neither {last} nor any of the images tried in its place could be read: repair or remove them"
             )
         allowed = self.recipe.data.max_unreadable
         if found and self.unreadable > allowed * max(self.seen, FEW_SAMPLES):
-            last = found[-1]
             raise InputError(
                 f"{self.unreadable} images could not be read for {self.seen} wanted, more than "
-                f"data.max_unreadable={allowed:g} allows; the last was {last.location} ({last.reason}): repair or "
-                "remove them"
+                f"data.max_unreadable={allowed:g} allows; the last was {last}: repair or remove them"
             )
 
     def stepped(self) -> None:

@@ -55,14 +55,9 @@ class Report:
         self.best = best  # the validation's number that tells the best checkpoint
         self.clock = Clock(start, recipe.batch_size)
         self.console = Console(quiet=not is_main_process)
-        self.progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=not (is_main_process and self.console.is_terminal),
-        )
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        live = is_main_process and self.console.is_terminal
+        self.progress = Progress(*columns, console=self.console, disable=not live)
         self.task = self.progress.add_task("training", total=steps, completed=start)
         if is_main_process:
             try:
@@ -95,9 +90,8 @@ class Report:
         shown += "".join(f"  {count} {name.replace('_', ' ')}" for name, count in counts.items())
         self.progress.update(self.task, completed=step, description=shown)
         if not self.console.is_terminal:
-            self.console.print(
-                f"step {step}/{self.steps}  {shown}  {self.clock.left(step, self.steps)} left", soft_wrap=True
-            )
+            left = self.clock.left(step, self.steps)
+            self.console.print(f"step {step}/{self.steps}  {shown}  {left} left", soft_wrap=True)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Tell of a validation."""

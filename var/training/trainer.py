@@ -13,7 +13,7 @@ from PIL import Image
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, one_line
 from var.data.dataset import Batch
 from var.data.loader import validation_loader
 from var.hub.checkpoint import load_weights
@@ -146,10 +146,8 @@ class Trainer:
         except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(
-                f"the checkpoints in {self.recipe.output} belong to something else ({reason}): {remedy}"
-            ) from error
+            reason = f"belong to something else ({one_line(error, 160)})"
+            raise InputError(f"the checkpoints in {self.recipe.output} {reason}: {remedy}") from error
         log.info("going on from step %d", self.step)
 
     @torch.no_grad()

@@ -139,16 +139,15 @@ class TokenizerStage(Stage[TokenizerRecipe]):
         self.vqvae = self.build()
         for i, phi in enumerate(self.vqvae.quantizer.phi):  # with fewer scales than phi, some have no part in the loss
             phi.requires_grad_(i in self.vqvae.quantizer.phi_index)
-        never_decayed = ("codebook.weight",)
-        self.phases = [Phase("model", self.vqvae, recipe.optimizer, self.losses, never_decayed, kind=self._opposed)]
         self.health = CodebookHealth(len(self.vqvae.scales), recipe.model.vocab_size)
 
         self.perceptual, backbone, self.metric = networks
         self.best = f"lpips/{recipe.metric.network.removeprefix('lpips-')}" if recipe.metric else "l2"
         config, side = recipe.loss.adversarial, recipe.model.image_side
-        self.adversary = Adversary(config, backbone, side, self.steps) if config else None
-        if self.adversary:
-            self.phases.append(self.adversary.phase)
+        adversary = self.adversary = Adversary(config, backbone, side, self.steps) if config else None
+        kind = adversary.plays if adversary else lambda step: False
+        phase = Phase("model", self.vqvae, recipe.optimizer, self.losses, ("codebook.weight",), kind=kind)
+        self.phases = (phase, adversary.phase) if adversary else (phase,)
 
     @classmethod
     def from_recipe(cls, recipe: TokenizerRecipe) -> Self:
@@ -166,9 +165,6 @@ class TokenizerStage(Stage[TokenizerRecipe]):
 
     def build(self) -> VQVAE:
         return VQVAE(self.recipe.model)
-
-    def _opposed(self, step: int) -> bool:
-        return self.adversary is not None and self.adversary.plays(step)
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
         """Of the tokenizer's phase."""
