@@ -23,6 +23,7 @@ from var.models.pretraining import (
     patch_statistics,
     patches,
     predicted,
+    prefix_lengths,
     sequence_order,
     unpatchify,
 )
@@ -148,12 +149,12 @@ class AIMStage(Stage[AIMRecipe]):
     def _half(self, images: Tensor) -> Tensor:
         """(B,) the prefix in validation: half of the patches, or none where training has none."""
         length = self.patches // 2 if self.recipe.attention == "prefix" else 0
-        return torch.full((len(images),), length, device=images.device)
+        return prefix_lengths([length] * len(images), self.patches).to(images.device)
 
     def _second_half(self, predictions: Tensor) -> Tensor:
         """(B, N - 1) bool for predictions (B, N - 1, ...): what validation looks at, with a prefix or without."""
-        half = torch.full((len(predictions),), self.patches // 2, device=predictions.device)
-        return predicted(half, self.patches)
+        half = prefix_lengths([self.patches // 2] * len(predictions), self.patches)
+        return predicted(half.to(predictions.device), self.patches)
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
