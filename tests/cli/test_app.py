@@ -15,7 +15,7 @@ from tiny import Run, ended, refusal, run
 
 from var.cli import app
 from var.cli.edit import EDIT
-from var.cli.run import Group, build
+from var.cli.run import Command, Group, build
 from var.cli.run import run as run_commands
 
 NAMES = [command.name if isinstance(command, Group) else command.__name__ for command in app.COMMANDS]
@@ -30,11 +30,14 @@ def test_help_lists_the_commands(var: Run) -> None:
         assert f" {name} " in out
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_command_has_its_help(var: Run, name: str) -> None:
+@pytest.mark.parametrize("command", app.COMMANDS, ids=NAMES)
+def test_each_command_has_its_help(var: Run, command: Group | Command) -> None:
+    name, members = (command.name, command.commands) if isinstance(command, Group) else (command.__name__, {})
     code, out, err = var(name, "--help")
     assert (code, err) == (0, "")
-    assert f"var {name} [OPTIONS]" in out
+    assert f"var {name} [OPTIONS]{' COMMAND' if members else ''}" in out
+    for member in members:
+        assert f" {member} " in out
 
 
 def test_a_group_lists_and_runs_its_commands(

@@ -446,14 +446,6 @@ def test_help_of_outpaint_names_and_tells_both_methods(edit: Run, monkeypatch: p
         assert part in out
 
 
-def test_help_of_the_group_lists_the_verbs(edit: Run) -> None:
-    code, out, err = edit("--help")
-    assert (code, err) == (0, "")
-    assert "var edit [OPTIONS] COMMAND" in out
-    for verb in VERBS:
-        assert f" {verb} " in out
-
-
 def test_help_tells_the_librarys_defaults() -> None:
     """They are not written twice in the code, but they are in the help."""
 

@@ -50,7 +50,7 @@ def extract(
     found = open_source(model, None if sizes is None else read_sizes(sizes), device, dtype)
     tell = partial(typer.echo, err=True)
     began = time.perf_counter()
-    with stopping(), progress_bar("encoded", "images") as progress:
+    with stopping(), progress_bar("encoded") as progress:
         done = write_features(found, images, out, model, blocks, pool, batch, progress, tell)
     rate = done.computed / (time.perf_counter() - began)
     now = f"{done.computed} images now, {rate:.1f} images/s" if done.computed else "all of them there already"

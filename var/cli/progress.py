@@ -14,14 +14,11 @@ LONGEST_WAIT = timedelta(hours=12)  # for the other processes: the last share of
 
 
 @contextmanager
-def progress_bar(
-    done_word: str, unit: str, is_main_process: bool = True, world: int = 1
-) -> Iterator[Callable[[int, int], None]]:
-    """A live line, or a line for every twentieth part where there is no terminal.
+def progress_bar(done_word: str, is_main_process: bool = True, world: int = 1) -> Iterator[Callable[[int, int], None]]:
+    """A live line that counts images, or a line for every twentieth part where there is no terminal.
 
     Args:
-        done_word: what was done to what is counted, such as "encoded".
-        unit: what is counted, such as "images".
+        done_word: what was done to them, such as "encoded".
         is_main_process: whether this process shows anything.
         world: what the bar is told of is one process's share; it shows what that means for so many processes.
     """
@@ -34,12 +31,12 @@ def progress_bar(
     began = time.perf_counter()
 
     with Progress(*columns, console=console, disable=not (is_main_process and console.is_terminal)) as bar:
-        task = bar.add_task(unit, total=None)
+        task = bar.add_task("images", total=None)
 
         def show(done: int, total: int) -> None:
             nonlocal told
             seconds = time.perf_counter() - began
-            rate = f"{done * world / seconds:.1f} {unit}/s"
+            rate = f"{done * world / seconds:.1f} images/s"
             bar.update(task, completed=done * world, total=total * world, description=rate)
             if is_main_process and not console.is_terminal and 20 * done // total > told:
                 told = 20 * done // total

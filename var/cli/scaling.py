@@ -114,20 +114,15 @@ def results(runs: Sequence["Run"], findings: Sequence["FitResult"], resamples: i
         "runs": [
             {
                 "folder": str(run.folder),
-                "name": run.curve.name,
                 "model": run.config.to_dict(),
                 "lr": run.recipe.optimizer.lr,
                 "batch_size": run.recipe.batch_size,
                 "data": run.recipe.data.source,
                 "tokenizer_sha256": run.tokenizer,
                 "metrics_sha256": run.metrics,
-                "parameters": run.curve.parameters,
-                "all_parameters": run.curve.all_parameters,
                 "forward_flops_per_image": forward_flops(run.config),
                 "training_flops_per_image": training_flops(run.config),
-                "images": run.curve.images,
-                "compute": run.curve.compute,
-                "values": run.curve.values,
+                **vars(run.curve),
             }
             for run in runs
         ],

@@ -66,7 +66,7 @@ def generate(
             err=True,
         )
     began = time.perf_counter()
-    with stopping(is_main_process), progress_bar("drawn", "images", is_main_process) as progress:
+    with stopping(is_main_process), progress_bar("drawn", is_main_process) as progress:
         drawn = generate_samples(pipe, settings, out, judge, ranks, progress)
     rate = drawn / (time.perf_counter() - began)
     with ranks.in_step():

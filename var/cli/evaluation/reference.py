@@ -50,7 +50,7 @@ def reference(
     check_target(out, "reference.npz", [source, weights])
     network = None if extractor is None else open_extractor(extractor, weights, device)
     statistics = "" if network is None else f" and statistics of {network.name}"
-    with progress_bar("looked at", "images") as progress:
+    with progress_bar("looked at") as progress:
         if split is not None and size is not None:
             dataset = open_images(source, split, size, labels)
             total, batches = count_requested(dataset, num), image_batches(dataset, batch, num)

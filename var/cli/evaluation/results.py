@@ -28,7 +28,7 @@ def read_batches(dataset: "ImageDataset", data: DataOptions, done_word: str) -> 
     from var.evaluation.data import count_requested, image_batches
 
     done, total = 0, count_requested(dataset, data.num)
-    with progress_bar(done_word, "images") as progress:
+    with progress_bar(done_word) as progress:
         for batch in image_batches(dataset, data.batch, data.num):
             yield batch
             done += len(batch[1])

@@ -41,7 +41,7 @@ def score(
     found = open_image_set(images)
     network = open_extractor(extractor, weights, device)
     against = open_reference(reference, network)
-    with progress_bar("looked at", "images") as progress:
+    with progress_bar("looked at") as progress:
         report = measure(found, against, network, batch, progress, choices)
     finish(table(report), report.warnings, report.as_json(), json_file)
 
