@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -85,3 +86,10 @@ def test_a_file_of_tests_imports_no_other() -> None:
     """What several share lies in a conftest.py, or beside it in a module without tests."""
     for path in (ROOT / "tests").rglob("*.py"):
         assert not re.search(r"^(from|import) test_", path.read_text(), re.MULTILINE), path
+
+
+def test_every_package_is_installed() -> None:
+    """What pyproject.toml does not list is missing from a wheel."""
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    rooms = {".".join(path.parent.relative_to(ROOT).parts) for path in modules().values()}
+    assert rooms <= set(listed)

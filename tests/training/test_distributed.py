@@ -34,7 +34,8 @@ from var.training.distributed import (
     unshard,
     unsynchronized,
 )
-from var.training.optimizer import EMA, build_optimizer
+from var.training.ema import EMA
+from var.training.optimizer import build_optimizer
 
 WORLD, PARTS, BATCH = 2, 2, 8
 UNITS = ("blocks.0.adaln", "blocks.0", "blocks.1.adaln", "blocks.1")  # the AdaLNs have their turn before all blocks

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from var.training.optimizer import EMA
+from var.training.ema import EMA
 
 
 def constant(value: float) -> nn.Module:

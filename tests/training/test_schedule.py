@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from var.training.config import OptimizerConfig, ScheduleConfig
-from var.training.optimizer import lr_factor, weight_decay
+from var.training.schedule import lr_factor, weight_decay
 
 SHAPES = ("linear", "cosine")
 

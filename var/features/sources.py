@@ -19,8 +19,8 @@ from var.hub.download import load_aim_by_name
 from var.hub.presets import AIM_RELEASED, AIM_SIZES, BASELINES, PIXELS, RELEASED, SHIPPED, best_layers, choose_layers
 from var.models import transformer
 from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
+from var.models.aim_pretraining import patches
 from var.models.masks import fastest
-from var.models.pretraining import patches
 from var.models.var import VAR
 from var.pipeline import VARPipeline
 from var.utils.device import choose_device, choose_dtype

@@ -1,6 +1,8 @@
 """VAR: a transformer that predicts each whole token map from all coarser ones (arXiv 2404.02905, section 3).
 
 B batch, K scales, L tokens of all scales, C latent channels, D width, V codebook size.
+
+The labels that training drops, for guidance, are dropped in `var/training/stages/var.py`.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Health of the codebook: which codewords each scale uses, and new places for those that none uses.
+"""Health of the codebook: which codewords each scale uses, and which none uses (the stage gives these new places).
 
 K scales, V codebook size, C latent channels.
 """

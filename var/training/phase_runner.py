@@ -21,8 +21,9 @@ from var.training.distributed import (
     shard,
     unsynchronized,
 )
-from var.training.optimizer import build_optimizer, lr_factor, weight_decay
+from var.training.optimizer import build_optimizer
 from var.training.rng import StepRNG
+from var.training.schedule import lr_factor, weight_decay
 from var.training.stages.base import Phase
 
 _STEP = 1  # first word of the streams that modules themselves draw from, such as the tokenizer's dropout

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tokenizer.errors import InputError, one_line
 from var.training.config import Recipe
 from var.training.recipe_errors import refuse, show
-from var.training.renamed import rename_keys
+from var.training.renamed_keys import rename_keys
 from var.training.stages.base import find_stage, stage_names
 
 

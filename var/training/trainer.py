@@ -21,10 +21,10 @@ from var.sampling.logits import mix_seed
 from var.training.checkpointing import checkpoints, load_newest, save_checkpoint
 from var.training.config import Recipe
 from var.training.distributed import load_model_state, model_state, shard, sharding_asked_for, unshard
+from var.training.ema import EMA
 from var.training.health import RunHealth
-from var.training.optimizer import EMA
 from var.training.phase_runner import PhaseRunner
-from var.training.renamed import rename_keys
+from var.training.renamed_keys import rename_keys
 from var.training.rng import StepRNG
 from var.training.stages.base import Stage, find_stage
 

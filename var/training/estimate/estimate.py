@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from var.training.config import Recipe
 from var.training.distributed import sharding_asked_for
-from var.training.estimate.work import Pass, count_work
+from var.training.estimate.operations import Pass, count_work
 from var.training.stages.base import Stage, find_stage
 from var.utils.device import choose_device, choose_dtype
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from pydantic import field_validator, model_validator
 from torch import Tensor, nn
@@ -17,14 +16,17 @@ from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
 from var.models.aim import EncoderConfig
-from var.models.pretraining import (
+from var.models.aim_pretraining import (
     AIMPretrainer,
     HeadConfig,
+    normalize_patches,
     patch_statistics,
     patches,
-    predicted,
+    pixel_errors,
     prefix_lengths,
     sequence_order,
+    target_mask,
+    token_errors,
     unpatchify,
 )
 from var.training.config import Recipe, preset_sizes
@@ -112,7 +114,7 @@ class AIMStage(Stage[AIMRecipe]):
         # Every target counts the same, however long its image's prefix is, and the mean over micro-batches is that of
         # the batch: so the sum is divided by the number of targets that a batch has on average.
         targets = self.patches / 2 if self.recipe.attention == "prefix" else self.patches - 1
-        loss = (errors * predicted(prefix, self.patches)).sum() / (targets * len(errors))
+        loss = (errors * target_mask(prefix, self.patches)).sum() / (targets * len(errors))
         return Losses(loss, {"loss": loss.detach()})
 
     def _prefix(self, rng: StepRNG) -> Tensor:
@@ -124,9 +126,7 @@ class AIMStage(Stage[AIMRecipe]):
     def _errors(self, predictions: Tensor, images: Tensor) -> Tensor:
         """Predictions (B, N - 1, C) of images (B, 3, S, S) in [-1, 1] -> error of each patch (B, N - 1), float32."""
         targets = self._targets(images)[:, self.order[1:]]
-        if self.vqvae is not None:
-            return F.cross_entropy(predictions.float().transpose(1, 2), targets, reduction="none")
-        return (predictions.float() - targets).square().mean(dim=-1)
+        return pixel_errors(predictions, targets) if self.vqvae is None else token_errors(predictions, targets)
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
@@ -134,10 +134,7 @@ class AIMStage(Stage[AIMRecipe]):
         if self.vqvae is not None:
             return self.vqvae.scales.split(encode(self.vqvae, images))[-1]
         pixels = patches(normalize(images), self.recipe.model.patch_size)
-        if self.recipe.targets == "pixels":
-            return pixels
-        mean, deviation = patch_statistics(pixels)
-        return (pixels - mean) / deviation
+        return pixels if self.recipe.targets == "pixels" else normalize_patches(pixels)
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -154,7 +151,7 @@ class AIMStage(Stage[AIMRecipe]):
     def _second_half(self, predictions: Tensor) -> Tensor:
         """(B, N - 1) bool for predictions (B, N - 1, ...): what validation looks at, with a prefix or without."""
         half = prefix_lengths([self.patches // 2] * len(predictions), self.patches)
-        return predicted(half.to(predictions.device), self.patches)
+        return target_mask(half.to(predictions.device), self.patches)
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:

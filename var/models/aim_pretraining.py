@@ -1,4 +1,4 @@
-"""AIM's pre-training: every patch after a prefix predicts the next one's pixels (arXiv 2401.08541, section 3).
+"""AIM's pre-training and its loss: every patch after a prefix predicts the next one (arXiv 2401.08541, section 3).
 
 B batch, N patches, P side of a patch in pixels, D width of the encoder, C numbers that describe a patch.
 """
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -175,6 +176,22 @@ def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + VARIANCE_EPS).sqrt()
 
 
-def predicted(prefix: Tensor, length: int) -> Tensor:
+def target_mask(prefix: Tensor, length: int) -> Tensor:
     """Mask of the second to the last patch, true after the prefix; (B,) -> (B, N - 1) bool."""
     return torch.arange(1, length, device=prefix.device) >= prefix[:, None]
+
+
+def pixel_errors(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Squared error of each patch: predictions (B, N - 1, C) and targets (B, N - 1, C) -> (B, N - 1) float32."""
+    return (predictions.float() - targets).square().mean(dim=-1)
+
+
+def token_errors(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each patch's token: logits (B, N - 1, V), tokens (B, N - 1) int64 -> (B, N - 1) float32."""
+    return F.cross_entropy(predictions.float().transpose(1, 2), targets, reduction="none")
+
+
+def normalize_patches(patches: Tensor) -> Tensor:
+    """Each patch (..., C) without its mean, over its standard deviation: AIM's targets (section 3.2)."""
+    mean, deviation = patch_statistics(patches)
+    return (patches - mean) / deviation

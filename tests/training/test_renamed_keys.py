@@ -9,7 +9,7 @@ from tiny import TOKENIZER, VAR, merged, tokenizer_recipe, write_recipe
 
 from var.training.logger import write_recipe as write_checked
 from var.training.recipe import load_recipe
-from var.training.renamed import RENAMED, rename_keys
+from var.training.renamed_keys import RENAMED, rename_keys
 
 OLD: dict[str, dict[str, Any]] = {
     "tokenizer": {

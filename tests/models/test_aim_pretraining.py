@@ -12,19 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from var.models.aim import EncoderConfig
-from var.models.masks import prefix_causal
-from var.models.pretraining import (
+from var.models.aim_pretraining import (
     AIMPretrainer,
     HeadConfig,
     PixelHead,
     check_prefix,
     patch_statistics,
     patches,
-    predicted,
     prefix_lengths,
     sequence_order,
+    target_mask,
     unpatchify,
 )
+from var.models.masks import prefix_causal
 
 SIDE, PATCH = 4, 2
 ENCODER = EncoderConfig(image_size=SIDE * PATCH, patch_size=PATCH, width=16, depth=2, heads=2)
@@ -142,7 +142,7 @@ def test_the_head_is_told_the_place_of_the_patch_that_predicts() -> None:
 
 
 def test_what_counts_are_the_targets_after_the_prefix() -> None:
-    counted = predicted(torch.tensor([0, 1, 2, 15]), N)
+    counted = target_mask(torch.tensor([0, 1, 2, 15]), N)
     assert counted.shape == (4, N - 1)
     assert counted.sum(dim=1).tolist() == [15, 15, 14, 1]
     assert counted[3].nonzero().flatten().tolist() == [14]  # the last patch, predicted from the one before it

@@ -1,0 +1,26 @@
+"""Exponential moving average of the weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+from var.training.distributed import local_tensor
+
+
+class EMA:
+    """A copy of the model whose weights follow it slowly; validation, samples and the exported model use it."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module, step: int) -> None:
+        """Move towards the model; early steps move faster, so that the random start is soon forgotten."""
+        decay = min(self.decay, (1 + step) / (10 + step))
+        ours = [local_tensor(parameter) for parameter in self.model.parameters()]
+        theirs = [local_tensor(parameter) for parameter in model.parameters()]
+        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
+            mine.copy_(current)
