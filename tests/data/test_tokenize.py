@@ -150,7 +150,7 @@ def test_two_processes_write_what_one_writes(recipe: VARRecipe, vqvae: VQVAE, tm
     write_tokens(recipe, vqvae)
     other = changed(recipe, token_cache=tmp_path / "two")
     launch = ("-m", "torch.distributed.run", "--nproc_per_node", 2, "--master_port", 0, "--standalone")
-    result = run(*launch, "-m", "var", "tokenize", tmp_path / "recipe.yaml", f"token_cache={other.token_cache}")
+    result = run(*launch, "-m", "var", "data", "tokenize", tmp_path / "recipe.yaml", f"token_cache={other.token_cache}")
     assert result.returncode == 0, result.stderr
     assert contents(other) == contents(recipe)
     assert f"holds {VIEWS * TRAIN + VALIDATION} encoded images" in result.stdout
