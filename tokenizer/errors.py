@@ -41,14 +41,17 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_types(config: Any, at_least_one: Sequence[str] = ()) -> None:
+def check_types(config: Any, at_least_one: Sequence[str] = (), bounded: Sequence[str] = ()) -> None:
     """Raise InputError if a field of a configuration dataclass holds something else than its annotation says.
 
-    Configurations come from JSON files too, where nothing else would notice a quoted number.
+    Configurations come from JSON files too, where nothing else would notice a quoted number. The fields that are
+    `bounded` by the caller may be infinite or not a number here: its own message says more.
     """
     for field in fields(config):
         fits, wanted = _CHECKS[field.type]
         value = getattr(config, field.name)
+        if field.name in bounded and isinstance(value, float):
+            continue
         if not fits(value):
             raise InputError(f"{field.name}={value!r} must be {wanted}")
         if field.name in at_least_one and value < 1:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import chisquare, kstest
 
+from var.editing.params import BlendParams
 from var.sampling.logits import (
     RandomStreams,
     cfg_at_scale,
@@ -279,3 +280,11 @@ def test_seeds_of_images_that_are_drawn_one_after_the_other() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert seeds == [derive_seed(seed, n) for seed in (0, 1, 2) for n in range(5)]
     assert derive_seed(-1, 3) == -1  # for the streams to refuse
+
+
+@pytest.mark.parametrize(("name", "value"), [("top_k", 1.5), ("top_k", True), ("cfg", "4"), ("smooth", 1)])
+def test_options_of_another_type_are_refused(name: str, value: object) -> None:
+    with refused(f"{name}={value!r} must be"):
+        SamplingParams(**{name: value})  # type: ignore[arg-type]  # that is what is tried
+    with refused("dilate=1.5 must be a whole number"):
+        BlendParams(dilate=1.5)  # type: ignore[arg-type]  # likewise

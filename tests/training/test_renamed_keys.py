@@ -7,9 +7,13 @@ import pytest
 from helpers import refused
 from tiny import TOKENIZER, VAR, merged, tokenizer_recipe, write_recipe
 
+from var.training.config import Recipe
 from var.training.logger import write_recipe as write_checked
 from var.training.recipe import load_recipe
-from var.training.renamed_keys import RENAMED, rename_keys
+from var.training.renamed_keys import rename_keys
+from var.training.stages.base import find_stage
+
+RENAMED = {**find_stage("tokenizer").recipe_type.renamed, **find_stage("var").recipe_type.renamed}
 
 OLD: dict[str, dict[str, Any]] = {
     "tokenizer": {
@@ -96,5 +100,21 @@ def test_both_names_at_once_are_refused(old: str, tmp_path: Path) -> None:
 
 def test_what_is_given_stays_as_it_is() -> None:
     given = {"keep": 2, "optimizer": {"clip": 1.0}, "loss": None}
-    assert rename_keys(given, "somewhere") == {"keep_last": 2, "optimizer": {"grad_clip": 1.0}, "loss": None}
+    found = rename_keys(given, find_stage("tokenizer").recipe_type, "somewhere")
+    assert found == {
+        "keep_last": 2,
+        "optimizer": {"grad_clip": 1.0},
+        "loss": None,
+    }
     assert given == {"keep": 2, "optimizer": {"clip": 1.0}, "loss": None}
+
+
+def test_a_stages_own_key_keeps_its_name_whatever_another_stage_once_called_so() -> None:
+    class Own(Recipe):
+        keep: int = 3
+
+    assert rename_keys({"keep": 5, "tokens": 6, "wandb": "mine"}, Own, "somewhere") == {
+        "keep": 5,
+        "tokens": 6,
+        "wandb_project": "mine",
+    }

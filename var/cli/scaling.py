@@ -96,11 +96,10 @@ def fit(
 
 def results(runs: Sequence["Run"], findings: Sequence["FitResult"], resamples: int, seed: int) -> dict[str, Any]:
     """Content of scaling.json: where the numbers come from, every run's curves, and the findings."""
-    from importlib.metadata import version
-
     from var.evaluation.scaling.laws import A_DECADE, shared_images
     from var.evaluation.scaling.power_law import LEVEL
     from var.evaluation.scaling.runs import forward_flops, training_flops
+    from var.utils.provenance import version
 
     return {
         "versions": {name: version(name) for name in ("var-next-scale", "numpy", "scipy", "torch")},

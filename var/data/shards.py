@@ -34,6 +34,7 @@ import fsspec
 from filelock import FileLock, Timeout
 
 from tokenizer.errors import InputError, one_line
+from var.utils.files import atomic_write
 from var.utils.provenance import sha256
 
 RETRIES = (1, 2, 4, 8, 16)  # seconds before trying again to fetch what may come back
@@ -104,7 +105,8 @@ def write_index(folder: Path) -> Path:
     if labels:
         content["num_classes"] = max(labels) + 1
     path = folder / "index.json"
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    with atomic_write(path) as beside:
+        beside.write_text(json.dumps(content, indent=1) + "\n")
     return path
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_types
 from var.sampling.params import SamplingOptions
 
 
@@ -20,7 +20,7 @@ class BlendParams:
         feather: over so many pixels outside the mask the result fades into the image; None: half a token.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value of another type or out of range.
     """
 
     dilate: int = 1
@@ -30,6 +30,7 @@ class BlendParams:
     feather: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self, bounded=("feather",))
         check_dilate(self.dilate)
         if self.feather is not None and not 0 <= self.feather < float("inf"):
             raise InputError(f"feather={self.feather} must be 0 (a hard edge) or more pixels")

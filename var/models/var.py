@@ -202,12 +202,12 @@ class VAR(nn.Module):
         head_dim = c.width // c.heads
         return KVCache.allocate(c.depth, batch, c.heads, self.scales.total, head_dim, like=self.position)
 
-    def step(self, k: int, features: Tensor | None, condition: Condition, cache: KVCache) -> Tensor:
+    def step(self, k: int, next_input: Tensor | None, condition: Condition, cache: KVCache) -> Tensor:
         """Logits of scale k, given that scales 0..k-1 have been through the same cache.
 
         Args:
             k: the scale.
-            features: (B, side * side, C), f_hat of the coarser scales resized to this one; None at scale 0.
+            next_input: (B, side * side, C), f_hat of the coarser scales resized to this one; None at scale 0.
             condition: of the labels, for the same batch.
             cache: read up to scale k - 1, written at scale k.
 
@@ -215,10 +215,10 @@ class VAR(nn.Module):
             (B, side * side, V) float32 logits.
         """
         start, stop = self.scales.offsets[k : k + 2]
-        if features is None:
+        if next_input is None:
             x = condition.start + self.start_position  # (B, 1, D)
         else:
-            x = self.feature_in(features.to(self.feature_in.weight.dtype))  # (B, side * side, D)
+            x = self.feature_in(next_input.to(self.feature_in.weight.dtype))  # (B, side * side, D)
         x = x + self.position[:, start:stop] + self.level_embedding.weight[k]
         x = run_blocks(self.blocks, x, condition.blocks, cache=cache, start=start)
         return self._logits(x, condition)  # (B, side * side, V)

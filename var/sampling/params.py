@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_types
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -23,7 +23,7 @@ class SamplingParams:
         smooth: mix codewords by a Gumbel softmax; smoother images, not for metrics.
 
     Raises:
-        InputError: a value out of range.
+        InputError: a value of another type or out of range.
     """
 
     cfg: float = 4.0
@@ -32,6 +32,7 @@ class SamplingParams:
     smooth: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self, bounded=("cfg", "top_p"))
         if not 0 <= self.cfg < float("inf"):
             raise InputError(f"cfg={self.cfg} must be a finite number, 0 (no guidance) or more; 1.5 to 4 is usual")
         if self.top_k < 0:

@@ -1,6 +1,7 @@
 """Keys that every recipe may have, their types, defaults and bounds. What a stage adds is in the stage's file."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -47,6 +48,15 @@ class Recipe(Section):
 
     # Keys that a resumed run must not change; with ema, given or not, all that a checkpoint remembers.
     fixed: ClassVar[frozenset[str]] = frozenset({"stage", "seed", "batch_size", "model"})
+    # Keys that were called otherwise in the version before, and values: old -> new; of a nested key, its last part.
+    renamed: ClassVar[Mapping[str, str]] = {
+        "keep": "keep_last",
+        "wandb": "wandb_project",
+        "optimizer.clip": "grad_clip",
+        "schedule.flat": "hold",
+        "schedule.final": "final_lr_factor",
+    }
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
     stage: str  # its name in the registry of stages
     output: Path  # the run's folder
@@ -92,4 +102,4 @@ class Recipe(Section):
 
     def at_depth(self, depth: int) -> Self:
         """The recipe at another depth, whose output is OUTPUT/d{depth}; only for stages whose recipe defines it."""
-        raise NotImplementedError
+        raise NotImplementedError  # a series asks first whether the stage's recipe has its own

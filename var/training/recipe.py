@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from omegaconf import OmegaConf
@@ -19,6 +19,13 @@ from var.training.renamed_keys import rename_keys
 from var.training.stages.base import find_stage, stage_names
 
 
+class Layer(NamedTuple):
+    """What one file or override says, to be laid over what the layers before it say."""
+
+    where: str  # for messages
+    values: dict[str, Any]
+
+
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply overrides such as "optimizer.lr=1e-4" to it, and check every value.
 
@@ -29,40 +36,48 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Raises InputError: in one line, the key, the value given and what is allowed; or the file that cannot be read.
     """
-    values = _read(path, overrides)
-    stage = values.get("stage")
-    if not isinstance(stage, str) or stage not in stage_names():
-        given = f"stage={show(stage)} is unknown" if "stage" in values else "stage is missing"
-        raise InputError(f"recipe {path}: {given}: set it to one of {', '.join(stage_names())}")
-    recipe = find_stage(stage).recipe_type
+    layers = [*_read_file(path), *(_read_override(override) for override in overrides)]
+    recipe = _recipe_type(path, layers)
+    merged: Any = OmegaConf.create({})
+    for where, values in layers:
+        try:
+            merged = _merged(merged, rename_keys(values, recipe, where))
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            raise InputError(f"{where} cannot be read: {one_line(error)}") from error
+    try:
+        resolved: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        cause = str(error).splitlines()[0]  # the lines after it are OmegaConf's own
+        raise InputError(f"recipe {path}: {cause}: give {error.full_key} a value") from error
     try:
         # By way of JSON: strict mode then still reads lists as tuples and strings as paths.
-        return recipe.model_validate_json(json.dumps(values, default=str), strict=True)
+        return recipe.model_validate_json(json.dumps(resolved, default=str), strict=True)
     except ValidationError as error:
         refuse(path, recipe, error)
 
 
-def _read(path: Path, overrides: Sequence[str]) -> dict[str, Any]:
-    """Plain values of a recipe and its bases, with the overrides."""
-    merged = _read_file(path)
-    for override in overrides:
-        if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=(?!\?\?\?$).*", override, flags=re.DOTALL):
-            raise InputError(f"override {override!r} is not of the form key=value, such as optimizer.lr=1e-4")
-        try:
-            given = rename_keys(OmegaConf.to_container(OmegaConf.from_dotlist([override])), f"override {override!r}")
-            merged = _merged(merged, given)
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
-            raise InputError(f"override {override!r} cannot be read: {one_line(error)}") from error
+def _recipe_type(path: Path, layers: Sequence[Layer]) -> type[Recipe]:
+    """The recipe of the stage that the layers name, the last one winning."""
+    named = [values["stage"] for _, values in layers if "stage" in values]
+    if not named or not isinstance(named[-1], str) or named[-1] not in stage_names():
+        given = f"stage={show(named[-1])} is unknown" if named else "stage is missing"
+        raise InputError(f"recipe {path}: {given}: set it to one of {', '.join(stage_names())}")
+    return find_stage(named[-1]).recipe_type
+
+
+def _read_override(override: str) -> Layer:
+    """What `key=value` says."""
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=(?!\?\?\?$).*", override, flags=re.DOTALL):
+        raise InputError(f"override {override!r} is not of the form key=value, such as optimizer.lr=1e-4")
     try:
-        values = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
-    except OmegaConfBaseException as error:
-        cause = str(error).splitlines()[0]  # the lines after it are OmegaConf's own
-        raise InputError(f"recipe {path}: {cause}: give {error.full_key} a value") from error
-    return {str(key): value for key, value in values.items()} if isinstance(values, dict) else {}
+        values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise InputError(f"override {override!r} cannot be read: {one_line(error)}") from error
+    return Layer(f"override {override!r}", values)
 
 
-def _read_file(path: Path, above: Sequence[Path] = ()) -> Any:
-    """Values of a file, over those of its base; `above` are the files that it is the base of."""
+def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
+    """A file and its bases, the lowest first; `above` are the files that it is the base of."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -77,9 +92,9 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> Any:
         raise InputError(f"recipe {path} cannot be used: {one_line(error)}") from error
     if not OmegaConf.is_dict(found):
         raise InputError(f"recipe {path} holds a list: it must hold key: value pairs")
-    values: Any = rename_keys(OmegaConf.to_container(found, resolve=False), f"recipe {path}")
+    values: Any = OmegaConf.to_container(found, resolve=False)
     if "base" not in values:
-        return OmegaConf.create(values)
+        return [Layer(f"recipe {path}", values)]
     base = values.pop("base")
     if not isinstance(base, str):
         raise InputError(f"recipe {path}: base={show(base)} must be text: the path of another recipe")
@@ -88,7 +103,7 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> Any:
         raise InputError(f"recipe {path}: base={base!r} does not exist: give a recipe's path, relative to this one's")
     if below.resolve() in [file.resolve() for file in files]:
         raise InputError(f"recipe {path}: base={base!r} leads back to itself: let one recipe have no base")
-    return _merged(_read_file(below, files), values)
+    return [*_read_file(below, files), Layer(f"recipe {path}", values)]
 
 
 def _merged(base: Any, given: Any) -> Any:

@@ -4,53 +4,49 @@ import logging
 from collections.abc import Mapping
 from copy import deepcopy
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizer.errors import InputError
 
+if TYPE_CHECKING:
+    from var.training.config import Recipe
+
 log = logging.getLogger(__name__)
 
-RENAMED = {  # the key as it was, and what its last part is now
-    "keep": "keep_last",
-    "wandb": "wandb_project",
-    "tokens": "token_cache",
-    "optimizer.clip": "grad_clip",
-    "loss.adversarial.optimizer.clip": "grad_clip",
-    "loss.crowding": "entropy",
-    "schedule.flat": "hold",
-    "schedule.final": "final_lr_factor",
-}
-RENAMED_VALUES = {"targets": {"normalised": "normalized"}}
 
+def rename_keys(values: Any, recipe: type["Recipe"], where: str) -> Any:
+    """Values of a recipe of that type, under the names of now; what is no mapping comes back.
 
-def rename_keys(values: Any, where: str) -> Any:
-    """Values of a recipe, or of a part from its top on, under the names of now; what is no mapping comes back.
-
-    `where` is what is told of, such as its file.
+    Args:
+        values: whole, or a part from the top on, such as one override.
+        recipe: its type, whose `renamed` and `renamed_values` say what was called otherwise.
+        where: where they stand, such as their file, for messages.
 
     Raises InputError: a key is there under both names.
     """
     if not isinstance(values, Mapping):
         return values
     found = deepcopy(dict(values))
-    for old, new in RENAMED.items():
+    for old, new in recipe.renamed.items():
+        if old in recipe.model_fields:  # a stage's own key, whatever another recipe once called so
+            continue
         *parents, name = old.split(".")
-        place: Any = found
+        section: Any = found
         for parent in parents:
-            place = place.get(parent) if isinstance(place, dict) else None
-        if isinstance(place, dict) and name in place:
+            section = section.get(parent) if isinstance(section, dict) else None
+        if isinstance(section, dict) and name in section:
             now = ".".join([*parents, new])
-            if new in place:
+            if new in section:
                 raise InputError(f"{where}: {old} is the former name of {now}, and both are given: leave out {old}")
-            place[new] = place.pop(name)
+            section[new] = section.pop(name)
             _warn(where, old, now)
-    for key, words in RENAMED_VALUES.items():
+    for key, words in recipe.renamed_values.items():
         if isinstance(word := found.get(key), str) and word in words:
             found[key] = words[word]
             _warn(where, f"{key}={word}", f"{key}={found[key]}")
     return found
 
 
-@cache  # once
+@cache  # each warning is given once
 def _warn(where: str, old: str, now: str) -> None:
     log.warning("%s: %s is called %s now; the former name is read in this release only", where, old, now)

@@ -214,7 +214,7 @@ def start_from(folder: Path, model: nn.Module) -> None:
 
 def settings_today(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """A checkpoint's `fixed_settings` under today's names, where a size that came later has what it stands for."""
-    theirs = rename_keys(theirs, f"the checkpoints in {recipe.output}")
+    theirs = rename_keys(theirs, type(recipe), f"the checkpoints in {recipe.output}")
     if theirs.get("stage") != recipe.stage or "model" not in theirs:
         return theirs
     annotation: Any = type(recipe).model_fields["model"].annotation

@@ -21,7 +21,7 @@ def choose_device(name: str = "auto") -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each build of torch refuses in its own way
         reason = str(error).splitlines()[0]
         raise InputError(f"device {name!r} cannot be used ({reason}): take auto, cpu, cuda, cuda:N or mps") from error
     return device

@@ -523,3 +523,15 @@ def test_a_folder_is_no_target_and_the_name_proposed_is_the_commands(
         with pytest.raises(SystemExit):
             command(*words, monkeypatch=monkeypatch)
         assert str(tmp_path / name) in capsys.readouterr().err
+
+
+def test_a_reference_that_is_not_there_is_refused_before_the_extractor_is_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("var.evaluation.metrics.extractors.open_extractor", lambda *_: pytest.fail("it was opened"))
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (8, 8)).save(images / "0.png")
+    with pytest.raises(SystemExit):
+        command("score", "--images", images, "--reference", tmp_path / "nothere", monkeypatch=monkeypatch)
+    assert f"--reference {tmp_path / 'nothere'} does not exist: give a folder or an .npz" in capsys.readouterr().err

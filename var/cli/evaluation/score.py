@@ -39,6 +39,8 @@ def score(
         check_target(json_file, "score.json", [images, reference, weights])
     choices = None if among is None else labels_among(among)
     found = open_image_set(images)
+    if not reference.exists():  # before weights are loaded, perhaps downloaded
+        raise InputError(f"--reference {reference} does not exist: give a folder or an .npz")
     network = open_extractor(extractor, weights, device)
     against = open_reference(reference, network)
     with progress_bar("looked at") as progress:

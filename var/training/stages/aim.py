@@ -3,8 +3,9 @@
 B batch, N patches, C numbers that describe a patch.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from PIL import Image
@@ -41,6 +42,8 @@ SHOWN = 8  # images on the sheet
 
 class AIMRecipe(Recipe):
     """Pre-training of an image encoder (AIM, arXiv 2401.08541)."""
+
+    renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"targets": {"normalised": "normalized"}}
 
     # By name, `model: aim-tiny` (-small, -base, -600M, ...: 224 px), or by name with others in place of single sizes,
     # `model: {preset: aim-tiny, image_size: 48, patch_size: 8}`.

@@ -5,7 +5,7 @@ B batch, K scales, V codebook size.
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from PIL import Image
@@ -74,6 +74,12 @@ class TokenizerLossConfig(Section):
 
 class TokenizerRecipe(Recipe):
     """Stage 1."""
+
+    renamed: ClassVar[Mapping[str, str]] = {
+        **Recipe.renamed,
+        "loss.crowding": "entropy",
+        "loss.adversarial.optimizer.clip": "grad_clip",
+    }
 
     model: TokenizerConfig
     loss: TokenizerLossConfig = TokenizerLossConfig()

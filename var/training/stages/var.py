@@ -1,8 +1,9 @@
 """Stage 2: train the transformer to predict every scale's tokens from the coarser ones (VAR paper, section 3.2)."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from PIL import Image
@@ -58,6 +59,8 @@ class VARSizes(TransformerSizes):
 
 class VARRecipe(Recipe):
     """Stage 2."""
+
+    renamed: ClassVar[Mapping[str, str]] = {**Recipe.renamed, "tokens": "token_cache"}
 
     tokenizer: Path  # folder of a trained one
     model: VARSizes
