@@ -36,7 +36,7 @@ def modules() -> dict[str, Path]:
 
 @cache
 def imports() -> dict[str, set[str]]:
-    """What every module imports of ours, at its top, inside functions and for type checking alike."""
+    """List what every module imports of ours, at its top, inside functions, for type checking, and by name."""
     return {name: imported(path) for name, path in modules().items()}
 
 
@@ -49,6 +49,8 @@ def imported(path: Path) -> set[str]:
             assert not node.level, f"{path}:{node.lineno} imports relatively"
             whole = [f"{node.module}.{alias.name}" for alias in node.names]
             found.update(name if name in modules() else str(node.module) for name in whole)
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("import_module", "__import__")):
+            found.update(str(name.value) for name in node.args[:1] if isinstance(name, ast.Constant))
     return {name for name in found if name.split(".")[0] in ("tokenizer", "var")}
 
 
@@ -66,6 +68,12 @@ def test_every_import_exists_and_none_goes_up(module: str) -> None:
         assert other in modules(), f"{module} imports {other}, which does not exist"
         there = room(other)
         assert there == here or FLOOR[there] < FLOOR[here], f"{module} imports {other}, of {there}"
+
+
+@pytest.mark.parametrize("call", ["importlib.import_module", "import_module", "__import__"])
+def test_imports_by_name_are_seen(call: str, tmp_path: Path) -> None:
+    (tmp_path / "low.py").write_text(f"import json\ndef f():\n    {call}('var.cli.app')\n")
+    assert imported(tmp_path / "low.py") == {"var.cli.app"}
 
 
 def test_nothing_imports_in_circles() -> None:
