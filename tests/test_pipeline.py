@@ -96,7 +96,7 @@ def test_what_is_not_asked_for_is_the_models_own_default(pipe: VARPipeline, tmp_
     assert same_images(loaded(3, num=2), pipe(3, num=2, **params.to_dict()))
     asked = params.to_dict() | {"cfg": 0.0, "smooth": False}
     assert same_images(loaded(3, num=2, cfg=0.0, smooth=False), pipe(3, num=2, **asked))
-    assert same_images(pipe(3), pipe(3, **SamplingParams().to_dict()))
+    assert same_images(pipe(3), pipe(3, **SamplingParams(top_k=0).to_dict()))  # it has fewer tokens than 900
     image, box = to_pil(normal(1, 3, 8, 8).clamp(-1, 1))[0], (2, 2, 6, 6)
     edits = [each.inpaint(image, box, **more).images for each, more in ((loaded, {}), (pipe, params.to_dict()))]
     assert pixels(edits[0]) == pixels(edits[1])
@@ -164,6 +164,9 @@ def test_without_a_list_of_classes_all_are_known() -> None:
     assert thousand.label("golden retriever") == 207
 
 
+NUMBERS = ("num", "seed", "batch_size")
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
@@ -172,13 +175,30 @@ def test_without_a_list_of_classes_all_are_known() -> None:
         ({"cfg": -1.0}, ("cfg=-1.0", "0 (no guidance) or more")),
         ({"cfg": float("nan")}, ("cfg=nan",)),
         ({"top_k": -1}, ("top_k=-1",)),
+        ({"top_k": 10**6}, ("top_k=1000000", "0 keeps all")),
         ({"top_p": 1.5}, ("top_p=1.5", "[0, 1]")),
         ({"seed": -1}, ("seed=-1",)),
+        *[({name: value}, (f"{name}={value!r} must be",)) for name in NUMBERS for value in (1.5, True, "1", None)],
     ],
 )
-def test_options_out_of_range(pipe: VARPipeline, options: dict[str, float], parts: tuple[str, ...]) -> None:
+def test_options_out_of_range(pipe: VARPipeline, options: dict[str, Any], parts: tuple[str, ...]) -> None:
     with refused(*parts):
-        pipe(3, **options)  # type: ignore[arg-type]
+        pipe(3, **options)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_whole_numbers_of_other_libraries_are_taken(pipe: VARPipeline, name: str) -> None:
+    image = noise(4, 4)
+    for value in (np.int64(2), torch.tensor(2)):
+        options: dict[str, Any] = {name: value}
+        assert same_images(pipe(3, **options), pipe(3, **{name: 2}))  # type: ignore[arg-type]
+        assert pipe.upscale(image, **options).images == pipe.upscale(image, **{name: 2}).images  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [1.5, None, [1.5], [3, None]])
+def test_what_is_no_class(pipe: VARPipeline, given: Any) -> None:
+    with refused("must be the index of a class or its name"):
+        pipe(given)
 
 
 def test_no_classes_at_all(pipe: VARPipeline) -> None:
@@ -445,11 +465,23 @@ REFUSED: dict[str, tuple[Callable[[VARPipeline], object], tuple[str, ...]]] = {
     "upscale, scales": (lambda pipe: pipe.upscale(noise(4, 3), num_scales=4), ("num_scales=4", "1..3")),
     "upscale, class": (lambda pipe: pipe.upscale(noise(4, 3), -1), ("class -1",)),
     "upscale, batch": (lambda pipe: pipe.upscale(noise(4, 3), batch_size=0), ("batch_size=0",)),
+    "seed, type": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, seed=bad(1.5)), ("seed=1.5",)),
+    "batch, type": (lambda pipe: pipe.edit(noise(20, 14), BOX, 3, batch_size=bad("a")), ("batch_size='a'",)),
+    "context, type": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, context=bad("a")), ("context='a'",)),
+    "class, type": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, bad(1.5)), ("class 1.5",)),
+    "room, type": (lambda pipe: pipe.outpaint(noise(20, 14), left=bad(1.5)), ("left=1.5",)),
+    "scales, type": (lambda pipe: pipe.upscale(noise(4, 3), num_scales=bad(1.5)), ("num_scales=1.5",)),
+    "top_k": (lambda pipe: pipe.upscale(noise(4, 3), top_k=10**6), ("top_k=1000000", "0 keeps all")),
     "damaged image": (lambda pipe: pipe.inpaint(damaged(), BOX), ("cannot read the image",)),
     "damaged image, outpaint": (lambda pipe: pipe.outpaint(damaged(), 5), ("cannot read the image",)),
     "damaged image, upscale": (lambda pipe: pipe.upscale(damaged()), ("cannot read the image",)),
     "damaged mask": (lambda pipe: pipe.inpaint(noise(20, 14), damaged()), ("cannot read the mask",)),
 }
+
+
+def bad(value: object) -> Any:
+    """A value that no annotation allows."""
+    return value
 
 
 def damaged() -> Image.Image:

@@ -1,26 +1,27 @@
-"""Input that cannot work: the one exception type, how errors are printed, and the check of configurations' types."""
+"""Input that cannot work: the one exception type, how errors are printed, and checks of types."""
 
-import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
 
 class InputError(ValueError):
-    """What was given cannot work. The message states what was given, what is allowed and what to do.
+    """Input that cannot work. The message states what was given, what is allowed and what to do.
 
     Commands print it as one line and exit with code 2.
     """
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
-    """What an error says, for use inside a message: its first cause, in one line of at most `limit` characters.
+    """Return an error's text for use inside a message: its first cause, in one line of at most `limit` characters.
 
     Libraries wrap an error in ones that say less, and spread it over lines.
     """
     while error.__cause__ is not None:
         error = error.__cause__
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)  # no number, no path
+    text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
@@ -29,7 +30,25 @@ def _is_whole(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+
+
+def check_whole_number(name: str, value: object, at_least: int, at_most: int | None = None) -> int:
+    """Return an argument, a whole number of any library (numpy, torch), as an int.
+
+    Raises InputError: another type, a bool among them, or out of range.
+    """
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]  # what it refuses is what is checked here
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise InputError(f"{name}={value!r} must be a whole number")
+    if at_most is not None and not at_least <= number <= at_most:
+        raise InputError(f"{name}={number} must be in {at_least}..{at_most}")
+    if number < at_least:
+        raise InputError(f"{name}={number} must be at least {at_least}")
+    return number
 
 
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {

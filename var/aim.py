@@ -1,13 +1,11 @@
 """AIM as users import it: the network of `var.models.aim`, loaded by name."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
 import torch
 
-from tokenizer.errors import InputError
 from var.hub.download import load_aim_by_name
 from var.models import aim
 from var.utils.device import choose_device, choose_dtype
@@ -44,8 +42,6 @@ class AIM(aim.AIM):
             InputError: unknown name, missing, damaged or foreign files, no connection, layers that the probe does not
                 read, an impossible device or dtype.
         """
-        if not isinstance(name, str | os.PathLike):
-            raise InputError(f"model {name!r} is neither a name nor a folder: give one such as 'aim-600M'")
         target = choose_device(device)
         chosen = choose_dtype(dtype, target)
         loaded = load_aim_by_name(name, probe_layers, backbone_file, head_file)

@@ -1,9 +1,9 @@
 """VARPipeline, what users import: labels in, images out; and edits of images."""
 
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_whole_number
 from tokenizer.vqvae import VQVAE
-from var.editing.edit import inpaint_windows, upscale
+from var.editing.edit import DEFAULT_SAMPLING, inpaint_windows, upscale
 from var.editing.image_masks import Mask, MaskLike, read_mask
 from var.editing.params import BlendParams, EditOptions
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
@@ -132,7 +132,11 @@ class VARPipeline:
         """
         if isinstance(given, str) and not re.fullmatch(r"-?\d+", given.strip()):
             return find_label(given, self.known_classes())
-        label, num_classes = int(given), self.model.config.num_classes
+        num_classes = self.model.config.num_classes
+        try:
+            label = int(given) if isinstance(given, str) else operator.index(given)
+        except TypeError as error:
+            raise InputError(f"class {given!r} must be the index of a class or its name") from error
         if not 0 <= label < num_classes:
             raise InputError(f"class {label} must be in 0..{num_classes - 1}")
         if self.classes is not None and label not in self.classes:
@@ -179,9 +183,9 @@ class VARPipeline:
         Raises:
             InputError: an unknown class, or an option out of range.
         """
-        asked = [labels] if isinstance(labels, int | str | Integral) else list(labels)
-        rows = [label for given in asked for label in self._rows(given, num)]
-        sampling = self._sampling({"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth})
+        classes = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
+        rows = [label for label in map(self.label, classes) for _ in range(check_whole_number("num", num, 1))]
+        sampling = self.choose_sampling({"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth})
         images: list[Image.Image] = []
         growth: list[list[Image.Image]] | None = [] if intermediates else None
         tokens: list[Tensor] = []
@@ -280,7 +284,7 @@ class VARPipeline:
     ) -> EditOutput:
         seed, batch_size = options.pop("seed", 0), options.pop("batch_size", 16)
         check_known(options, SamplingParams(), BlendParams())
-        sampling, blend = self._sampling(options), with_options(BlendParams(), options)
+        sampling, blend = self.choose_sampling(options), with_options(BlendParams(), options)
         rows = self._rows(label, num)
         images = inpaint_windows(self.model, self.vqvae, image, mask, windows, rows, sampling, blend, seed, batch_size)
         return EditOutput(images, image, mask)
@@ -316,17 +320,26 @@ class VARPipeline:
         """
         image = to_rgb(load_image(image))
         check_known(options, SamplingParams())
-        sampling, rows = self._sampling(options), self._rows(label, num)
+        sampling, rows = self.choose_sampling(options), self._rows(label, num)
         images = upscale(self.model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size)
         return EditOutput(images, image, np.ones(image.size[::-1], dtype=bool))
 
-    def _sampling(self, options: Mapping[str, object]) -> SamplingParams:
-        return with_options(self.sampling or SamplingParams(), options)
+    def choose_sampling(
+        self, options: Mapping[str, object], default: SamplingParams = DEFAULT_SAMPLING
+    ) -> SamplingParams:
+        """Return the model's own sampling, or the default where it has none, with the options that are not None.
+
+        Raises:
+            InputError: an option of another type or out of range, top_k above the tokens that the model has.
+        """
+        params, vocab_size = with_options(self.sampling or default, options), self.model.config.vocab_size
+        if options.get("top_k") is not None and params.top_k > vocab_size:
+            raise InputError(f"top_k={params.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
+        return params
 
     def _rows(self, label: int | str | None, num: int) -> list[int]:
-        if num < 1:
-            raise InputError(f"num={num} must be at least 1")
-        return [self.model.config.num_classes if label is None else self.label(label)] * num
+        row = self.model.config.num_classes if label is None else self.label(label)
+        return [row] * check_whole_number("num", num, 1)
 
     @torch.inference_mode()
     def reconstruct(self, image: Image.Image) -> Image.Image:

@@ -159,7 +159,7 @@ def test_options_are_the_librarys(
 
 
 def test_switched_on_is_the_default(edit: Run, pipe: VARPipeline) -> None:
-    on = ("--hide-masked", "--composite", "--color-match", "--seed", 0, "--top-k", 900, "--top-p", 0.96, "--dilate", 1)
+    on = ("--hide-masked", "--composite", "--color-match", "--seed", 0, "--top-k", 0, "--top-p", 0.96, "--dilate", 1)
     images = saved(edit("inpaint", "p.png", "--box", box(), *on), "edits/p_inpaint_")
     assert same(images, pipe.inpaint(read("p.png"), BOX, num=4).images)
 
@@ -348,7 +348,7 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("inpaint", "p.png", "--mask", "text.png"), ("text.png is not an image",)),
         (("inpaint", "p.png", "--mask", "cut.png"), ("cannot read cut.png",)),
         (("inpaint", "p.png", "--mask", "bomb.png"), ("bomb.png", "900000000 pixels")),
-        (("inpaint", "none.png", *MASK), ("cannot read none.png", "No such file")),
+        (("inpaint", "none.png", *MASK), ("cannot read none.png: No such file or directory: give another image",)),
         (("inpaint", "text.png", *MASK), ("text.png is not an image",)),
         (("inpaint", "cut.png", *MASK), ("cannot read cut.png",)),
         (("inpaint", "bomb.png", *MASK), ("bomb.png", "900000000 pixels")),
@@ -356,25 +356,25 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("upscale", "text.png"), ("text.png is not an image",)),
         (("outpaint", "p.png"), ("no extension given",)),
         (("outpaint", "p.png", "--left", 0), ("no extension given",)),
-        (("outpaint", "p.png", "--left", 3, "--top=-1"), ("top=-1", "0 or more")),
+        (("outpaint", "p.png", "--left", 3, "--top=-1"), ("top=-1", "at least 0")),
         (("outpaint", "p.png", "--right", 10**6), ("24x16 px", "1000024x16 px", "too large")),
         (("outpaint", "p.png", "--right", 10**30), ("too large",)),
         (("outpaint", "p.png", "--left", 3, "--method", "stretch"), ("--method", "stretch", "auto", "shrink", "slide")),
         (("outpaint", "p.png", "--left", 3, "--no-hide-masked"), ("No such option", "--no-hide-masked")),
-        (("inpaint", "p.png", *MASK, "--num", 0), ("--num", "equal to 1 ")),
+        (("inpaint", "p.png", *MASK, "--num", 0), ("num=0", "at least 1")),
         (("inpaint", "p.png", *MASK, "--num", 101), ("--num", "equal to 100 ")),
         (("upscale", "small.png", "--num", "x"), ("--num", "integer")),
-        (("inpaint", "p.png", *MASK, "--seed", -1), ("--seed", "equal to 0 ")),
+        (("inpaint", "p.png", *MASK, "--seed", -1), ("seed=-1", "at least 0")),
         (("inpaint", "p.png", *MASK, "--cfg", "nan"), ("cfg=nan",)),
         (("outpaint", "p.png", "--left", 3, "--cfg", -1), ("cfg=-1.0",)),
         (("upscale", "small.png", "--top-k", -3), ("top_k=-3", "0 (keeps all tokens)")),
         (("inpaint", "p.png", *MASK, "--top-p", 2), ("top_p=2.0", "[0, 1]")),
-        (("inpaint", "p.png", *MASK, "--dilate", -1), ("--dilate", "equal to 0 ")),
-        (("outpaint", "p.png", "--left", 3, "--feather", -1), ("--feather", "equal to 0 ")),
-        (("inpaint", "p.png", *MASK, "--feather", "nan"), ("--feather", "equal to 0 ")),
+        (("inpaint", "p.png", *MASK, "--dilate", -1), ("dilate=-1", "0 or more")),
+        (("outpaint", "p.png", "--left", 3, "--feather", -1), ("feather=-1", "0 (a hard edge)")),
+        (("inpaint", "p.png", *MASK, "--feather", "nan"), ("feather=nan",)),
         (("inpaint", "p.png", *MASK, "--context", 0.5), ("context=0.5", "1 (the mask alone)")),
         (("inpaint", "p.png", *MASK, "--context", "nan"), ("context=nan",)),
-        (("upscale", "small.png", "--scales", 0), ("--scales", "equal to 1 ")),
+        (("upscale", "small.png", "--scales", 0), ("num_scales=0", "at least 1")),
         (("inpaint", "p.png", *MASK, "--nmu", 3), ("No such option", "--nmu")),
         (("upscale", "small.png", "--mask", "mask.png"), ("No such option", "--mask")),
         (("class", "p.png", *MASK), ("Missing option", "--class")),
@@ -382,6 +382,7 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("inpiant", "p.png"), ("No such command 'inpiant'",)),
         (("inpaint", "p.png", *MASK, "--out", "p.png"), ("cannot write p.png", "another folder")),
         (("inpaint", "none.png", "--mask", "none.png", "--out", "p.png/deep"), ("cannot write p.png/deep",)),
+        (("inpaint", "p.png", *MASK, "--out", "/proc/x"), ("cannot write /proc/x", "another folder")),
         (("inpaint", "p.png", *MASK), ("'no/such/folder'", "give a model folder")),
         (("inpaint", "p.png", *MASK, "--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
         (("inpaint", "p.png", *MASK, "--dtype", "half"), ("dtype 'half'",)),

@@ -207,7 +207,7 @@ def test_an_extended_image_has_room_around_it(room: tuple[int, int, int, int]) -
 
 @pytest.mark.parametrize("side", ["left", "right", "top", "bottom"])
 def test_room_below_0_is_refused(side: str) -> None:
-    with refused(f"{side}=-1", "0 or more"):
+    with refused(f"{side}=-1", "at least 0"):
         pad_canvas(noise(4, 4), **({"left": 0, "right": 0, "top": 0, "bottom": 3} | {side: -1}))
 
 

@@ -386,8 +386,13 @@ def test_features_that_are_not_finite(folder: Path, tmp_path: Path) -> None:
 
 def test_what_cannot_work(folder: Path, tmp_path: Path) -> None:
     encoder, out = tiny_encoder(), tmp_path / "f.parquet"
-    with refused("batch=0 must be at least 1"):
-        write(encoder, folder, out, batch=0)
+    for options, part in (
+        ({"batch": 0}, "batch=0 must be at least 1"),
+        ({"batch": 1.5}, "batch=1.5 must be a whole number"),
+        ({"pool": "max"}, "pool='max' must be mean or none"),
+    ):
+        with refused(part):
+            write(encoder, folder, out, **options)
     with refused("layers [3] must be different blocks in 0..2"):
         write(encoder, folder, out, layers=[3])
     with refused("the best layers are known of"):

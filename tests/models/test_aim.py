@@ -364,7 +364,7 @@ def test_unknown_names(name: str) -> None:
 
 @pytest.mark.parametrize("name", [None, 600, ["aim-600M"]], ids=str)
 def test_what_is_no_name_is_refused(name: object) -> None:
-    with refused(repr(name), "neither a name nor a folder"):
+    with refused(f"model={name!r} must be a path or a name"):
         AIM.from_pretrained(name)  # type: ignore[arg-type]
 
 

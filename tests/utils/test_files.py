@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 from helpers import refused
 
-from var.utils.files import atomic_write, check_no_other_files, subfolders
+from var.utils.files import atomic_write, check_no_other_files, check_writable, subfolders
 from var.utils.provenance import file_sha256, sha256
+
+
+def test_a_folder_is_tried_and_left_as_it_was(tmp_path: Path) -> None:
+    check_writable(tmp_path / "deep" / "new")
+    assert list(tmp_path.iterdir()) == []
+    for folder in (Path("/proc/new"), tmp_path / ("a" * 300)):
+        with refused(f"cannot write {folder}", "give another folder"):
+            check_writable(folder)
 
 
 def test_a_file_is_replaced_when_all_is_written(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from var.cli import options
 from var.cli.options import BlendOptions, EditOptions, MaskOptions, given, whole_numbers
 from var.cli.run import Group
 from var.cli.sample import COLUMNS, GRID_TILE
+from var.editing.params import BlendParams
+from var.sampling.params import SamplingParams, with_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -49,7 +51,7 @@ def fill(verb: str, file: Path, label: str | None, masking: MaskOptions, edit: E
     if (masking.mask is None) == (not masking.box):
         raise InputError("give the mask either by --mask FILE or by --box x0,y0,x1,y1")
     boxes = [corners(box) for box in masking.box or ()]
-    image = read_image(file, edit)
+    image = read_image(file, edit, masking)
     from var.editing.image_masks import mask_from_boxes, mask_from_image
     from var.editing.windows import window_around
     from var.utils.images import open_image
@@ -93,7 +95,7 @@ def outpaint(
       var edit outpaint photo.jpg --left 128 --right 128
       var edit outpaint photo.jpg --top 400 --method slide
     """
-    opened = read_image(image, edit)
+    opened = read_image(image, edit, blend)
     from var.editing.windows import outpaint_windows, pad_canvas
 
     # Room that cannot be had, or not by that method, is refused before the model is loaded.
@@ -121,14 +123,14 @@ def upscale(
     finish("upscale", image, edit, lambda pipe: pipe.upscale(opened, **asked))
 
 
-def read_image(file: Path, edit: EditOptions) -> "Image.Image":
-    """The image, RGB and upright; before that, what can be refused without a look at it is."""
-    from var.sampling.params import SamplingParams, with_options
+def read_image(file: Path, edit: EditOptions, blend: BlendOptions | None = None) -> "Image.Image":
+    """Read the image, RGB and upright; before that, refuse what can be refused without it."""
     from var.utils.files import check_writable
     from var.utils.images import open_image, to_rgb
 
     check_writable(edit.out)
     with_options(SamplingParams(), given(edit))
+    with_options(BlendParams(), given(blend or BlendOptions()))
     return to_rgb(open_image(file))
 
 

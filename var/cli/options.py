@@ -3,6 +3,7 @@
 Options that are None are the library's defaults, which their help tells.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_whole_number
 from var.editing.params import BlendParams
 from var.sampling.params import FOR_METRICS, SamplingParams
 
@@ -33,11 +34,9 @@ def guidance(default: float) -> Any:
     return sampling_option(help=text)
 
 
-def check_seed(seed: int) -> int:
-    """The seed, unless it is negative."""
-    if seed < 0:
-        raise InputError(f"--seed={seed} must be greater than or equal to 0 (it names random streams)")
-    return seed
+def check_at_least(name: str, at_least: int) -> Callable[[int | None], int | None]:
+    """Return a callback that refuses a number in the library's words, before a model is loaded; None is passed on."""
+    return lambda value: None if value is None else check_whole_number(name, value, at_least)
 
 
 def whole_numbers(text: str, refusal: str) -> list[int]:
@@ -75,7 +74,8 @@ class MetricsSamplingOptions:
     """How tokens are sampled for metrics."""
 
     seed: Annotated[
-        int, sampling_option(callback=check_seed, help="0 or more; with class and index it fixes an image.")
+        int,
+        sampling_option(callback=check_at_least("seed", 0), help="0 or more; with class and index it fixes an image."),
     ] = 0
     cfg: Annotated[float | None, guidance(FOR_METRICS.cfg)] = None
     top_k: Annotated[
@@ -104,7 +104,7 @@ class SamplingOptions(MetricsSamplingOptions):
 Classes = Annotated[
     list[str] | None, Option("--class", help=f"{CLASS}; repeat for several. Default: those that the model knows.")
 ]
-NumPerClass = Annotated[int, Option(max=1000, help="Images of each class.")]
+NumPerClass = Annotated[int, Option(max=1000, callback=check_at_least("num", 1), help="Images of each class.")]
 Intermediates = Annotated[
     bool, Option("--scales", help="Also save the image after every scale, and a GIF of its growth.")
 ]
@@ -117,7 +117,7 @@ SampleFolder = Annotated[Path, Option("--out", help="Folder for the images.")]
 class EditOptions(ModelOptions, SamplingOptions):
     """What every edit takes: a model, how it samples, and how many results go where."""
 
-    num: Annotated[int, Option(min=1, max=100, help="How many results.")] = 4
+    num: Annotated[int, Option(max=100, callback=check_at_least("num", 1), help="Number of results.")] = 4
     out: SampleFolder = Path("edits")
 
 
@@ -128,7 +128,6 @@ class BlendOptions:
     dilate: Annotated[
         int | None,
         blending_option(
-            min=0,
             help="So many more tokens around the mask are generated too, as those beside it know of it. "
             f"Default: {BLENDING.dilate}.",
         ),
@@ -136,7 +135,6 @@ class BlendOptions:
     feather: Annotated[
         float | None,
         blending_option(
-            min=0,
             help="Pixels outside the mask over which the result fades into the image, also where less than that is "
             "kept between two masks; 0: a hard edge. Default: half a token.",
         ),
@@ -202,7 +200,11 @@ Method = Annotated[
 ]
 CoarseScales = Annotated[
     int | None,
-    Option("--scales", min=1, help="Coarse scales that are kept. Default: as many as the small image can tell."),
+    Option(
+        "--scales",
+        callback=check_at_least("num_scales", 1),
+        help="Coarse scales that are kept. Default: as many as the small image can tell.",
+    ),
 ]
 Consistent = Annotated[bool | None, Option(help="Results, when reduced, are the small image. Default: on.")]
 

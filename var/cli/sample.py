@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tokenizer.errors import InputError
 from var.cli import options
 from var.cli.options import ModelOptions, SamplingOptions, given
 from var.cli.run import run
@@ -49,9 +48,6 @@ def sample(
 
     check_writable(out)
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype)
-    vocab_size = pipe.model.config.vocab_size
-    if sampling.top_k is not None and not 0 <= sampling.top_k <= vocab_size:
-        raise InputError(f"--top-k {sampling.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
     output = pipe(labels, num, intermediates=scales, **given(sampling))

@@ -15,13 +15,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_whole_number
 from tokenizer.vqvae import VQVAE
 from var.editing.image_masks import Mask, feathered_alpha, mask_at_scales, masked_downscale, pull_push_fill, token_mask
 from var.editing.params import BlendParams
 from var.editing.windows import Window, bounding_square, crop_mask, paste, remove_window
 from var.models.var import VAR
-from var.sampling.generate import ForcedTokens, check_batch_size, generate_batches
+from var.sampling.generate import ForcedTokens, generate_batches
 from var.sampling.logits import derive_seed
 from var.sampling.params import SamplingParams
 from var.utils.images import to_pil, to_tensor
@@ -119,8 +119,8 @@ def upscale(
             f"the image has {image.width}x{image.height} px: upscale takes images smaller than the model's, "
             f"{side}x{side} px"
         )
-    if num_scales is not None and not 1 <= num_scales <= len(sides):
-        raise InputError(f"num_scales={num_scales} must be in 1..{len(sides)}")
+    if num_scales is not None:
+        check_whole_number("num_scales", num_scales, 1, len(sides))
     num_forced = num_scales or max(sum(s * side <= sides[-1] * window.side for s in sides), 1)
     outside = ~crop_mask(np.ones(image.size[::-1], dtype=bool), window)
     square = image.crop(window.box)
@@ -175,7 +175,7 @@ def generate_masked(
     Returns:
         (B, 3, S, S) in [-1, 1], on the CPU.
     """
-    check_batch_size(batch_size)
+    batch_size = check_whole_number("batch_size", batch_size, 1)
     device = model.position.device
     tokens = torch.cat([vqvae.encode(part.to(device)) for part in seen.split(batch_size)])
     given = ForcedTokens(tokens.expand(len(labels), -1), forced.to(device).expand(len(labels), -1))

@@ -4,13 +4,14 @@ Sizes are (width, height) in pixels; a mask is a boolean array (height, width), 
 """
 
 from collections.abc import Iterator
+from numbers import Real
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_whole_number
 from var.editing.image_masks import Mask
 from var.utils.images import MAX_PIXELS
 
@@ -51,10 +52,10 @@ def window_around(mask: Mask, context: float | None = None) -> Window:
             never reaches over the image's edges unless the mask is longer than the image's shorter side.
 
     Raises:
-        InputError: a context below 1.
+        InputError: a context that is no number from 1 on.
     """
-    if context is not None and not 1 <= context < float("inf"):
-        raise InputError(f"context={context} must be 1 (the mask alone) or more times the mask's longer side")
+    if context is not None and not (isinstance(context, Real) and 1 <= context < float("inf")):
+        raise InputError(f"context={context!r} must be 1 (the mask alone) or more times the mask's longer side")
     height, width = mask.shape
     box = Image.fromarray(mask).getbbox()
     left, top, right, bottom = box or (0, 0, width, height)
@@ -143,8 +144,7 @@ def pad_canvas(image: Image.Image, left: int, right: int, top: int, bottom: int)
     """
     sides = {"left": left, "right": right, "top": top, "bottom": bottom}
     for name, room in sides.items():
-        if room < 0:
-            raise InputError(f"{name}={room} must be 0 or more pixels")
+        check_whole_number(name, room, 0)
     if not any(sides.values()):
         raise InputError("no extension given: left, right, top and bottom are all 0 pixels")
     width, height = image.width + left + right, image.height + top + bottom

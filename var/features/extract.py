@@ -16,7 +16,7 @@ from contextlib import closing
 from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -25,13 +25,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenizer.errors import InputError, one_line
+from tokenizer.errors import InputError, check_whole_number, one_line
 from var.features.images import ImageList, LabeledImage
 from var.features.sources import FeatureSource, load_features
 from var.features.table import Pool, Settings, as_table, read_settings, schema_of, table_writer
 from var.models.aim import EncoderConfig
 from var.utils.device import choose_device, choose_dtype
-from var.utils.files import atomic_write, check_no_other_files, check_target
+from var.utils.files import atomic_write, check_no_other_files, check_target, to_path
 from var.utils.provenance import as_key, sha256, version
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def open_source(
 def write_features(
     source: FeatureSource,
     image_list: ImageList,
-    out: Path,
+    out: str | Path,
     model: str,
     layers: str | Sequence[int] | None = None,
     pool: Pool = "mean",
@@ -100,8 +100,10 @@ def write_features(
         InputError: layers that there are not, a batch below 1, a file or parts of other settings or images, a place
             that cannot be written, no image that can be read, features that are not finite.
     """
-    if batch < 1:
-        raise InputError(f"batch={batch} must be at least 1")
+    batch = check_whole_number("batch", batch, 1)
+    if pool not in get_args(Pool):
+        raise InputError(f"pool={pool!r} must be {' or '.join(get_args(Pool))}")
+    out = to_path(out, "out")
     check_target(out, EXAMPLE)
     settings = _settings(source, image_list, model, layers, pool)
     folder = out.with_name(f"{out.name}.parts")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.utils.classes import class_labels
-from var.utils.files import subfolders
+from var.utils.files import subfolders, to_path
 from var.utils.images import IMAGE_SUFFIXES, find_images, open_image, resize_and_center_crop
 from var.utils.provenance import sha256
 
@@ -44,7 +44,7 @@ class ImageList:
     read: Callable[[int, int], LabeledImage]
 
 
-def list_folder(folder: Path) -> ImageList:
+def list_folder(folder: str | Path) -> ImageList:
     """All images below a folder, sorted by path; those in subfolders are labeled by the first of them.
 
     Labels number the folder's sorted subfolders; where all their names are numbers, they are the labels themselves, as
@@ -52,6 +52,7 @@ def list_folder(folder: Path) -> ImageList:
 
     Raises InputError: no such folder, one that cannot be read, no images.
     """
+    folder = to_path(folder, "folder")
     if not folder.is_dir():
         raise InputError(f"{folder} is a file: give a folder" if folder.exists() else f"{folder} does not exist")
     names = find_images(folder)

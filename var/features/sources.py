@@ -232,7 +232,7 @@ def load_features(model: str, sizes: EncoderConfig | None = None) -> FeatureSour
 
 def baseline(name: str, sizes: EncoderConfig | None) -> FeatureSource:
     """`untrained` or `pixels`: see load_features."""
-    if sizes is None:
+    if not isinstance(sizes, EncoderConfig):
         raise InputError(f"model={name} needs sizes: give those of an encoder, such as aim-tiny")
     return PixelFeatures(sizes) if name == PIXELS else EncoderFeatures(Encoder(sizes).eval().requires_grad_(False))
 

@@ -26,7 +26,7 @@ from var.hub.presets import (
 )
 from var.models.aim import AIM
 from var.models.var import VAR
-from var.utils.files import cache_folder
+from var.utils.files import cache_folder, to_path
 from var.utils.weights import check_weights_exist, read_weights
 
 
@@ -67,13 +67,14 @@ def load_aim_by_name(
     Raises InputError: an unknown name, weights that cannot be had, a probe that reads other layers than those asked
     for.
     """
-    backbone, head = (None if file is None else Path(file).expanduser() for file in (backbone_file, head_file))
+    backbone = None if backbone_file is None else to_path(backbone_file, "backbone_file")
+    head = None if head_file is None else to_path(head_file, "head_file")
     if backbone or head:
         if str(name) not in AIM_RELEASED:
             known = ", ".join(AIM_RELEASED)
             raise InputError(f"backbone_file and head_file go with a released name ({known}), not with {str(name)!r}")
         return load_released_aim(str(name), probe_layers, backbone, head)
-    folder = Path(name).expanduser()
+    folder = to_path(name, "model")
     if not folder.is_dir():
         check_aim_name(str(name))
         preset = AIM_RELEASED[str(name)]

@@ -13,7 +13,7 @@ from var.hub.download import load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
-from var.utils.files import atomic_folder, cache_folder
+from var.utils.files import atomic_folder, cache_folder, to_path
 
 
 class PipelineParts(NamedTuple):
@@ -32,7 +32,8 @@ def load_pipeline(
 
     Raises InputError: unknown name, missing or damaged files, no connection.
     """
-    files = [Path(file).expanduser() if file else None for file in (vae_file, var_file)]
+    given = (("vae_file", vae_file), ("var_file", var_file))
+    files = [to_path(file, argument) if file else None for argument, file in given]
     if not any(files):
         return _load_folder(find_folder(name))
     if str(name) not in RELEASED:
@@ -61,7 +62,7 @@ def find_folder(name: str | Path) -> Path:
 
     Raises InputError: an unknown name; released weights that cannot be had.
     """
-    folder = Path(name).expanduser()
+    folder = to_path(name, "model")
     if folder.is_dir():
         return folder
     check_name(str(name))

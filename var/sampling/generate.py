@@ -7,12 +7,13 @@ S side of the images in pixels.
 from collections import defaultdict
 from collections.abc import Iterator
 from itertools import count
+from numbers import Integral
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, check_whole_number
 from tokenizer.vqvae import VQVAE
 from var.models.var import VAR
 from var.sampling.logits import (
@@ -140,21 +141,15 @@ def generate_batches(
     """Generate the images of `generate`, at most batch_size at a time.
 
     Raises:
-        InputError: as `generate`, and for a batch_size below 1.
+        InputError: as `generate`, and for a batch_size that is no whole number from 1 on.
     """
-    check_batch_size(batch_size)
+    batch_size = check_whole_number("batch_size", batch_size, 1)
     indices = index_within_class(labels)
     for first in range(0, max(len(labels), 1), batch_size):
         part = slice(first, first + batch_size)
         given = None if forced is None else ForcedTokens(forced.tokens[part], forced.forced[part])
         options = sampling.to_dict()
         yield generate(model, vqvae, labels[part], **options, seed=seed, indices=indices[part], forced=given)
-
-
-def check_batch_size(batch_size: int) -> None:
-    """Raise InputError for a batch of nothing."""
-    if batch_size < 1:
-        raise InputError(f"batch_size={batch_size} must be at least 1")
 
 
 def forced_at_scales(given: ForcedTokens, vqvae: VQVAE, batch: int) -> list[tuple[Tensor, Tensor]]:
@@ -194,7 +189,7 @@ def check_labels(labels: list[int], indices: list[int], num_classes: int) -> Non
     if not labels:
         raise InputError("no labels given: pass at least one class")
     for label in labels:
-        if not 0 <= label <= num_classes:
-            raise InputError(f"label {label} must be in 0..{num_classes - 1}, or {num_classes} for no class")
+        if not (isinstance(label, Integral) and 0 <= label <= num_classes):
+            raise InputError(f"label {label!r} must be in 0..{num_classes - 1}, or {num_classes} for no class")
     if len(indices) != len(labels) or min(indices) < 0:
         raise InputError(f"indices={indices} must be {len(labels)} numbers from 0 on, one a label")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenizer.errors import InputError
+from tokenizer.errors import check_whole_number
 from var.sampling.params import SamplingParams
 
 
@@ -67,8 +67,7 @@ class RandomStreams:
     """
 
     def __init__(self, seed: int, labels: list[int], indices: list[int]) -> None:
-        if seed < 0:
-            raise InputError(f"seed={seed} must not be negative")
+        seed = check_whole_number("seed", seed, 0)
         self.generators = [
             torch.Generator().manual_seed(mix_seed(seed, *key)) for key in zip(labels, indices, strict=True)
         ]

@@ -18,7 +18,8 @@ class SamplingParams:
 
     Attributes:
         cfg: classifier-free guidance at the last scale, rising linearly from 0; 0 switches it off.
-        top_k: keep that many of the best tokens; 0 keeps all, as does more than the codebook has.
+        top_k: keep that many of the best tokens; 0 keeps all, as does more than the codebook has (which a
+            pipeline refuses where it is asked for).
         top_p: of these keep the smallest set whose probability exceeds it; 0 keeps all.
         smooth: mix codewords by a Gumbel softmax; smoother images, not for metrics.
 

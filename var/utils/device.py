@@ -8,11 +8,12 @@ KINDS = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def choose_device(name: str = "auto") -> torch.device:
+def choose_device(name: str | torch.device = "auto") -> torch.device:
     """The device of that name; "auto" takes CUDA, then Apple's GPU, then the CPU.
 
     Raises InputError: a name that torch does not know, or a device that this machine does not have.
     """
+    name = str(name)  # of a torch.device too
     if name == "auto":
         available = (n for n, here in (("cuda", torch.cuda.is_available()), ("mps", torch.mps.is_available())) if here)
         return torch.device(next(available, "cpu"))

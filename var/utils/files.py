@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,13 +19,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "var-next-scale"
 
 
+def to_path(given: str | os.PathLike[str], name: str) -> Path:
+    """Return what an argument gives as a path, with ~ as the user's home.
+
+    Raises InputError: neither text nor a path.
+    """
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"{name}={given!r} must be a path or a name, as text or as pathlib.Path")
+    return Path(given).expanduser()
+
+
 def check_writable(folder: Path) -> None:
     """Raise InputError if the folder could not be made or written; nothing is made yet."""
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise InputError(f"cannot write {folder}: {existing} is a file: give another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write {folder}: no permission to write in {existing}: give another folder")
+    try:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise InputError(f"cannot write {folder}: {existing} is a file: give another folder")
+        with tempfile.TemporaryFile(dir=existing):  # permission bits do not say it of /proc or for root
+            pass
+    except OSError as error:
+        raise InputError(f"cannot write {folder}: {one_line(error)}: give another folder") from error
 
 
 def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] = ()) -> None:
@@ -65,7 +79,7 @@ def atomic_folder(folder: Path, entries: Collection[str]) -> Iterator[Path]:
             folder.rename(old)
         beside.rename(folder)
     except (OSError, SafetensorError) as error:
-        raise InputError(f"cannot write {folder}: {error}: give a folder that can be written") from error
+        raise InputError(f"cannot write {folder}: {one_line(error)}: give a folder that can be written") from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)
@@ -91,7 +105,7 @@ def atomic_write(
                 os.fsync(written.fileno())
         beside.replace(file)
     except OSError as error:
-        raise InputError(f"cannot write {file}: {error.strerror or one_line(error)}: {remedy}") from error
+        raise InputError(f"cannot write {file}: {one_line(error)}: {remedy}") from error
     finally:
         with suppress(OSError):  # it is there only if something failed, and then that is what to tell
             beside.unlink()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tokenizer.errors import InputError
 from var.pipeline import VARPipeline
-from var.sampling.params import FOR_METRICS, with_options
+from var.sampling.params import FOR_METRICS
 from var.utils.provenance import device_name, fingerprint, version, versions
 
 MOST = 10**6  # labels, and samples of a class: names have six digits for each
@@ -103,7 +103,7 @@ def sample_settings(
     labels = pipe.known_labels() if classes is None else sorted({pipe.label(given) for given in classes})
     if not labels or labels[-1] >= MOST:
         raise InputError(f"classes {labels[-1:] or 'of none'} given: at least one, and labels below {MOST:,}, needed")
-    params = with_options(pipe.sampling or FOR_METRICS, {"cfg": cfg, "top_k": top_k, "top_p": top_p})
+    params = pipe.choose_sampling({"cfg": cfg, "top_k": top_k, "top_p": top_p}, FOR_METRICS)
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
     if reject is not None and not 0 < reject <= 1:
