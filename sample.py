@@ -1,4 +1,4 @@
-"""Draw pictures: `python sample.py --class 207`. `python sample.py --help` lists the options."""
+"""Generate images: `python sample.py --class 207`. `python sample.py --help` lists the options."""
 
 from var.cli.sample import main
 

@@ -15,7 +15,7 @@ import torch
 from helpers import FIXTURES
 from tiny import metrics
 
-from var.features.table import read_features
+from var.features.feature_file import read_features
 from var.pipeline import VARPipeline
 from var.training.loop import train
 from var.training.recipe import load_recipe

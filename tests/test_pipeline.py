@@ -18,7 +18,7 @@ import var
 from tokenizer.scales import SCALES_256, SCALES_512
 from var.editing.edit import inpaint_windows, upscale
 from var.editing.params import BlendParams
-from var.editing.windows import bounding_square, sliding, window_around
+from var.editing.windows import bounding_square, slide_windows, window_around
 from var.hub.load import find_folder
 from var.hub.presets import SHIPPED
 from var.pipeline import EditOutput, PipelineOutput, VARPipeline
@@ -359,7 +359,7 @@ def test_edits_are_redraw_through_their_windows(pipe: VARPipeline) -> None:
     out = pipe.outpaint(image, right=6, label=3, num=2, method="shrink", **options)
     assert pixels(out.images) == expected(out.mask, [bounding_square((26, 14))], [3, 3], out.image)
     out = pipe.outpaint(image, right=6, num=2, method="slide", **options)
-    assert pixels(out.images) == expected(out.mask, sliding(out.mask, 14), none, out.image)
+    assert pixels(out.images) == expected(out.mask, slide_windows(out.mask, 14), none, out.image)
     small, few = noise(5, 3), {"cfg": 1.0, "seed": 4, "top_k": 3}
     out = pipe.upscale(small, 3, num=2, num_scales=1, consistent=False, **few)
     assert pixels(out.images) == pixels(upscale(pipe.model, pipe.vqvae, small, [3, 3], 1, False, params[0], 4))

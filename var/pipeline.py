@@ -16,12 +16,12 @@ from tokenizer.errors import InputError, check_whole_number
 from tokenizer.vqvae import VQVAE
 from var.editing.edit import DEFAULT_SAMPLING, inpaint_windows, upscale
 from var.editing.image_masks import Mask, MaskLike, read_mask
-from var.editing.params import BlendParams, EditOptions
+from var.editing.params import BlendParams, EditKeywords
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
 from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.models.var import VAR
 from var.sampling.generate import check_fit, generate_batches, index_within_class
-from var.sampling.params import SamplingOptions, SamplingParams, check_known, with_options
+from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
 from var.utils.classes import find_label, imagenet_names, listing
 from var.utils.device import choose_device, choose_dtype
 from var.utils.images import load_image, resize_and_crop, to_pil, to_rgb, to_tensor
@@ -36,7 +36,7 @@ class PipelineOutput:
         labels: label of each image.
         indices: number of each image within its class; with the seed and the label it names the random stream.
         tokens: (B, L) int64 on the CPU.
-        intermediates: for each image, what it looks like after each scale; None unless asked for.
+        intermediates: for each image, what it looks like after each scale; None unless requested.
     """
 
     images: list[Image.Image]
@@ -68,7 +68,7 @@ class VARPipeline:
         model: the transformer.
         vqvae: the tokenizer that it was trained on.
         classes: label -> name of the classes that it was trained on; None: all of num_classes.
-        sampling: what suits the model, taken wherever nothing else is asked for; None: nothing is known to.
+        sampling: what suits the model, the default of every option that is not given; None: no such defaults.
 
     Raises:
         InputError: the two do not fit each other.
@@ -146,11 +146,11 @@ class VARPipeline:
         return label
 
     def known_labels(self) -> list[int]:
-        """All labels that can be asked for, in order."""
+        """Return all labels that the model was trained on, in ascending order."""
         return sorted(self.classes) if self.classes is not None else list(range(self.model.config.num_classes))
 
     def known_classes(self) -> Mapping[int, str]:
-        """Label -> name of all classes that can be asked for."""
+        """Return label -> name of all classes that the model was trained on."""
         if self.classes is not None:
             return self.classes
         num_classes = self.model.config.num_classes
@@ -205,7 +205,7 @@ class VARPipeline:
         label: int | str | None = None,
         num: int = 1,
         context: float | None = None,
-        **options: Unpack[EditOptions],
+        **options: Unpack[EditKeywords],
     ) -> EditOutput:
         """Fill a masked part of an image.
 
@@ -236,7 +236,7 @@ class VARPipeline:
         label: int | str,
         num: int = 1,
         context: float | None = None,
-        **options: Unpack[EditOptions],
+        **options: Unpack[EditKeywords],
     ) -> EditOutput:
         """Put something of a class where the mask is (class-conditional editing); all else as `inpaint`."""
         return self.inpaint(image, mask, label, num, context, **options)
@@ -251,7 +251,7 @@ class VARPipeline:
         label: int | str | None = None,
         num: int = 1,
         method: str = "auto",
-        **options: Unpack[EditOptions],
+        **options: Unpack[EditKeywords],
     ) -> EditOutput:
         """Continue an image beyond its edges.
 
@@ -280,11 +280,11 @@ class VARPipeline:
         windows: Iterable[Window],
         label: int | str | None,
         num: int,
-        options: EditOptions,
+        options: EditKeywords,
     ) -> EditOutput:
         seed, batch_size = options.pop("seed", 0), options.pop("batch_size", 16)
         check_known(options, SamplingParams(), BlendParams())
-        sampling, blend = self.choose_sampling(options), with_options(BlendParams(), options)
+        sampling, blend = self.choose_sampling(options), apply_options(BlendParams(), options)
         rows = self._rows(label, num)
         images = inpaint_windows(self.model, self.vqvae, image, mask, windows, rows, sampling, blend, seed, batch_size)
         return EditOutput(images, image, mask)
@@ -298,12 +298,12 @@ class VARPipeline:
         consistent: bool = True,
         seed: int = 0,
         batch_size: int = 16,
-        **options: Unpack[SamplingOptions],
+        **options: Unpack[SamplingKeywords],
     ) -> EditOutput:
         """Show a small image in the model's size: super-resolution.
 
         The image is enlarged and encoded, its coarse tokens are kept, the fine ones generated. The longer side becomes
-        the model's. `var.editing.edit.upscale` tells why.
+        the model's. `var.editing.edit.upscale` explains why.
 
         Args:
             image: smaller than the model's images, of any mode.
@@ -332,7 +332,7 @@ class VARPipeline:
         Raises:
             InputError: an option of another type or out of range, top_k above the tokens that the model has.
         """
-        params, vocab_size = with_options(self.sampling or default, options), self.model.config.vocab_size
+        params, vocab_size = apply_options(self.sampling or default, options), self.model.config.vocab_size
         if options.get("top_k") is not None and params.top_k > vocab_size:
             raise InputError(f"top_k={params.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
         return params

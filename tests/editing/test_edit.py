@@ -18,10 +18,10 @@ from tokenizer.vqvae import VQVAE
 from var.editing.edit import back_project, encoder_view, generate_masked, inpaint_windows, match_colors, upscale
 from var.editing.image_masks import Mask, mask_at_scales, pull_push_fill
 from var.editing.params import BlendParams
-from var.editing.windows import Window, bounding_square, crop_mask, sliding, window_around
+from var.editing.windows import Window, bounding_square, crop_mask, slide_windows, window_around
 from var.models.var import VAR
 from var.sampling.generate import ForcedTokens, Generated, generate, generate_batches
-from var.sampling.params import FOR_METRICS, SamplingParams, with_options
+from var.sampling.params import FOR_METRICS, SamplingParams, apply_options
 from var.utils.images import to_pil, to_tensor
 
 MODEL, TOKENIZER = small_var(seed=1), small_vqvae(seed=2)
@@ -40,7 +40,7 @@ def filled(
 ) -> list[np.ndarray]:
     windows = [window_around(mask)] if windows is None else windows
     rest = {name: options.pop(name) for name in ("seed", "batch_size") if name in options}
-    params = with_options(FOR_METRICS, options), with_options(BlendParams(), options)
+    params = apply_options(FOR_METRICS, options), apply_options(BlendParams(), options)
     images = inpaint_windows(MODEL, TOKENIZER, image, mask, windows, list(labels), *params, **({"seed": 3} | rest))
     assert {(result.mode, result.size) for result in images} == {("RGB", image.size)}
     return [np.asarray(result) for result in images]
@@ -110,7 +110,7 @@ def some_windows(mask: Mask, kind: str) -> Iterable[Window]:
         "around": lambda: [window_around(mask)],
         "close": lambda: [window_around(mask, context=1.5)],
         "whole": lambda: [bounding_square((width, height))],
-        "sliding": lambda: sliding(mask, min(width, height)),
+        "sliding": lambda: slide_windows(mask, min(width, height)),
     }
     return ways[kind]()
 
@@ -271,7 +271,7 @@ def test_complete_encodes_one_image_for_all_or_one_each() -> None:
 
 def test_sliding_windows_see_what_was_drawn_before(drawn: Draws) -> None:
     image, mask = noise(16, 8), mask_of(16, 8, (8, 0, 16, 8))
-    windows = list(sliding(mask, 8))
+    windows = list(slide_windows(mask, 8))
     assert windows == [Window(4, 0, 8), Window(8, 0, 8)]
     results = filled(image, mask, windows, [2, 2], feather=0.0)
     (_, first), (known, second) = drawn
@@ -376,7 +376,7 @@ def test_other_options_out_of_range_are_refused(option: dict[str, Any]) -> None:
 
 def enlarged(image: Image.Image, **options: Any) -> list[Image.Image]:
     rest = {name: options.pop(name) for name in ("num_scales", "consistent", "seed") if name in options}
-    sampling = with_options(FOR_METRICS, options)
+    sampling = apply_options(FOR_METRICS, options)
     return upscale(MODEL, TOKENIZER, image, [1, 1], sampling=sampling, **({"seed": 3} | rest))
 
 

@@ -20,7 +20,7 @@ from var.editing.windows import (
     pad_canvas,
     paste,
     remove_window,
-    sliding,
+    slide_windows,
     window_around,
 )
 from var.utils.images import MAX_PIXELS
@@ -138,7 +138,7 @@ def test_sliding_windows_fill_an_extension_from_what_is_known(
     mask[top : top + height, left : left + width] = False
     before, side, seen = mask.copy(), min(width, height), []
     left_over = mask
-    for window in sliding(mask, side):
+    for window in slide_windows(mask, side):
         seen.append(window)
         assert window.side == side
         assert inside(window, mask.shape[::-1])
@@ -158,7 +158,7 @@ def test_sliding_windows_fill_any_mask(known: Mask, side: int) -> None:
     """Also one with known pixels far from one another."""
     side = max(min(side, *known.shape), min(known.shape) // 2)
     left_over = ~known
-    for window in sliding(~known, side):
+    for window in slide_windows(~known, side):
         assert inside(window, known.shape[::-1])
         assert crop_mask(left_over, window).any()
         left_over = remove_window(left_over, window)
@@ -168,7 +168,7 @@ def test_sliding_windows_fill_any_mask(known: Mask, side: int) -> None:
 def test_sliding_goes_outwards_by_halves() -> None:
     mask = np.ones((8, 30), dtype=bool)
     mask[:, 11:19] = False
-    windows = list(sliding(mask, 8))
+    windows = list(slide_windows(mask, 8))
     assert sorted(window.left for window in windows) == [0, 3, 7, 15, 19, 22]
     assert {window.top for window in windows} == {0}
     for one_side in ([w.left for w in windows if w.left < 11], [-w.left for w in windows if w.left > 11]):
@@ -178,13 +178,13 @@ def test_sliding_goes_outwards_by_halves() -> None:
 def test_what_lies_beside_the_image_comes_before_the_corner() -> None:
     mask = np.ones((12, 12), dtype=bool)
     mask[:8, :8] = False
-    first, *others = sliding(mask, 8)
+    first, *others = slide_windows(mask, 8)
     assert first in (Window(0, 4, 8), Window(4, 0, 8))
     assert sorted([first, *others]) == [Window(0, 4, 8), Window(4, 0, 8), Window(4, 4, 8)]
 
 
 def test_nothing_to_fill_needs_no_window() -> None:
-    assert list(sliding(np.zeros((5, 7), dtype=bool), 3)) == []
+    assert list(slide_windows(np.zeros((5, 7), dtype=bool), 3)) == []
 
 
 # --- extended
@@ -302,7 +302,7 @@ def test_auto_shrinks_until_the_image_has_grown_a_lot(size: tuple[int, int], roo
     found = outpaint_windows(size, mask, "auto")
     assert (found != [bounding_square(canvas.size)]) == slides
     if slides:
-        assert found == outpaint_windows(size, mask, "slide") == list(sliding(mask, min(size)))
+        assert found == outpaint_windows(size, mask, "slide") == list(slide_windows(mask, min(size)))
 
 
 def test_ways_that_cannot_work() -> None:

@@ -220,7 +220,7 @@ def test_the_command_tells_mistakes_in_one_line(var: Run, tmp_path: Path) -> Non
         ("--dtype", "int8"): ["int8"],
         ("--model", "var-d17"): ["var-d17"],
         ("--json", "images"): ["images", "likelihood.json"],
-        ("--json", "images/val/cup/0.png"): ["lies among the files of"],
+        ("--json", "images/val/cup/0.png"): ["is inside"],
         ("data.resize=1",): ["give a recipe"],
         ("--split", "test"): ["test"],
     }.items():

@@ -16,7 +16,7 @@ from tiny import Run, image_folder, refusal, tiny_pipeline
 from torch import Tensor, nn
 
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.evaluation.reconstruction import open_tokenizer, psnr_of_scales, reconstruction, usages
+from var.evaluation.reconstruction import find_tokenizer, psnr_of_scales, reconstruction, usages
 from var.hub.checkpoint import save_model
 from var.utils.images import to_pil
 from var.utils.torchvision_compat import import_torchvision
@@ -214,13 +214,13 @@ def test_what_cannot_be_measured_is_refused() -> None:
 def test_a_tokenizer_is_found_alone_and_in_a_model(tmp_path: Path) -> None:
     save_model(tmp_path / "alone", small_vqvae())
     tiny_pipeline().save_pretrained(tmp_path / "model")
-    ours, theirs = open_tokenizer(tmp_path / "alone"), open_tokenizer(str(tmp_path / "model"))
+    ours, theirs = find_tokenizer(tmp_path / "alone"), find_tokenizer(str(tmp_path / "model"))
     assert torch.equal(ours.encode(IMAGES), theirs.encode(IMAGES))
     save_model(tmp_path / "var", small_var())
     with refused("'VAR'", "'VQVAE'"):
-        open_tokenizer(tmp_path / "var")
+        find_tokenizer(tmp_path / "var")
     with refused("tokenizer does not exist"):
-        open_tokenizer(tmp_path)
+        find_tokenizer(tmp_path)
 
 
 # --- the command
@@ -276,7 +276,7 @@ def test_the_command_tells_mistakes_in_one_line(evaluate: Run) -> None:
         ("--no-fid", "--num", "0"): ["num=0"],
         ("--no-fid", "--classes", "9"): ["no validation images"],
         ("--no-fid", "--json", "images"): ["images", "tokenizer.json"],
-        ("--no-fid", "--json", "images/val/cup/0.png"): ["images/val/cup/0.png lies among the files of images"],
+        ("--no-fid", "--json", "images/val/cup/0.png"): ["images/val/cup/0.png is inside images"],
         ("--no-fid", "--weights", "w.pth"): ["--weights w.pth", "--no-fid"],
         ("--no-fid", "--lpips-weights", "w.pth"): ["--lpips-weights w.pth needs --lpips"],
         ("--no-fid", "--data", "nowhere"): ["nowhere"],

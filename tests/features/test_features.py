@@ -19,9 +19,9 @@ from tiny import picture, tiny_pipeline
 from var.features import extract
 from var.features.classify import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbors
 from var.features.extract import FeatureSummary, open_source, write_features
+from var.features.feature_file import FeatureTable, Pool, Settings, read_features
 from var.features.images import ImageList, LabeledImage, list_folder, list_split
 from var.features.sources import EncoderFeatures, load_features
-from var.features.table import FeatureTable, Pool, Settings, read_features
 from var.hub.checkpoint import save_model
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, val_transforms
 from var.utils import files

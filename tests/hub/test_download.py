@@ -330,7 +330,7 @@ def test_aim_files_by_path(small_released: None, tmp_path: Path) -> None:
 def test_a_head_whose_name_does_not_tell_its_layers(small_released: None, tmp_path: Path) -> None:
     folder = write_aim(tmp_path, BACKBONE, HEADS["last"])
     own = (folder / HEADS["last"]).rename(folder / "own_head.pth")
-    with refused("nothing tells", str(own), "pass probe_layers"):
+    with refused("it is not stated", str(own), "pass probe_layers"):
         load_small(backbone_file=folder / BACKBONE, head_file=own)
     model = load_small(backbone_file=folder / BACKBONE, head_file=own, probe_layers=[1])
     assert_is(model, 1, (1,))
@@ -356,7 +356,7 @@ def test_one_aim_file_with_both_by_path(small_released: None, tmp_path: Path) ->
     with refused(str(weights), "reads layers [1, 2]"):
         load_small(backbone_file=weights, probe_layers="best")
     silent = write_joined(tmp_path / "silent")
-    with refused("nothing tells", str(silent)):
+    with refused("it is not stated", str(silent)):
         load_small(backbone_file=silent)
     assert_is(load_small(backbone_file=silent, probe_layers="best"), 2, BEST, backbone_seed=2)
     with refused("keys are in both files", "head.", str(weights)):

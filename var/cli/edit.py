@@ -9,11 +9,11 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli import options
-from var.cli.options import BlendOptions, EditOptions, MaskOptions, given, whole_numbers
+from var.cli.options import BlendOptions, EditOptions, MaskOptions, collect_options, whole_numbers
 from var.cli.run import Group
 from var.cli.sample import COLUMNS, GRID_TILE
 from var.editing.params import BlendParams
-from var.sampling.params import SamplingParams, with_options
+from var.sampling.params import SamplingParams, apply_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -27,7 +27,7 @@ LONGEST_STEM = 50  # characters of an image's name that its results take: file s
 def inpaint(
     image: options.ImageFile, label: options.MaybeClass = None, *, masking: MaskOptions, edit: EditOptions
 ) -> None:
-    """Fill a masked part of IMAGE with what goes with the rest of it.
+    """Fill a masked part of IMAGE so that it fits the rest.
 
     Examples:
       var edit inpaint photo.jpg --box 80,60,180,200
@@ -65,7 +65,7 @@ def fill(verb: str, file: Path, label: str | None, masking: MaskOptions, edit: E
             f"mask {masking.mask} is empty: white marks what is filled; black and transparent parts are kept"
         )
     window_around(mask, masking.context)  # a context that cannot be had is refused before the model is loaded
-    finish(verb, file, edit, lambda pipe: pipe.inpaint(image, mask, **given(edit, masking, label=label)))
+    finish(verb, file, edit, lambda pipe: pipe.inpaint(image, mask, **collect_options(edit, masking, label=label)))
 
 
 def corners(box: str) -> list[int]:
@@ -100,8 +100,8 @@ def outpaint(
 
     # Room that cannot be had, or not by that method, is refused before the model is loaded.
     outpaint_windows(opened.size, pad_canvas(opened, left, right, top, bottom)[1], method or "auto")
-    asked = given(edit, blend, label=label, method=method)
-    finish("outpaint", image, edit, lambda pipe: pipe.outpaint(opened, left, right, top, bottom, **asked))
+    keywords = collect_options(edit, blend, label=label, method=method)
+    finish("outpaint", image, edit, lambda pipe: pipe.outpaint(opened, left, right, top, bottom, **keywords))
 
 
 def upscale(
@@ -119,8 +119,8 @@ def upscale(
       var edit upscale small.png --class 207 --seed 1
     """
     opened = read_image(image, edit)
-    asked = given(edit, label=label, num_scales=scales, consistent=consistent)
-    finish("upscale", image, edit, lambda pipe: pipe.upscale(opened, **asked))
+    keywords = collect_options(edit, label=label, num_scales=scales, consistent=consistent)
+    finish("upscale", image, edit, lambda pipe: pipe.upscale(opened, **keywords))
 
 
 def read_image(file: Path, edit: EditOptions, blend: BlendOptions | None = None) -> "Image.Image":
@@ -129,8 +129,8 @@ def read_image(file: Path, edit: EditOptions, blend: BlendOptions | None = None)
     from var.utils.images import open_image, to_rgb
 
     check_writable(edit.out)
-    with_options(SamplingParams(), given(edit))
-    with_options(BlendParams(), given(blend or BlendOptions()))
+    apply_options(SamplingParams(), collect_options(edit))
+    apply_options(BlendParams(), collect_options(blend or BlendOptions()))
     return to_rgb(open_image(file))
 
 
@@ -154,7 +154,7 @@ def finish(verb: str, file: Path, edit: EditOptions, method: "Callable[[VARPipel
 
 
 def results(verb: str, output: "EditOutput") -> "dict[str, Image.Image]":
-    """What is saved, by name: the results, the mask, and a sheet of all that begins with the input."""
+    """Return what is saved, by name: the results, the mask, and a sheet of all that begins with the input."""
     from PIL.Image import Resampling
 
     from var.editing.image_masks import overlay
@@ -172,7 +172,7 @@ def results(verb: str, output: "EditOutput") -> "dict[str, Image.Image]":
 
 
 def tile(image: "Image.Image") -> "Image.Image":
-    """An image as the sheet shows it: large enough to be seen and small enough to go with others."""
+    """Return an image at the size of the sheet's tiles: small ones enlarged, large ones reduced."""
     from var.utils.images import enlarge
 
     seen = enlarge(image, GRID_TILE) if max(image.size) < GRID_TILE else image.copy()

@@ -16,7 +16,7 @@ from var.cli.run import Group
 
 if TYPE_CHECKING:
     from var.features.classify import Accuracy, Regression
-    from var.features.table import FeatureTable
+    from var.features.feature_file import FeatureTable
     from var.models.aim import EncoderConfig
 
 
@@ -48,10 +48,10 @@ def extract(
     check_target(out, EXAMPLE)
     images = list_folder(Path(source)) if split is None else list_split(source, split)
     found = open_source(model, None if sizes is None else read_sizes(sizes), device, dtype)
-    tell = partial(typer.echo, err=True)
+    report = partial(typer.echo, err=True)
     began = time.perf_counter()
     with stopping(), progress_bar("encoded") as progress:
-        done = write_features(found, images, out, model, blocks, pool, batch, progress, tell)
+        done = write_features(found, images, out, model, blocks, pool, batch, progress, report)
     rate = done.computed / (time.perf_counter() - began)
     now = f"{done.computed} images now, {rate:.1f} images/s" if done.computed else "all of them there already"
     unreadable = f"; {done.unreadable} images could not be read" if done.unreadable else ""
@@ -97,7 +97,7 @@ def classify(
       var features classify train.parquet validation.parquet --k 10 --json accuracy.json
     """
     from var.features.classify import check_comparable, linear, nearest_neighbors
-    from var.features.table import read_features
+    from var.features.feature_file import read_features
     from var.utils.files import atomic_write, check_target
 
     if json_file is not None:
@@ -118,7 +118,7 @@ def classify(
 def results(
     train: "FeatureTable", validation: "FeatureTable", k: int, neighbors: "Accuracy", regression: "Regression"
 ) -> dict[str, Any]:
-    """What is written."""
+    """Return the content of the JSON file."""
     settings, chosen = train.settings, regression._asdict()
     del chosen["accuracy"]
     return {
@@ -132,7 +132,7 @@ def results(
 
 
 def heading(train: "FeatureTable", validation: "FeatureTable") -> str:
-    """What was compared, for the eye."""
+    """Return the line that says which features were compared."""
     settings, classes = train.settings, len(set(train.labels.tolist()))
     layers = ", ".join(map(str, settings.layers))
     return (

@@ -1,6 +1,6 @@
 """Every option of the commands, once; a parameter of a dataclass type stands for all its fields, see `run.flatten`.
 
-Options that are None are the library's defaults, which their help tells.
+Options that are None are the library's defaults, which their help states.
 """
 
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def whole_numbers(text: str, refusal: str) -> list[int]:
         raise InputError(refusal) from error
 
 
-def given(*bundles: object, **more: object) -> dict[str, Any]:
+def collect_options(*bundles: object, **more: object) -> dict[str, Any]:
     """The options that are not None, as keywords of the pipeline's methods."""
     values = {name: value for bundle in bundles for name, value in vars(bundle).items()} | more
     return {name: value for name, value in values.items() if value is not None and name not in OWN}
@@ -71,7 +71,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class MetricsSamplingOptions:
-    """How tokens are sampled for metrics."""
+    """Sampling options of commands that make metrics."""
 
     seed: Annotated[
         int,
@@ -95,7 +95,7 @@ class MetricsSamplingOptions:
 
 @dataclass(frozen=True)
 class SamplingOptions(MetricsSamplingOptions):
-    """How tokens are sampled for images to look at."""
+    """Sampling options of commands that make images to look at."""
 
     cfg: Annotated[float | None, guidance(SAMPLING.cfg)] = None
     smooth: Annotated[bool | None, sampling_option("--smooth", help="Smoother images; not for metrics.")] = None
@@ -115,7 +115,7 @@ SampleFolder = Annotated[Path, Option("--out", help="Folder for the images.")]
 
 @dataclass(frozen=True)
 class EditOptions(ModelOptions, SamplingOptions):
-    """What every edit takes: a model, how it samples, and how many results go where."""
+    """Options of every edit: model, sampling, number of results and their folder."""
 
     num: Annotated[int, Option(max=100, callback=check_at_least("num", 1), help="Number of results.")] = 4
     out: SampleFolder = Path("edits")
@@ -123,7 +123,7 @@ class EditOptions(ModelOptions, SamplingOptions):
 
 @dataclass(frozen=True)
 class BlendOptions:
-    """How results go with the image around the mask."""
+    """Blending of the results into the image around the mask."""
 
     dilate: Annotated[
         int | None,
@@ -156,7 +156,7 @@ class BlendOptions:
 
 @dataclass(frozen=True)
 class MaskOptions(BlendOptions):
-    """What is inpainted, how much of it and around it the model sees, and how results go with the rest."""
+    """Mask, context that the model sees around it, and blending of the results into the rest."""
 
     mask: Annotated[
         Path | None,
@@ -203,7 +203,7 @@ CoarseScales = Annotated[
     Option(
         "--scales",
         callback=check_at_least("num_scales", 1),
-        help="Coarse scales that are kept. Default: as many as the small image can tell.",
+        help="Coarse scales that are kept. Default: as many as the small image determines.",
     ),
 ]
 Consistent = Annotated[bool | None, Option(help="Results, when reduced, are the small image. Default: on.")]

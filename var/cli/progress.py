@@ -1,4 +1,4 @@
-"""How commands that take long tell how far they are, and how they stop."""
+"""Progress and stopping of commands that take long."""
 
 import sys
 import time
@@ -20,26 +20,26 @@ def progress_bar(done_word: str, is_main_process: bool = True, world: int = 1) -
     Args:
         done_word: what was done to them, such as "encoded".
         is_main_process: whether this process shows anything.
-        world: what the bar is told of is one process's share; it shows what that means for so many processes.
+        world: number of processes; counts are of one of them, and the bar shows that many times as much.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    told = 0
+    printed = 0
     began = time.perf_counter()
 
     with Progress(*columns, console=console, disable=not (is_main_process and console.is_terminal)) as bar:
         task = bar.add_task("images", total=None)
 
         def show(done: int, total: int) -> None:
-            nonlocal told
+            nonlocal printed
             seconds = time.perf_counter() - began
             rate = f"{done * world / seconds:.1f} images/s"
             bar.update(task, completed=done * world, total=total * world, description=rate)
-            if is_main_process and not console.is_terminal and 20 * done // total > told:
-                told = 20 * done // total
+            if is_main_process and not console.is_terminal and 20 * done // total > printed:
+                printed = 20 * done // total
                 left = timedelta(seconds=round(seconds / done * (total - done)))
                 console.print(f"{done_word} {done * world} of {total * world}  {rate}  {left} left", soft_wrap=True)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from var.cli import options
-from var.cli.options import ModelOptions, SamplingOptions, given
+from var.cli.options import ModelOptions, SamplingOptions, collect_options
 from var.cli.run import run
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from var.pipeline import PipelineOutput
 
-MIX = 8  # classes sampled when none is asked for
+MIX = 8  # classes sampled when none is given
 COLUMNS = 8  # of the grid, at most
 GRID_TILE = 128  # smaller images are enlarged on the grid and in the GIF, to be seen on a screen
 
@@ -50,7 +50,7 @@ def sample(
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype)
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
-    output = pipe(labels, num, intermediates=scales, **given(sampling))
+    output = pipe(labels, num, intermediates=scales, **collect_options(sampling))
     seconds = time.perf_counter() - loaded
     for path in save(output, out, columns=min(num, COLUMNS)):
         typer.echo(path)

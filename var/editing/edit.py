@@ -1,7 +1,7 @@
 """Zero-shot editing: known tokens stay, the model generates the others (VAR paper, section 4.4).
 
 An image is seen through square windows. What is known of a window becomes tokens, without a look under the mask;
-the model generates the others to go with them; the result is pasted over the image, which stays as it was elsewhere.
+the model generates the others to fit them; the result is pasted over the image, which stays as it was elsewhere.
 
 B results, L tokens of all scales, S side of the model's images, m side of a small one.
 """
@@ -50,7 +50,7 @@ def inpaint_windows(
         windows: looked through one after the other; each fills what is left of the mask in it.
         labels: B labels; model.config.num_classes for no class.
         sampling: how tokens are drawn.
-        blend: how results go with the image around the mask.
+        blend: how results are blended into the image around the mask.
         seed: of the first window; those of the others follow from it.
         batch_size: results generated at once.
 
@@ -138,7 +138,7 @@ def upscale(
 
 
 def encoder_view(square: Image.Image, hidden: Mask, side: int) -> Tensor:
-    """What the encoder is shown of a square: (3, side, side) in [-1, 1], hidden pixels continued from the others.
+    """Return a square as the encoder is shown it: (3, side, side) in [-1, 1], hidden pixels continued from the others.
 
     They are hidden before the square is resized, which would mix them with their neighbors. A square four times as
     large or more is first reduced by a whole factor, to twice the side or more, a cell the mean of its known pixels.

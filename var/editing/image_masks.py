@@ -175,7 +175,7 @@ def masked_downscale(pixels: Tensor, mask: Tensor, factor: int) -> tuple[Tensor,
 
 
 def feathered_alpha(mask: Mask, feather: float) -> NDArray[np.float32]:
-    """How much of the new image is seen, (H, W): 1 in the mask, falling until `feather` pixels outside it, then 0."""
+    """Return the opacity of the new image, (H, W): 1 in the mask, falling until `feather` pixels outside it, then 0."""
     alpha = np.zeros(mask.shape, dtype=np.float32)
     box = Image.fromarray(mask).getbbox()
     if box is None:

@@ -3,20 +3,20 @@
 from dataclasses import dataclass
 
 from tokenizer.errors import InputError, check_types
-from var.sampling.params import SamplingOptions
+from var.sampling.params import SamplingKeywords
 
 
 @dataclass(frozen=True)
 class BlendParams:
-    """How what is inpainted goes with the image around it.
+    """Blending of what is inpainted into the image around it.
 
     Attributes:
         dilate: so many more tokens around the mask are generated too: the encoder looks beyond a token's pixels, so
             those beside the mask describe what is under it too.
         hide_masked: masked pixels are hidden before encoding, by a smooth continuation of those around them.
         composite: the result is the image itself outside the mask; without it, all that the model generated.
-        color_match: shift the colors of what was generated smoothly so that they meet those around the mask. Goes with
-            composite.
+        color_match: shift the colors of what was generated smoothly so that they meet those around the mask. Only
+            with composite.
         feather: over so many pixels outside the mask the result fades into the image; None: half a token.
 
     Raises:
@@ -42,7 +42,7 @@ def check_dilate(dilate: int) -> None:
         raise InputError(f"dilate={dilate} must be 0 or more tokens")
 
 
-class EditOptions(SamplingOptions, total=False):
+class EditKeywords(SamplingKeywords, total=False):
     """Keywords of an edit with a mask: those of sampling, and the fields of BlendParams."""
 
     seed: int

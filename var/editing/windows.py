@@ -29,6 +29,7 @@ class Window(NamedTuple):
 
     @property
     def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom, as PIL crops."""
         return self.left, self.top, self.left + self.side, self.top + self.side
 
     @property
@@ -64,11 +65,11 @@ def window_around(mask: Mask, context: float | None = None) -> Window:
     if context is not None and extent:
         side = min(side, max(round(context * extent), 1))
 
-    def place(low: int, high: int, length: int) -> int:
+    def start(low: int, high: int, length: int) -> int:
         middle = (low + high - side) // 2
         return min(max(middle, 0), length - side) if side <= length else (length - side) // 2
 
-    return Window(place(left, right, width), place(top, bottom, height), side)
+    return Window(start(left, right, width), start(top, bottom, height), side)
 
 
 def outpaint_windows(size: tuple[int, int], mask: Mask, method: str) -> list[Window]:
@@ -77,7 +78,7 @@ def outpaint_windows(size: tuple[int, int], mask: Mask, method: str) -> list[Win
     Args:
         size: of the image that is extended.
         mask: of the extended image.
-        method: `shrink`, one window with all of it; `slide`, as `sliding`; `auto`, shrink until the extended image is
+        method: `shrink`, a window with all of it; `slide`: `slide_windows`; `auto`, shrink until the extended image is
             twice as long as the given one's shorter side, or where sliding would take too many steps.
 
     Raises:
@@ -91,10 +92,10 @@ def outpaint_windows(size: tuple[int, int], mask: Mask, method: str) -> list[Win
         raise InputError(f"windows of {side} px take {steps} steps, at most {MAX_WINDOWS}: use the method shrink")
     far = max(extended_size) > 2 * side and steps <= MAX_WINDOWS
     slides = method == "slide" or (method == "auto" and far)
-    return list(sliding(mask, side)) if slides else [bounding_square(extended_size)]
+    return list(slide_windows(mask, side)) if slides else [bounding_square(extended_size)]
 
 
-def sliding(mask: Mask, side: int) -> Iterator[Window]:
+def slide_windows(mask: Mask, side: int) -> Iterator[Window]:
     """Windows that fill a large mask step by step, each overlapping what is known by then.
 
     They stand on a grid of half their side that is tied to the known part; of those that still have something to fill
@@ -120,15 +121,15 @@ def sliding(mask: Mask, side: int) -> Iterator[Window]:
 
 
 def _grid(mask: Mask, side: int) -> list[Window]:
-    """Where windows stand that show something of the mask."""
+    """Return the windows of the grid that show something of the mask."""
     left, top, right, bottom = Image.fromarray(~mask).getbbox() or (0, 0, 0, 0)
     tops, lefts = _stops(top, bottom, mask.shape[0], side), _stops(left, right, mask.shape[1], side)
-    places = [Window(x, y, side) for y in tops for x in lefts]
-    return [window for window in places if mask[window.slices].any()]
+    windows = [Window(x, y, side) for y in tops for x in lefts]
+    return [window for window in windows if mask[window.slices].any()]
 
 
 def _stops(low: int, high: int, length: int, side: int) -> list[int]:
-    """Where windows along one axis begin: over the known part, then outwards by half a side up to the edges."""
+    """Return the starts of windows along one axis: over the known part, then outwards by half a side to the edges."""
     step = max(side // 2, 1)
     over = range(low, max(high - side, low) + 1, step)
     before = range(low, -step, -step)
@@ -167,7 +168,7 @@ def crop_mask(pixels: Mask, window: Window) -> Mask:
 
 
 def remove_window(mask: Mask, window: Window) -> Mask:
-    """What is left of a mask when it has been filled through a window."""
+    """Return a copy of a mask without the part inside a window."""
     left = mask.copy()
     left[window.slices] = False
     return left

@@ -66,7 +66,7 @@ class Reconstruction:
     overall: Usage  # by all scales together
 
 
-def open_tokenizer(model: str | Path) -> VQVAE:
+def find_tokenizer(model: str | Path) -> VQVAE:
     """The tokenizer of a model, in float32 on the CPU.
 
     Args:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.errors import InputError
-from var.features.table import FeatureTable
+from var.features.feature_file import FeatureTable
 
 try:
     from sklearn.exceptions import ConvergenceWarning
@@ -55,7 +55,7 @@ def check_comparable(train: FeatureTable, validation: FeatureTable) -> None:
         raise InputError(f"the validation features are others than the training features: of {detail}")
     known = np.unique(train.labels).tolist()
     if len(known) < 2:
-        raise InputError("the training features are all of one class: there is nothing to tell apart")
+        raise InputError("the training features are all of one class: classification needs two or more")
     if absent := sorted(set(validation.labels.tolist()) - set(known)):
         named = ", ".join(map(str, absent[:10])) + (", ..." if len(absent) > 10 else "")
         raise InputError(f"{len(absent)} labels of the validation features have no training features: {named}")

@@ -1,7 +1,7 @@
 """Features of many images, made in parts so that a run that is killed goes on.
 
 While OUT is made, OUT.parts holds manifest.json, which is written first and never changes, and a file for every so many
-images; each is written beside its place and renamed, so that one that is there is whole.
+images; each is written under another name and renamed, so that one that is there is whole.
 
 B batch, N patches, D width, S side of the images, F length of a feature.
 """
@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.errors import InputError, check_whole_number, one_line
+from var.features.feature_file import Pool, Settings, read_settings, schema_of, table_writer, to_table
 from var.features.images import ImageList, LabeledImage
 from var.features.sources import FeatureSource, load_features
-from var.features.table import Pool, Settings, as_table, read_settings, schema_of, table_writer
 from var.models.aim import EncoderConfig
 from var.utils.device import choose_device, choose_dtype
 from var.utils.files import atomic_write, check_no_other_files, check_target, to_path
@@ -82,7 +82,7 @@ def write_features(
     pool: Pool = "mean",
     batch: int = 32,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    tell: Callable[[str], object] = log.warning,
+    report: Callable[[str], object] = log.warning,
 ) -> FeatureSummary:
     """Write the features of all images; killed at any time, the same call goes on from the parts that were done.
 
@@ -93,11 +93,11 @@ def write_features(
         source: on the device and in the dtype that it is to run in.
         model: what the file calls the source.
         layers: as `FeatureSource.choose` takes them.
-        progress: is told how many images were looked at in this call, and how many there are to look at.
-        tell: is given a line for every image that cannot be read and is left out.
+        progress: called with the number of images read in this call and the number to read.
+        report: is given a line for every image that cannot be read and is left out.
 
     Raises:
-        InputError: layers that there are not, a batch below 1, a file or parts of other settings or images, a place
+        InputError: layers that there are not, a batch below 1, a file or parts of other settings or images, a file
             that cannot be written, no image that can be read, features that are not finite.
     """
     batch = check_whole_number("batch", batch, 1)
@@ -115,7 +115,7 @@ def write_features(
         todo = {file: batches for file, batches in parts.items() if not file.exists()}
         chunks = list(chain(*todo.values()))
         total = sum(map(len, chunks))
-        with closing(_extracted(source, settings, image_list, chunks, tell)) as tables:
+        with closing(_extract_batches(source, settings, image_list, chunks, report)) as tables:
             for file, batches in todo.items():
                 rows: list[pa.Table] = []
                 for chunk in batches:
@@ -157,8 +157,8 @@ def _fingerprint(source: FeatureSource) -> str:
     return sha256([as_key(parts), *weights])
 
 
-def _check_same(settings: Settings, theirs: Settings, place: Path) -> None:
-    """The name of the model may differ: its weights tell."""
+def _check_same(settings: Settings, theirs: Settings, path: Path) -> None:
+    """Raise InputError unless the settings agree; the model's name may differ, its weights may not."""
     names = [field.name for field in fields(Settings) if field.name != "model"]
     difference = theirs.difference(settings, names)
     if difference is not None:
@@ -168,7 +168,7 @@ def _check_same(settings: Settings, theirs: Settings, place: Path) -> None:
             difference = f"by another model ({theirs.model})"
         else:
             difference = f"with {difference}"
-        raise InputError(f"{place} was made {difference}: give another --out, or remove it")
+        raise InputError(f"{path} was made {difference}: give another --out, or remove it")
 
 
 def _parts(folder: Path, settings: Settings, batch: int) -> dict[Path, list[range]]:
@@ -191,19 +191,19 @@ def _parts(folder: Path, settings: Settings, batch: int) -> dict[Path, list[rang
     return {file: [part[at : at + batch] for at in range(0, len(part), batch)] for file, part in parts.items()}
 
 
-def _extracted(
+def _extract_batches(
     source: FeatureSource,
     settings: Settings,
     image_list: ImageList,
     chunks: Sequence[range],
-    tell: Callable[[str], object],
+    report: Callable[[str], object],
 ) -> Generator[pa.Table]:
     """A table for each batch of images."""
     with closing(_read_ahead(lambda i: image_list.read(i, settings.image_size), chunks)) as batches:
         for found in batches:
             for failure in found:
                 if isinstance(failure, InputError):
-                    tell(f"left out: {failure}")
+                    report(f"left out: {failure}")
             readable = [image for image in found if isinstance(image, LabeledImage)]
             values = np.empty((0, settings.length), np.float32)
             if readable:
@@ -213,7 +213,7 @@ def _extracted(
                 raise InputError(
                     f"the features of {bad} are not finite: the model is damaged, or overflows in {settings.dtype}"
                 )
-            yield as_table(readable, values, settings, image_list.class_names)
+            yield to_table(readable, values, settings, image_list.class_names)
 
 
 def _read_ahead(

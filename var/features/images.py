@@ -127,7 +127,7 @@ def list_split(source: str, split: "Split") -> ImageList:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Inside, `datasets` shows no progress where nobody watches it: what goes wrong is told in one line."""
+    """Inside, `datasets` shows no progress where nobody watches it: errors are shown in one line."""
     import datasets
 
     if sys.stderr.isatty() or datasets.are_progress_bars_disabled():
@@ -148,9 +148,11 @@ class _OneByOne:
         self.lock = threading.Lock()
 
     def location(self, row: int) -> str:
+        """Return the location of an image, for messages."""
         return self.source.location(row)
 
     def read(self, row: int) -> "Encoded":
+        """Read the bytes of an image, one thread at a time."""
         with self.lock:
             return self.source.read(row)
 
@@ -160,5 +162,5 @@ def _checksum(texts: Iterable[bytes]) -> str:
 
 
 def _text(given: str) -> str:
-    """What Parquet can hold: names of files may be no text."""
+    """Return a file's name as valid Unicode, which Parquet needs."""
     return os.fsencode(given).decode(errors="backslashreplace")

@@ -48,7 +48,7 @@ class FeatureSource(ABC):
             layers: blocks, counted from 0, in any order.
 
         Returns:
-            (B, N, D) for each layer asked for.
+            (B, N, D) for each of the layers.
 
         Raises:
             InputError: images of another size or no floating-point numbers, layers that are no list of blocks.
@@ -78,12 +78,12 @@ class FeatureSource(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where it computes."""
+        """The device that it computes on."""
         return self._first_weight.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which type it computes."""
+        """The type that it computes in."""
         return self._first_weight.dtype
 
     @property
@@ -110,7 +110,7 @@ class EncoderFeatures(FeatureSource):
 class VARFeatures(FeatureSource):
     """Hidden states of VAR's transformer, which reads the image's own tokens under the null class, as in training.
 
-    A token of scale k sees the image up to scale k - 1 and its own place: what the model makes of it to predict it.
+    A token of scale k sees the image up to scale k - 1 and its own position: what the model makes of it to predict it.
     """
 
     def __init__(self, model: VAR, vqvae: VQVAE) -> None:
@@ -180,15 +180,15 @@ def load_classifier(
         InputError: missing, damaged or foreign files, a model whose features are not what the probe reads, an
             impossible device or dtype.
     """
-    target, place = choose_device(device), Path(folder).expanduser()
+    target, path = choose_device(device), Path(folder).expanduser()
     computed_in = choose_dtype(dtype, target)
-    probe = load_probe(place)
-    source = _read_by(place, probe.config, model).to(target, computed_in)
+    probe = load_probe(path)
+    source = _load_probed(path, probe.config, model).to(target, computed_in)
     return ProbeClassifier(source, probe.requires_grad_(False).to(source.device))
 
 
 def hidden_states(model: VAR, labels: Tensor, teacher_forcing_input: Tensor, layers: Sequence[int]) -> list[Tensor]:
-    """Outputs of some blocks of a VAR under teacher forcing; blocks after the last one asked for are not run.
+    """Outputs of some blocks of a VAR under teacher forcing; blocks after the last of the layers are not run.
 
     Args:
         labels: (B,) int64, num_classes for the null class.
@@ -196,7 +196,7 @@ def hidden_states(model: VAR, labels: Tensor, teacher_forcing_input: Tensor, lay
         layers: blocks, counted from 0, in any order.
 
     Returns:
-        (B, L, D) for each layer asked for.
+        (B, L, D) for each of the layers.
 
     Raises:
         InputError: a block that there is not.
@@ -224,7 +224,7 @@ def load_features(model: str, sizes: EncoderConfig | None = None) -> FeatureSour
     """
     if model in BASELINES:
         return baseline(model, sizes)
-    source = _trained(model)
+    source = _load_trained(model)
     if sizes is not None:
         check_sizes(model, source, sizes)
     return source
@@ -249,13 +249,13 @@ def check_sizes(model: str, source: FeatureSource, sizes: EncoderConfig) -> None
         )
 
 
-def _trained(model: str) -> FeatureSource:
+def _load_trained(model: str) -> FeatureSource:
     folder = Path(model).expanduser()
     if model in RELEASED or model in SHIPPED or (folder / TRANSFORMER).is_dir():
         pipe = VARPipeline.from_pretrained(model, device="cpu", dtype="float32")
         return VARFeatures(pipe.model.requires_grad_(False), pipe.vqvae.requires_grad_(False))
     if model in AIM_SIZES and not folder.is_dir():
-        return _with_probe(model)
+        return _load_with_probe(model)
     if not folder.is_dir():
         known = ", ".join([*AIM_RELEASED, *SHIPPED, *RELEASED, *BASELINES])
         raise InputError(
@@ -263,25 +263,25 @@ def _trained(model: str) -> FeatureSource:
         )
     kind = read_config(folder).get("model")
     if kind == AIM.__name__:
-        return _with_probe(folder)
+        return _load_with_probe(folder)
     if kind == Probe.__name__:
-        return _read_by(folder, load_probe(folder).config)
+        return _load_probed(folder, load_probe(folder).config)
     return EncoderFeatures(load_encoder(folder).requires_grad_(False))
 
 
-def _with_probe(name: str | Path) -> FeatureSource:
+def _load_with_probe(name: str | Path) -> FeatureSource:
     aim = load_aim_by_name(name)
     return EncoderFeatures(aim.encoder.requires_grad_(False), aim.config.probe_layers)
 
 
-def _read_by(folder: Path, probe: ProbeConfig, model: str | None = None) -> FeatureSource:
-    """What gives the features that the probe in a folder reads: as the folder says, or the model given."""
-    told: Any = read_config(folder).get("features_of")
+def _load_probed(folder: Path, probe: ProbeConfig, model: str | None = None) -> FeatureSource:
+    """Load the source of the features that a probe reads: the one its folder names, or the model given."""
+    stated: Any = read_config(folder).get("features_of")
     try:
-        name = str(told["model"]) if model is None else model
-        sizes = None if told is None or told["sizes"] is None else EncoderConfig(**told["sizes"])
+        name = str(stated["model"]) if model is None else model
+        sizes = None if stated is None or stated["sizes"] is None else EncoderConfig(**stated["sizes"])
     except (TypeError, LookupError) as error:
-        raise InputError(f"{folder} does not tell what its probe reads: give the model") from error
+        raise InputError(f"{folder} does not say what its probe reads: give the model") from error
     source = load_features(name, sizes)
     if source.width != probe.width or max(probe.layers) >= source.depth:
         raise InputError(

@@ -52,8 +52,8 @@ def official_tokenizer_key(key: str, config: TokenizerConfig) -> str:
     if match := re.fullmatch(r"quantizer\.phi\.(\d+)\.(.+)", key):
         return f"quantize.quant_resi.qresi_ls.{match[1]}.{match[2]}"
     if match := re.fullmatch(r"(encoder|decoder)\.middle\.([012])\.(.+)", key):
-        place = ("block_1", "attn_1", "block_2")[int(match[2])]
-        return f"{match[1]}.mid.{place}.{_official_layer(match[3])}"
+        part = ("block_1", "attn_1", "block_2")[int(match[2])]
+        return f"{match[1]}.mid.{part}.{_official_layer(match[3])}"
     if match := re.fullmatch(r"(encoder|decoder)\.levels\.(\d+)\.(\d+)\.(.+)", key):
         return _official_level(match[1], int(match[2]), int(match[3]), match[4], config)
     if match := re.fullmatch(r"encoder\.downsamples\.(\d+)\.(.+)", key):
@@ -67,10 +67,10 @@ def _official_level(side: str, level: int, layer: int, rest: str, config: Tokeni
     last = len(config.multipliers) - 1
     # Theirs count levels from the finest in both directions; our decoder's go from coarse to fine.
     number = level if side == "encoder" else last - level
-    place = "down" if side == "encoder" else "up"
+    part = "down" if side == "encoder" else "up"
     # The lowest level alternates residual blocks and attention.
     kind, index = (("block", "attn")[layer % 2], layer // 2) if number == last else ("block", layer)
-    return f"{side}.{place}.{number}.{kind}.{index}.{_official_layer(rest)}"
+    return f"{side}.{part}.{number}.{kind}.{index}.{_official_layer(rest)}"
 
 
 def _official_layer(rest: str) -> str:
@@ -97,7 +97,7 @@ def _derived_buffers(config: VARConfig) -> dict[str, Tensor]:
 
 
 def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConfig:
-    """Sizes of a released tokenizer, read off its tensors. Raises InputError: a tensor that tells a size is missing."""
+    """Return the sizes of a released tokenizer, read off its tensors. Raises InputError if one is missing."""
     check_state(state)
     levels = count_numbers(state, r"encoder\.down\.(\d+)\.")
     base_width = shape_of(state, "encoder.conv_in.weight", 4)[0]
@@ -117,7 +117,7 @@ def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConf
 def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None) -> VARConfig:
     """Sizes of a released transformer, read off its tensors; num_heads None: from the attention scales, else the depth.
 
-    Raises InputError: a tensor that tells a size is missing, or the number of tokens is not that of the scales.
+    Raises InputError: a tensor that determines a size is missing, or the number of tokens is not that of the scales.
     """
     check_state(state)
     depth = count_numbers(state, r"blocks\.(\d+)\.")

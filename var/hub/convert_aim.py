@@ -48,7 +48,7 @@ def aim_config(
 ) -> AIMConfig:
     """Sizes of a released AIM, read off its tensors; for the arguments see load_official_aim.
 
-    Raises InputError: a tensor that tells a size is missing, or a number of heads that nothing tells.
+    Raises InputError: a tensor that determines a size is missing, or an unknown number of heads.
     """
     check_state(state)
     width, _, _, patch_size = shape_of(state, "preprocessor.patchifier.proj.weight", 4)
@@ -71,8 +71,10 @@ def _released_heads(width: int) -> int:
     known = {released.config.width: released.config.heads for released in AIM_RELEASED.values()}
     if width not in known:
         widths = ", ".join(map(str, known))
-        told = f"no tensor tells the number of heads, and no released model has width {width} ({widths} are known)"
-        raise InputError(f"{told}: pass num_heads")
+        reason = (
+            f"no tensor determines the number of heads, and no released model has width {width} ({widths} are known)"
+        )
+        raise InputError(f"{reason}: pass num_heads")
     return known[width]
 
 
@@ -90,7 +92,7 @@ def load_official_aim(
         state_dict: of backbone and head together.
         img_size: side of the images in pixels; positions follow from it. None: 224.
         num_heads: None: that of the released model of this width.
-        probe_layers: the blocks that the head was trained on, which no tensor tells: "last" for the last six, "best"
+        probe_layers: the blocks that the head was trained on, which no tensor shows: "last" for the last six, "best"
             for those of the paper (see `var.hub.presets.choose_layers`), or a list of blocks counted from 0.
 
     Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently; a number of heads

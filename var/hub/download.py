@@ -64,8 +64,7 @@ def load_aim_by_name(
 ) -> AIM:
     """The AIM of a folder, or a released one, converted once for each of its heads: see var.AIM.from_pretrained.
 
-    Raises InputError: an unknown name, weights that cannot be had, a probe that reads other layers than those asked
-    for.
+    Raises InputError: an unknown name, weights that cannot be had, a probe that reads other layers than requested.
     """
     backbone = None if backbone_file is None else to_path(backbone_file, "backbone_file")
     head = None if head_file is None else to_path(head_file, "head_file")
@@ -84,8 +83,8 @@ def load_aim_by_name(
             save_model(folder, load_released_aim(str(name), read))
     model = load_aim(folder)
     own = model.config.probe_layers
-    asked = None if probe_layers is None else choose_layers(probe_layers, model.config.depth, own)
-    _agree(asked, own, f"the probe in {folder}")
+    requested = None if probe_layers is None else choose_layers(probe_layers, model.config.depth, own)
+    _agree(requested, own, f"the probe in {folder}")
     return model
 
 
@@ -97,15 +96,15 @@ def load_released_aim(
     A file that is not given is looked for in `released/` of the cache folder, then on the hub.
 
     Raises InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch; a
-    head that reads other layers than those asked for.
+    head that reads other layers than those requested.
     """
     preset = AIM_RELEASED[name]
-    for given in filter(None, (backbone_file, head_file)):  # before what their names and contents tell of the layers
+    for given in filter(None, (backbone_file, head_file)):  # before the layers are read off names and contents
         check_weights_exist(given)
     files, layers = _choose_files(preset, probe_layers, backbone_file, head_file)
     called = " and ".join(map(str, files))
     try:
-        model = load_official_aim(_merged(files), preset.config.image_size, preset.config.heads, layers)
+        model = load_official_aim(_merge_files(files), preset.config.image_size, preset.config.heads, layers)
     except InputError as error:
         raise InputError(f"{called}: not what {name} is made of: {error}") from error
     if model.config.encoder != preset.config:
@@ -120,15 +119,15 @@ def _choose_files(
 
     Released heads have them in their names, and a file with both has them in the config.json beside it.
     """
-    asked = None if probe_layers is None else preset.layers(probe_layers)
+    requested = None if probe_layers is None else preset.layers(probe_layers)
     if head_file is not None:
         stated = next((preset.layers(read) for read in preset.heads if f"head_{read}_layers" in head_file.name), None)
-        layers = _agree(asked, stated, f"the head in {head_file}")
+        layers = _agree(requested, stated, f"the head in {head_file}")
         return (backbone_file or locate_file(preset.backbone, AIM_REPOSITORY, (preset.backbone,)), head_file), layers
     if backbone_file is not None and any(key.startswith("head.") for key in read_weights(backbone_file)):
         stated = _stated_layers(backbone_file.with_name(CONFIG), preset)
-        return (backbone_file,), _agree(asked, stated, f"the head in {backbone_file}")
-    layers = preset.best if asked is None else asked
+        return (backbone_file,), _agree(requested, stated, f"the head in {backbone_file}")
+    layers = preset.best if requested is None else requested
     if backbone_file is None:
         return _find_aim(preset, layers), layers
     head = preset.heads[_head(preset, layers)]
@@ -139,7 +138,7 @@ def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
     """Backbone and head; or one file that holds both, if its head reads these layers.
 
     What is in the cache's `released/` folder goes first. Of the two downloads that of backbone and head does: their
-    names tell which layers the head reads, and the other head needs no second download of the backbone.
+    names say which layers the head reads, and the other head needs no second download of the backbone.
     """
     pair = (preset.backbone, preset.heads[_head(preset, layers)])
     here, joined = _released_folder(), _released_folder() / Path(preset.repository).name
@@ -154,13 +153,13 @@ def _find_aim(preset: ReleasedAIM, layers: tuple[int, ...]) -> tuple[Path, ...]:
     except UnreachableError:
         raise  # at once: the hub's client is slow to give up
     except InputError:
-        with suppress(InputError):  # if the second choice fails too, the first is what to tell of
+        with suppress(InputError):  # if the second choice fails too, the first error is shown
             if _stated_layers(download(CONFIG, preset.repository), preset) == layers:
                 return (download(WEIGHTS, preset.repository),)
         raise
 
 
-def _merged(files: Sequence[Path]) -> dict[str, Tensor]:
+def _merge_files(files: Sequence[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files:
         part = read_weights(file)
@@ -179,14 +178,14 @@ def _head(preset: ReleasedAIM, layers: tuple[int, ...]) -> str:
     raise InputError(f"no released head reads layers {list(layers)}: take {known}, or pass head_file")
 
 
-def _agree(asked: tuple[int, ...] | None, stated: tuple[int, ...] | None, head: str) -> tuple[int, ...]:
-    """The layers that a head reads, by what the user asks for and what its file or folder states; None: nothing.
+def _agree(requested: tuple[int, ...] | None, stated: tuple[int, ...] | None, head: str) -> tuple[int, ...]:
+    """The layers that a head reads, by what the user requests and what its file or folder states; None: nothing.
 
     Raises InputError: the two contradict each other, or neither says anything.
     """
-    layers = stated if asked is None else asked
+    layers = stated if requested is None else requested
     if layers is None:
-        raise InputError(f"nothing tells which layers {head} reads: pass probe_layers")
+        raise InputError(f"it is not stated which layers {head} reads: pass probe_layers")
     if stated is not None and set(layers) != set(stated):
         raise InputError(f"{head} reads layers {list(stated)}, not {list(layers)}: leave probe_layers out")
     return layers
@@ -208,7 +207,7 @@ def _released_folder() -> Path:
 def locate_file(file: str, repository: str, needed: Sequence[str]) -> Path:
     """A released file: in the cache's `released/` folder, or from the hub; `needed` are all files of the model.
 
-    Raises InputError: it is in neither place, with the files to fetch.
+    Raises InputError: neither has it; with the files to fetch.
     """
     local = _released_folder() / file
     if local.is_file():

@@ -39,7 +39,7 @@ def check_name(name: str, known: Collection[str] = (*SHIPPED, *RELEASED)) -> Non
 AIM_REPOSITORY = "apple/AIM"  # backbones, and two heads for each
 PROBED = 6  # blocks, the mean of whose outputs a released head reads
 
-Layers = str | Sequence[int]  # that a probe reads, as users ask for them: see `choose_layers`
+Layers = str | Sequence[int]  # that a probe reads, as users give them: see `choose_layers`
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,9 @@ class ReleasedAIM:
         """The files of the two heads, by the name of what they read."""
         return {layers: f"{self.files}_head_{layers}_layers.pth" for layers in ("last", "best")}
 
-    def layers(self, asked: Layers | None) -> tuple[int, ...]:
+    def layers(self, requested: Layers | None) -> tuple[int, ...]:
         """The blocks that `choose_layers` takes of the encoder; None: the best."""
-        return choose_layers("best" if asked is None else asked, self.config.depth, self.best)
+        return choose_layers("best" if requested is None else requested, self.config.depth, self.best)
 
 
 AIM_RELEASED = {

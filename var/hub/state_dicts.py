@@ -1,4 +1,4 @@
-"""State dicts of released files: what they tell of sizes, and their way into our modules, strict."""
+"""State dicts of released files: the sizes read off them, and strict loading into our modules."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -66,12 +66,12 @@ def check_state(state: object) -> None:
         raise InputError(f"not a released file: a {type(state).__name__} is no state dict of tensors by name")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
-            told = f"{key!r} is the key of a {type(value).__name__}"
-            raise InputError(f"not a released file: it must hold tensors by name, and {told}")
+            found = f"{key!r} is the key of a {type(value).__name__}"
+            raise InputError(f"not a released file: it must hold tensors by name, and {found}")
 
 
 def shape_of(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
-    """The shape of a tensor that tells sizes. Raises InputError where it is missing or has other dimensions."""
+    """Return the shape of a tensor that determines sizes. Raises InputError if it is missing or has others."""
     if key not in state:
         raise InputError(f"not a released file: the key {key!r} is missing")
     if state[key].ndim != dimensions:

@@ -28,7 +28,7 @@ from var.sampling.params import FOR_METRICS, SamplingParams
 
 
 class Generated(NamedTuple):
-    """What the loop drew."""
+    """Generated tokens and images."""
 
     tokens: Tensor  # (B, L) int64
     images: Tensor  # (B, 3, S, S) float32 in [-1, 1]
@@ -36,7 +36,7 @@ class Generated(NamedTuple):
 
 
 class ForcedTokens(NamedTuple):
-    """Tokens that are given: the others are generated so that they go with them (VAR paper, section 4.4)."""
+    """Tokens that are given: the others are generated to fit them (VAR paper, section 4.4)."""
 
     tokens: Tensor  # (B, L) int64; those that are not forced do not matter
     forced: Tensor  # (B, L) bool
@@ -73,7 +73,7 @@ def generate(
             labels are the null class. With smooth the tokens returned are those of largest weight; the images show
             the mixtures.
         seed: together with the label and the index it fixes an image's random draws.
-        indices: B numbers that tell images of one class apart; None counts them up within each class.
+        indices: B numbers, different for images of one class; None counts them up within each class.
         forced: tokens that are given; None generates all.
 
     Raises:

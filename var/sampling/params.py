@@ -14,12 +14,12 @@ Params = TypeVar("Params", bound="DataclassInstance")
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are sampled; the defaults make good images, and measures of the distribution take less guidance.
+    """Sampling options; the defaults make good images, and measures of the distribution take less guidance.
 
     Attributes:
         cfg: classifier-free guidance at the last scale, rising linearly from 0; 0 switches it off.
-        top_k: keep that many of the best tokens; 0 keeps all, as does more than the codebook has (which a
-            pipeline refuses where it is asked for).
+        top_k: keep that many of the best tokens; 0 keeps all, as does more than the codebook has (a
+            pipeline refuses such a value as an argument).
         top_p: of these keep the smallest set whose probability exceeds it; 0 keeps all.
         smooth: mix codewords by a Gumbel softmax; smoother images, not for metrics.
 
@@ -42,13 +42,14 @@ class SamplingParams:
             raise InputError(f"top_p={self.top_p} must be in [0, 1]; 0 keeps all tokens")
 
     def to_dict(self) -> dict[str, Any]:
+        """Return the fields by name, as config.json stores them."""
         return asdict(self)
 
 
 FOR_METRICS = SamplingParams(cfg=1.5)  # of the paper's FID
 
 
-class SamplingOptions(TypedDict, total=False):
+class SamplingKeywords(TypedDict, total=False):
     """The fields of SamplingParams as keywords; None: the model's own."""
 
     cfg: float | None
@@ -57,8 +58,8 @@ class SamplingOptions(TypedDict, total=False):
     smooth: bool | None
 
 
-def with_options(params: Params, options: Mapping[str, object]) -> Params:
-    """A dataclass with the options that are its fields in place of its own values; None keeps those.
+def apply_options(params: Params, options: Mapping[str, object]) -> Params:
+    """Return the dataclass with the options that are its fields replaced; None keeps its own value.
 
     Raises:
         InputError: a value out of range.

@@ -21,7 +21,7 @@ def imagenet_names() -> Mapping[int, str]:
 
 
 def class_labels(names: Iterable[str]) -> dict[str, int]:
-    """Labels of class folders: places among the sorted names; where all names are numbers, these.
+    """Labels of class folders: indices of the sorted names; where all names are numbers, these.
 
     Raises InputError: numbers that are the same, such as 1 and 01.
     """

@@ -29,7 +29,7 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
-    """Whether products in bfloat16 are faster there than in float32 (elsewhere they are emulated, far slower)."""
+    """Return True if products in bfloat16 are faster than in float32 (where they are emulated, they are slower)."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":

@@ -1,4 +1,4 @@
-"""Writing to disk without losing what is there: checked beforehand, written beside its place, renamed."""
+"""Writing to disk without losing what is there: checked beforehand, written under another name, renamed."""
 
 import os
 import shutil
@@ -57,12 +57,14 @@ def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] =
             raise InputError(f"{file} would replace {path}, which is read: give another name, such as {example}")
         inside = path.is_dir() and file.resolve().is_relative_to(path.resolve())
         if inside and file.suffix.lower() != Path(example).suffix:
-            raise InputError(f"{file} lies among the files of {path}, which are read: give another place, or {example}")
+            raise InputError(
+                f"{file} is inside {path}, whose files are read: write it elsewhere, or give a name such as {example}"
+            )
 
 
 @contextmanager
 def atomic_folder(folder: Path, entries: Collection[str]) -> Iterator[Path]:
-    """Give a new folder beside the target, put in its place when the block ends and removed if it raises.
+    """Give a new folder beside the target, renamed to it when the block ends and removed if it raises.
 
     Raises InputError: the folder cannot be written, or holds something else than these entries, which it will hold.
     """
@@ -89,7 +91,7 @@ def atomic_folder(folder: Path, entries: Collection[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_write(
-    file: Path, remedy: str = "make room there or give another place", durable: bool = True
+    file: Path, remedy: str = "make room there or write elsewhere", durable: bool = True
 ) -> Iterator[Path]:
     """Give a path beside the file, renamed to it when the block ends; whoever reads the file finds it whole.
 
@@ -107,7 +109,7 @@ def atomic_write(
     except OSError as error:
         raise InputError(f"cannot write {file}: {one_line(error)}: {remedy}") from error
     finally:
-        with suppress(OSError):  # it is there only if something failed, and then that is what to tell
+        with suppress(OSError):  # it is there only if something failed, and then that error is the one to show
             beside.unlink()
 
 

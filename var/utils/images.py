@@ -210,9 +210,9 @@ def image_grid(images: Sequence[Image.Image], columns: int, gap: int = 2) -> Ima
 
 
 def save_image(path: Path, image: Image.Image, frames: Sequence[Image.Image] = (), milliseconds: int = 0) -> None:
-    """Write a PNG, or a GIF that goes on with `frames`, beside its place and rename it.
+    """Write a PNG, or a GIF that continues with `frames`, atomically.
 
-    Raises InputError: the place cannot be written.
+    Raises InputError: the file cannot be written.
     """
     animation = {"save_all": True, "append_images": list(frames), "duration": milliseconds, "loop": 0} if frames else {}
     with atomic_write(path, durable=False) as beside:  # thousands of small ones would wait for the disk

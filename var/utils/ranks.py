@@ -17,6 +17,7 @@ class Ranks(NamedTuple):
 
     @property
     def is_main(self) -> bool:
+        """True on the process of rank 0."""
         return self.rank == 0
 
     @contextmanager
@@ -25,7 +26,7 @@ class Ranks(NamedTuple):
 
         Raises:
             InputError: what the block raised, on the first process where it did.
-            SystemExit: on all others then: of them nothing more is to be told.
+            SystemExit: on all others then: they report nothing more.
         """
         refusal: InputError | None = None
         try:
@@ -40,7 +41,7 @@ class Ranks(NamedTuple):
 
     @classmethod
     def of(cls, state: Any) -> Self:
-        """Those of an accelerate.PartialState or Accelerator."""
+        """Return the ranks of an accelerate.PartialState or Accelerator."""
         from accelerate.utils import gather_object
 
         ranks = (state.process_index, state.num_processes, state.wait_for_everyone)

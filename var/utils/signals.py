@@ -21,7 +21,7 @@ def handle_stop_signals(handler: Callable[[int, FrameType | None], object]) -> I
 
 @contextmanager
 def catch_interrupts() -> Iterator[Callable[[], bool]]:
-    """Inside, SIGTERM and Ctrl-C only set a flag, which the value tells: the step under way is finished first."""
+    """Inside, SIGTERM and Ctrl-C only set a flag, which the value returns: the step under way is finished first."""
     received: list[int] = []
     with handle_stop_signals(lambda number, frame: received.append(number)):
         yield lambda: bool(received)

@@ -506,7 +506,7 @@ def test_what_is_read_is_never_replaced(
         told = capsys.readouterr()
         assert told.out == ""
         assert len(told.err.splitlines()) == 1
-        assert any(part in told.err for part in ("would replace", "lies among the files")), told.err
+        assert any(part in told.err for part in ("would replace", "is inside")), told.err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     for _ in range(2):  # results are not pictures: they may lie among them, and be replaced
         words = ("--images", pictures, "--reference", b, "--json", pictures / "score.json")

@@ -486,7 +486,7 @@ def test_folders_that_are_no_classifiers(tmp_path: Path, encoder: Path, pipeline
         load_classifier(tmp_path / "deep")
     for i, told in enumerate(({}, {"features_of": {}}, {"features_of": {"model": "pixels", "sizes": {"side": 8}}})):
         save_model(tmp_path / str(i), probe, told)
-        with refused("does not tell what its probe reads"):
+        with refused("does not say what its probe reads"):
             load_classifier(tmp_path / str(i))
     with refused("holds a probe on other features", "load_classifier"):
         AIM.from_pretrained(tmp_path / "deep")

@@ -7,7 +7,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli.evaluation import options
-from var.cli.options import Batch, Classes, MetricsSamplingOptions, ModelOptions, given
+from var.cli.options import Batch, Classes, MetricsSamplingOptions, ModelOptions, collect_options
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
 
 
@@ -56,7 +56,7 @@ def generate(
             check_labels_are_imagenets(pipe.model.config.num_classes)
             judge = ClassProbability(reject_by or REJECT_BY, target)
         description = None if judge is None else judge.description
-        asked = given(sampling, batch=batch, reject=reject, judge=description)
+        asked = collect_options(sampling, batch=batch, reject=reject, judge=description)
         settings = sample_settings(pipe, model.model, classes or None, num_per_class, **asked)
     cores = os.cpu_count() or 1
     if is_main_process and pipe.model.position.device.type == "cpu" and ranks.world_size < cores:

@@ -40,7 +40,7 @@ def tokenizer(
         raise InputError(f"--lpips-weights {lpips_weights} needs --lpips, such as --lpips lpips-vgg")
     from var.evaluation.data import open_images, read_source
     from var.evaluation.metrics.extractors import open_extractor
-    from var.evaluation.reconstruction import open_tokenizer, psnr_of_scales, reconstruction
+    from var.evaluation.reconstruction import find_tokenizer, psnr_of_scales, reconstruction
     from var.networks.perceptual import load_perceptual
     from var.utils.device import choose_device
     from var.utils.files import check_target
@@ -51,7 +51,7 @@ def tokenizer(
         inputs = [data.data, source.source, model, weights, lpips_weights]
         check_target(data.json_file, "tokenizer.json", inputs)
     target = choose_device(device)
-    vqvae = open_tokenizer(model).to(target)
+    vqvae = find_tokenizer(model).to(target)
     dataset = open_images(source, data.split, vqvae.config.image_side, labels)
     looks = open_extractor(extractor, weights, device) if fid else None
     distance = None if lpips is None else load_perceptual(lpips, lpips_weights).to(target)

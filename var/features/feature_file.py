@@ -32,7 +32,7 @@ METADATA = b"var.features"
 
 @dataclass(frozen=True)
 class Settings:
-    """The origin of the features in a file, which their file tells."""
+    """The origin of the features in a file, kept in its metadata."""
 
     model: str  # as it was given
     weights: str  # checksum of the model's, in bfloat16: the same for whatever type they are held in
@@ -43,7 +43,7 @@ class Settings:
     width: int  # D
     dtype: str  # in which the model ran
     images: int  # how many were found, unreadable ones included
-    checksum: str  # of what can be told of the images without opening them: their paths, labels and classes
+    checksum: str  # of what is known of the images without opening them: their paths, labels and classes
     version: str  # of this library
     format: int = FORMAT
 
@@ -116,6 +116,7 @@ def read_settings(file: Path, remedy: str = "make one with var features extract"
 
 
 def schema_of(settings: Settings) -> pa.Schema:
+    """Return the columns of a features file, with the settings in the metadata."""
     return pa.schema(
         [
             ("path", pa.string()),
@@ -127,9 +128,10 @@ def schema_of(settings: Settings) -> pa.Schema:
     )
 
 
-def as_table(
+def to_table(
     images: Sequence[LabeledImage], values: NDArray[np.float32], settings: Settings, class_names: Mapping[int, str]
 ) -> pa.Table:
+    """Return rows of a features file: the images with their features, (M, F)."""
     columns = {
         "path": [image.path for image in images],
         "label": [image.label for image in images],
@@ -140,4 +142,5 @@ def as_table(
 
 
 def table_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
+    """Open a features file for writing."""
     return pq.ParquetWriter(file, schema, use_dictionary=["class_name"])  # numbers of features hardly repeat
