@@ -48,7 +48,7 @@ SHORTER = {
     "scaling train": "--depths 1,2,3 steps=4 batch_size=4 validate_every=1 token_views=1",
     "scaling fit": "--resamples 100",
     "evaluate generate": "--num-per-class 1",
-    "evaluate score": "--extractor efficientnet-lite0",  # likewise
+    "evaluate score": "--extractor efficientnet-lite0",  # whose package brings its weights
     "evaluate tokenizer": "--extractor efficientnet-lite0 --num 4",
     "evaluate likelihood": "--num 4",
 }

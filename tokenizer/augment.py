@@ -1,7 +1,7 @@
 """DiffAugment (arXiv 2006.10738): differentiable augmentation of the discriminator's input, real and fake.
 
 Brightness, saturation, contrast, translation and cutout with the paper's strengths. The randomness is an argument, a
-row of numbers an image, so that an image is augmented the same way in whatever batch and on whatever process it lies.
+row of numbers an image, so that an image's augmentation does not depend on its batch or process.
 """
 
 import torch
@@ -14,7 +14,7 @@ _CUTOUT = 1 / 2  # the side of the square that is cut out, as a share of the ima
 
 
 def augment(images: Tensor, noise: Tensor, probability: float = 1.0) -> Tensor:
-    """Augment each image as its row of noise says; gradients reach the images.
+    """Augment each image by its row of noise; gradients reach the images.
 
     Args:
         images: (B, 3, H, W) in [-1, 1].
@@ -22,7 +22,7 @@ def augment(images: Tensor, noise: Tensor, probability: float = 1.0) -> Tensor:
         probability: an image is augmented, by all operations, if the first number of its row is below this.
 
     Returns:
-        (B, 3, H, W), which color may take beyond [-1, 1]; what comes from outside the image or is cut out is 0, gray.
+        (B, 3, H, W), by color possibly beyond [-1, 1]; pixels from outside the image and the cutout are 0, gray.
     """
     apply, brightness, saturation, contrast, down, right, row, column = noise.view(-1, NOISE, 1, 1, 1).unbind(dim=1)
     augmented = color(images, brightness, saturation, contrast)
@@ -49,7 +49,7 @@ def translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
     """
     batch, channels, height, width = images.shape
     high, wide = (round(side * _TRANSLATION) for side in (height, width))
-    # With a margin of zeros no index leaves the image and none is used twice, so the gradient adds up nothing.
+    # With a margin of zeros no index is clamped, so none is used twice and the gradient needs no sums.
     padded = F.pad(images, (wide, wide, high, high))
     rows = torch.arange(height, device=images.device).view(-1, 1) + 2 * high - _draw(down, 2 * high + 1)
     columns = torch.arange(width, device=images.device) + 2 * wide - _draw(right, 2 * wide + 1)
@@ -58,7 +58,7 @@ def translate(images: Tensor, down: Tensor, right: Tensor) -> Tensor:
 
 
 def cutout(images: Tensor, row: Tensor, column: Tensor) -> Tensor:
-    """Set a square of half the side to 0, centered on any pixel's corner, so that it may hang over the border.
+    """Set a square of half the side to 0, centered on any pixel's corner, so that it may cross the border.
 
     The numbers are (B, 1, 1, 1) in [0, 1).
     """
@@ -72,10 +72,10 @@ def _band(side: int, number: Tensor, device: torch.device) -> Tensor:
     """(B, 1, side) bool: true on _CUTOUT of the side around a center in 0 .. side."""
     length = round(side * _CUTOUT)
     first = _draw(number, side + 1) - length // 2  # (B, 1, 1, 1)
-    places = torch.arange(side, device=device)
-    return ((places >= first) & (places < first + length)).squeeze(2)
+    index = torch.arange(side, device=device)
+    return ((index >= first) & (index < first + length)).squeeze(2)
 
 
 def _draw(number: Tensor, count: int) -> Tensor:
-    """One of 0 .. count - 1, int64, from a number in [0, 1)."""
+    """Map a number in [0, 1) to one of 0 .. count - 1, int64."""
     return (number * count).long().clamp(max=count - 1)  # the product may round up to count

@@ -1,8 +1,8 @@
 """Discriminators of the tokenizer's training: PatchGAN on pixels, and heads on the features of a frozen network.
 
-They keep no state that a forward pass changes, and take no statistics over the batch: a discriminator says the same to
-an image in whatever batch it lies, so that gradients accumulated over parts of a batch are those of the whole. That is
-why the norms are GroupNorm where the papers use BatchNorm, and why spectral norms are advanced by a call of their own.
+Their forward pass changes no state and takes no statistics over the batch: the logits of an image do not depend on the
+rest of its batch, and gradients accumulated over micro-batches are those of the whole batch. That is why the norms are
+GroupNorm where the papers use BatchNorm, and why spectral norms are advanced by a call of their own.
 """
 
 import math
@@ -41,7 +41,7 @@ class SpectralConv2d(nn.Conv2d):
 
     @torch.no_grad()
     def advance(self) -> None:
-        """One power iteration: u = W Wᵀ u, normalized."""
+        """Do one power iteration: u = W Wᵀ u, normalized."""
         self.u.copy_(F.normalize((self.weight.flatten(1) * self._times_u()).sum(dim=1), dim=0))
 
     def _times_u(self) -> Tensor:
@@ -60,12 +60,12 @@ class PatchGAN(nn.Module):
     """Discriminator of patches (pix2pix, arXiv 1611.07004; VQGAN, arXiv 2012.09841): LeakyReLU, 4x4 convolutions.
 
     Args:
-        side: of the images it will see.
+        side: of the images.
         width: channels after the first convolution, doubled by each of the next ones up to eight times this.
         layers: convolutions that halve the side.
         spectral_norm: normalize the weights instead of the activations.
 
-    Raises InputError: nothing of an image of this side is left after so many layers.
+    Raises InputError: images of this side are too small for so many layers.
     """
 
     def __init__(self, side: int, width: int = 64, layers: int = 3, spectral_norm: bool = False) -> None:
@@ -115,7 +115,7 @@ class FeatureHeads(nn.Module):
 
 
 class FeatureHead(nn.Module):
-    """1x1, then a residual 3x3 (nine places, as the paper's sequence of nine), then 1x1 to a logit at every place."""
+    """1x1, then a residual 3x3 (nine weights, as the paper's kernel of nine), then 1x1 to a logit at every position."""
 
     def __init__(self, width: int, spectral_norm: bool) -> None:
         super().__init__()
@@ -132,13 +132,13 @@ class FeatureHead(nn.Module):
 
 
 def _group_norm(width: int) -> nn.GroupNorm:
-    """At most 32 groups of at least four channels, so that a map of one pixel is not normalized to nothing."""
+    """Build GroupNorm of at most 32 groups of at least four channels: smaller ones would make a 1x1 map constant."""
     return nn.GroupNorm(math.gcd(width, 128) // 4 or 1, width)
 
 
 @torch.no_grad()
 def _initialize(module: nn.Module) -> None:
-    """Weights N(0, 0.02) and biases 0, as in pix2pix; a spectral norm's weight has no scale and keeps torch's."""
+    """Draw weights N(0, 0.02), biases 0, as in pix2pix; those with a spectral norm have no scale and keep torch's."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             if not isinstance(layer, SpectralConv2d):

@@ -16,7 +16,7 @@ class InputError(ValueError):
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Return an error's text for use inside a message: its first cause, in one line of at most `limit` characters.
 
-    Libraries wrap an error in ones that say less, and spread it over lines.
+    Libraries wrap errors in others with less information, and spread them over lines.
     """
     while error.__cause__ is not None:
         error = error.__cause__
@@ -63,8 +63,8 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 def check_types(config: Any, at_least_one: Sequence[str] = (), bounded: Sequence[str] = ()) -> None:
     """Raise InputError if a field of a configuration dataclass holds something else than its annotation says.
 
-    Configurations come from JSON files too, where nothing else would notice a quoted number. The fields that are
-    `bounded` by the caller may be infinite or not a number here: its own message says more.
+    Configurations also come from JSON files, where nothing else would notice a quoted number. Fields in `bounded` may
+    be infinite or NaN: the caller checks their range with a message of its own.
     """
     for field in fields(config):
         fits, wanted = _CHECKS[field.type]

@@ -8,7 +8,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 
-def normalize(channels: int, groups: int) -> nn.GroupNorm:
+def group_norm(channels: int, groups: int) -> nn.GroupNorm:
+    """Build the GroupNorm of all layers, for `channels` in `groups`."""
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
@@ -17,9 +18,9 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, width_in: int, width_out: int, groups: int, dropout: float) -> None:
         super().__init__()
-        self.norm1 = normalize(width_in, groups)
+        self.norm1 = group_norm(width_in, groups)
         self.conv1 = nn.Conv2d(width_in, width_out, 3, padding=1)
-        self.norm2 = normalize(width_out, groups)
+        self.norm2 = group_norm(width_out, groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(width_out, width_out, 3, padding=1)
         self.shortcut = nn.Identity() if width_in == width_out else nn.Conv2d(width_in, width_out, 1)
@@ -35,7 +36,7 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, width: int, groups: int) -> None:
         super().__init__()
-        self.norm = normalize(width, groups)
+        self.norm = group_norm(width, groups)
         self.qkv = nn.Conv2d(width, 3 * width, 1)
         self.proj = nn.Conv2d(width, width, 1)
 
@@ -108,7 +109,7 @@ class Encoder(nn.Module):
         )
         self.downsamples = nn.ModuleList(Downsample(width) for width in widths[:-1])
         self.middle = Middle(widths[-1], groups, dropout)
-        self.norm_out = normalize(widths[-1], groups)
+        self.norm_out = group_norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], latent_dim, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -135,7 +136,7 @@ class Decoder(nn.Module):
             for i, (width_in, width) in enumerate(zip([widths[0], *widths], widths, strict=False))
         )
         self.upsamples = nn.ModuleList(Upsample(width) for width in widths[:-1])
-        self.norm_out = normalize(widths[-1], groups)
+        self.norm_out = group_norm(widths[-1], groups)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
 
     def forward(self, features: Tensor) -> Tensor:

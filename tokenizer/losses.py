@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Added under the root of a feature's norm. Features are of order one; where all channels are zero (behind a ReLU) the
-# gradient of the plain norm would not be a number.
+# Added under the root of a feature's norm. Features are of order one; where all channels are zero (after a ReLU) the
+# gradient of the plain norm would be NaN.
 _NORM_EPS = 1e-6
 
 
@@ -67,13 +67,13 @@ def adaptive_weight(reference_gradient: Tensor, adversarial_gradient: Tensor, lo
         low, high: the bounds of the weight, which is 0-dimensional, float32, without gradient.
     """
     ours, theirs = (torch.linalg.vector_norm(g.detach().float()) for g in (reference_gradient, adversarial_gradient))
-    return (ours / (theirs + 1e-6)).clamp(low, high)  # far below any gradient norm that is not simply zero
+    return (ours / (theirs + 1e-6)).clamp(low, high)  # far below any gradient norm but zero
 
 
 def gradient_penalty(logits: Sequence[Tensor], images: Tensor) -> Tensor:
     """R1 (arXiv 1801.04406): squared norm of the logits' gradient to each image, mean over the batch, 0-dimensional.
 
-    It is without its factor gamma / 2, and can be differentiated to the discriminator's parameters.
+    The factor gamma / 2 is not included; the discriminator's parameters receive gradients.
 
     Args:
         logits: the discriminator's output for real images, one map a head; all logits of an image are summed.
@@ -85,8 +85,8 @@ def gradient_penalty(logits: Sequence[Tensor], images: Tensor) -> Tensor:
 
 
 def ramp(step: int, start_step: int, length: int) -> float:
-    """Factor of a loss that joins late: 0 before step `start_step`, 1/length at it, then linearly up to 1.
+    """Factor of a loss that starts late: 0 before step `start_step`, 1/length at it, then linearly up to 1.
 
-    The steps that rise are `length` in number; with length 0 or 1 the factor is 1 from `start_step` on.
+    The rise takes `length` steps; with length 0 or 1 the factor is 1 from `start_step` on.
     """
     return min(max((step - start_step + 1) / max(length, 1), 0.0), 1.0)

@@ -1,7 +1,7 @@
 """Multi-scale residual quantizer: one shared codebook, partly shared phi convolutions (VAR paper, algorithms 1, 2).
 
 B batch, C latent channels, K scales, L tokens of all scales, V codebook size, H side of the last scale.
-Everything here runs in float32, whatever the network around it runs in.
+All of it computes in float32, whatever the precision of the rest of the network.
 """
 
 import math
@@ -18,11 +18,11 @@ from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 
 PHI_RESIDUAL = 0.5  # phi(h) = 0.5 h + 0.5 conv(h)
-SOFTNESS = 0.1  # of the choice in `entropy_loss`: farther by this share of the mean least distance weighs 1 / e
+SOFTNESS = 0.1  # temperature of the choice in `entropy_loss`, over the mean distance to the nearest codeword
 
 
 def resize_down(features: Tensor, side: int) -> Tensor:
-    """(B, C, H, H) -> (B, C, side, side), each cell the mean of the area that it covers."""
+    """(B, C, H, H) -> (B, C, side, side), each cell the mean over its area."""
     return features if features.shape[-1] == side else F.interpolate(features, size=(side, side), mode="area")
 
 
@@ -32,7 +32,7 @@ def resize_up(codes: Tensor, side: int) -> Tensor:
 
 
 def phi_of_scale(num_phi: int, num_scales: int) -> list[int]:
-    """Which of the phi convolutions each scale uses: the one whose tick is nearest to k / (K - 1)."""
+    """Choose the phi convolution of each scale k: the one whose tick is nearest to k / (K - 1)."""
     margin = 1 / (3 * num_phi) if num_phi == 4 else 1 / (2 * num_phi)
     ticks = np.linspace(margin, 1 - margin, num_phi)
     positions = np.arange(num_scales) / max(num_scales - 1, 1)
@@ -83,20 +83,20 @@ class Quantizer(nn.Module):
         self.codebook = nn.Embedding(vocab_size, latent_dim)
         self.phi = nn.ModuleList(nn.Conv2d(latent_dim, latent_dim, 3, padding=1) for _ in range(num_phi))
         self.phi_index = phi_of_scale(num_phi, len(scales))
-        # How often each scale met each codeword in a step lately; training writes it, nothing here reads it.
+        # Recent mean count of each codeword in each scale, a step; written by training, not read here.
         self.usage: Tensor
         self.register_buffer("usage", torch.zeros(len(scales), vocab_size))
         nn.init.uniform_(self.codebook.weight, -1 / vocab_size, 1 / vocab_size)
 
     def nearest(self, z: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, h * w) int64, the index of the nearest codeword for every position."""
-        z, codebook = self._compared(z)  # (B, h * w, C), (V, C)
+        z, codebook = self._prepare_lookup(z)  # (B, h * w, C), (V, C)
         with torch.autocast(z.device.type, enabled=False):
             # |z - e|^2 = |z|^2 - 2 z.e + |e|^2, and |z|^2 is the same for every codeword.
             return (codebook.square().sum(dim=-1) - 2 * (z @ codebook.T)).argmin(dim=-1)
 
-    def _compared(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, h, w) -> (B, h * w, C) and the codebook (V, C) as distances are taken between them."""
+    def _prepare_lookup(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Return vectors (B, h * w, C) of (B, C, h, w) and the codebook (V, C), both normalized if `cosine`."""
         z, codebook = rearrange(z, "b c h w -> b (h w) c"), self.codebook.weight
         return (F.normalize(z, dim=-1), F.normalize(codebook, dim=-1)) if self.cosine else (z, codebook)
 
@@ -131,26 +131,26 @@ class Quantizer(nn.Module):
             yield f_hat
 
     def entropy_loss(self, features: Tensor) -> Tensor:
-        """How much each scale leans on few codewords: a loss that spreads the usage of every scale.
+        """Loss that spreads each scale's usage over the codebook: negative entropy, 0-dimensional.
 
         Each position chooses codewords softly, by its distance to them; the loss is the mean over scales of the
         negative entropy of the batch's mean choice, over log V (as in arXiv 2310.05737, equation 5). It is a statistic
-        of the batch: that of a large batch is not the mean of its parts'.
+        of the batch: that of a large batch is not the mean over its parts.
 
         Args:
             features: (B, C, H, H); gradients reach them and the codebook.
         """
         features = features.float()
         with torch.no_grad():
-            described = [torch.zeros_like(features), *(step.f_hat for step in self.residual_pyramid(features))]
+            coarser = [torch.zeros_like(features), *(step.f_hat for step in self.residual_pyramid(features))]
         terms = []
-        for side, f_hat in zip(self.scales.sides, described, strict=False):
-            z, codebook = self._compared(resize_down(features - f_hat, side))  # (B, side * side, C), (V, C)
+        for side, f_hat in zip(self.scales.sides, coarser, strict=False):
+            z, codebook = self._prepare_lookup(resize_down(features - f_hat, side))  # (B, side * side, C), (V, C)
             with torch.autocast(z.device.type, enabled=False):
                 distance = z.square().sum(dim=-1, keepdim=True) - 2 * (z @ codebook.T) + codebook.square().sum(dim=-1)
             softness = SOFTNESS * distance.detach().amin(dim=-1).mean().clamp(min=1e-6)
             choice = F.softmax(-distance / softness, dim=-1).mean(dim=(0, 1))  # (V,)
-            terms.append((choice * (choice + 1e-9).log()).sum())  # bounded where a choice underflows
+            terms.append((choice * (choice + 1e-9).log()).sum())  # 1e-9: finite if a choice underflows
         return torch.stack(terms).mean() / math.log(self.codebook.num_embeddings)
 
     def encode(self, features: Tensor) -> Tensor:
@@ -178,14 +178,14 @@ class Quantizer(nn.Module):
         return torch.cat(inputs, dim=1)  # (B, L - 1, C)
 
     def forward(self, features: Tensor, num_scales: Tensor | None = None) -> Quantized:
-        """Quantize for training (facts of the VQ loss: VAR paper, appendix; VQ-VAE arXiv 1711.00937, equation 3).
+        """Quantize for training, with the VQ loss (VAR paper, appendix; VQ-VAE arXiv 1711.00937, equation 3).
 
         The loss is the mean over scales of beta * |sg(f_hat_k) - f|^2 + |f_hat_k - sg(f)|^2, with f_hat_k cumulative.
 
         Args:
             features: (B, C, H, H).
-            num_scales: (B,) int64 in 1..K, how many scales each sample is passed on with (quantizer dropout,
-                arXiv 2107.03312, section III-C); None: all. The loss takes all scales in either case.
+            num_scales: (B,) int64 in 1..K, number of scales in each sample's output (quantizer dropout,
+                arXiv 2107.03312, section III-C); None: all. The loss uses all scales in either case.
         """
         f = features.float()  # (B, C, H, H)
         steps = list(self.residual_pyramid(f))

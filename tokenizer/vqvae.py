@@ -17,7 +17,7 @@ from tokenizer.scales import SCALES_256, Scales
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Sizes of the tokenizer; the defaults are the released one.
+    """Sizes of the tokenizer; the defaults are those of the released one.
 
     Attributes:
         scales: sides of the token maps, coarse to fine.
@@ -90,7 +90,7 @@ class VQVAEOutput(NamedTuple):
     reconstruction: Tensor  # (B, 3, H, W), not clamped
     tokens: Tensor  # (B, L) int64
     vq_loss: Tensor  # scalar
-    features: Tensor  # (B, C, h, w), what was quantized
+    features: Tensor  # (B, C, h, w), before quantization
 
 
 class VQVAE(nn.Module):

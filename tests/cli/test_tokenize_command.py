@@ -37,7 +37,7 @@ def test_it_counts_what_cannot_be_read(var: Run, recipe: Path, tmp_path: Path) -
     (tmp_path / "images" / "val" / "bar" / "4.png").write_bytes(b"no picture")
     code, out, _ = var("data", "tokenize", recipe, "token_cache=here")
     assert code == 0
-    assert out.splitlines()[-1].endswith("; 1 images could not be read")
+    assert out.splitlines()[-1].endswith("; 1 image could not be read")
 
 
 def test_a_damaged_shard_is_told_of(var: Run, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -237,7 +237,7 @@ def test_number_of_classes_that_nobody_tells(tmp_path: Path) -> None:
     index.write_text(json.dumps({"train": json.loads(index.read_text())["train"]}))
     dataset = opened(index)
     assert labels(dataset) == list(range(20))
-    with refused("does not tell num_classes"):
+    with refused("has no num_classes"):
         _ = dataset.num_classes
 
 
@@ -282,7 +282,7 @@ def reasons(folder: Path, **changes: bytes | None) -> dict[int, str]:
         ({"n0002_cls": None}, "no label"),
         ({"n0002_cls": b"dog"}, "invalid literal"),
         ({"n0002_cls": b"-1"}, "its label is -1"),
-        ({"n0002_cls": b"5"}, "its label is 5, but the index tells num_classes=5"),
+        ({"n0002_cls": b"5"}, "its label is 5, but the index has num_classes=5"),
         ({"n0002_cls": None, "n0002_json": b"[]"}, "its label is None"),
         ({"n0002_cls": None, "n0002_json": b'{"label": "x"}'}, "its label is 'x'"),
         ({"n0002_cls": None, "n0002_json": b"{"}, "JSONDecodeError"),

@@ -6,8 +6,8 @@ import pytest
 import torch
 from helpers import normal
 
-from var.networks.backbone import Backbone
 from var.networks.backbones import load_backbone
+from var.networks.frozen import Backbone
 from var.utils.torchvision_compat import import_torchvision
 
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tokenizer.losses import gradient_penalty
 from var.networks import dino
-from var.networks.backbone import Backbone
 from var.networks.backbones import BACKBONES, build_backbone, load_backbone
+from var.networks.frozen import Backbone
 
 ROOT = Path(__file__).parents[2]
 

@@ -10,8 +10,8 @@ from helpers import no_downloads, normal, random_images, refused
 from torch import Tensor
 
 from tokenizer.losses import feature_distance
-from var.networks.backbone import Backbone
 from var.networks.backbones import build_backbone
+from var.networks.frozen import Backbone
 from var.networks.perceptual import LPIPS, PERCEPTUAL, Enlarged, build_perceptual, load_perceptual, ssim
 from var.utils.torchvision_compat import import_torchvision
 

@@ -8,7 +8,7 @@ from helpers import LATENT, SIDES, VOCAB, largest_difference, normal, random_tok
 from torch import Tensor
 
 from tokenizer.quantizer import resize_down
-from var.training.codebook import CodebookHealth, count_tokens, describe, vectors_seen
+from var.training.codebook import CodebookHealth, count_tokens, describe, lookup_vectors
 
 K, V = 2, 6
 
@@ -149,7 +149,7 @@ def test_counts_of_parts_add_up_to_those_of_the_batch() -> None:
 def test_vectors_seen_are_those_that_were_looked_up(cosine: bool) -> None:
     quantizer, features = small_quantizer(cosine=cosine), normal(3, LATENT, 4, 4) * 2
     tokens = quantizer.encode(features)
-    seen = vectors_seen(quantizer, features)
+    seen = lookup_vectors(quantizer, features)
     assert [part.shape for part in seen] == [(3, side * side, LATENT) for side in SIDES]
     for k, (part, chosen) in enumerate(zip(seen, quantizer.scales.split(tokens), strict=True)):
         coarser = quantizer.decode(tokens, num_scales=k) if k else torch.zeros_like(features)
@@ -162,7 +162,7 @@ def test_vectors_seen_are_those_that_were_looked_up(cosine: bool) -> None:
 @torch.no_grad()
 def test_vectors_seen_are_float32_of_features_that_are_not() -> None:
     quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
-    seen = vectors_seen(quantizer, features.bfloat16())
-    exact = vectors_seen(quantizer, features.bfloat16().float())
+    seen = lookup_vectors(quantizer, features.bfloat16())
+    exact = lookup_vectors(quantizer, features.bfloat16().float())
     assert all(part.dtype == torch.float32 for part in seen)
     assert all(torch.equal(a, b) for a, b in zip(seen, exact, strict=True))

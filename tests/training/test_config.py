@@ -261,9 +261,10 @@ def test_var_recipe_refuses(var_recipe: Path, override: str, parts: list[str]) -
         ("a: [1", ["not valid YAML", "line "]),
         ("a: 1\na: 2", ["not valid YAML", "duplicate key a"]),
         ("- 1", ["holds a list", "key: value"]),
-        ("", ["stage is missing", "tokenizer, var"]),
-        ("stage", ["stage=null", "tokenizer, var"]),
-        ("3", ["cannot be used"]),
+        ("", ["the file is empty", "stage, one of aim, probe, tokenizer, var"]),
+        ("model: {}\ndata: {}", ["stage is missing among model, data:", "stage, one of aim, probe, tokenizer, var"]),
+        ("stage:", ["stage=null", "tokenizer, var"]),
+        ("A letter, not a recipe.\nIn two lines.", ["holds text", "key: value pairs, such as stage: tokenizer"]),
         (TOKENIZER.replace("batch_size: 64", ""), ["batch_size is missing", "batch_size=VALUE"]),
         (TOKENIZER.replace("lr: 1e-4", ""), ["optimizer.lr is missing"]),
         (

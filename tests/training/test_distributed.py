@@ -24,15 +24,15 @@ from var.training.distributed import (
     build_accelerator,
     copy_into,
     full_tensor,
+    is_sharding_requested,
     load_model_state,
     load_optimizer_state,
     local_tensor,
     model_state,
+    no_sync,
     optimizer_state,
     shard,
-    sharding_asked_for,
     unshard,
-    unsynchronized,
 )
 from var.training.ema import EMA
 from var.training.optimizer import build_optimizer
@@ -51,10 +51,10 @@ def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(model, OptimizerConfig(lr=1e-3, weight_decay=0.1), ("position",))
 
 
-def loss_of(model: nn.Module, places: range) -> Tensor:
+def loss_of(model: nn.Module, indices: range) -> Tensor:
     """Mean over these samples of a batch that is always the same."""
-    tokens = random_tokens(BATCH, 21)[list(places)]
-    labels = torch.arange(BATCH)[list(places)] % 5
+    tokens = random_tokens(BATCH, 21)[list(indices)]
+    labels = torch.arange(BATCH)[list(indices)] % 5
     with torch.no_grad():
         inputs = small_quantizer().teacher_forcing_input(tokens)
     return F.cross_entropy(model(labels, inputs).flatten(0, 1), tokens.flatten())
@@ -63,7 +63,7 @@ def loss_of(model: nn.Module, places: range) -> Tensor:
 def backward(plain: nn.Module, wrapped: nn.Module, rank: int, world: int, parts: int) -> None:
     """This process's micro-batches; the gradients end up those of the whole batch's mean."""
     for part in range(parts):
-        with unsynchronized(plain, wrapped) if part < parts - 1 else nullcontext():
+        with no_sync(plain, wrapped) if part < parts - 1 else nullcontext():
             (loss_of(wrapped, range(part * world + rank, BATCH, world * parts)) / parts).backward()
 
 
@@ -164,7 +164,7 @@ def of_accumulation(rank: int) -> State:
         sharded.zero_grad()
 
     alone = small()  # inside, nothing comes from the other process
-    with unsynchronized(alone, wrapped := DistributedDataParallel(alone)):
+    with no_sync(alone, wrapped := DistributedDataParallel(alone)):
         loss_of(wrapped, range(rank, BATCH, WORLD)).backward()
     result["of the first process"] = gradients(alone)
     loss_of(wrapped, range(rank, BATCH, WORLD)).backward()
@@ -339,7 +339,7 @@ def test_an_optimiser_that_never_stepped_has_no_state() -> None:
 def test_states_of_other_models_are_refused() -> None:
     model = small()
     state = kept(model_state(model))
-    with pytest.raises(KeyError, match="1 tensors differ, the first is position"):
+    with pytest.raises(KeyError, match=r"tensors differ \(1\), the first is position"):
         load_model_state(model, {name: value for name, value in state.items() if name != "position"})
     with pytest.raises(KeyError, match="the first is extra"):
         load_model_state(model, {**state, "extra": torch.zeros(1)})
@@ -353,7 +353,7 @@ def test_states_of_other_models_are_refused() -> None:
 def test_a_plain_model_needs_no_gathering_and_no_synchronisation() -> None:
     model = nn.Linear(3, 2)
     assert unshard(model, lambda: pytest.fail("nothing is to be built")) is model
-    with unsynchronized(model, model):
+    with no_sync(model, model):
         model(normal(4, 3)).sum().backward()
     assert model.weight.grad is not None
     assert local_tensor(model.weight) is model.weight
@@ -371,11 +371,11 @@ def test_put_writes_parameters_and_buffers() -> None:
 
 
 @pytest.mark.parametrize(("value", "asked"), [("true", True), ("1", True), ("false", False), (None, False)])
-def test_sharding_is_asked_for_by_the_launcher(value: str | None, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharding_is_requested_by_the_launcher(value: str | None, asked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ACCELERATE_USE_FSDP", raising=False)
     if value is not None:
         monkeypatch.setenv("ACCELERATE_USE_FSDP", value)
-    assert sharding_asked_for() is asked
+    assert is_sharding_requested() is asked
 
 
 def test_runs_of_several_precisions_in_one_process(tmp_path: Path) -> None:

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from var.hub.checkpoint import save_model
 from var.models import var as models
-from var.training.estimate import estimate as module
-from var.training.estimate.estimate import Estimate, estimate, measured_speed
+from var.training.estimate import cost as module
+from var.training.estimate.cost import Estimate, estimate, measure_speed
 from var.training.estimate.images import find_images
 from var.training.estimate.table import amount, duration, show
 from var.training.recipe import load_recipe
@@ -31,7 +31,7 @@ SPEED = 1e9
 def _one_process_of_known_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("WORLD_SIZE", "RANK", "ACCELERATE_USE_FSDP"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(module, "measured_speed", lambda device, dtype: SPEED)
+    monkeypatch.setattr(module, "measure_speed", lambda device, dtype: SPEED)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_encoder_is_counted_in_every_step_or_once(tmp_path: Path, images: Path, 
     assert encoder > 0
     assert every.preparation == 0
     assert once.preparation == pytest.approx(encoder / 4 * 8 * 3)
-    assert "is not there: the run begins with writing it" in " ".join(once.notes)
+    assert "does not exist: the run starts by writing it" in " ".join(once.notes)
     assert every.seconds == pytest.approx(6 * every.flops / (SPEED / 1.5))
     assert once.seconds == pytest.approx((6 * once.flops + once.preparation) / (SPEED / 1.5))
 
@@ -270,7 +270,7 @@ def test_images_are_counted_in_parquet_without_being_copied(tmp_path: Path) -> N
 
 
 def test_speed_of_a_product_is_plausible() -> None:
-    assert 1e7 < measured_speed(torch.device("cpu"), torch.float32) < 1e14
+    assert 1e7 < measure_speed(torch.device("cpu"), torch.float32) < 1e14
 
 
 @pytest.mark.parametrize(

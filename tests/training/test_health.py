@@ -100,12 +100,12 @@ def test_later_it_is_the_share_of_all_that_counts(recipe: TokenizerRecipe) -> No
 def test_none_may_be_allowed(tmp_path: Path) -> None:
     strict = guard_of(tokenizer_recipe(tmp_path / "strict", tmp_path, data={"max_unreadable": 0}))
     strict.check_readable([batch(4)])
-    with refused("1 images could not be read for 8 wanted", "data.max_unreadable=0 "):
+    with refused("1 image could not be read for 8 wanted", "data.max_unreadable=0 "):
         strict.check_readable([batch(4, "/a.png")])
 
 
 def test_an_image_without_any_substitute_ends_the_run(recipe: TokenizerRecipe) -> None:
-    with refused("neither /b.png (it is cut off) nor any of the images tried in its place", "repair or remove"):
+    with refused("neither /b.png (it is cut off) nor any of the substitutes tried for it", "repair or remove"):
         guard_of(recipe).check_readable([batch(2), batch(1, "/a.png", "/b.png")])
 
 
@@ -131,12 +131,12 @@ def test_a_resumed_run_may_have_a_stricter_limit(recipe: TokenizerRecipe) -> Non
 def test_skipped_steps_are_counted_until_there_are_too_many_in_a_row(recipe: TokenizerRecipe) -> None:
     guard = guard_of(recipe)
     for step in (4, 5):
-        guard.skipped(step, "model", {"loss": torch.tensor(float("nan"))}, [batch(2)])
+        guard.record_skipped_step(step, "model", {"loss": torch.tensor(float("nan"))}, [batch(2)])
     assert (guard.skipped_steps, guard.skipped_in_a_row) == (2, 2)
-    guard.stepped()
+    guard.record_step()
     assert (guard.skipped_steps, guard.skipped_in_a_row) == (2, 0)
     for step in (7, 8):
-        guard.skipped(step, "model", {"loss": torch.tensor(float("nan"))}, [batch(2)])
+        guard.record_skipped_step(step, "model", {"loss": torch.tensor(float("nan"))}, [batch(2)])
     assert guard.counts() == {"skipped_steps": 4}
     assert not recipe.output.exists()  # nothing is written down before the end
 
@@ -146,9 +146,9 @@ def test_the_last_batch_is_written_down(recipe: TokenizerRecipe) -> None:
     logs = {"loss": torch.tensor(float("nan")), "l1": torch.tensor(float("inf")), "l2": torch.tensor(0.25)}
     path = recipe.output / "not_finite" / "step-00000012-process-1.json"
     for step in (10, 11):
-        guard.skipped(step, "discriminator", logs, [batch(1)])
+        guard.record_skipped_step(step, "discriminator", logs, [batch(1)])
     with refused("3 steps in a row", "12", str(path), "optimizer.lr=0.003", "optimizer.grad_clip", str(recipe.output)):
-        guard.skipped(12, "discriminator", logs, [batch(2), batch(1)])
+        guard.record_skipped_step(12, "discriminator", logs, [batch(2), batch(1)])
     assert json.loads(path.read_text()) == {
         "step": 12,
         "turn": "discriminator",
@@ -164,7 +164,7 @@ def test_counts_go_on_where_they_stopped(recipe: TokenizerRecipe) -> None:
     guard, other = guard_of(recipe), guard_of(recipe)
     assert guard.counts() == {}
     guard.check_readable([batch(4, "/a.png", "/b.png")])
-    guard.skipped(1, "model", {}, [batch(4)])
+    guard.record_skipped_step(1, "model", {}, [batch(4)])
     state = guard.state_dict()
     other.load_state_dict(json.loads(json.dumps(state)))
     assert other.counts() == guard.counts() == {"skipped_steps": 1, "unreadable_images": 2}

@@ -64,5 +64,5 @@ def test_bases_that_cannot_be(text: str, parts: tuple[str, ...], tmp_path: Path)
 
 
 def test_an_override_is_no_base(tmp_path: Path) -> None:
-    with refused("base=", "is not a known key"):
+    with refused("override 'base=other.yaml'", "only a recipe file can have a base"):
         load_recipe(written(tmp_path / "first.yaml", TOKENIZER_YAML), ["base=other.yaml"])

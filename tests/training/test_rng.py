@@ -14,8 +14,8 @@ CPU = torch.device("cpu")
 BATCH = 12
 
 
-def draws(places: range = range(BATCH), seed: int = 3, step: int = 7) -> StepRNG:
-    return StepRNG(seed, step, BATCH, places, CPU)
+def draws(indices: range = range(BATCH), seed: int = 3, step: int = 7) -> StepRNG:
+    return StepRNG(seed, step, BATCH, indices, CPU)
 
 
 @given(st.integers(1, 4), st.integers(1, 3))
@@ -25,16 +25,16 @@ def test_a_sample_draws_the_same_however_the_batch_is_divided(world: int, accumu
     parts = world * accumulate
     seen = torch.full_like(whole, -1.0)
     for part in range(parts):
-        places = range(part, BATCH, parts)
-        mine = draws(places).uniform("flip", 2, 3)
-        assert mine.shape == (len(places), 2, 3)
-        seen[list(places)] = mine
+        indices = range(part, BATCH, parts)
+        mine = draws(indices).uniform("flip", 2, 3)
+        assert mine.shape == (len(indices), 2, 3)
+        seen[list(indices)] = mine
     assert torch.equal(seen, whole)
 
 
-@pytest.mark.parametrize("places", [range(4, 8), range(2, 11, 4), range(BATCH - 1, BATCH), range(0)])
-def test_places_are_rows_of_the_whole_batch(places: range) -> None:
-    assert torch.equal(draws(places).uniform("a", 5), draws().uniform("a", 5)[list(places)])
+@pytest.mark.parametrize("indices", [range(4, 8), range(2, 11, 4), range(BATCH - 1, BATCH), range(0)])
+def test_indices_are_rows_of_the_whole_batch(indices: range) -> None:
+    assert torch.equal(draws(indices).uniform("a", 5), draws().uniform("a", 5)[list(indices)])
 
 
 def test_numbers_are_uniform_and_of_every_sample_its_own() -> None:

@@ -65,7 +65,7 @@ def test_a_series_goes_up_too_and_in_the_order_asked_for() -> None:
     [
         ([], ("no depths",)),
         ([2, 0], ("depth 0", "at least 1")),
-        ([2, 4, 2], ("depth 2 is named twice",)),
+        ([2, 4, 2], ("depth 2 is given twice",)),
         ([4, 3], ("depth 3 would have 1.5 heads", "model.heads=2", "model.depth=4")),
     ],
 )
@@ -92,13 +92,13 @@ def there(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("there")
 def test_a_size_is_trained_and_gone_on_with(recipe: VARRecipe) -> None:
     (size,), told = series(recipe, [1]), []
-    train_series([size], tell=told.append)
+    train_series([size], announce=told.append)
     assert told == [size.headline]
     assert [line["step"] for line in metrics(size.output, "validation")] == [2, 4]
     assert load_recipe(size.output / "recipe.yaml") == size
     before = (size.output / "metrics.jsonl").read_text()
     (size.output / "recipe.yaml").unlink()  # as of a run from before there were such files
-    train_series([size], tell=told.append)
+    train_series([size], announce=told.append)
     assert load_recipe(size.output / "recipe.yaml") == size
     assert (size.output / "metrics.jsonl").read_text() == before
 
@@ -121,7 +121,7 @@ import pathlib, sys
 with open({str(tmp_path / "seen")!r}, "a") as file:
     file.write(" ".join(sys.argv[1:4]) + pathlib.Path(sys.argv[4]).read_text().replace("\\n", ";") + "\\n")
 """)
-    train_series(series(reference(), [1, 3]), launch, tell=lambda line: None)
+    train_series(series(reference(), [1, 3]), launch, announce=lambda line: None)
     first, second = (tmp_path / "seen").read_text().splitlines()
     assert first.startswith("-m var train")
     assert "output: runs/tiny_imagenet_scaling/d1;" in first
@@ -131,7 +131,7 @@ with open({str(tmp_path / "seen")!r}, "a") as file:
 def test_a_run_that_fails_ends_the_series_with_its_code(launcher: Callable[[str], str]) -> None:
     told: list[str] = []
     with pytest.raises(SystemExit) as end:
-        train_series(series(reference(), [1, 2]), launcher("raise SystemExit(7)"), tell=told.append)
+        train_series(series(reference(), [1, 2]), launcher("raise SystemExit(7)"), announce=told.append)
     assert (end.value.code, len(told)) == (7, 1)
 
 
@@ -162,7 +162,7 @@ pathlib.Path({str(tmp_path / "saved")!r}).write_text(str(len(got)))
     thread = threading.Thread(target=stop)
     thread.start()
     with pytest.raises(SystemExit) as end:
-        train_series(series(reference(), [1, 2]), launch, tell=told.append)
+        train_series(series(reference(), [1, 2]), launch, announce=told.append)
     thread.join()
     assert (end.value.code, len(told)) == (128 + number, 1)
     assert (tmp_path / "saved").read_text() == str(int(number == signal.SIGTERM))
@@ -172,7 +172,7 @@ pathlib.Path({str(tmp_path / "saved")!r}).write_text(str(len(got)))
 def test_what_cannot_be_launched() -> None:
     for launch, part in (("no-such-program --two", "no-such-program cannot be started"), ("a 'b", "cannot be read")):
         with refused(part):
-            train_series(series(reference(), [1]), launch, tell=lambda line: None)
+            train_series(series(reference(), [1]), launch, announce=lambda line: None)
 
 
 # --- the command
@@ -205,7 +205,7 @@ def test_a_dry_run_tells_of_each_size_and_writes_nothing(var: Run, recipe: VARRe
     ("arguments", "parts"),
     [
         (("tiny_imagenet_scaling", "--depths", "1,two"), ("--depths '1,two'", "1,2,4")),
-        (("tiny_imagenet_scaling", "--depths", "1,1"), ("depth 1 is named twice",)),
+        (("tiny_imagenet_scaling", "--depths", "1,1"), ("depth 1 is given twice",)),
         (("tiny_imagenet_tokenizer",), ("stage=tokenizer", "only stage var")),
         (("none",), ("none.yaml does not exist",)),
     ],

@@ -428,7 +428,7 @@ def test_unreadable_images_are_counted_and_replaced(
 def test_data_of_which_nothing_can_be_read(tmp_path: Path) -> None:
     names = [f"{name}/{index}.png" for name in ("bar", "cup") for index in range(4)]
     recipe = tokenizer_recipe(tmp_path / "r", broken_copy(tmp_path / "data", *names), data={"max_unreadable": 1})
-    with refused("nor any of the images tried in its place could be read", "repair or remove"):
+    with refused("nor any of the substitutes tried for it could be read", "repair or remove"):
         train(recipe)
     assert not checkpoints(recipe.output / "checkpoints")
 

@@ -41,7 +41,7 @@ def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> Non
     if not isinstance(checked, VARRecipe):
         raise InputError(f"recipe {recipe} has stage={checked.stage}: only stage var trains on tokens")
     if checked.token_cache is None:
-        raise InputError(f"recipe {recipe} has no token_cache: say where the tokens go, with token_cache=FOLDER")
+        raise InputError(f"recipe {recipe} has no token_cache: give the folder of the tokens, token_cache=FOLDER")
     from accelerate import PartialState
 
     from var.data.tokenize import write_tokens
@@ -49,6 +49,7 @@ def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> Non
     from var.training.tokenizers import open_tokenizer
     from var.utils.device import choose_device
     from var.utils.ranks import Ranks
+    from var.utils.text import plural
 
     state = PartialState(cpu=choose_device().type == "cpu", timeout=LONGEST_WAIT)
     vqvae = open_tokenizer(checked.tokenizer).to(state.device)
@@ -63,9 +64,9 @@ def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> Non
     if not is_main_process:
         return
     now = f"{encoded} now, {encoded / seconds:.0f} images/s" if encoded else "all of them there already"
-    unreadable = f"; {summary.unreadable} images could not be read" if summary.unreadable else ""
-    size = f"{summary.bytes / 1e6:.1f} MB"
-    typer.echo(f"tokens: {checked.token_cache} holds {summary.samples} encoded images in {size}, {now}{unreadable}")
+    unreadable = f"; {plural(summary.unreadable, 'image')} could not be read" if summary.unreadable else ""
+    size = f"{plural(summary.samples, 'encoded image')} in {summary.bytes / 1e6:.1f} MB"
+    typer.echo(f"tokens: {checked.token_cache} holds {size}, {now}{unreadable}")
 
 
 DATA = Group(

@@ -46,11 +46,11 @@ def train(
 
     recipes = sizes(load_recipe(recipe, overrides or []), wanted)
     if dry_run:
-        from var.cli.train import tell
+        from var.cli.train import print_estimate
 
         for size in recipes:
             typer.echo(size.headline)
-            tell(size)
+            print_estimate(size)
         return
     train_series(recipes, launch, typer.echo)
     typer.echo("series: " + " ".join(str(size.output) for size in recipes))

@@ -32,18 +32,18 @@ def train(recipe: options.Recipe, overrides: options.Overrides = None, dry_run: 
 
     checked = load_recipe(recipe, overrides or [])
     if dry_run:
-        tell(checked)
+        print_estimate(checked)
         return
     from var.training import loop
 
     typer.echo(f"model: {loop.train(checked)}")
 
 
-def tell(recipe: "Recipe") -> None:
-    """Print what a run would take, once if there are several processes."""
+def print_estimate(recipe: "Recipe") -> None:
+    """Print the estimate of a run, on the first process only."""
     from rich.console import Console
 
-    from var.training.estimate.estimate import estimate
+    from var.training.estimate.cost import estimate
     from var.training.estimate.table import show
 
     found = estimate(recipe)

@@ -1,4 +1,4 @@
-"""Recipe keys of the data: their types, defaults and bounds, and what all sections of a recipe share."""
+"""Recipe keys of the data: their types, defaults and bounds; the base class of all sections of a recipe."""
 
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -15,7 +15,7 @@ Rate = Annotated[float, Field(ge=0, lt=1)]  # a probability at which something i
 
 
 class Section(BaseModel):
-    """A part of a recipe or of a file: no key passes unread, and nothing changes after the checks."""
+    """A section of a recipe or file: unknown keys are refused, and it is frozen after the checks."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -37,7 +37,7 @@ class JitterConfig(Section):
 
 
 class DataConfig(Section):
-    """Images, and the way they become squares.
+    """Source of the images, and their preprocessing to squares.
 
     Attributes:
         source: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or without class folders; a folder with
@@ -48,19 +48,19 @@ class DataConfig(Section):
         classes: keep only images of these labels; the labels keep their numbers. None keeps all.
         resize: the short side becomes resize * side (Lanczos) before the crop (VAR's training: 1.125).
         crop: of the training images: a square at random or in the center, or `resized`, a part of random area and
-            aspect (3:4 to 4:3), resized to the square; what would reach over an edge is cut off there, which leaves
-            less of that area, and in images beyond 3:4 or 4:3 an aspect between that range and theirs. Images of
-            validation are always cropped at the center.
-        crop_area: least and largest area of a resized crop over the image's.
-        pad: white added on every side of the training images before the crop, over their short side; with `resize: 1`
-            a random crop then moves them by up to that much. For drawings on white ground.
+            aspect (3:4 to 4:3), resized to the square; it is clipped at the image's edges, which reduces its area, and
+            in images beyond 3:4 or 4:3 gives an aspect between that range and theirs. Validation images are always
+            cropped at the center.
+        crop_area: smallest and largest area of a resized crop, as a share of the image's.
+        pad: white margin around the training images before the crop, as a share of their short side; with `resize: 1`
+            a random crop then shifts them by up to that much. For drawings on white background.
         flip: mirror half of the training images.
         jitter: colors of the training images; None: as they are.
         workers: processes that read images, beside each training process; 0 reads in the training process.
-        max_unreadable: fraction of the samples seen in a run; more unreadable ones stop it.
+        max_unreadable: largest fraction of unreadable images among the samples of a run, which stops at more.
         validation_images: use so many images of the validation split, spread over it; None for all.
         validation_fraction: where there is no validation split, hold out this fraction of the training images.
-        shuffle_shards: streamed shards that are mixed with each other.
+        shuffle_shards: number of streamed shards among which samples are shuffled.
         cache: folder for streamed shards; None: a folder below the user's cache.
         cache_gigabytes: bound on that folder.
     """
@@ -86,5 +86,5 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _areas_in_order(self) -> Self:
         if self.crop_area[0] > self.crop_area[1]:
-            raise InputError(f"crop_area={list(self.crop_area)} is the wrong way round: give the least area first")
+            raise InputError(f"crop_area={list(self.crop_area)} is the wrong way round: give the smaller area first")
         return self

@@ -1,8 +1,8 @@
-"""Images for training, read in an order that only the seed decides.
+"""Images for training, in an order that follows from the seed alone.
 
-What a sample is follows from (seed, epoch, index) alone, and which samples a step sees from (seed, step) alone. So the
-number of reader processes changes nothing, the number of training processes only divides the batch, and a resumed run
-sees what an uninterrupted one would have seen.
+A sample's content follows from (seed, epoch, index) alone, the samples of a step from (seed, step) alone. So the number
+of reader processes changes nothing, the number of training processes only divides the batch, and a resumed run gets the
+same samples as an uninterrupted one.
 """
 
 import math
@@ -33,7 +33,7 @@ ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # of resized crops
 
 @dataclass(frozen=True)
 class Unreadable:
-    """An image that could not be read: which, where it lies, and why."""
+    """An image that could not be read."""
 
     index: int  # in the dataset
     location: str  # a path, or the row of the table
@@ -45,12 +45,12 @@ class Sample(NamedTuple):
 
     content: Tensor  # (3, side, side) float32 in [-1, 1], or (L,) int64
     label: int
-    location: str  # where it lies: a path, or the row of the table
-    unreadable: tuple[Unreadable, ...]  # those that it stands in for
+    location: str  # a path, or the row of the table
+    unreadable: tuple[Unreadable, ...]  # those that it replaces
 
 
 class Batch(NamedTuple):
-    """The readable samples of a batch, and what could not be read."""
+    """The readable samples of a batch, and the unreadable ones."""
 
     content: Tensor  # (B, 3, side, side) float32 in [-1, 1], or (B, L) int64
     labels: Tensor  # (B,) int64
@@ -59,13 +59,13 @@ class Batch(NamedTuple):
 
 
 class SampleDataset(Dataset[Sample | Unreadable]):
-    """Images or tokens as the loader reads them; a key is (epoch, index).
+    """Images or tokens for the loader; a key is (epoch, index).
 
     Attributes:
-        labels: (len,) int64, one a sample; None where only reading a sample tells it.
+        labels: (len,) int64, one a sample; None where a label is known only when its sample is read.
         class_names: name of a label; {} where the data has no names.
-        empty: (0, ...): the content of no sample, in shape and dtype.
-        shards: the order of samples that lie in shards; None: they lie apart.
+        empty: (0, ...): an empty batch's content, with its shape and dtype.
+        shards: the order of samples in shards; None: they are separate files or rows.
     """
 
     labels: NDArray[np.int64] | None
@@ -85,24 +85,24 @@ class SampleDataset(Dataset[Sample | Unreadable]):
 
     @property
     def num_classes(self) -> int:
-        """One more than the largest label that can occur, classes that were left out included.
+        """One more than the largest possible label, excluded classes counted.
 
-        Raises InputError: the labels lie in shards, and their index does not tell.
+        Raises InputError: the labels are in shards, and their index has no num_classes.
         """
         if self.known_classes is None:
-            raise InputError("the index of the shards does not tell num_classes: add it there, or set the model's")
+            raise InputError("the index of the shards has no num_classes: add it there, or set the model's")
         return self.known_classes
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """(len,): the permutation in which an epoch sees the samples; that of shards needs few of them at a time."""
+        """(len,): the permutation of the samples in an epoch; with shards it needs few of them open at a time."""
         return epoch_order(len(self), self.seed, epoch) if self.shards is None else self.shards.order(epoch)
 
 
 class ImageDataset(SampleDataset):
     """Square images, (3, side, side) float32 in [-1, 1], with labels.
 
-    In training an image that cannot be read is replaced by another, so that batches are always full and what a step
-    sees does not depend on how its batch is divided; in validation it is left out.
+    In training an unreadable image is replaced by another, so that batches are always full and a step's samples do not
+    depend on the division of its batch; in validation it is left out.
     """
 
     def __init__(self, listing: Listing, config: DataConfig, side: int, seed: int, augment: bool) -> None:
@@ -117,20 +117,20 @@ class ImageDataset(SampleDataset):
         self.config = config
 
     def __getitem__(self, key: Key) -> Sample | Unreadable:
-        """The image as an epoch sees it or, in training, the first substitute that can be read; never an exception."""
+        """Read an epoch's version of the image or, in training, the first readable substitute; never raise."""
         epoch, index = key
         tried: tuple[Unreadable, ...] = ()
         for attempt in range(1 + SUBSTITUTES if self.augment else 1):
-            found = self._read(epoch, self._instead(epoch, index, attempt) if attempt else index)
+            found = self._read(epoch, self._choose_substitute(epoch, index, attempt) if attempt else index)
             if isinstance(found, Sample):
                 return found._replace(unreadable=tried)
             tried += (found,)
         return tried[0]
 
-    def _instead(self, epoch: int, index: int, attempt: int) -> int:
+    def _choose_substitute(self, epoch: int, index: int, attempt: int) -> int:
         if self.shards is None:
             return substitute(self.seed, epoch, index, attempt, len(self))
-        # From the same shard and those that come next: another would have to be fetched for one image.
+        # From the same shard or the next ones: any other would be fetched for a single image.
         near = self.shards.samples_after(epoch, index, attempt // 2)
         return near[substitute(self.seed, epoch, index, attempt, len(near))]
 
@@ -143,18 +143,18 @@ class ImageDataset(SampleDataset):
             if self.augment and self.shards is not None and isinstance(source, ShardSource):
                 source.prefetch(int(self.listing.rows[self.shards.samples_after(epoch, index, 1)[0]]))
             with Image.open(encoded.file, formats=FORMATS) as image:
-                pixels = self._square(image, epoch, index)
+                pixels = self._crop_to_square(image, epoch, index)
         except UnidentifiedImageError:
             return Unreadable(index, location, f"not an image in one of the formats {', '.join(FORMATS)}")
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
-            # Not its cause, as elsewhere: "truncated file" says more than which bytes were missed.
+            # The error itself, not its first cause: "truncated file" says more than which bytes are missing.
             return Unreadable(index, location, " ".join(f"{type(error).__name__}: {error}".split()))
         label = encoded.label if self.labels is None else int(self.labels[index])
         return Sample(to_tensor(pixels), label, location, ())
 
-    def _square(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
+    def _crop_to_square(self, image: Image.Image, epoch: int, index: int) -> Image.Image:
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:
-            # Pillow itself only warns up to twice its bound.
+            # Pillow itself only warns below twice its bound.
             raise Image.DecompressionBombError(f"{image.width * image.height} pixels, {Image.MAX_IMAGE_PIXELS} allowed")
         image = to_rgb(image)
         if not self.augment:
@@ -164,7 +164,7 @@ class ImageDataset(SampleDataset):
 
 
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:
-    """The images of a split, found and labeled but not opened; `sources.list_images` tells what counts as a source.
+    """Find and label the images of a split, without opening them; see `sources.list_images` for the possible sources.
 
     Raises InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
@@ -172,7 +172,7 @@ def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> Imag
 
 
 def augment_image(image: Image.Image, config: DataConfig, side: int, rng: np.random.Generator) -> Image.Image:
-    """Crop a square of an RGB image, perhaps mirror it and change its colors, as the recipe says."""
+    """Crop a square of an RGB image, randomly mirror it and change its colors, as configured."""
     x, y, mirror = rng.random(3)
     margin = round(config.pad * min(image.size))
     short_side = round(round(config.resize * side) * (1 + 2 * margin / min(image.size)))
@@ -188,7 +188,7 @@ def augment_image(image: Image.Image, config: DataConfig, side: int, rng: np.ran
 
 
 def jitter_colors(image: Image.Image, config: JitterConfig, rng: np.random.Generator) -> Image.Image:
-    """The image with its colors changed, or as it is."""
+    """Change an image's colors in random order, with the configured probability."""
     import_torchvision()
     from torchvision.transforms import functional
 

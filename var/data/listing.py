@@ -1,4 +1,4 @@
-"""A split of images before any of them is opened: where each lies, and its label."""
+"""A split of images before any of them is opened: the location and label of each."""
 
 from io import BytesIO
 from pathlib import Path
@@ -19,31 +19,31 @@ class Encoded(NamedTuple):
 
     file: Path | BytesIO
     location: str
-    label: int = 0  # read beside the image, where the listing has no labels
+    label: int = 0  # read with the image, where the listing has no labels
 
 
 class Source(Protocol):
     """Encoded images by number."""
 
     def location(self, row: int) -> str:
-        """The place of an image, for messages."""
+        """Return the location of an image, for messages."""
 
     def read(self, row: int) -> Encoded:
-        """An image. Raises anything where it cannot be read."""
+        """Read an image. Raises any exception if it cannot be read."""
 
 
 class Listing(NamedTuple):
     """A split before any image is opened: N images."""
 
     source: Source
-    rows: NDArray[np.int64]  # (N,) which of the source's images, rising
-    labels: NDArray[np.int64] | None  # (N,); None: only reading an image tells it
+    rows: NDArray[np.int64]  # (N,) numbers in the source, rising
+    labels: NDArray[np.int64] | None  # (N,); None: known only when an image is read
     num_classes: int | None  # None: unknown, as the labels are
     class_names: dict[int, str]
-    shards: NDArray[np.int64] | None = None  # (N,) what is fetched whole to read an image, rising; None: nothing is
+    shards: NDArray[np.int64] | None = None  # (N,) the shard of each, rising; None: not in shards
 
-    def only(self, chosen: NDArray[np.bool_]) -> "Listing":
-        """The images at which chosen, (N,), is true."""
+    def select(self, chosen: NDArray[np.bool_]) -> "Listing":
+        """Select the images where chosen, (N,), is true."""
         return self._replace(
             rows=self.rows[chosen],
             labels=None if self.labels is None else self.labels[chosen],
@@ -56,5 +56,5 @@ class MissingSplitError(InputError):
 
 
 def unlabeled(source: Source, count: int) -> Listing:
-    """All images of a source as those of one class."""
+    """List all images of a source as a single class."""
     return Listing(source, np.arange(count), np.zeros(count, np.int64), 1, {})

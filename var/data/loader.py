@@ -1,4 +1,4 @@
-"""Batches for one process: the samples of each step, and their reading beside the training."""
+"""Batches for one process: the samples of each step, and the processes that read them during training."""
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,10 +21,10 @@ from var.utils.signals import ignore_stop_signals
 class StepSampler:
     """The keys that one process reads at each step of a run, a pure function of the arguments.
 
-    The samples are an endless row of epochs, each in the order that the dataset gives it. Step s takes the batch_size
-    positions from s * batch_size on, across the end of an epoch where need be. They are dealt out one by one to the
-    processes, then to each process's next micro-batch: micro-batch j of process rank has every
-    (world * accumulate)-th position from j * world + rank on. Where the batch does not divide, some have one fewer.
+    The samples form an endless sequence of epochs, each in the dataset's order. Step s takes batch_size positions from
+    s * batch_size on, across the end of an epoch if necessary. They are dealt out one by one to the processes, then to
+    each process's next micro-batch: micro-batch j of process rank has every (world * accumulate)-th position from
+    j * world + rank on. If the batch does not divide evenly, some have one fewer.
 
     Attributes:
         batch_size: over all processes and micro-batches.
@@ -59,18 +59,18 @@ class StepSampler:
             orders = {epoch: orders[epoch] if epoch in orders else self.dataset.order(epoch) for epoch in epochs}
             for micro in range(self.accumulate):
                 positions = range(first + micro * self.world + self.rank, end, self.world * self.accumulate)
-                places = (divmod(position, length) for position in positions)
-                yield [(epoch, int(orders[epoch][offset])) for epoch, offset in places]
+                offsets = (divmod(position, length) for position in positions)  # epoch, offset in it
+                yield [(epoch, int(orders[epoch][offset])) for epoch, offset in offsets]
 
 
 def validation_batches(
     dataset: SampleDataset, batch_size: int, limit: int | None, rank: int, world: int
 ) -> list[list[Key]]:
-    """The batches of keys that this process validates on: the same in every call, for `loader`.
+    """List the batches of keys that this process validates on: the same in every call, for `loader`.
 
-    At most limit samples, spread evenly over the dataset so that one sorted by class gives all classes their share.
-    batch_size is that over all processes. Every process has the same number of batches; the last ones may hold fewer
-    keys than on other processes, or none.
+    At most limit samples, spread evenly over the dataset, so that all classes of a sorted one have their share.
+    batch_size counts all processes. Every process has the same number of batches; its last ones may hold fewer keys
+    than on other processes, or none.
     """
     count = len(dataset) if limit is None else min(limit, len(dataset))
     keys = [(0, i * len(dataset) // count) for i in range(count)]
@@ -78,7 +78,7 @@ def validation_batches(
 
 
 def collate(samples: Sequence[Sample | Unreadable], empty: Tensor) -> Batch:
-    """Stack what could be read; the content of a batch of which nothing could is `empty`, (0, ...)."""
+    """Stack the readable samples; the content of a batch without any is `empty`, (0, ...)."""
     readable = [sample for sample in samples if isinstance(sample, Sample)]
     content = torch.stack([sample.content for sample in readable]) if readable else empty
     labels = torch.tensor([sample.label for sample in readable], dtype=torch.int64)
@@ -87,10 +87,10 @@ def collate(samples: Sequence[Sample | Unreadable], empty: Tensor) -> Batch:
 
 
 def loader(dataset: SampleDataset, batch_sampler: Iterable[list[Key]], workers: int) -> "DataLoader[Batch]":
-    """Batches in the sampler's order, read by as many processes, at most one a CPU; 0 reads in this process.
+    """Load batches in the sampler's order by `workers` processes, at most one a CPU; 0 reads in this process.
 
-    torch limits itself to one thread in such a process, and signals are left to the process that trains: one that is
-    told to stop still wants its batch.
+    torch limits itself to one thread in such a process. They ignore stop signals, for a training process that is
+    stopped still finishes its step.
     """
     workers = min(workers, _cpus())
     return DataLoader(
@@ -108,7 +108,7 @@ def loader(dataset: SampleDataset, batch_sampler: Iterable[list[Key]], workers: 
 def validation_loader(
     dataset: SampleDataset, config: DataConfig, batch_size: int, rank: int, world: int
 ) -> "DataLoader[Batch]":
-    """The batches of `validation_batches`, read in this process."""
+    """Load the batches of `validation_batches` in this process."""
     return loader(dataset, validation_batches(dataset, batch_size, config.validation_images, rank, world), workers=0)
 
 

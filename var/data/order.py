@@ -1,11 +1,11 @@
-"""The order in which epochs see the samples, a pure function of the seed and the epoch."""
+"""The order of the samples in each epoch, a pure function of the seed and the epoch."""
 
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-# First word of every random stream: an order, an augmentation and a substitute never share one.
+# First word of every random stream, so that orders, augmentations and substitutes never share one.
 ORDER, AUGMENTATION, SUBSTITUTE, DELAY = 0, 1, 2, 3
 
 
@@ -15,14 +15,14 @@ def epoch_order(length: int, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 class ShardOrder:
-    """The order of samples that lie in shards: mixed, and yet few shards at a time.
+    """Shuffled order of samples in shards, which needs few shards at a time.
 
-    The shards enter one after another, in an order drawn for the epoch; a sample's turn is drawn from the time that
-    `window` shards take to enter, beginning with its own. So at most `window` shards are in use at a time.
+    The shards enter one after another, in an order drawn for the epoch; a sample is delayed from its shard's entrance
+    by a random time, less than `window` shards take to enter. So at most `window` shards are in use at a time.
 
     Args:
         shards: (len,) the shard of every sample, rising.
-        window: how many shards are mixed.
+        window: number of shards among which samples are shuffled.
     """
 
     def __init__(self, shards: NDArray[np.int64], window: int, seed: int) -> None:
@@ -41,7 +41,7 @@ class ShardOrder:
         return np.argsort(entrance[self.shard] + self.window * delay, kind="stable")
 
     def samples_after(self, epoch: int, index: int, distance: int) -> range:
-        """The samples of the shard that enters so many after the one of a sample, round the end of the epoch."""
+        """Return the samples of the shard that enters `distance` shards after a sample's, wrapping around the epoch."""
         sequence, entrance = _entrances(len(self.first), self.seed, epoch)
         shard = sequence[(entrance[self.shard[index]] + distance) % len(sequence)]
         return range(self.first[shard], self.first[shard] + self.count[shard])
@@ -54,6 +54,6 @@ def _entrances(count: int, seed: int, epoch: int) -> tuple[NDArray[np.int64], ND
 
 
 def substitute(seed: int, epoch: int, index: int, attempt: int, length: int) -> int:
-    """The one of length samples to try in place of an unreadable one; another one, if there is another."""
+    """Choose the sample, of `length`, to try in place of an unreadable one; a different one, if there is any."""
     draw = np.random.default_rng((SUBSTITUTE, seed, epoch, index, attempt)).integers(max(length - 1, 1))
     return (index + 1 + int(draw)) % length

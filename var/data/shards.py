@@ -1,19 +1,19 @@
-"""WebDataset shards: tar files, here or far away, of which only a few need to lie on this disk at a time.
+"""WebDataset shards: tar files, local or remote, of which only a few need to be on the local disk at a time.
 
 A sample is a group of members that share the name up to its first dot: `a/0017.jpg` with `a/0017.cls` (its label as
-text) or `a/0017.json` (an object with the label). Which shards there are, and how many samples each holds, is told by
-an index, so that every sample has a number before anything is read:
+text) or `a/0017.json` (an object with the label). An index lists the shards and the number of samples of each, so that
+every sample has a number before any shard is read:
 
     {"train": [{"url": "train-0000.tar", "nsamples": 1281}, ...], "validation": [...],
      "num_classes": 1000, "class_names": {"207": "golden retriever"}}
 
-All keys but "train" may be missing. URLs are http, https, or whatever fsspec knows (s3, gs, hf, ...); without a scheme
-they are relative to the index. A remote shard is fetched whole, once for all processes of a machine, into a folder of
-bounded size.
+All keys but "train" are optional. URLs are http, https, or of another scheme that fsspec supports (s3, gs, hf, ...);
+without a scheme they are relative to the index. A remote shard is fetched whole, once for all processes of a machine,
+into a folder of bounded size.
 
-Why not webdataset's `wids`, which numbers samples by the same kind of index: webdataset 1.0 no longer has it, and that
-of 0.2 bounds its cache by shards of one process rather than bytes, fetches by `curl` in a shell without trying again or
-comparing lengths, runs `pipe:` commands that an index names, and decodes some members by pickle.
+webdataset's `wids`, which uses the same kind of index, is no alternative: webdataset 1.0 no longer has it, and that of
+0.2 bounds its cache by shards of one process rather than bytes, fetches by `curl` in a shell without retrying or
+comparing lengths, runs `pipe:` commands of an index, and decodes some members by pickle.
 """
 
 import json
@@ -37,7 +37,7 @@ from tokenizer.errors import InputError, one_line
 from var.utils.files import atomic_write
 from var.utils.provenance import sha256
 
-RETRIES = (1, 2, 4, 8, 16)  # seconds before trying again to fetch what may come back
+RETRIES = (1, 2, 4, 8, 16)  # seconds before each new attempt after a temporary error
 TIMEOUT = 60  # seconds without a byte
 CHUNK = 1 << 20  # bytes
 FORM = '{"train": [{"url": "train-0000.tar", "nsamples": 1281}], "validation": [...], "num_classes": 1000}'
@@ -69,14 +69,15 @@ def read_index(location: str) -> Index:
         found = [split for split in ("train", "validation") if split in content]
         splits = {split: [_shard(location, entry) for entry in content[split]] for split in found}
         names = {int(label): str(name) for label, name in content.get("class_names", {}).items()}
-        count = _at_least_one(content["num_classes"]) if "num_classes" in content else None
+        counts = [_at_least_one(content["num_classes"])] if "num_classes" in content else []
     except OSError as error:
         raise InputError(
             f"data.source={location!r} cannot be read ({one_line(error)}): give the path or URL of an index of shards"
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"data.source={location!r} is not of the form {FORM}: {one_line(error)}") from error
-    return Index(splits, max([count or 0, *(label + 1 for label in names)]) or None, names)
+    # A name may belong to a label beyond the given number of classes.
+    return Index(splits, max(counts + [label + 1 for label in names], default=None), names)
 
 
 def write_index(folder: Path) -> Path:
@@ -101,7 +102,7 @@ def write_index(folder: Path) -> Path:
                 raise InputError(f"{path} cannot be read as a shard: {one_line(error)}") from error
             content.setdefault(split, []).append(entry)
     if "train" not in content:
-        raise InputError(f"{folder} holds no train*.tar: name the shards so, and those of validation val*.tar")
+        raise InputError(f"{folder} holds no train*.tar: name the shards so, and validation shards val*.tar")
     if labels:
         content["num_classes"] = max(labels) + 1
     path = folder / "index.json"
@@ -121,18 +122,19 @@ def _shard(index: str, entry: Mapping[str, Any]) -> Shard:
 
 def _at_least_one(value: object) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{value!r} stands where there should be a whole number, 1 and up")
+        raise ValueError(f"{value!r} must be a whole number, at least 1")
     return value
 
 
 def is_remote(url: str) -> bool:
+    """Return whether a location is a URL, not a local path."""
     return "://" in url
 
 
 def copy(url: str, file: BinaryIO) -> None:
-    """Write to an empty file what a URL gives, all of it; what may come back is tried again for half a minute.
+    """Copy the whole content of a URL to an empty file; temporary errors are retried for half a minute.
 
-    Raises OSError: that failed.
+    Raises OSError: it failed.
     """
     for wait in (*RETRIES, None):
         try:
@@ -140,9 +142,9 @@ def copy(url: str, file: BinaryIO) -> None:
             file.flush()
             file.seek(0)
             return
-        except Exception as error:  # every kind of storage has its own
+        except Exception as error:  # every kind of storage raises its own
             if isinstance(error, urllib.error.HTTPError):
-                error.close()  # it is the server's answer as well
+                error.close()  # the error is also the open response
             if wait is None or _is_final(error):
                 raise OSError(f"{url}: {one_line(error)}") from error
             time.sleep(wait)
@@ -158,26 +160,26 @@ def _copy_once(url: str, file: BinaryIO) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
         shutil.copyfileobj(response, file, CHUNK)
         expected = response.headers.get("Content-Length")
-    if expected is not None and file.tell() != int(expected):  # urllib itself takes a lost connection for the end
+    if expected is not None and file.tell() != int(expected):  # urllib itself does not notice a lost connection
         raise EOFError(f"the connection ended after {file.tell()} of {expected} bytes")
 
 
 def _is_final(error: Exception) -> bool:
     if isinstance(error, urllib.error.HTTPError):
-        return error.code < 500 and error.code not in (408, 429)  # too slow, too often
+        return error.code < 500 and error.code not in (408, 429)  # request timeout, too many requests
     return isinstance(error, FileNotFoundError | PermissionError | ImportError | ValueError)
 
 
 class ShardCache:
     """Shards fetched into a folder, the same for all processes of a machine.
 
-    A shard is fetched under a lock of its own, so once, and gets its name when it is complete. Then those that were not
-    opened for the longest time are removed until the folder is within its bound; whoever has one open keeps it, for a
-    file lives until it is closed.
+    A shard is fetched under a lock of its own, so only once, and gets its name when it is complete. Then the least
+    recently opened ones are removed until the folder is within its bound; processes that have one open can still read
+    it, for a file exists until it is closed.
 
     Args:
-        folder: made where it is missing.
-        limit: bytes of complete shards.
+        folder: created if it is missing.
+        limit: largest number of bytes of complete shards.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
@@ -185,7 +187,7 @@ class ShardCache:
         self.limit = limit
 
     def open(self, url: str) -> BinaryIO:
-        """The shard, open for reading, fetched first if need be. Raises OSError where that fails."""
+        """Open a shard for reading, after fetching it if necessary. Raises OSError: that failed."""
         if not is_remote(url):
             return Path(url).open("rb")
         path = self.folder / f"{sha256([url.encode()])[:16]}.tar"
@@ -195,7 +197,7 @@ class ShardCache:
                 file = path.open("rb")
             except FileNotFoundError:
                 return self._fetch(url, path)
-            os.utime(path)  # "opened last", which the order of removal goes by
+            os.utime(path)  # the time of the last opening, by which shards are removed
             return file
 
     def _fetch(self, url: str, path: Path) -> BinaryIO:
@@ -213,7 +215,7 @@ class ShardCache:
         return file
 
     def _remove_oldest(self, keep: Path) -> None:
-        for part in self.folder.glob("*.part"):  # of a process that was killed, if nobody has its lock
+        for part in self.folder.glob("*.part"):  # of a killed process, unless locked
             with suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):
                 part.unlink(missing_ok=True)
         found = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.tar"))
@@ -225,9 +227,9 @@ class ShardCache:
 
 
 class OpenShard:
-    """A tar file whose samples are read by number, in their order in the file, which is closed with the last use.
+    """A tar file whose samples are read by number, in file order; it is closed when this object is collected.
 
-    Raises tarfile.TarError: it is no tar file, or a compressed one. One that is cut off has fewer samples.
+    Raises tarfile.TarError: it is no tar file, or a compressed one. A truncated one has fewer samples.
     """
 
     def __init__(self, file: BinaryIO) -> None:
@@ -251,7 +253,7 @@ class OpenShard:
         return len(self.samples)
 
     def image(self, number: int, suffixes: Collection[str]) -> bytes:
-        """The first member of a sample that has one of the suffixes. Raises ValueError where there is none."""
+        """Read a sample's first member with one of the suffixes. Raises ValueError: there is none."""
         members = self.samples[number]
         suffix = next((suffix for suffix in members if suffix in suffixes), None)
         if suffix is None:
@@ -259,7 +261,7 @@ class OpenShard:
         return self._read(number, suffix)
 
     def label(self, number: int, key: str) -> int:
-        """The label of a sample: its .cls, or the key of its .json. Raises ValueError where there is none."""
+        """Read a sample's label: its .cls, or the key of its .json. Raises ValueError: there is none."""
         members = self.samples[number]
         if "cls" in members:
             value: object = int(self._read(number, "cls"))
@@ -274,5 +276,5 @@ class OpenShard:
 
     def _read(self, number: int, suffix: str) -> bytes:
         offset, size = self.samples[number][suffix]
-        # With its own offset: processes forked from one that opened the file share the file's.
+        # pread, for forked processes share the file's offset.
         return os.pread(self.file.fileno(), size, offset)

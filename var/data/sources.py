@@ -1,4 +1,4 @@
-"""The images and labels of a split, wherever they come from, listed but not opened."""
+"""Lists of a split's images and labels, from any source, without opening the images."""
 
 import os
 from collections.abc import Sequence
@@ -16,34 +16,34 @@ from var.utils.classes import class_labels, named_classes
 from var.utils.files import subfolders
 from var.utils.images import find_images
 
-_HELD_OUT = 0  # seed of the choice, the same for all runs: a stage must not train on what another one holds out
+_HELD_OUT = 0  # seed of the choice, the same for all runs: no stage may train on images that another one holds out
 
 
 def list_images(config: DataConfig, split: Split) -> Listing:
-    """The images and labels of a split.
+    """List the images and labels of a split.
 
-    Folders: train/CLASS and val/CLASS. Labels number the sorted class names of train/; where all names are numbers,
-    they are the labels themselves. Images directly below train/ are one class. Parquet files and hub datasets: the
-    label column. A classes.json in the folder, {"207": {"name": "golden retriever"}}, names the labels. The index of
-    shards: see `shards`. With data.label_column=null every label is 0.
+    Folders: train/CLASS and val/CLASS. Labels number the sorted class names of train/; if all names are numbers, they
+    are the labels themselves. Images directly below train/ are one class. Parquet files and hub datasets: the label
+    column. A classes.json in the folder, {"207": {"name": "golden retriever"}}, names the labels. The index of shards:
+    see `shards`. With data.label_column=null every label is 0.
 
-    Where there is no validation split and data.validation_fraction is set, that part of the training images is taken
-    for it: one drawn from every 1 / fraction in a row, so that all classes give their share; of shards, whole ones.
+    Without a validation split, data.validation_fraction holds out that part of the training images: one drawn from
+    every 1 / fraction consecutive ones, so that all classes have their share; of shards, whole ones.
 
     Raises InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
-    listing = _with_part_held_out(config, split) if config.validation_fraction else _list_split(config, split)
-    return listing if config.classes is None else _of_classes(config, config.classes, split, listing)
+    listing = _hold_out(config, split) if config.validation_fraction else _list_split(config, split)
+    return listing if config.classes is None else _select_classes(config, config.classes, split, listing)
 
 
-def _with_part_held_out(config: DataConfig, split: Split) -> Listing:
+def _hold_out(config: DataConfig, split: Split) -> Listing:
     try:
         validation = _list_split(config, "validation")
     except MissingSplitError:
         whole = _list_split(config, "train")
         units = np.arange(len(whole.rows)) if whole.shards is None else whole.shards
         held_out = np.isin(units, _spread_choice(int(units[-1]) + 1, config))
-        return whole.only(held_out if split == "validation" else ~held_out)
+        return whole.select(held_out if split == "validation" else ~held_out)
     return validation if split == "validation" else _list_split(config, split)
 
 
@@ -58,21 +58,21 @@ def _spread_choice(count: int, config: DataConfig) -> NDArray[np.int64]:
     return np.random.default_rng(_HELD_OUT).integers(edges[:-1], edges[1:])
 
 
-def _of_classes(config: DataConfig, classes: tuple[int, ...], split: Split, listing: Listing) -> Listing:
+def _select_classes(config: DataConfig, classes: tuple[int, ...], split: Split, listing: Listing) -> Listing:
     labels = listing.labels
     if labels is None:
         raise InputError(
-            f"data.classes cannot choose from the shards of {config.source!r}, whose labels lie beside the images: "
+            f"data.classes cannot choose from the shards of {config.source!r}, whose labels are inside them: "
             "leave it out, or make shards of these classes"
         )
-    chosen = listing.only(np.isin(labels, classes))
+    chosen = listing.select(np.isin(labels, classes))
     present = np.unique(labels).tolist()
     absent = sorted(set(classes) - set(present))
     if split == "train" and absent:
         some = ", ".join(map(str, present[:40])) + (", ..." if len(present) > 40 else "")
         raise InputError(f"data.classes: {config.source!r} has no training images of {absent}, only of {some}")
     if not len(chosen.rows):
-        raise InputError(f"data.source={config.source!r} has no {split} images of the classes asked for")
+        raise InputError(f"data.source={config.source!r} has no {split} images of data.classes={list(classes)}")
     return chosen._replace(class_names={label: name for label, name in listing.class_names.items() if label in classes})
 
 
@@ -97,7 +97,7 @@ class FolderSource:
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self.folder = folder
-        # One array instead of a million strings: reader processes share it without copying.
+        # One array rather than a million strings: reader processes share it without copying.
         self.names = np.array([os.fsencode(name) for name in names])
 
     def location(self, row: int) -> str:
@@ -109,7 +109,7 @@ class FolderSource:
 
 
 def split_folder_of(folder: Path, split: Split) -> Path | None:
-    """The folder of a split, by any of its names; None: there is none."""
+    """Find the folder of a split, by any of its names; None: there is none."""
     return next((folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()), None)
 
 
@@ -122,7 +122,7 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
             "to hold out that fraction of the training images"
         )
     if config.label_column is None or not subfolders(train_folder):
-        files = sorted(find_images(split_folder), key=lambda name: "/" in name)  # those of no subfolder first
+        files = sorted(find_images(split_folder), key=lambda name: "/" in name)  # those outside subfolders first
         if not files:
             raise InputError(f"{split_folder} holds no images: expected {split_folder.name}/CLASS/*.jpg, or *.jpg")
         return unlabeled(FolderSource(split_folder, files), len(files))

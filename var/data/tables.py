@@ -13,6 +13,7 @@ from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
 from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, unlabeled
 from var.utils.classes import named_classes
+from var.utils.text import plural
 
 
 class TableSource:
@@ -38,7 +39,7 @@ class TableSource:
 
 
 def parquet_files(folder: Path, split: Split) -> list[str]:
-    """The files of a split below a folder, sorted; [] where it has none."""
+    """List the files of a split below a folder, sorted; [] if it has none."""
     patterns = [f"{below}{name}*.parquet" for below in ("", "data/") for name in SPLIT_NAMES[split]]
     return next((files for pattern in patterns if (files := sorted(map(str, folder.glob(pattern))))), [])
 
@@ -54,7 +55,7 @@ def list_parquet(config: DataConfig, split: Split, folder: Path) -> Listing:
             "data.validation_fraction to hold out that fraction of the training images"
         )
     try:
-        table = datasets.load_dataset("parquet", data_files=files, split="train")  # "train": what it calls all it read
+        table = datasets.load_dataset("parquet", data_files=files, split="train")  # `datasets` calls all of it "train"
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InputError(f"{', '.join(files)} cannot be read as Parquet: {one_line(error)}") from error
     return _list_table(config, split, table, named_classes(folder))
@@ -65,14 +66,14 @@ def list_hub(config: DataConfig, split: Split, folder: Path) -> Listing:
     name = config.source
     if folder.is_file():
         raise InputError(f"data.source={name!r} is a file: give the folder that holds it")
-    # A bare name such as "parquet" is a format to `datasets`, which would then read the working folder.
+    # `datasets` takes a bare name such as "parquet" for a format, and would read the working folder.
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
         raise InputError(f"data.source={name!r} does not exist: give a folder, or a hub dataset in the form OWNER/NAME")
     import datasets
 
     try:
         splits = datasets.load_dataset(name)
-    except Exception as error:  # the HTTP library's errors, which differ by version
+    except Exception as error:  # those of the HTTP library, which differ by version
         raise InputError(
             f"data.source={name!r} is no folder here and could not be loaded from the hub ({one_line(error)}): "
             "check the name and the connection, or give a folder"
@@ -102,8 +103,8 @@ def _list_table(config: DataConfig, split: Split, table: Any, names: dict[int, s
     try:
         images = table.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     except (TypeError, ValueError, NotImplementedError) as error:  # pyarrow's errors derive from these
-        told = f"data.image_column={column!r} of {config.source!r} holds no images: {one_line(error)}"
-        raise InputError(told) from error
+        message = f"data.image_column={column!r} of {config.source!r} holds no images: {one_line(error)}"
+        raise InputError(message) from error
     source = TableSource(images, f"{config.source} ({split})")
     if config.label_column is None:
         return unlabeled(source, len(table))
@@ -121,7 +122,7 @@ def _labels(config: DataConfig, column: str, split: Split, table: Any) -> NDArra
     labels = table.select_columns([column]).with_format("arrow")[:][column]
     where = f"data.label_column={column!r} of {config.source!r} ({split})"
     if labels.null_count:
-        raise InputError(f"{where} lacks {labels.null_count} of {len(labels)} labels: every image needs one")
+        raise InputError(f"{where} lacks {labels.null_count} of {plural(len(labels), 'label')}: every image needs one")
     array = np.asarray(labels.to_numpy())
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{where} holds {labels.type}: labels must be integers, 0 and up")

@@ -1,9 +1,9 @@
 """The files of a token cache: a dataset encoded once, so that training needs neither images nor encoder.
 
-A cache is a folder. manifest.json says what was encoded and how; it is written first and never changes. The tokens of
-up to SHARD_SAMPLES samples lie in one file of plain numbers, (n, L) row by row, such as train-v0-00003.bin: view 0 of
-the training images from number 3 * SHARD_SAMPLES on. A record of the same name, .json, holds their labels, what could
-not be read, and a checksum over all of it; it is written last, so that a shard that has one is whole.
+A cache is a folder. manifest.json describes the data and the encoding; it is written first and never changes. The
+tokens of up to SHARD_SAMPLES samples are in one file of plain numbers, (n, L) row by row, such as train-v0-00003.bin:
+view 0 of the training images from number 3 * SHARD_SAMPLES on. A record of the same name, .json, holds their labels,
+the unreadable images and a checksum over all of it; it is written last, so a shard with a record is complete.
 """
 
 import json
@@ -25,14 +25,14 @@ from var.utils.provenance import as_key, sha256
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when caches of before can no longer be read
+FORMAT = 1  # raised when older caches can no longer be read
 ENCODED_AT_ONCE = 64
 MANIFEST = "manifest.json"
 LEFT_OUT = -1  # label of a sample that could not be read
 
 File = TypeVar("File", bound=Section)
 
-# What of a recipe's data decides what the tokens are.
+# Keys of a recipe's data that the tokens depend on.
 DATA_SETTINGS = (
     *("source", "image_column", "label_column", "classes", "validation_fraction"),
     *("resize", "crop", "crop_area", "pad", "flip", "jitter"),
@@ -40,7 +40,7 @@ DATA_SETTINGS = (
 
 
 class TokenRecipe(Protocol):
-    """The part of a recipe that decides what the tokens are and where they go."""
+    """The part of a recipe that the tokens and their folder depend on."""
 
     data: DataConfig
     seed: int
@@ -49,7 +49,7 @@ class TokenRecipe(Protocol):
 
 
 class Shard(NamedTuple):
-    """The samples first, first + 1, ... of a view of a split."""
+    """Consecutive samples of one view of a split: first, first + 1, ..."""
 
     split: Split
     view: int
@@ -64,38 +64,38 @@ class Shard(NamedTuple):
 
     @property
     def record(self) -> str:
-        """Name of the file beside it."""
+        """Name of the record."""
         return f"{self.split}-v{self.view}-{self.number:05d}.json"
 
     def batches(self) -> Iterator[list[Key]]:
-        """Keys of the samples that are encoded at once."""
+        """Keys of the samples, in batches that are encoded at once."""
         keys = [(self.view, index) for index in range(self.first, self.first + self.samples)]
         return (keys[i : i + ENCODED_AT_ONCE] for i in range(0, len(keys), ENCODED_AT_ONCE))
 
 
 class SplitInfo(Section):
-    """A split as the dataset of its images described it."""
+    """Size, labels and classes of a split of the images."""
 
     samples: int
-    labels: str | None  # their checksum; None: they were read beside the images
+    labels: str | None  # their checksum; None: they were read with the images
     num_classes: int | None
     class_names: dict[int, str]
     streamed: list[int] | None  # samples in each of the data's own shards; None: it has none
 
 
 class Manifest(Section):
-    """The data and the way of encoding it; the same for all views."""
+    """The data and its encoding; the same for all views."""
 
-    settings: dict[str, Any]  # all that decides what the tokens are: `settings_of`
+    settings: dict[str, Any]  # all that the tokens depend on: `settings_of`
     scales: list[int]
     length: int  # L
     vocab_size: int
-    dtype: Literal["<u2", "<i4"]  # of the files, as numpy calls it
+    dtype: Literal["<u2", "<i4"]  # of the files, in numpy's notation
     shard_samples: int
     splits: dict[Split, SplitInfo]
 
     def shards(self, views: int) -> list[Shard]:
-        """The shards of so many views, those of the same images one after the other."""
+        """List the shards of the first views, those of the same images one after the other."""
         return [
             Shard(split, view, number, first, min(self.shard_samples, info.samples - first))
             for split, info in self.splits.items()
@@ -117,21 +117,21 @@ class Record(Section):
 
 
 def folder_of(recipe: TokenRecipe) -> Path:
-    """The recipe's token_cache. Raises InputError where it has none."""
+    """Return the recipe's token_cache. Raises InputError: it has none."""
     if recipe.token_cache is None:
-        raise InputError("the recipe has no token_cache: say where the tokens go, with token_cache=FOLDER")
+        raise InputError("the recipe has no token_cache: give the folder of the tokens, token_cache=FOLDER")
     return recipe.token_cache
 
 
 def settings_of(recipe: TokenRecipe, vqvae: VQVAE) -> dict[str, Any]:
-    """All that decides what the tokens are, for the manifest."""
+    """Return all settings that the tokens depend on, for the manifest."""
     data = recipe.data.model_dump(mode="json", include=set(DATA_SETTINGS))
     names = {f"data.{name}": data[name] for name in DATA_SETTINGS}
-    return {"format": FORMAT, "tokenizer": _fingerprint(vqvae), "seed": recipe.seed, **names}
+    return {"format": FORMAT, "tokenizer": _encoder_checksum(vqvae), "seed": recipe.seed, **names}
 
 
-def _fingerprint(vqvae: VQVAE) -> str:
-    """A checksum of what encodes; the decoder may change under a cache."""
+def _encoder_checksum(vqvae: VQVAE) -> str:
+    """SHA-256 of encoder and quantizer; a change of the decoder leaves a cache valid."""
     config = {name: value for name, value in vqvae.config.to_dict().items() if name != "decoder_width"}
     parts = (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer)
     return sha256([as_key(config), *(parameter for part in parts for parameter in part.parameters())])
@@ -141,7 +141,7 @@ def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
     """Read a cache's manifest. Raises InputError if it is damaged, or of other settings."""
     remedy = "give another folder, or remove this one to encode anew"
     manifest = _read(Manifest, folder / MANIFEST, remedy)
-    # A setting that came after the cache was written had its default then.
+    # A setting that is newer than the cache had its default.
     defaults = {f"data.{name}": DataConfig.model_fields[name].default for name in DATA_SETTINGS}
     theirs = defaults | manifest.settings
     if different := [name for name in settings if settings[name] != theirs.get(name)]:
@@ -152,7 +152,7 @@ def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
 
 
 def is_whole(folder: Path, shard: Shard, manifest: Manifest) -> bool:
-    """Whether a shard is there and whole; one that is damaged is told of."""
+    """Return whether a shard exists and is intact; a damaged one is logged."""
     if not (folder / shard.record).exists():
         return False
     try:
@@ -179,14 +179,14 @@ def _read(kind: type[File], file: Path, remedy: str) -> File:
 
 
 def checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[int, str, str]]]) -> str:
-    """SHA-256 of all that a shard holds."""
+    """SHA-256 of a shard's tokens and record."""
     return sha256([tokens, json.dumps([labels, sorted(unreadable.items())]).encode()])
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files one after the other, each whole and on the disk."""
+    """Write files one after the other, each atomically and flushed to the disk."""
     remedy = (
-        "make room there or give another folder (token_cache=FOLDER); the same command goes on with what is missing"
+        "make room there or give another folder (token_cache=FOLDER); the same command encodes only what is missing"
     )
     for name, content in files.items():
         with atomic_write(folder / name, remedy) as beside:

@@ -17,9 +17,9 @@ from var.data.token_cache import LEFT_OUT, MANIFEST, TokenRecipe
 class TokenDataset(SampleDataset):
     """The tokens of a split in place of its images: sample (epoch, index) is view epoch mod views, (L,) int64.
 
-    The cache is memory-mapped, and reading a sample copies L numbers, which is faster than handing over between
-    processes: `loader` wants workers=0 here. Settings and sizes are checked here, checksums by `write_tokens`. `labels`
-    are those of view 0; None where one of it could not be read.
+    The cache is memory-mapped, and reading a sample copies L numbers, which is faster than passing them between
+    processes: `loader` is best with workers=0. Settings and sizes are checked here, checksums by `write_tokens`.
+    `labels` are those of view 0; None if one of its images could not be read.
 
     Raises InputError: no cache, an incomplete one, or one of another tokenizer, data or seed.
     """

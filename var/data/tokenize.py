@@ -21,21 +21,21 @@ from var.utils.ranks import ALONE, Ranks
 
 log = logging.getLogger(__name__)
 
-SHARD_SAMPLES = 2048  # so much is lost at most when a process is killed
+SHARD_SAMPLES = 2048  # the most that a killed process loses
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
 
 class TokenSummary(NamedTuple):
-    """Sizes of a complete cache, and of what this process encoded just now."""
+    """Sizes of a complete cache, and the number of samples that this call encoded."""
 
     samples: int  # views of training images, and validation images
     bytes: int  # of their tokens
     unreadable: int  # images that could not be read, over all views
-    encoded: int  # samples by this process in this call
+    encoded: int  # samples, by this process in this call
 
 
 def log_progress(done: int, total: int) -> None:
-    """A line in the log for every twentieth part."""
+    """Log a line after every twentieth of the samples."""
     if 20 * done // total > 20 * max(done - ENCODED_AT_ONCE, 0) // total:
         log.info("encoded %d of %d samples", done, total)
 
@@ -47,17 +47,17 @@ def write_tokens(
     progress: Callable[[int, int], None] = log_progress,
     shard_samples: int = SHARD_SAMPLES,
 ) -> TokenSummary:
-    """Complete the cache in `recipe.token_cache`: verify all checksums, and encode what is missing or damaged.
+    """Complete the cache in `recipe.token_cache`: verify all checksums, and encode missing or damaged shards.
 
-    View v of a training image is what epoch v sees. The images are opened only if something is missing; a complete
-    cache needs none. More views than it has are added to it. Killed at any time, the same call goes on from the shards
-    that were done.
+    View v of a training image is that of epoch v. The images are opened only if a shard is missing; a complete cache
+    needs none. Further views are added to a cache with fewer. If it is killed, the same call goes on from the shards
+    that are complete.
 
     Args:
-        recipe: its token_cache, a folder that all processes see, token_views, seed and data.
+        recipe: its token_cache, a folder shared by all processes, token_views, seed and data.
         vqvae: float32, in evaluation mode, on the device that encodes.
-        ranks: the processes that share the shards; all of them call this.
-        progress: on the first process, is told how many of its samples are encoded, and how many it has to encode.
+        ranks: the processes that share the work; all of them call this.
+        progress: called on the first process with the numbers of its encoded samples and of all it has to encode.
         shard_samples: samples a shard of a new cache.
 
     Raises InputError: no folder, one of another tokenizer, data or seed, or one that cannot be written; data that
@@ -138,9 +138,9 @@ def _encode(
         dataset = _images(recipe, vqvae, split)
         if _info(dataset) != manifest.splits[split]:
             raise InputError(
-                f"the {split} images of data.source={recipe.data.source!r} are others than when "
-                f"token_cache={str(folder)!r} was begun ({len(dataset)} now, {manifest.splits[split].samples} then): "
-                "give another folder"
+                f"the {split} images of data.source={recipe.data.source!r} differ from those that "
+                f"token_cache={str(folder)!r} was begun with ({len(dataset)} now, {manifest.splits[split].samples} "
+                "then): give another folder"
             )
         batches = iter(loader(dataset, [keys for shard in shards for keys in shard.batches()], recipe.data.workers))
         for shard in shards:
@@ -163,7 +163,7 @@ def _encode_shard(
     for keys in shard.batches():
         batch = next(batches)
         rows = [index - shard.first for _, index in keys]
-        if batch.unreadable:  # rare: read once more, one by one, to see which of the samples they belong to
+        if batch.unreadable:  # rare: read again one by one, to find the samples that they belong to
             samples = [dataset[key] for key in keys]
             for row, sample in zip(rows, samples, strict=True):
                 if failures := sample.unreadable if isinstance(sample, Sample) else (sample,):
@@ -180,5 +180,5 @@ def _encode_shard(
 
 
 def _text(given: str) -> str:
-    """Text that JSON can hold: names of files may be none."""
+    """Escape text for JSON: file names may not be valid Unicode."""
     return given.encode(errors="backslashreplace").decode()

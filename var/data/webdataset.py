@@ -1,4 +1,4 @@
-"""Images in WebDataset shards, with their labels beside them."""
+"""Images and labels in WebDataset shards."""
 
 import threading
 from collections import OrderedDict
@@ -13,19 +13,20 @@ from var.data.listing import Encoded, Listing, MissingSplitError, Split, unlabel
 from var.data.shards import OpenShard, Shard, ShardCache, is_remote, read_index
 from var.utils.files import cache_folder
 from var.utils.images import IMAGE_SUFFIXES
+from var.utils.text import plural
 
 _SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
 
 class ShardSource:
-    """The samples of a list of shards, numbered through; the shards in use stay open.
+    """The samples of a list of shards, numbered consecutively; shards in use stay open.
 
     Args:
-        shards: in the order of the numbers.
-        cache: for those that are remote.
-        keep_open: shards open at a time; the one unused for longest is closed.
+        shards: in the order of their samples' numbers.
+        cache: for remote shards.
+        keep_open: number of shards open at a time; the least recently used one is closed.
         label_key: of the labels in .json members; None: no label is read.
-        num_classes: labels are below it; None: any.
+        num_classes: labels must be below it; None: any.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class ShardSource:
         self.label_key = label_key
         self.num_classes = num_classes
         self.opened: OrderedDict[int, OpenShard] = OrderedDict()
-        self.expected: set[int] = set()  # those that are fetched ahead
+        self.prefetched: set[int] = set()
 
     def location(self, row: int) -> str:
         shard, number = self._find(row)
@@ -53,21 +54,21 @@ class ShardSource:
         shard, number = self._find(row)
         opened = self._open(shard)
         if number >= len(opened):
-            raise ValueError(f"the shard is cut off, or the index wrong: it holds {len(opened)} samples")
+            raise ValueError(f"the shard is cut off, or the index wrong: it holds {plural(len(opened), 'sample')}")
         label = 0 if self.label_key is None else opened.label(number, self.label_key)
         if self.num_classes is not None and label >= self.num_classes:
-            raise ValueError(f"its label is {label}, but the index tells num_classes={self.num_classes}")
+            raise ValueError(f"its label is {label}, but the index has num_classes={self.num_classes}")
         return Encoded(BytesIO(opened.image(number, _SUFFIXES)), self.location(row), label)
 
     def prefetch(self, row: int) -> None:
-        """Fetch beside what goes on the shard of an image that will be read later."""
+        """Start to fetch, in a thread, the shard of an image that will be read later."""
         shard, _ = self._find(row)
-        if is_remote(self.urls[shard]) and shard not in self.opened and shard not in self.expected:
-            self.expected.add(shard)
+        if is_remote(self.urls[shard]) and shard not in self.opened and shard not in self.prefetched:
+            self.prefetched.add(shard)
             threading.Thread(target=self._fetch_quietly, args=(self.urls[shard],), daemon=True).start()
 
     def _find(self, row: int) -> tuple[int, int]:
-        """The shard that holds a sample, and the sample's number there."""
+        """Find the shard that holds a sample, and the sample's number in it."""
         shard = int(np.searchsorted(self.ends, row, side="right"))
         return shard, row - (int(self.ends[shard - 1]) if shard else 0)
 
@@ -75,13 +76,13 @@ class ShardSource:
         if shard not in self.opened:
             while len(self.opened) >= self.keep_open:
                 self.opened.popitem(last=False)
-            self.expected.discard(shard)
+            self.prefetched.discard(shard)
             self.opened[shard] = OpenShard(self.cache.open(self.urls[shard]))
         self.opened.move_to_end(shard)
         return self.opened[shard]
 
     def _fetch_quietly(self, url: str) -> None:
-        with suppress(OSError):  # whoever needs the shard tries again, and tells
+        with suppress(OSError):  # reading from the shard tries again, and reports the error
             self.cache.open(url).close()
 
 

@@ -67,7 +67,7 @@ def restrict_to_labels(dataset: ImageDataset, labels: Collection[int]) -> ImageD
             f"{dataset.config.source!r} has pictures of labels {_range(dataset.labels.tolist())}, none of those asked "
             f"for, {_range(labels)}: give data with the labels that the model was trained on"
         )
-    return ImageDataset(dataset.listing.only(chosen), dataset.config, dataset.side, dataset.seed, augment=False)
+    return ImageDataset(dataset.listing.select(chosen), dataset.config, dataset.side, dataset.seed, augment=False)
 
 
 def _range(labels: Collection[int]) -> str:

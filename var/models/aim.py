@@ -124,7 +124,7 @@ class Encoder(nn.Module):
         return x + self.position.to(x.dtype)
 
     def extract_features(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
-        """Outputs of some blocks, every patch seeing every other; blocks after the last one asked for are not run.
+        """Return outputs of some blocks, with attention between all patches; blocks after the last of them are not run.
 
         Args:
             images: (B, 3, S, S), as `val_transforms` makes them, on any device.
@@ -141,7 +141,7 @@ class Encoder(nn.Module):
 
         Args:
             images: normalized.
-            mask: as `prefix_causal` makes it; None: every patch sees every other.
+            mask: see `prefix_causal`; None: attention between all patches.
             order: (N,) int64, the patches in the order of the sequence; None: row by row.
         """
         x = self.embed(images)  # (B, N, D)
@@ -150,7 +150,7 @@ class Encoder(nn.Module):
 
 
 class AttentiveProbe(nn.Module):
-    """One learned query attends over the patches, and a linear classifier reads what it gathers."""
+    """Attention of one learned query over the patches, then a linear classifier."""
 
     def __init__(self, width: int, heads: int, num_classes: int) -> None:
         super().__init__()
@@ -174,7 +174,7 @@ class AttentiveProbe(nn.Module):
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """Sizes of an attentive probe that is kept apart from its encoder. Raises InputError: a value that cannot work."""
+    """Sizes of an attentive probe that is saved without its encoder. Raises InputError: a value that cannot work."""
 
     width: int  # D of the features
     heads: int  # number of attention heads
@@ -194,7 +194,7 @@ class ProbeConfig:
 
 
 class Probe(AttentiveProbe):
-    """See ProbeConfig."""
+    """An attentive probe without its encoder."""
 
     def __init__(self, config: ProbeConfig) -> None:
         super().__init__(config.width, config.heads, config.num_classes)
@@ -250,8 +250,8 @@ class ValTransforms:
     """Preprocessing of images for the encoder: `torch.stack([transform(image) for image in images])`.
 
     The short side becomes 256 / 224 of the size, the center square is kept, and pixels in [0, 1] lose ImageNet's mean
-    and are divided by its standard deviation, so that they lie between -2.12 and 2.64. Resizing is the project's
-    own, Lanczos; the paper does not say which it used.
+    and are divided by its standard deviation, which gives values between -2.12 and 2.64. Resizing is Lanczos; the
+    paper does not state its filter.
 
     Attributes:
         size: side of the model's images in pixels.
@@ -270,4 +270,4 @@ class ValTransforms:
         return normalize(resize_and_center_crop(image, self.size))
 
 
-val_transforms = ValTransforms  # the name that the paper's code has for it
+val_transforms = ValTransforms  # the name in the paper's code

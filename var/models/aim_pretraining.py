@@ -24,7 +24,7 @@ Order = Literal["raster", "spiral", "checkerboard", "random"]
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Sizes of the head on every patch's features, which is thrown away after pre-training.
+    """Sizes of the head on every patch's features, which is discarded after pre-training.
 
     Raises InputError: a value that cannot work.
     """
@@ -60,11 +60,11 @@ class PixelHead(nn.Module):
         self.register_buffer("position", position, persistent=False)
         initialize(self)
 
-    def forward(self, features: Tensor, places: Tensor) -> Tensor:
-        """(B, N - 1, D) and the place in the image of each (N - 1,) -> (B, N - 1, C)."""
+    def forward(self, features: Tensor, patch_indices: Tensor) -> Tensor:
+        """(B, N - 1, D) and the index in the image of each patch, (N - 1,) -> (B, N - 1, C)."""
         x = self.widen(features)  # (B, N - 1, head width)
         if self.position is not None:
-            x = x + self.position[places].to(x.dtype)
+            x = x + self.position[patch_indices].to(x.dtype)
         for norm, mlp in zip(self.norms, self.mlps, strict=True):
             x = x + mlp(norm(x))
         return self.predict(self.norm(x))  # (B, N - 1, C)
@@ -75,7 +75,7 @@ class AIMPretrainer(nn.Module):
 
     Args:
         outputs: C, numbers that the head predicts for a patch.
-        order: (N,) int64, the places of the image as the sequence visits them.
+        order: (N,) int64, indices of the patches in the order of the sequence.
     """
 
     def __init__(self, encoder: EncoderConfig, head: HeadConfig, outputs: int, order: Tensor) -> None:
@@ -90,10 +90,10 @@ class AIMPretrainer(nn.Module):
 
         Args:
             images: (B, 3, S, S), normalized.
-            prefix: (B,) int64 in 0..N - 1, patches that see one another; 0 is purely causal.
+            prefix: (B,) int64 in 0..N - 1, number of patches that see one another; 0 is purely causal.
 
-        Raises InputError: images of another size; prefixes that are not one for each image, no whole numbers, or longer
-        than leaves a patch to predict.
+        Raises InputError: images of another size; prefixes that are not one whole number for each image, or outside
+        0..N - 1.
         """
         check_prefix(prefix, len(images), len(self.order))
         mask = prefix_causal(prefix.to(self.order.device), len(self.order))  # (B, 1, N, N)
@@ -104,8 +104,8 @@ class AIMPretrainer(nn.Module):
 def check_prefix(prefix: object, batch: int, patches: int) -> None:
     """Raise InputError unless the prefixes are (B,) int64 in 0..N - 1.
 
-    The values of a tensor on the CPU are looked at, if it has any (a dry run's have none); elsewhere that would make
-    every step wait for the device, which fails on its own.
+    Values are checked here on the CPU, unless the tensor is fake (as in a dry run). Elsewhere that would make every
+    step wait for the device, so the check runs there.
     """
     if not isinstance(prefix, Tensor) or prefix.dtype != torch.int64 or tuple(prefix.shape) != (batch,):
         given = f"{prefix.dtype} {tuple(prefix.shape)}" if isinstance(prefix, Tensor) else repr(prefix)
@@ -119,9 +119,9 @@ def check_prefix(prefix: object, batch: int, patches: int) -> None:
 
 
 def prefix_lengths(lengths: Sequence[int], patches: int) -> Tensor:
-    """Numbers of patches as a tensor that `AIMPretrainer` takes, (B,) int64.
+    """Convert lengths of prefixes to a tensor for `AIMPretrainer`, (B,) int64.
 
-    Raises InputError: a length below 0, or one that leaves nothing to predict; no whole number.
+    Raises InputError: a length that is no whole number in 0..N - 1.
     """
     prefix = torch.tensor(lengths) if lengths else torch.empty(0, dtype=torch.int64)
     check_prefix(prefix, len(lengths), patches)
@@ -129,7 +129,7 @@ def prefix_lengths(lengths: Sequence[int], patches: int) -> Tensor:
 
 
 def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
-    """The places of side x side patches in the order that they are predicted in, (side * side,) int64.
+    """Indices of side x side patches in the order of their prediction, (side * side,) int64.
 
     Raster goes row by row, spiral outwards from the middle, checkerboard over all black fields and then all white ones;
     random is one permutation, from the seed.
@@ -138,19 +138,19 @@ def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
     """
     if kind not in get_args(Order):
         raise InputError(f"order={kind!r} is unknown: take one of {', '.join(get_args(Order))}")
-    places = torch.arange(side * side)
-    rows, columns = places // side, places % side
+    indices = torch.arange(side * side)
+    rows, columns = indices // side, indices % side
     if kind == "raster":
-        return places
+        return indices
     if kind == "checkerboard":
-        return torch.cat([places[(rows + columns) % 2 == color] for color in (0, 1)])
+        return torch.cat([indices[(rows + columns) % 2 == color] for color in (0, 1)])
     if kind == "random":
         return torch.randperm(side * side, generator=torch.Generator().manual_seed(seed))
     return torch.tensor(_spiral(side)).flip(0)
 
 
 def _spiral(side: int) -> list[int]:
-    """Inwards along the edge, clockwise from the top left."""
+    """Order the patches inwards along the edge, clockwise from the top left."""
     rest = [list(range(row * side, (row + 1) * side)) for row in range(side)]
     visited: list[int] = []
     while rest:

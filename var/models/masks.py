@@ -1,4 +1,4 @@
-"""Attention masks as values: dense ones, True where a query (row) may see a key (column), and spans.
+"""Attention masks: dense ones, True where a query (row) may see a key (column), and spans of queries.
 
 B batch, L tokens of all scales, N patches.
 """
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from tokenizer.scales import Scales
 
-COARSE = 1 / 4  # share of the tokens that the first span may hold: four spans on the schedules of the paper
-SPANS_FROM = 256  # L: with fewer tokens, one masked call on the CPU takes no longer than several without a mask
+COARSE = 1 / 4  # largest share of the tokens in the first span: four spans on the schedules of the paper
+SPANS_FROM = 256  # L: with fewer tokens, one masked call on the CPU is as fast as several without a mask
 
 
 class Spans(NamedTuple):
     """A block-causal mask as spans of queries: those of start..stop see all keys before stop, so they need no mask.
 
-    What the mask hides is never computed (a third of the products at 256 px), and attention without a mask takes the
-    fastest kernels. The small coarse scales stand together in the first span, which has a mask of its own.
+    Hidden products are never computed (a third of all at 256 px), and attention without a mask uses the fastest
+    kernels. The small coarse scales share the first span, which has a mask of its own.
     """
 
     bounds: tuple[tuple[int, int], ...]  # (start, stop) of each span; they follow one another from 0 to L
@@ -35,21 +35,21 @@ def block_causal(scales: Scales) -> Tensor:
 
 
 def prefix_causal(prefix: Tensor, length: int) -> Tensor:
-    """Patches of a prefix see one another, those after it all patches up to themselves (AIM, arXiv 2401.08541, 3.2).
+    """Mask in which patches of a prefix see one another, later ones all up to themselves (AIM, arXiv 2401.08541, 3.2).
 
     Args:
-        prefix: (B,) int64 in 0..length, how many patches each sample's prefix has; 0 is the causal mask.
+        prefix: (B,) int64 in 0..length, number of patches in each sample's prefix; 0 is the causal mask.
         length: N patches.
 
     Returns:
         (B, 1, N, N) bool.
     """
-    place = torch.arange(length, device=prefix.device)
-    return (place <= place[:, None]) | (place < prefix[:, None, None, None])
+    index = torch.arange(length, device=prefix.device)
+    return (index <= index[:, None]) | (index < prefix[:, None, None, None])
 
 
 def spans(scales: Scales, mask: Tensor) -> Spans:
-    """block_causal(scales) in spans: the coarse scales together, then one for each finer scale.
+    """Divide block_causal(scales) into spans: one of the coarse scales, then one for each finer scale.
 
     Args:
         scales: the scale schedule.
@@ -61,5 +61,5 @@ def spans(scales: Scales, mask: Tensor) -> Spans:
 
 
 def fastest(scales: Scales, mask: Tensor) -> Mask:
-    """The form of block_causal(scales) that attention is fastest with, forward and backward, on the mask's device."""
+    """Choose the form of block_causal(scales) whose attention is fastest on the mask's device, backward included."""
     return spans(scales, mask) if mask.is_cuda or scales.total >= SPANS_FROM else mask

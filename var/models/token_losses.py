@@ -12,7 +12,7 @@ from tokenizer.scales import Scales
 
 
 class TokenLosses(NamedTuple):
-    """Of each token, (B, L)."""
+    """Loss and accuracy of each token, (B, L)."""
 
     loss: Tensor  # cross-entropy in nats, with gradients to the logits
     accuracy: Tensor  # 1 where the token is the most probable one, else 0

@@ -56,18 +56,19 @@ class Modulation(NamedTuple):
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of the tokens so far, allocated once for all scales by the loop that owns it."""
+    """Keys and values of the tokens so far, allocated once for all scales by the sampling loop, which owns it."""
 
     keys: Tensor  # (blocks, B, L, H, D / H)
     values: Tensor
 
     @classmethod
     def allocate(cls, blocks: int, batch: int, heads: int, length: int, head_dim: int, like: Tensor) -> "KVCache":
-        """An empty cache with the device and dtype of `like`."""
+        """Allocate an empty cache with the device and dtype of `like`."""
         shape = (blocks, batch, length, heads, head_dim)
         return cls(like.new_empty(shape), like.new_empty(shape))
 
     def layer(self, i: int) -> "LayerCache":
+        """Return the part of block i, as views."""
         return LayerCache(self.keys[i], self.values[i])
 
 
@@ -99,7 +100,7 @@ def attend_in_spans(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float)
     queries = q.split([stop - start for start, stop in spans.bounds], dim=1)
     parts = []
     for query, (start, stop) in zip(reversed(queries), reversed(spans.bounds), strict=True):
-        k, v = k[:, :stop], v[:, :stop]  # cut off those of the finer span: the less for the backward pass to pad
+        k, v = k[:, :stop], v[:, :stop]  # drop keys of finer spans step by step, so that the backward pass pads less
         parts.append(attend(query, k, v, spans.coarse if start == 0 else None, scale))  # (B, stop - start, D)
     return torch.cat(parts[::-1], dim=1)
 
@@ -125,7 +126,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width, bias=config.bias)
 
     def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
-        """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see all before them too."""
+        """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see earlier ones too."""
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # (3D,)
@@ -150,7 +151,8 @@ class MLP(nn.Module):
         self.down = nn.Linear(hidden, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.gelu(self.up(x), approximate=self.gelu))  # (B, L, D)
+        """(..., D) -> (..., D)."""
+        return self.down(F.gelu(self.up(x), approximate=self.gelu))
 
 
 class AdaLN(nn.Module):
@@ -166,7 +168,7 @@ class AdaLN(nn.Module):
 
 
 class AdaLNOffset(nn.Module):
-    """A block's own part of an AdaLN that all blocks share: a learned offset to its output (B, 6, 1, D)."""
+    """A block's own part of an AdaLN shared by all blocks: a learned offset to its output (B, 6, 1, D)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -177,7 +179,7 @@ class AdaLNOffset(nn.Module):
 
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """LayerNorm without parameters of its own, then the affine map that the condition asks for: (B, L, D)."""
+    """LayerNorm without parameters of its own, then the scale and shift of the condition: (B, L, D) -> (B, L, D)."""
     return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
 
 
@@ -198,7 +200,7 @@ class Block(nn.Module):
 
 
 class AdaLNBlock(nn.Module):
-    """Attention and MLP, each a residual branch whose norm and gate follow a condition (VAR).
+    """Attention and MLP, each a residual branch with a norm and gate modulated by a condition (VAR).
 
     Args:
         config: sizes.
@@ -212,7 +214,7 @@ class AdaLNBlock(nn.Module):
         self.mlp = MLP(config)
 
     def modulation(self, condition: Tensor) -> Modulation:
-        """From the class embedding (B, D), or from the shared AdaLN's output (B, 6, 1, D)."""
+        """Compute the modulation from the class embedding (B, D), or the shared AdaLN's output (B, 6, 1, D)."""
         return Modulation(*self.adaln(condition).unbind(dim=1))
 
     def forward(
@@ -232,23 +234,24 @@ def run_blocks(
     start: int = 0,
     recompute: bool = False,
 ) -> Tensor:
-    """Run blocks one after another, in training, in cached generation and for hidden states.
+    """Run blocks one after another, for training, cached generation and hidden states.
 
     Args:
         blocks: all AdaLNBlocks, or all Blocks.
         x: (B, L, D).
         modulations: one for each AdaLNBlock; None for Blocks.
-        mask: which token sees which.
+        mask: of the attention in every block.
         cache: keys and values of the tokens before `start`, extended by those of x.
         start: position of x's first token.
-        recompute: keep only each block's input for the backward pass, and compute the block again there.
+        recompute: keep only each block's input for the backward pass, and recompute the block there.
 
     Returns:
         (B, L, D).
     """
     for i, block in enumerate(blocks):
-        condition = () if modulations is None else (modulations[i],)
-        inputs = (x, *condition, mask, None if cache is None else cache.layer(i), start)
+        modulation = [] if modulations is None else [modulations[i]]  # an argument of AdaLNBlocks alone
+        layer_cache = None if cache is None else cache.layer(i)
+        inputs = (x, *modulation, mask, layer_cache, start)
         x = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False) if recompute else block(*inputs)
     return x
 
@@ -260,7 +263,7 @@ def hidden_states(
     modulations: Sequence[Modulation] | None = None,
     mask: Mask = None,
 ) -> list[Tensor]:
-    """Outputs of some blocks, (B, L, D) each, in the order of `layers`; blocks after the last of them are not run."""
+    """Return outputs of some blocks, (B, L, D) each, in the order of `layers`; blocks after the last are not run."""
     outputs, done = {}, 0
     for layer in sorted(layers):
         part = slice(done, layer + 1)
@@ -274,11 +277,11 @@ def stochastic_depth(blocks: Sequence[Modulation], rates: Sequence[float], noise
 
     Args:
         blocks: the modulation of each block.
-        rates: the probability, a block, that a branch is dropped; below 1.
+        rates: each block's probability that a branch is dropped, below 1.
         noise: (B, 2 * blocks) uniform in [0, 1): attention of block 0, MLP of block 0, attention of block 1, ...
 
     Returns:
-        The same with a gate of 0 where noise < rate, and divided by 1 - rate where not, which keeps the mean.
+        The modulations with gates of 0 where noise < rate, divided by 1 - rate elsewhere, which keeps the mean.
     """
     rate = noise.new_tensor(rates).repeat_interleave(2)
     kept = ((noise >= rate) / (1 - rate))[:, :, None, None]  # (B, 2 * blocks, 1, 1)

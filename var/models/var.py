@@ -2,7 +2,7 @@
 
 B batch, K scales, L tokens of all scales, C latent channels, D width, V codebook size.
 
-The labels that training drops, for guidance, are dropped in `var/training/stages/var.py`.
+Labels are dropped in training, for classifier-free guidance, in `var/training/stages/var.py`.
 """
 
 import math
@@ -102,7 +102,7 @@ class VARConfig(TransformerSizes):
 
 
 class Condition(NamedTuple):
-    """Everything that depends on the labels alone: computed once an image, used at every scale."""
+    """All that depends on the labels alone: computed once an image, used at every scale."""
 
     start: Tensor  # (B, 1, D), the class embedding: the content of the first token
     blocks: list[Modulation]
@@ -143,7 +143,7 @@ class VAR(nn.Module):
         return self
 
     def condition(self, labels: Tensor) -> Condition:
-        """(B,) int64 labels, num_classes for the null class -> everything that depends on them alone."""
+        """(B,) int64 labels, num_classes for the null class -> embeddings and modulations."""
         embedding = self.class_embedding(labels)  # (B, D)
         shared = embedding if self.shared_adaln is None else self.shared_adaln(embedding)  # (B, D) or (B, 6, 1, D)
         blocks = [block.modulation(shared) for block in self.blocks]
@@ -164,13 +164,13 @@ class VAR(nn.Module):
     def forward(
         self, labels: Tensor, teacher_forcing_input: Tensor, path_noise: Tensor | None = None, checkpoint: bool = False
     ) -> Tensor:
-        """All scales at once, each seeing itself and the coarser ones (training; VAR paper, figure 4).
+        """Predict all scales at once, each from itself and the coarser ones (training; VAR paper, figure 4).
 
         Args:
             labels: (B,) int64, num_classes for the null class.
             teacher_forcing_input: (B, L - 1, C), f_hat resized to every scale but the first.
-            path_noise: (B, 2 * depth) uniform in [0, 1), what stochastic depth draws; None drops nothing.
-            checkpoint: keep only each block's input for the backward pass, and compute the block again there.
+            path_noise: (B, 2 * depth) uniform in [0, 1), for stochastic depth; None drops nothing.
+            checkpoint: keep only each block's input for the backward pass, and recompute the block there.
 
         Returns:
             (B, L, V) float32 logits.
@@ -197,13 +197,13 @@ class VAR(nn.Module):
             raise InputError(f"path noise of shape {tuple(path_noise.shape)} given, {branches} needed for these labels")
 
     def new_cache(self, batch: int) -> KVCache:
-        """Room for the keys and values of all L tokens of a batch."""
+        """Allocate a cache of the keys and values of all L tokens of a batch."""
         c = self.config
         head_dim = c.width // c.heads
         return KVCache.allocate(c.depth, batch, c.heads, self.scales.total, head_dim, like=self.position)
 
     def step(self, k: int, next_input: Tensor | None, condition: Condition, cache: KVCache) -> Tensor:
-        """Logits of scale k, given that scales 0..k-1 have been through the same cache.
+        """Predict scale k, after scales 0..k-1 with the same cache.
 
         Args:
             k: the scale.
@@ -235,7 +235,7 @@ def gate_init(depth: int) -> float:
 
 @torch.no_grad()
 def initialize(model: VAR) -> None:
-    """Draw the initial weights (recipe of the paper; small gates, so that every block starts near the identity)."""
+    """Draw the initial weights as in the paper; small gates let every block start near the identity."""
     depth, width = model.config.depth, model.config.width
     std = math.sqrt(1 / (3 * width))
     for module in model.modules():

@@ -7,11 +7,11 @@ from torch import nn
 
 from tokenizer.errors import InputError
 from var.networks import convnets, dino, efficientnet_lite
-from var.networks.backbone import Backbone
+from var.networks.frozen import Backbone
 from var.utils.weights import load_strict
 
-# Each module has build(name), the network as its origin has it, on the meta device; read(name, file or None), its
-# tensors; look_through(name, network), its maps.
+# Each module has build(name): the original network on the meta device; read(name, file or None): its tensors;
+# extract_maps(name, network): the Backbone that gives its maps.
 _MODULES: dict[str, Any] = {
     "efficientnet-lite1": efficientnet_lite,
     "efficientnet-lite2": efficientnet_lite,
@@ -19,7 +19,7 @@ _MODULES: dict[str, Any] = {
     "dino-vits16": dino,
 }
 BACKBONES = tuple(_MODULES)
-# Two that only LPIPS looks through, and one that only metrics do: what measures trains nothing.
+# Two for LPIPS alone and one for metrics alone: no recipe may train with them.
 _MODULES |= {"alexnet": convnets, "squeezenet1_1": convnets, "efficientnet-lite0": efficientnet_lite}
 
 
@@ -31,19 +31,19 @@ def load_backbone(name: str, weights: Path | None = None) -> Backbone:
     - dino-vits16: blocks 2, 5, 8 and 11 of the self-supervised ViT-S/16 (arXiv 2104.14294), as maps of its patches.
 
     Args:
-        name: one of BACKBONES, or a network that LPIPS looks through.
-        weights: a file with the names of the weights' origin (torchvision's, DINO's); None takes the package's, or
+        name: one of BACKBONES, or a backbone of LPIPS.
+        weights: a file with the original names of the weights (torchvision's, DINO's); None takes the package's, or
             downloads them to torch's cache.
 
-    Raises InputError: an unknown name, a package or file that is missing, a file that is damaged or of another network,
-    a download that failed.
+    Raises InputError: an unknown name, a missing package or file, a file that is damaged or of another network, a
+    download that failed.
     """
-    backbone: Backbone = _module_of(name).look_through(name, load_network(name, weights))
+    backbone: Backbone = _module_of(name).extract_maps(name, load_network(name, weights))
     return backbone
 
 
 def load_network(name: str, weights: Path | None = None) -> nn.Module:
-    """Load the network of `load_backbone` as its origin has it, or EfficientNet-Lite0.
+    """Load the original network of `load_backbone`, or EfficientNet-Lite0.
 
     Raises InputError: as in `load_backbone`.
     """
@@ -59,7 +59,7 @@ def build_backbone(name: str) -> Backbone:
     Raises InputError: an unknown name, or a package that is not installed.
     """
     module = _module_of(name)
-    backbone: Backbone = module.look_through(name, module.build(name))
+    backbone: Backbone = module.extract_maps(name, module.build(name))
     return backbone.to("meta")
 
 

@@ -1,4 +1,4 @@
-"""The convolutions of VGG16, AlexNet and SqueezeNet as torchvision has them, looked at after the layers of LPIPS."""
+"""The convolutions of torchvision's VGG16, AlexNet and SqueezeNet, with the feature maps that LPIPS compares."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from var.networks.backbone import IMAGENET, Backbone, IntermediateLayers, read_or_download
+from var.networks.frozen import IMAGENET, Backbone, IntermediateLayers, read_or_download
 from var.utils.torchvision_compat import import_torchvision
 from var.utils.weights import StateDict
 
@@ -15,8 +15,8 @@ class ConvNet(NamedTuple):
     """One of torchvision's networks."""
 
     weights: str  # torchvision's name
-    taps: tuple[int, ...]  # ReLUs and fire modules among its `features`, the last of which ends the network
-    channels: tuple[int, ...]  # of the maps behind them
+    taps: tuple[int, ...]  # ReLUs and fire modules in `features` that give maps; layers after the last are dropped
+    channels: tuple[int, ...]  # of the maps
     smallest_side: int  # of images, in pixels
 
 
@@ -40,13 +40,13 @@ def build(name: str) -> nn.Module:
 
 
 def read(name: str, weights: Path | None) -> StateDict:
-    """Read its tensors by torchvision's names; None: torchvision's file."""
+    """Read the tensors by torchvision's names; None: torchvision's file."""
     url = "" if weights else str(import_torchvision().models.get_weight(CONVNETS[name].weights).url)
     state = read_or_download(weights, url)
     return {key.removeprefix("features."): value for key, value in state.items() if key.startswith("features.")}
 
 
-def look_through(name: str, features: Any) -> Backbone:
-    """The maps of a network."""
+def extract_maps(name: str, features: Any) -> Backbone:
+    """Wrap a network in the Backbone that gives its maps."""
     net = CONVNETS[name]
     return Backbone(IntermediateLayers(features, net.taps), net.channels, IMAGENET, net.smallest_side)

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from var.networks.backbone import IMAGENET, Backbone, IntermediateLayers, read_or_download
+from var.networks.frozen import IMAGENET, Backbone, IntermediateLayers, read_or_download
 from var.utils.torchvision_compat import import_torchvision
 from var.utils.weights import StateDict
 
@@ -35,9 +35,9 @@ _NAMES = (  # pattern of DINO's names, torchvision's
 
 
 class IntermediateBlocks(nn.Module):
-    """torchvision's VisionTransformer, and what some of its blocks give at the places of the patches.
+    """torchvision's VisionTransformer, and the outputs of some blocks as maps of the patches.
 
-    The learned positions are resized (bicubic) to the patches that an image has.
+    The learned positions are resized (bicubic) to the number of an image's patches.
     """
 
     def __init__(self, vit: Any, taps: tuple[int, ...]) -> None:
@@ -46,6 +46,7 @@ class IntermediateBlocks(nn.Module):
         self.blocks = IntermediateLayers(vit.encoder.layers, taps)
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> one map (B, D, h, w) for each block in `taps`."""
         vit = self.vit
         patches = vit.conv_proj(images)  # (B, D, h, w)
         height, width = patches.shape[-2:]
@@ -77,13 +78,13 @@ def build(name: str) -> nn.Module:
 
 
 def read(name: str, weights: Path | None) -> StateDict:
-    """Read its tensors by torchvision's names; None: DINO's file."""
+    """Read the tensors by torchvision's names; None: DINO's file."""
     state = read_or_download(weights, URL)
     for pattern, replacement in _NAMES:
         state = {re.sub(pattern, replacement, key): value for key, value in state.items()}
     return state
 
 
-def look_through(name: str, vit: nn.Module) -> Backbone:
-    """The maps of the network."""
+def extract_maps(name: str, vit: nn.Module) -> Backbone:
+    """Wrap the network in the Backbone that gives its maps."""
     return Backbone(IntermediateBlocks(vit, TAPS), (WIDTH,) * len(TAPS), IMAGENET, 16)

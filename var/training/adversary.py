@@ -1,4 +1,4 @@
-"""The discriminator, trained in turns with the tokenizer: what a recipe says of it, its phase, its term of the loss.
+"""The discriminator, trained in turns with the tokenizer: its recipe keys, its phase, its term of the loss.
 
 B batch, C latent channels, L tokens of all scales.
 """
@@ -17,8 +17,8 @@ from tokenizer.errors import InputError
 from tokenizer.losses import adaptive_weight, gradient_penalty, hinge_discriminator, hinge_generator, ramp
 from var.data.config import Count, Fraction, NotNegative, Positive, Rate, Section
 from var.data.dataset import Batch
-from var.networks.backbone import Backbone
 from var.networks.backbones import BACKBONES
+from var.networks.frozen import Backbone
 from var.training.config import OptimizerConfig
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses, Phase
@@ -78,7 +78,7 @@ class AdversarialConfig(Section):
 class Carry(NamedTuple):
     """Results that a micro-batch's first phase hands to the second, without gradients."""
 
-    places: range  # of its images in the step's batch
+    indices: range  # of its images in the batch of the step
     reconstruction: Tensor  # (B, 3, H, W)
     features: Tensor  # (B, C, h, w)
     tokens: Tensor  # (B, L)
@@ -86,11 +86,11 @@ class Carry(NamedTuple):
 
 
 class Adversary:
-    """The discriminator: its own phase, and what it says to the tokenizer (VQGAN, arXiv 2012.09841, section 3.1).
+    """The discriminator: its own phase, and its term of the tokenizer's loss (VQGAN, arXiv 2012.09841, section 3.1).
 
-    `backbone` is that of a discriminator on features; None: one on pixels, of images of that side. `adaptive` scales
-    the term in the next step. It is taken a step late, so that it is one number of the whole batch for all processes
-    and micro-batches.
+    `backbone` is the frozen network of a discriminator on features; None gives one on pixels, for images of that side.
+    `adaptive` scales the term in the next step: measured a step late, it is one number of the whole batch, the same for
+    all processes and micro-batches.
     """
 
     def __init__(self, config: AdversarialConfig, backbone: Backbone | None, side: int, steps: int) -> None:
@@ -107,26 +107,26 @@ class Adversary:
         self.adaptive = torch.ones((), device="cpu")  # a number that goes with any device, also where the rest is meta
 
     def plays(self, step: int) -> bool:
-        """Whether a step has the discriminator's phase."""
+        """Return whether a step has the discriminator's phase."""
         return step >= self.phase.start_step
 
     def penalizes(self, step: int) -> bool:
-        """Whether the discriminator's phase of a step has R1."""
+        """Return whether the discriminator's phase of a step has R1."""
         return self.config.r1 > 0 and step % self.config.r1_every == 0
 
     def weight(self, step: int) -> Tensor:
-        """Of the adversarial term in a step, 0-dimensional; in its first step the scale is only measured."""
+        """Weight of the adversarial term in a step, 0-dimensional; 0 in the first, which only measures the scale."""
         return self.config.weight * ramp(step, self.phase.start_step + 1, self.ramp_steps) * self.adaptive
 
     def adapt(self, of_others: Tensor, of_adversarial: Tensor) -> None:
-        """Take the scale for the next step from the gradients that the terms have at the decoder's last kernel."""
+        """Set the scale for the next step from the gradients of both terms at the decoder's last kernel."""
         if self.config.adaptive:
             self.adaptive = adaptive_weight(of_others, of_adversarial, *self.config.adaptive)
 
     def judge(self, reconstruction: Tensor, rng: StepRNG) -> Tensor:
         """The adversarial term, with gradients to the reconstruction and none to the discriminator."""
         constants = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        seen = self.sees(self._augmented(reconstruction, rng, "generator"))
+        seen = self.sees(self._augment(reconstruction, rng, "generator"))
         return hinge_generator(functional_call(self.discriminator, constants, (seen,)))
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: Carry) -> Losses:
@@ -134,7 +134,7 @@ class Adversary:
         penalized = self.penalizes(rng.step)
         real = batch.content.detach().requires_grad_(penalized)
         fake = carry.reconstruction
-        seen = torch.cat([self._augmented(real, rng, "real"), self._augmented(fake, rng, "fake")])
+        seen = torch.cat([self._augment(real, rng, "real"), self._augment(fake, rng, "fake")])
         logits = model(self.sees(seen))
         of_real, of_fake = [part[: len(real)] for part in logits], [part[len(real) :] for part in logits]
         total = hinge_discriminator(of_real, of_fake)
@@ -144,5 +144,5 @@ class Adversary:
             total = total + self.config.r1 * self.config.r1_every * logs["r1"]
         return Losses(total, {f"discriminator/{name}": value.detach() for name, value in logs.items()}, carry)
 
-    def _augmented(self, images: Tensor, rng: StepRNG, purpose: str) -> Tensor:
+    def _augment(self, images: Tensor, rng: StepRNG, purpose: str) -> Tensor:
         return augment(images, rng.uniform(f"DiffAugment {purpose}", NOISE), self.config.augment)

@@ -1,4 +1,4 @@
-"""A run on disk, to go on where it stopped: written beside its place, renamed, verified by a checksum."""
+"""Checkpoints of a run: written under a temporary name, renamed when complete, verified by a checksum."""
 
 import hashlib
 import logging
@@ -23,16 +23,16 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint after `step` steps lies."""
+    """Path of the checkpoint after `step` steps."""
     return folder / f"step-{step:08d}.pt"
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: int, best: int | None = None) -> Path:
     """Write the state after `step` steps; then remove all but the newest `keep_last` and that of step `best`.
 
-    The file appears under its name only when it is whole and on the disk, and its checksum before it.
+    The file gets its name only when it is complete and on the disk, after its checksum.
 
-    Raises InputError: the disk is full or not writable; what was written before is left as it is.
+    Raises InputError: the disk is full or not writable; earlier checkpoints are kept.
     """
     path = checkpoint_path(folder, step)
     beside = path.with_suffix(".new")
@@ -49,7 +49,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: i
         _sync_folder(folder)
         _remove_old(folder, keep_last, best)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a write fails inside its own code
-        with suppress(OSError):  # such as that there is nothing, or that the disk became read-only
+        with suppress(OSError):  # it may not exist, or the disk may have become read-only
             beside.unlink()
         kept = [found.name for found in checkpoints(folder)]
         raise InputError(
@@ -60,9 +60,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: i
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole, on the CPU; None in a new run. Damaged ones are skipped with a warning.
+    """Read the newest intact checkpoint, on the CPU; None in a new run. Damaged ones are skipped with a warning.
 
-    Raises InputError: there are checkpoints and none is whole.
+    Raises InputError: there are checkpoints, and all are damaged.
     """
     found = checkpoints(folder)
     for path in reversed(found):
@@ -73,12 +73,12 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
         except Exception as error:  # a torn file makes torch.load raise nearly anything
             log.warning("checkpoint %s is damaged (%s): trying the one before", path, one_line(error))
     if found:
-        raise InputError(f"none of the {len(found)} checkpoints in {folder} can be read: move them away to start anew")
+        raise InputError(f"no checkpoint in {folder} can be read (of {len(found)}): move them away to start anew")
     return None
 
 
 class _HashingFile:
-    """A file that is written from its start to its end, and the checksum of what was written."""
+    """A file written from start to end, with the checksum of its content so far."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
@@ -106,7 +106,7 @@ def _to_disk(file: Any) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the renaming itself on the disk (a power loss could undo it otherwise)."""
+    """Flush the renaming itself to the disk (a power loss could undo it otherwise)."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Health of the codebook: which codewords each scale uses, and which none uses (the stage gives these new places).
+"""Health of the codebook: the codewords that each scale uses, and those that none uses (the stage restarts these).
 
 K scales, V codebook size, C latent channels.
 """
@@ -10,12 +10,12 @@ from tokenizer.quantizer import Quantizer
 
 
 class CodebookHealth:
-    """Counts of a run, the same on every process."""
+    """Counts of codewords in a run, the same on every process."""
 
     def __init__(self, num_scales: int, vocab_size: int) -> None:
-        self.counts = torch.zeros(num_scales, vocab_size, dtype=torch.int64)  # of codewords in the window under way
-        self.age = torch.zeros(vocab_size, dtype=torch.int64)  # steps since any scale met the codeword
-        self.steps = torch.zeros((), dtype=torch.int64)  # of the window under way
+        self.counts = torch.zeros(num_scales, vocab_size, dtype=torch.int64)  # in the current window
+        self.age = torch.zeros(vocab_size, dtype=torch.int64)  # steps since any scale used the codeword
+        self.steps = torch.zeros((), dtype=torch.int64)  # of the current window
 
     def count(self, counts: Tensor) -> None:
         """Add the (K, V) counts of one step over all processes."""
@@ -24,14 +24,14 @@ class CodebookHealth:
         self.steps += 1
 
     def close_window(self) -> dict[str, Tensor]:
-        """Usage and perplexity of each scale since the last call, as `describe` has them; a new window begins."""
+        """Return usage and perplexity of each scale since the last call, see `describe`, and begin a new window."""
         counts = self.counts
         self.counts = torch.zeros_like(counts)
         self.steps = torch.zeros_like(self.steps)
         return describe(counts)
 
     def dead(self, window: int) -> list[int]:
-        """Codewords that no scale met for `window` steps."""
+        """Codewords that no scale has used for `window` steps."""
         return torch.nonzero(self.age >= window).flatten().tolist()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -42,17 +42,17 @@ class CodebookHealth:
 
 
 def count_tokens(quantizer: Quantizer, tokens: Tensor) -> Tensor:
-    """(B, L) int64 -> (K, V) int64, how often each scale has each codeword."""
+    """Count the codewords of each scale: (B, L) int64 -> (K, V) int64."""
     vocab_size = quantizer.codebook.num_embeddings
     parts = quantizer.scales.split(tokens)
     return torch.stack([torch.bincount(part.flatten(), minlength=vocab_size) for part in parts])
 
 
 def describe(counts: Tensor) -> dict[str, Tensor]:
-    """(K, V) counts -> usage and perplexity, each (K,), as fractions of what the scale could have reached.
+    """(K, V) counts -> usage and perplexity, each (K,), as fractions of the largest possible values.
 
-    A scale that met n tokens could have used min(n, V) codewords, and no more could its perplexity (the exponential of
-    the entropy of its codewords) have been; so a 1x1 scale, which sees few tokens, compares with the others.
+    A scale with n tokens can use at most min(n, V) codewords, which also bounds its perplexity (the exponential of the
+    entropy of its codewords). So a 1x1 scale, which has few tokens, compares with the others.
     """
     tokens = counts.sum(dim=1)
     reachable = tokens.clamp(min=1, max=counts.shape[1])
@@ -61,8 +61,8 @@ def describe(counts: Tensor) -> dict[str, Tensor]:
     return {"usage": (counts > 0).sum(dim=1) / reachable, "perplexity": entropy.exp() / reachable}
 
 
-def vectors_seen(quantizer: Quantizer, features: Tensor) -> list[Tensor]:
-    """Vectors that each scale looks up for features (B, C, H, H): K tensors (B, side * side, C) float32."""
+def lookup_vectors(quantizer: Quantizer, features: Tensor) -> list[Tensor]:
+    """Return the vectors that each scale quantizes of features (B, C, H, H): K tensors (B, side * side, C) float32."""
     rest = features.float()
     seen = []
     for k, step in enumerate(quantizer.residual_pyramid(features)):

@@ -1,4 +1,4 @@
-"""Keys that every recipe may have, their types, defaults and bounds. What a stage adds is in the stage's file."""
+"""Keys that every recipe may have, their types, defaults and bounds. A stage's own keys are in its file."""
 
 import math
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from var.hub.presets import encoder_sizes
 
 
 def preset_sizes(given: object) -> object:
-    """Put the sizes of an encoder in place of a name in presets.AIM_SIZES, alone or as `preset` beside single sizes."""
+    """Replace a name in presets.AIM_SIZES, alone or as `preset` beside single sizes, by the encoder's sizes."""
     return encoder_sizes(given) if isinstance(given, str | dict) else given
 
 
@@ -23,7 +23,7 @@ class OptimizerConfig(Section):
     lr: Positive  # the peak, for the recipe's batch size
     betas: tuple[Rate, Rate] = (0.9, 0.95)  # decays of the moments
     weight_decay: NotNegative = 0.05  # on matrices and kernels only
-    final_weight_decay: Positive | None = None  # what it becomes towards the end of the run; None: it stays
+    final_weight_decay: Positive | None = None  # at the end of the run; None: the same throughout
     grad_clip: Positive | None = 2.0  # bound on the norm of the gradient
 
 
@@ -48,7 +48,7 @@ class Recipe(Section):
 
     # Keys that a resumed run must not change; with ema, given or not, all that a checkpoint remembers.
     fixed: ClassVar[frozenset[str]] = frozenset({"stage", "seed", "batch_size", "model"})
-    # Keys that were called otherwise in the version before, and values: old -> new; of a nested key, its last part.
+    # Keys and values renamed since the previous version: old -> new; of a nested key, its last part.
     renamed: ClassVar[Mapping[str, str]] = {
         "keep": "keep_last",
         "wandb": "wandb_project",
@@ -60,11 +60,11 @@ class Recipe(Section):
 
     stage: str  # its name in the registry of stages
     output: Path  # the run's folder
-    init: Path | None = None  # folder of an exported model whose weights the run begins with, in place of random ones
+    init: Path | None = None  # folder of an exported model, whose weights replace the random ones at the start
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the weights, the order of the images and their augmentation
     data: DataConfig
     batch_size: Count  # images a step over all processes
-    accumulate: Count = 1  # parts that each process takes its share of a batch in, one after another, to save memory
+    accumulate: Count = 1  # micro-batches, one after another, of each process's share of a batch, to save memory
     epochs: Positive | None = None  # length of the run in passes over the images; either this or steps
     steps: Count | None = None
     optimizer: OptimizerConfig
@@ -97,9 +97,9 @@ class Recipe(Section):
 
     @property
     def headline(self) -> str:
-        """One line that sets a run of a series apart."""
+        """One line that identifies a run in a series."""
         return f"{self.output}: lr {self.optimizer.lr:g}"
 
     def at_depth(self, depth: int) -> Self:
-        """The recipe at another depth, whose output is OUTPUT/d{depth}; only for stages whose recipe defines it."""
-        raise NotImplementedError  # a series asks first whether the stage's recipe has its own
+        """Return the recipe at another depth, whose output is OUTPUT/d{depth}; only some stages' recipes define it."""
+        raise NotImplementedError  # `series` refuses a stage whose recipe does not define it

@@ -21,34 +21,34 @@ from tokenizer.errors import InputError
 from var.training.config import Recipe
 from var.utils.device import choose_device, choose_dtype
 
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # which only the main process gets
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the main process alone
 
 _FLAG = "ACCELERATE_USE_FSDP"  # how `accelerate launch` passes on `distributed_type: FSDP`
 
 
-def sharding_asked_for() -> bool:
-    """Whether `accelerate launch` was told to shard parameters (FSDP), as configs/accelerate/fsdp2.yaml tells it."""
+def is_sharding_requested() -> bool:
+    """Return whether `accelerate launch` is configured to shard (FSDP), as by configs/accelerate/fsdp2.yaml."""
     return parse_flag_from_env(_FLAG, default=False)
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
-    """The processes and the device of a run, in the recipe's precision.
+    """Build the Accelerator of a run: its processes, its device, the recipe's precision.
 
-    Raises InputError: a precision that does not go with the device or with sharding; fewer images in a batch than parts
-    that share them.
+    Raises InputError: a precision that the device or sharding does not support; fewer images in a batch than
+    micro-batches of all processes.
     """
     device = choose_device()
     if recipe.precision == "float16" and device.type != "cuda":
         raise InputError(f"precision=float16 needs CUDA, this device is {device.type}: take float32 or bfloat16")
-    if recipe.precision == "float16" and sharding_asked_for():
+    if recipe.precision == "float16" and is_sharding_requested():
         raise InputError("precision=float16 does not go with sharded parameters: take bfloat16")
     precision = "fp16"
     if recipe.precision != "float16":
         precision = "bf16" if choose_dtype(recipe.precision, device) == torch.bfloat16 else "no"
-    # The other processes wait for the slowest one to have encoded its part of a token cache.
+    # Processes wait until the slowest one has encoded its part of a token cache.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
-    AcceleratorState._reset_state()  # which remembers the precision of a run before this one in the same process
-    # It replicates all it is given: `shard` is the one way of sharding, also on CPUs, where accelerate has none.
+    AcceleratorState._reset_state()  # it keeps the precision of an earlier run in the same process
+    # Accelerate only replicates here: `shard` does the sharding, also on CPUs, where accelerate has none.
     with patch_environment(**{_FLAG: "false"}):
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
     parts = accelerator.num_processes * recipe.accumulate
@@ -61,17 +61,17 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
 
 
 def shard(model: nn.Module, units: Sequence[str]) -> None:
-    """Spread the parameters over all processes in place (FSDP2); those of a named part are gathered for its turn."""
+    """Shard the parameters over all processes in place (FSDP2); those of each unit are gathered when it runs."""
     for unit in units:
         fully_shard(model.get_submodule(unit))
     fully_shard(model)
-    # It warns of writing into views that a part returns, which nothing here does.
+    # FSDP2 warns about in-place writes to views that a unit returns; nothing here does that.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module returned a view")
 
 
 @contextmanager
-def unsynchronized(plain: nn.Module, wrapped: nn.Module) -> Iterator[None]:
-    """Inside, a backward pass adds to the gradients of this process alone."""
+def no_sync(plain: nn.Module, wrapped: nn.Module) -> Iterator[None]:
+    """Inside, backward passes accumulate gradients without synchronizing them between processes."""
     with ExitStack() as stack:
         if isinstance(plain, FSDPModule):
             plain.set_requires_gradient_sync(False)
@@ -82,7 +82,7 @@ def unsynchronized(plain: nn.Module, wrapped: nn.Module) -> Iterator[None]:
 
 
 def unshard(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | None:
-    """The model, or if it is sharded a plain one with its weights on the CPU, of which only the main process gets one.
+    """Return the model itself, or of a sharded one a plain copy on the CPU: on the main process, None on the others.
 
     Every process must call this.
     """
@@ -97,22 +97,21 @@ def unshard(model: nn.Module, build: Callable[[], nn.Module]) -> nn.Module | Non
 
 
 def destroy_process_group() -> None:
-    """End the group of processes, if there is one, all together; nothing may hold a wrapped model any more."""
+    """End the process group, if there is one, on all processes together; no wrapped model may be alive any more."""
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-        # gloo's threads need the interpreter to let go of their last work; to end the group before that has both wait
-        # for each other, for ever.
+        # gloo's threads need the interpreter lock to release their last work; ending the group before that deadlocks.
         time.sleep(0.2)
         torch.distributed.destroy_process_group()
 
 
 def local_tensor(tensor: Tensor) -> Tensor:
-    """The part of a parameter that this process holds: all of it, unless it is sharded."""
+    """Return this process's part of a parameter: all of it, unless it is sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a parameter, without gradient, on its device; every process must call this."""
+    """Return the whole parameter, without gradient, on its device; every process must call this."""
     return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor.detach()
 
 
@@ -125,7 +124,7 @@ def copy_into(target: Tensor, value: Tensor) -> None:
 
 
 def model_state(model: nn.Module) -> dict[str, Any]:
-    """The model's state with plain names and whole tensors on the CPU of the main process, {} on the others.
+    """Return the model's state, plain names and whole tensors, on the CPU of the main process; {} on the others.
 
     Every process must call this.
     """
@@ -133,16 +132,16 @@ def model_state(model: nn.Module) -> dict[str, Any]:
 
 
 def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load what `model_state` gave, which all processes have read, on any number of them.
+    """Load the result of `model_state`, which all processes have read, on any number of processes.
 
-    Not by torch's set_model_state_dict: it writes into the state given, and tells what does not fit after having loaded
+    torch's set_model_state_dict is no choice: it writes into the given state, and reports mismatches only after loading
     the rest.
 
     Raises KeyError, ValueError: other names or shapes.
     """
     targets = model.state_dict()
     if unknown := targets.keys() ^ state.keys():
-        raise KeyError(f"{len(unknown)} tensors differ, the first is {min(unknown)}")
+        raise KeyError(f"tensors differ ({len(unknown)}), the first is {min(unknown)}")
     for name, target in targets.items():
         if target.shape != state[name].shape:
             raise ValueError(f"{name} has shape {tuple(state[name].shape)}, not {tuple(target.shape)}")
@@ -150,19 +149,19 @@ def load_model_state(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """For each parameter's name what the optimizer remembers of it, whole, as `model_state`."""
+    """Return the optimizer's state of each parameter, by its name, whole; as in `model_state`."""
     if not optimizer.state:
-        return {}  # torch would take a step to have something to tell
+        return {}  # torch would take a step to create it
     found: Any = get_optimizer_state_dict(model, optimizer, options=WHOLE)
     return found.get("state", {})
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, dict[str, Any]]) -> None:
-    """Load what `optimizer_state` gave, which all processes have read, on any number of them.
+    """Load the result of `optimizer_state`, which all processes have read, on any number of processes.
 
-    Not by torch's set_optimizer_state_dict: an optimizer that never stepped would remember one step.
+    torch's set_optimizer_state_dict is no choice: an optimizer without steps would then count one.
 
-    Raises KeyError: of another model.
+    Raises KeyError: it is of another model.
     """
     parameters, fused = dict(model.named_parameters()), optimizer.param_groups[0].get("fused")
     for name, values in state.items():
@@ -174,5 +173,5 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sta
                 copy_into(restored[key], value)
             else:  # the number of steps, one for the whole parameter
                 device = parameter.device if value.ndim or fused else value.device
-                restored[key] = value.to(device, copy=True)  # no hold of the file that it may lie in
+                restored[key] = value.to(device, copy=True)  # a view would keep the checkpoint file mapped
         optimizer.state[parameter] = restored

@@ -9,7 +9,7 @@ from var.training.distributed import local_tensor
 
 
 class EMA:
-    """A copy of the model whose weights follow it slowly; validation, samples and the exported model use it."""
+    """Averaged copy of the model, which validation, samples and the exported model use."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -17,7 +17,7 @@ class EMA:
 
     @torch.no_grad()
     def update(self, model: nn.Module, step: int) -> None:
-        """Move towards the model; early steps move faster, so that the random start is soon forgotten."""
+        """Move the average towards the model; faster in early steps, so that the random start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
         ours = [local_tensor(parameter) for parameter in self.model.parameters()]
         theirs = [local_tensor(parameter) for parameter in model.parameters()]

@@ -1,4 +1,4 @@
-"""Faults that a run outlives, counted and bounded: unreadable images, steps that are not finite."""
+"""Faults that a run tolerates, counted and bounded: unreadable images, steps that are not finite."""
 
 import errno
 import json
@@ -12,32 +12,33 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var.data.dataset import Batch
 from var.training.config import Recipe
+from var.utils.text import plural
 
-FEW_SAMPLES = 1000  # before so many were seen, the share of unreadable images is taken of this number
+FEW_SAMPLES = 1000  # least denominator of the share of unreadable images
 
 
 class RunHealth:
-    """Counts of one process, which a check at every step bounds; those of skipped steps are the same on all."""
+    """Counts of one process, bounded by a check in every step; those of skipped steps are the same on all processes."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe = recipe
         self.accelerator = accelerator
-        self.unreadable = self.seen = 0  # images that could not be read, and that were wanted, on this process
-        self.skipped_steps = 0  # with a phase that changed nothing, since its loss or gradient was not finite
-        self.skipped_in_a_row = 0  # the last of them without a good one between
+        self.unreadable = self.seen = 0  # images that could not be read, and that the batches needed, on this process
+        self.skipped_steps = 0  # with a phase whose loss or gradient was not finite, so that it changed nothing
+        self.skipped_in_a_row = 0  # since the last good step
 
     def any_process(self, flag: bool) -> bool:
-        """Whether the flag is set on any of the processes: what one of them receives as a signal, all must act upon."""
+        """Return whether the flag is set on any process: all must stop when one of them receives a signal."""
         return self._sum(int(flag)) > 0
 
     def _sum(self, count: int) -> int:
-        """Over all processes, each of which must call this."""
+        """Sum over all processes, each of which must call this."""
         if self.accelerator.num_processes == 1:
             return count
         return int(self.accelerator.reduce(torch.tensor(count, device=self.accelerator.device)))
 
     def check_readable(self, batches: Sequence[Batch]) -> None:
-        """Count what could not be read; raise InputError if it is more than the recipe allows, or had no substitute."""
+        """Count unreadable images; raise InputError if they exceed the recipe's bound or one had no substitute."""
         found = [entry for batch in batches for entry in batch.unreadable]
         wanted = len(range(self.accelerator.process_index, self.recipe.batch_size, self.accelerator.num_processes))
         last = f"{found[-1].location} ({found[-1].reason})" if found else ""
@@ -45,21 +46,21 @@ class RunHealth:
         self.seen += wanted
         if sum(len(batch.labels) for batch in batches) < wanted:
             raise InputError(
-                f"neither {last} nor any of the images tried in its place could be read: repair or remove them"
+                f"neither {last} nor any of the substitutes tried for it could be read: repair or remove them"
             )
         allowed = self.recipe.data.max_unreadable
         if found and self.unreadable > allowed * max(self.seen, FEW_SAMPLES):
             raise InputError(
-                f"{self.unreadable} images could not be read for {self.seen} wanted, more than "
+                f"{plural(self.unreadable, 'image')} could not be read for {self.seen} wanted, more than "
                 f"data.max_unreadable={allowed:g} allows; the last was {last}: repair or remove them"
             )
 
-    def stepped(self) -> None:
-        """A step was good."""
+    def record_step(self) -> None:
+        """Record a good step."""
         self.skipped_in_a_row = 0
 
-    def skipped(self, step: int, phase: str, logs: Mapping[str, Tensor], batches: Sequence[Batch]) -> None:
-        """Count a step whose phase changed nothing; after too many in a row, write down its batch, raise InputError."""
+    def record_skipped_step(self, step: int, phase: str, logs: Mapping[str, Tensor], batches: Sequence[Batch]) -> None:
+        """Count a step that is not finite; after max_skipped in a row, write its batch to a file, raise InputError."""
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         if self.skipped_in_a_row < self.recipe.max_skipped:
@@ -72,18 +73,18 @@ class RunHealth:
         record = {"step": step, "turn": phase, "numbers": numbers, "places": locations, "labels": labels}
         path.write_text(json.dumps(record, indent=2) + "\n")
         raise InputError(
-            f"loss or gradient were not finite in {self.skipped_in_a_row} steps in a row, the last of them {step} "
-            f"(its batch is in {path}): lower optimizer.lr={self.recipe.optimizer.lr:g} or set optimizer.grad_clip, "
-            f"then the same command goes on from the last checkpoint in {self.recipe.output}"
+            f"loss or gradient were not finite in {plural(self.skipped_in_a_row, 'step')} in a row, the last of them "
+            f"{step} (its batch is in {path}): lower optimizer.lr={self.recipe.optimizer.lr:g} or set "
+            f"optimizer.grad_clip, then the same command goes on from the last checkpoint in {self.recipe.output}"
         )
 
     def counts(self) -> dict[str, int]:
-        """Counts worth telling, of all processes, each of which must call this."""
+        """Return the counts above 0, over all processes, each of which must call this."""
         counts = {"skipped_steps": self.skipped_steps, "unreadable_images": self._sum(self.unreadable)}
         return {name: count for name, count in counts.items() if count}
 
     def state_dict(self) -> dict[str, int]:
-        """The counts of all processes together, each of which must call this."""
+        """Return the counts over all processes, each of which must call this."""
         return {
             "unreadable": self._sum(self.unreadable),
             "seen": self._sum(self.seen),
@@ -92,7 +93,7 @@ class RunHealth:
         }
 
     def load_state_dict(self, state: Mapping[str, int]) -> None:
-        """Go on from what `state_dict` gave; the main process takes over what the others had seen."""
+        """Go on from the result of `state_dict`; the main process takes over the counts of the others."""
         if self.accelerator.is_main_process:
             self.unreadable, self.seen = state["unreadable"], state["seen"]
         self.skipped_steps, self.skipped_in_a_row = state["skipped_steps"], state["skipped_in_a_row"]
@@ -100,7 +101,7 @@ class RunHealth:
 
 @contextmanager
 def disk_full_as_input_error(recipe: Recipe) -> Iterator[None]:
-    """Turn the error of a full disk, wherever it is met inside, into an InputError that says how the run goes on."""
+    """Turn the error of a full disk, raised anywhere inside, into an InputError that says how the run goes on."""
     try:
         yield
     except OSError as error:

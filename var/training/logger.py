@@ -1,4 +1,4 @@
-"""Reports of a run: a live line, TensorBoard, a JSON-lines file of all numbers, sheets, Weights & Biases if asked."""
+"""Logs of a run: a live line, TensorBoard, a JSON-lines file of all numbers, sheets, optionally Weights & Biases."""
 
 import importlib.util
 import json
@@ -25,7 +25,7 @@ METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"
 
 
 class Clock:
-    """Rate over the last stretch and over the whole run since it was started or resumed."""
+    """Speed since the last call, and of the whole run since it was started or resumed."""
 
     def __init__(self, start: int, batch_size: int) -> None:
         self.start = self.last_step = start
@@ -33,14 +33,14 @@ class Clock:
         self.began = self.last_time = time.monotonic()
 
     def rate(self, step: int) -> float:
-        """Images a second since the last call."""
+        """Return the images a second since the last call."""
         now = time.monotonic()
         rate = (step - self.last_step) * self.batch_size / max(now - self.last_time, 1e-9)
         self.last_step, self.last_time = step, now
         return rate
 
-    def left(self, step: int, steps: int) -> timedelta:
-        """Time until the last step at the pace so far."""
+    def estimate_time_left(self, step: int, steps: int) -> timedelta:
+        """Estimate the time until the last step, at the pace so far."""
         pace = (time.monotonic() - self.began) / max(step - self.start, 1)
         return timedelta(seconds=round(pace * (steps - step)))
 
@@ -52,7 +52,7 @@ class Report:
         self.recipe = recipe
         self.steps = steps
         self.is_main_process = is_main_process
-        self.best = best  # the validation's number that tells the best checkpoint
+        self.best = best  # the validation's number that decides which checkpoint is best
         self.clock = Clock(start, recipe.batch_size)
         self.console = Console(quiet=not is_main_process)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -83,25 +83,25 @@ class Report:
                 self.wandb.finish(exit_code=0 if kind is None else 1)
 
     def step(self, step: int, values: dict[str, float], counts: dict[str, int]) -> None:
-        """Tell of a training step: its means, and how often what should not happen has happened."""
+        """Log a training step: its means, and the counts of faults so far."""
         values = values | {"images_per_second": self.clock.rate(step)} | counts
         self._write(step, "train", values)
         shown = f"loss {values['loss']:.4f}  {values['images_per_second']:.0f} images/s"
         shown += "".join(f"  {count} {name.replace('_', ' ')}" for name, count in counts.items())
         self.progress.update(self.task, completed=step, description=shown)
         if not self.console.is_terminal:
-            left = self.clock.left(step, self.steps)
+            left = self.clock.estimate_time_left(step, self.steps)
             self.console.print(f"step {step}/{self.steps}  {shown}  {left} left", soft_wrap=True)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
-        """Tell of a validation."""
+        """Log a validation."""
         self._write(step, "validation", values)
         shown = {name: value for name, value in values.items() if "/" not in name or name == self.best}
         numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
         self.console.print(f"step {step}  validation  {numbers}", soft_wrap=True)  # each scale's are in the files
 
     def sheet(self, step: int, sheet: Image.Image) -> None:
-        """Keep a sheet as PNG and in TensorBoard."""
+        """Save a sheet as PNG and in TensorBoard."""
         save_image(self.recipe.output / "pictures" / f"step-{step:08d}.png", sheet)
         self.writer.add_image("sheet", np.asarray(sheet), step, dataformats="HWC")
 
@@ -113,9 +113,9 @@ class Report:
         if self.wandb is not None:
             self.wandb.log({"step": step, **{f"{split}/{name}": value for name, value in values.items()}})
         with self.metrics.open("a") as file:
-            # What is not finite is null: JSON has no word for it.
-            told = {name: value if math.isfinite(value) else None for name, value in values.items()}
-            file.write(json.dumps({"step": step, "split": split, **told}) + "\n")
+            # JSON has no nan and no infinity: null stands for them.
+            finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+            file.write(json.dumps({"step": step, "split": split, **finite}) + "\n")
 
 
 def check_wandb(recipe: Recipe) -> None:
@@ -127,9 +127,9 @@ def check_wandb(recipe: Recipe) -> None:
 
 
 def open_wandb(recipe: Recipe) -> Any:
-    """The run at Weights & Biases, the same one whenever it is resumed.
+    """Open the run at Weights & Biases, the same one whenever it is resumed.
 
-    Not by accelerate's trackers, which cannot tell that a run has failed, and only pass on calls to TensorBoard.
+    accelerate's trackers are no choice: they cannot mark a run as failed, and only pass on calls to TensorBoard.
     """
     import wandb
 
@@ -142,22 +142,22 @@ def open_wandb(recipe: Recipe) -> Any:
         dir=str(output),
         config=recipe.model_dump(mode="json"),
     )
-    run.define_metric("*", step_metric="step")  # a resumed run tells some steps again, which its own counter refuses
+    run.define_metric("*", step_metric="step")  # a resumed run logs some steps again, which wandb's own counter refuses
     return run
 
 
 def write_recipe(recipe: Recipe, file: Path) -> None:
-    """Write the whole recipe, defaults too, so that `load_recipe` gives the same one.
+    """Write the whole recipe with its defaults, so that `load_recipe` gives the same one.
 
     Raises InputError: it cannot be written.
     """
-    text = recipe.model_dump_json().replace("${", r"\\${")  # marked as text: it would begin an interpolation
+    text = recipe.model_dump_json().replace("${", r"\\${")  # escaped: it would begin an interpolation
     with atomic_write(file) as beside:
         beside.write_text(OmegaConf.to_yaml(OmegaConf.create(json.loads(text))), encoding="utf-8")
 
 
 def forget_after(metrics: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will do again."""
+    """Drop the lines of steps that a resumed run will repeat."""
     if metrics.exists():
         lines = [line for line in metrics.read_text().splitlines() if _step_of(line) <= step]
         with atomic_write(metrics) as beside:
@@ -167,5 +167,5 @@ def forget_after(metrics: Path, step: int) -> None:
 def _step_of(line: str) -> float:
     try:
         return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):  # torn by the end of the run that wrote it
+    except (ValueError, KeyError, TypeError):  # cut off when the run that wrote it was killed
         return math.inf

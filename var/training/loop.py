@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def train(recipe: Recipe) -> Path:
-    """Train as the recipe says, going on from the newest checkpoint in its output folder if there is one.
+    """Train by a recipe, going on from the newest checkpoint in its output folder if there is one.
 
     Returns the folder of the exported model, `output/model`; that of the best validation is `output/best`.
 
@@ -30,14 +30,14 @@ def train(recipe: Recipe) -> Path:
     """
     accelerator = build_accelerator(recipe)
     exported = _train(recipe, accelerator)
-    accelerator.free_memory()  # a wrapped model would keep the group of processes, and end it when it goes itself
+    accelerator.free_memory()  # a wrapped model would keep the process group alive
     destroy_process_group()
     return exported
 
 
 def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
     check_wandb(recipe)
-    for folder in ("", "checkpoints", "pictures", "tensorboard", "model", "best"):  # before hours are spent
+    for folder in ("", "checkpoints", "pictures", "tensorboard", "model", "best"):  # before hours of training
         check_writable(recipe.output / folder)
     find_stage(recipe.stage).prepare(recipe, accelerator.device, Ranks.of(accelerator))
     trainer = Trainer(recipe, accelerator)

@@ -9,7 +9,7 @@ from var.training.config import OptimizerConfig
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, never_decayed: Iterable[str]) -> torch.optim.AdamW:
-    """AdamW over the model's parameters.
+    """Build AdamW over the model's parameters.
 
     Weight decay acts on matrices and kernels: never on vectors (norms, biases, scales), nor on parameters whose name
     ends with one of `never_decayed` (embeddings of position and the like).

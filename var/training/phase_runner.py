@@ -1,4 +1,4 @@
-"""A phase of the stage as the processes run it: model and optimizer, replicated or sharded, and one step of them."""
+"""One phase of a stage on all processes: its model and optimizer, replicated or sharded, and their steps."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -17,16 +17,16 @@ from var.training.distributed import (
     load_model_state,
     load_optimizer_state,
     model_state,
+    no_sync,
     optimizer_state,
     shard,
-    unsynchronized,
 )
 from var.training.optimizer import build_optimizer
 from var.training.rng import StepRNG
 from var.training.schedule import lr_factor, weight_decay
 from var.training.stages.base import Phase
 
-_STEP = 1  # first word of the streams that modules themselves draw from, such as the tokenizer's dropout
+_STEP = 1  # first word of torch's global random stream, which modules such as the tokenizer's dropout draw from
 
 
 class StepResult(NamedTuple):
@@ -36,13 +36,13 @@ class StepResult(NamedTuple):
     carries: list[Any]  # one a micro-batch, for the next phase
     norm: Tensor  # of the whole batch's gradient, before clipping
     lr: Tensor
-    finite: bool  # on every process; if not, nothing was changed
+    finite: bool  # all logs and gradients of all processes; if not, nothing was changed
 
 
 class PhaseRunner:
-    """One phase's model and optimizer; the phase's plain model stays the one to look into, average and save.
+    """One phase's model and optimizer; `phase.model` stays the plain model, to average, validate and save.
 
-    `sharded` spreads its parameters over the processes, if it has units; else every process has all of them.
+    `sharded` shards its parameters over the processes, if it has units; else every process has all of them.
     """
 
     def __init__(self, phase: Phase, recipe: Recipe, accelerator: Accelerator, sharded: bool) -> None:
@@ -55,12 +55,12 @@ class PhaseRunner:
         self.model = phase.model
         if recipe.compile:
             torch._functorch.config.donated_buffer = False  # the adaptive weight walks the graph twice
-            self.model = torch.compile(phase.model)  # type: ignore[assignment]  # said to be no more than callable
+            self.model = torch.compile(phase.model)  # type: ignore[assignment]  # typed as a mere callable
         if not (sharded and phase.units):
             self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
 
     def step(self, batches: Sequence[Batch], rngs: Sequence[StepRNG], carries: Sequence[Any], steps: int) -> StepResult:
-        """One step, of `steps` in all, on this process's micro-batches, whose gradients add up to the whole batch's."""
+        """Take one of `steps` steps on this process's micro-batches, whose gradients add up to the whole batch's."""
         lr = self.phase.optimizer.lr * lr_factor(rngs[0].step, steps, self.recipe.schedule)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -68,22 +68,22 @@ class PhaseRunner:
                 group["weight_decay"] = weight_decay(rngs[0].step, steps, self.phase.optimizer)
         self.model.train()
         logs: dict[str, Tensor] = {}
-        left: list[Any] = []
+        carried: list[Any] = []
         for i, (batch, rng, carry) in enumerate(zip(batches, rngs, carries, strict=True)):
             torch.manual_seed(mix_seed(_STEP, rng.seed, rng.step, self.accelerator.process_index, i))
-            share = len(rng.places) / rng.batch_size
-            with nullcontext() if i == len(batches) - 1 else unsynchronized(self.phase.model, self.model):
+            share = len(rng.indices) / rng.batch_size
+            with nullcontext() if i == len(batches) - 1 else no_sync(self.phase.model, self.model):
                 with self.accelerator.autocast():
                     losses = self.phase.loss(self.model, batch, rng, carry)
                 # Processes average their gradients, so this sums up to the mean over the whole batch.
                 self.accelerator.backward(losses.total * (share * self.accelerator.num_processes))
             logs = {name: logs.get(name, 0) + value * share for name, value in losses.logs.items()}
-            left.append(losses.carry)
+            carried.append(losses.carry)
         norm, finite = self._finish(logs)
-        return StepResult(logs, left, norm, torch.tensor(lr), finite)
+        return StepResult(logs, carried, norm, torch.tensor(lr), finite)
 
     def _finish(self, logs: Mapping[str, Tensor]) -> tuple[Tensor, bool]:
-        """Clip and step, unless something is not finite on any of the processes."""
+        """Clip the gradient and step, unless a number is not finite on any process."""
         scaler = self.accelerator.scaler
         if scaler is not None:
             self.accelerator.unscale_gradients(self.optimizer)
@@ -100,14 +100,14 @@ class PhaseRunner:
         return norm, finite
 
     def state_dict(self) -> dict[str, Any]:
-        """On the CPU under plain names, whatever the processes; every process must call this."""
+        """Return the state on the CPU, under plain names on any number of processes; every process must call this."""
         model = self.phase.model
         return {"model": model_state(model), "optimizer": optimizer_state(model, self.optimizer)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state_dict` gave, on any number of processes.
+        """Go on from the result of `state_dict`, on any number of processes.
 
-        Raises KeyError, ValueError: of another model.
+        Raises KeyError, ValueError: it is of another model.
         """
         load_model_state(self.phase.model, state["model"])
         load_optimizer_state(self.phase.model, self.optimizer, state["optimizer"])

@@ -1,4 +1,4 @@
-"""Recipes: a YAML file and `key=value` overrides become one checked, frozen object before anything is loaded."""
+"""Recipes: a YAML file and `key=value` overrides become one checked, frozen object before anything else is read."""
 
 import json
 import re
@@ -20,28 +20,28 @@ from var.training.stages.base import find_stage, stage_names
 
 
 class Layer(NamedTuple):
-    """What one file or override says, to be laid over what the layers before it say."""
+    """Values of one file or override, which replace those of the layers before it."""
 
-    where: str  # for messages
+    where: str  # their origin, for messages
     values: dict[str, Any]
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply overrides such as "optimizer.lr=1e-4" to it, and check every value.
 
-    A recipe may name another one as its `base`, by a path relative to its own folder, and say only what differs: nested
-    keys are merged, lists replaced. Types are strict (a quoted "16" is no number), so a slip in the YAML does not pass
-    as something else. Where sizes of an encoder stand, the name of one of presets.AIM_SIZES may stand instead, or as
-    `preset` beside single sizes. Keys of before are read under their names of now, with a warning.
+    A recipe may name another one as its `base`, by a path relative to its own folder, and hold only what differs:
+    nested keys are merged, lists replaced. Types are strict: a quoted "16" is no number. In place of an encoder's sizes
+    a recipe may have a name in presets.AIM_SIZES, alone or as `preset` beside single sizes. Former names of keys are
+    read too, with a warning.
 
-    Raises InputError: in one line, the key, the value given and what is allowed; or the file that cannot be read.
+    Raises InputError: a file that cannot be read; a key or value that is not allowed.
     """
     layers = [*_read_file(path), *(_read_override(override) for override in overrides)]
     recipe = _recipe_type(path, layers)
     merged: Any = OmegaConf.create({})
     for where, values in layers:
         try:
-            merged = _merged(merged, rename_keys(values, recipe, where))
+            merged = _merge(merged, rename_keys(values, recipe, where))
         except (yaml.YAMLError, OmegaConfBaseException) as error:
             raise InputError(f"{where} cannot be read: {one_line(error)}") from error
     try:
@@ -57,27 +57,31 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def _recipe_type(path: Path, layers: Sequence[Layer]) -> type[Recipe]:
-    """The recipe of the stage that the layers name, the last one winning."""
-    named = [values["stage"] for _, values in layers if "stage" in values]
-    if not named or not isinstance(named[-1], str) or named[-1] not in stage_names():
-        given = f"stage={show(named[-1])} is unknown" if named else "stage is missing"
-        raise InputError(f"recipe {path}: {given}: set it to one of {', '.join(stage_names())}")
-    return find_stage(named[-1]).recipe_type
+    """Return the recipe type of the last stage that the layers name."""
+    merged = {key: value for _, values in layers for key, value in values.items()}
+    stage = merged.get("stage")
+    if not isinstance(stage, str) or stage not in stage_names():
+        missing = f"stage is missing among {', '.join(map(str, merged))}" if merged else "the file is empty"
+        given = f"stage={show(stage)} is unknown" if "stage" in merged else missing
+        raise InputError(f"recipe {path}: {given}: a recipe needs the key stage, one of {', '.join(stage_names())}")
+    return find_stage(stage).recipe_type
 
 
 def _read_override(override: str) -> Layer:
-    """What `key=value` says."""
+    """Read `key=value`."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=(?!\?\?\?$).*", override, flags=re.DOTALL):
         raise InputError(f"override {override!r} is not of the form key=value, such as optimizer.lr=1e-4")
     try:
         values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"override {override!r} cannot be read: {one_line(error)}") from error
+    if "base" in values:
+        raise InputError(f"override {override!r}: only a recipe file can have a base, write it there")
     return Layer(f"override {override!r}", values)
 
 
 def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
-    """A file and its bases, the lowest first; `above` are the files that it is the base of."""
+    """Read a file and its bases, the lowest first; `above` are the files that it is the base of."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -85,13 +89,15 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {one_line(error)}") from error
     try:
+        root: Any = yaml.compose(text, yaml.SafeLoader)
+        if not isinstance(root, yaml.MappingNode | None):
+            kind = "a list" if isinstance(root, yaml.SequenceNode) else "text"
+            raise InputError(f"recipe {path} holds {kind}: a recipe has key: value pairs, such as stage: tokenizer")
         found: Any = OmegaConf.load(StringIO(text))
     except yaml.YAMLError as error:
         raise InputError(f"recipe {path} is not valid YAML: {one_line(error)}") from error
     except (OmegaConfBaseException, OSError) as error:
         raise InputError(f"recipe {path} cannot be used: {one_line(error)}") from error
-    if not OmegaConf.is_dict(found):
-        raise InputError(f"recipe {path} holds a list: it must hold key: value pairs")
     values: Any = OmegaConf.to_container(found, resolve=False)
     if "base" not in values:
         return [Layer(f"recipe {path}", values)]
@@ -106,8 +112,8 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
     return [*_read_file(below, files), Layer(f"recipe {path}", values)]
 
 
-def _merged(base: Any, given: Any) -> Any:
-    """Change the values of a base by those given: single sizes beside a preset's name leave it there."""
+def _merge(base: Any, given: Any) -> Any:
+    """Merge the given values into those of a base: single sizes beside a preset's name keep the name."""
     for key, value in given.items():
         unknown = OmegaConf.is_missing(base, key) or OmegaConf.is_interpolation(base, key)
         if isinstance(value, dict) and not unknown and isinstance(base.get(key), str):

@@ -1,4 +1,4 @@
-"""Mistakes in a recipe, told in one line: the key, the value given, what is allowed, the key that may be meant."""
+"""Messages for mistakes in a recipe: the key, the value given, the allowed ones, the key that may be meant."""
 
 import dataclasses
 import difflib
@@ -15,8 +15,8 @@ from tokenizer.errors import InputError
 
 
 def refuse(path: Path, recipe: type[BaseModel], error: ValidationError) -> NoReturn:
-    """Raise InputError that tells of the first value that a recipe cannot have."""
-    # A misspelt key is also a missing one: the unknown key says more.
+    """Raise InputError for the first of a recipe's mistakes; its message gives the number of the others."""
+    # A misspelt key is also a missing one: the message for the unknown key helps more.
     details = sorted(error.errors(include_url=False), key=lambda detail: detail["type"] not in _UNKNOWN)
     others = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
     raise InputError(f"recipe {path}: {' '.join(_explain(recipe, details[0]).split())}{others}") from error
@@ -39,9 +39,9 @@ def _explain(recipe: type[BaseModel], detail: ErrorDetails) -> str:
         message = str(detail["ctx"]["error"])
         if not key:
             return message
-        named = re.match(r"\w+", message)
+        first_word = re.match(r"\w+", message)
         fields = {*fields_of(type_at(recipe, location)), "preset"}
-        return f"{key}.{message}" if named and named[0] in fields else f"{key}: {message}"
+        return f"{key}.{message}" if first_word and first_word[0] in fields else f"{key}: {message}"
     expected = re.sub(r"^\w+ should", "must", detail["msg"]).split(" after validation")[0]
     if detail["type"] in ("model_type", "dataclass_type"):
         expected = f"must be a group of keys: {', '.join(fields_of(type_at(recipe, location)))}"
@@ -53,39 +53,41 @@ def _explain(recipe: type[BaseModel], detail: ErrorDetails) -> str:
 def _remedy_for_unknown(recipe: type[BaseModel], location: list[str]) -> str:
     *parents, name = location
     known = fields_of(type_at(recipe, parents))
-    places = [*(".".join([*parents, field]) for field in known), *_dotted(recipe)]
-    elsewhere = [place for place in places if place.rsplit(".", 1)[-1] == name]
+    keys = [*(".".join([*parents, field]) for field in known), *_list_keys(recipe)]
+    elsewhere = [key for key in keys if key.rsplit(".", 1)[-1] == name]
     near = [".".join([*parents, match]) for match in difflib.get_close_matches(name, known, n=1)]
     hint = f", did you mean {(elsewhere + near)[0]}?" if elsewhere or near else ""
     return f"{hint}; known {'in ' + '.'.join(parents) if parents else 'there'}: {', '.join(known)}"
 
 
-def fields_of(place: type | None) -> dict[str, Any]:
-    """Names and types of the keys at a place of the recipe; {} where a plain value stands."""
-    if place is not None and issubclass(place, BaseModel):
-        return {name: field.annotation for name, field in place.model_fields.items()}
-    return {field.name: field.type for field in dataclasses.fields(place)} if dataclasses.is_dataclass(place) else {}
+def fields_of(section: type | None) -> dict[str, Any]:
+    """Return names and types of the keys in a section of a recipe; {} for the type of a plain value."""
+    if section is not None and issubclass(section, BaseModel):
+        return {name: field.annotation for name, field in section.model_fields.items()}
+    fields = dataclasses.fields(section) if dataclasses.is_dataclass(section) else ()
+    return {field.name: field.type for field in fields}
 
 
 def type_at(recipe: type, location: Sequence[str]) -> type | None:
-    """The model at a place of the recipe; None where a plain value stands."""
-    place: type | None = recipe
+    """Return the type of the section at a key's path in the recipe; None for a plain value."""
+    section: type | None = recipe
     for name in location:
-        annotation = fields_of(place).get(name)
+        annotation = fields_of(section).get(name)
         options = [option for option in (annotation, *get_args(annotation)) if isinstance(option, type)]
-        place = next((option for option in options if fields_of(option)), None)
-    return place
+        section = next((option for option in options if fields_of(option)), None)
+    return section
 
 
-def _dotted(place: type, prefix: str = "") -> list[str]:
+def _list_keys(section: type, prefix: str = "") -> list[str]:
     keys = []
-    for name in fields_of(place):
-        inner = type_at(place, [name])
-        keys += _dotted(inner, f"{prefix}{name}.") if inner is not None else [prefix + name]
+    for name in fields_of(section):
+        inner = type_at(section, [name])
+        keys += _list_keys(inner, f"{prefix}{name}.") if inner is not None else [prefix + name]
     return keys
 
 
 def show(value: object) -> str:
+    """Format a value of a recipe for a message, in at most 80 characters; of a mapping only the keys."""
     text = json.dumps(value, default=str, ensure_ascii=False)
     if isinstance(value, Mapping):
         text = "{" + ", ".join(map(str, value)) + "}"

@@ -1,4 +1,4 @@
-"""Keys of recipes that were called otherwise in the version before: read for one release, with a warning."""
+"""Recipe keys renamed since the previous version: read under their former names for one release, with a warning."""
 
 import logging
 from collections.abc import Mapping
@@ -15,20 +15,20 @@ log = logging.getLogger(__name__)
 
 
 def rename_keys(values: Any, recipe: type["Recipe"], where: str) -> Any:
-    """Values of a recipe of that type, under the names of now; what is no mapping comes back.
+    """Return the values of a recipe under their current names; anything but a mapping is returned as it is.
 
     Args:
-        values: whole, or a part from the top on, such as one override.
-        recipe: its type, whose `renamed` and `renamed_values` say what was called otherwise.
-        where: where they stand, such as their file, for messages.
+        values: a whole recipe, or a part of it from the top level on, such as one override.
+        recipe: its type, whose `renamed` and `renamed_values` list the former names.
+        where: their origin, such as a file, for messages.
 
-    Raises InputError: a key is there under both names.
+    Raises InputError: a key is given under both names.
     """
     if not isinstance(values, Mapping):
         return values
     found = deepcopy(dict(values))
     for old, new in recipe.renamed.items():
-        if old in recipe.model_fields:  # a stage's own key, whatever another recipe once called so
+        if old in recipe.model_fields:  # the stage's own key now has that name
             continue
         *parents, name = old.split(".")
         section: Any = found

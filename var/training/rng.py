@@ -1,7 +1,7 @@
-"""Random numbers of a training step, as arguments: those of a sample follow from seed, step and its place in the batch.
+"""Random numbers of a training step, as arguments: a sample's follow from seed, step and its index in the batch.
 
-So the same samples get the same numbers however many processes and micro-batches share them, and a resumed run draws
-what an uninterrupted one would have drawn.
+So samples get the same numbers on any number of processes and micro-batches, and a resumed run draws the same as an
+uninterrupted one.
 """
 
 import zlib
@@ -12,26 +12,26 @@ from torch import Tensor
 
 from var.sampling.logits import mix_seed
 
-_DRAWS = 3  # first word of these random streams, beside those of dataset.py
+_DRAWS = 3  # first word of these random streams, apart from those of data/order.py
 
 
 @dataclass(frozen=True)
 class StepRNG:
-    """Numbers that the samples at some places of a step's batch draw."""
+    """Random numbers of the samples of one micro-batch in a step."""
 
     seed: int  # of the run
     step: int  # counted from 0
     batch_size: int  # B, over all processes
-    places: range  # which of the B samples this micro-batch of this process holds
-    device: torch.device  # where the numbers are wanted
+    indices: range  # of this micro-batch's samples among the B
+    device: torch.device  # of the numbers returned by `uniform`
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
-        """(len(places), *shape) float32 in [0, 1), the same in every call with the same purpose."""
+        """(len(indices), *shape) float32 in [0, 1), the same in every call with the same purpose."""
         whole = torch.rand(self.batch_size, *shape, generator=self._generator(purpose))
-        return whole[self.places.start : self.places.stop : self.places.step].to(self.device)
+        return whole[self.indices.start : self.indices.stop : self.indices.step].to(self.device)
 
     def integers(self, purpose: str, bound: int, count: int) -> list[int]:
-        """Numbers in 0..bound - 1 that concern the whole batch: the same on every process."""
+        """Draw numbers in 0..bound - 1 for the whole batch, the same on every process."""
         return torch.randint(bound, (count,), generator=self._generator(purpose)).tolist()
 
     def _generator(self, purpose: str) -> torch.Generator:

@@ -1,8 +1,8 @@
 """Self-correction: train the transformer on pyramids with wrong tokens (Infinity, arXiv 2412.04431, section 3.4).
 
-In sampling, each scale is drawn on top of the mistakes of the coarser ones; in training it sees none. Here a share of
-the tokens is replaced by others that are near them, and the targets of the finer scales become what then is left to be
-described. B batch, L tokens of all scales, V codebook size, C latent channels, H side of the last scale.
+In sampling, each scale builds on the mistakes of the coarser ones; plain training has none. Here a share of the tokens
+is replaced by near ones, and the finer scales' targets become the residual that remains after the wrong tokens.
+B batch, L tokens of all scales, V codebook size, C latent channels, H side of the last scale.
 """
 
 from typing import Annotated
@@ -20,12 +20,12 @@ from var.data.config import Count, Section
 class SelfCorrectionConfig(Section):
     """Wrong tokens in training (Infinity, arXiv 2412.04431, section 3.4)."""
 
-    share: Annotated[float, Field(gt=0, le=1)]  # of a sample's tokens that are replaced, drawn uniformly from 0 to this
-    neighbors: Count = 100  # each by one of so many codewords nearest to it
+    share: Annotated[float, Field(gt=0, le=1)]  # largest share of a sample's tokens replaced, drawn uniformly from 0 on
+    neighbors: Count = 100  # nearest codewords that a token's replacement is drawn from
 
 
 def nearest_codewords(quantizer: Quantizer, count: int) -> Tensor:
-    """The nearest other codewords of each, (V, count) int64, the nearest first; fewer where V is smaller."""
+    """Find each codeword's nearest other ones, (V, count) int64, the nearest first; fewer where V is smaller."""
     codebook = quantizer.codebook.weight.detach()
     codebook = F.normalize(codebook, dim=-1) if quantizer.cosine else codebook
     distances = torch.cdist(codebook, codebook)
@@ -36,10 +36,10 @@ def nearest_codewords(quantizer: Quantizer, count: int) -> Tensor:
 def perturb(
     quantizer: Quantizer, tokens: Tensor, neighbors: Tensor, share: Tensor, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Replace tokens by neighbors, and quantize again what the finer scales then have to describe.
+    """Replace tokens by neighbors, and quantize anew the residuals that the finer scales then have to encode.
 
-    A target is the codeword nearest to the vector that the right token stands for, plus what the coarser scales now
-    lack there: where nothing was replaced before, it is the token itself.
+    A target is the codeword nearest to the right token's vector plus the error of the coarser scales there: without
+    replacements in coarser scales it is the token itself.
 
     Args:
         tokens: (B, L) int64.

@@ -17,41 +17,40 @@ from var.utils.signals import handle_stop_signals
 
 
 def series(recipe: RecipeT, depths: Sequence[int]) -> list[RecipeT]:
-    """The recipe at other depths, in order, each with the output folder OUTPUT/d{depth}; see the recipe's `at_depth`.
+    """Return the recipe at other depths, in order, each with output folder OUTPUT/d{depth}; see its `at_depth`.
 
-    Raises InputError: a stage without sizes; no depths, one that is not positive, named twice, or that the recipe
-    refuses.
+    Raises InputError: a stage without sizes; no depths, one below 1, one given twice, or one that the recipe refuses.
     """
     sized = [name for name in stage_names() if find_stage(name).recipe_type.at_depth is not Recipe.at_depth]
     if recipe.stage not in sized:
         raise InputError(f"the recipe has stage={recipe.stage}: only stage {', '.join(sized)} has sizes in a series")
     if not depths:
-        raise InputError("no depths given: name some, such as 2,4,6")
+        raise InputError("no depths given: give some, such as 2,4,6")
     for depth in depths:
         if depth < 1:
             raise InputError(f"depth {depth} must be at least 1")
         if depths.count(depth) > 1:
-            raise InputError(f"depth {depth} is named twice: each size is trained once")
+            raise InputError(f"depth {depth} is given twice: each size is trained once")
     return [recipe.at_depth(depth) for depth in depths]
 
 
-def train_series(recipes: Sequence[Recipe], launch: str = "", tell: Callable[[str], None] = print) -> None:
-    """Train one after the other, each by `var train` in a process of its own, which finds a machine as after a start.
+def train_series(recipes: Sequence[Recipe], launch: str = "", announce: Callable[[str], None] = print) -> None:
+    """Train one after the other, each by `var train` in a process of its own, so that none inherits memory or state.
 
-    What is complete is only opened: the same call goes on where a series was stopped or killed.
+    Complete runs are only opened: the same call goes on where a series was stopped or killed.
 
     `launch` is a command that starts a Python module on several processes, such as `torchrun --nproc_per_node 2`;
-    empty: this Python. `tell` is given a line before each size.
+    empty: this Python. `announce` is called with a line before each size.
 
     Raises InputError: a launch that cannot be started. Raises SystemExit: a run has failed, with its exit code, after
-    its own message; or the series was stopped by Ctrl-C or SIGTERM, when the run under way has been saved.
+    its own message; or Ctrl-C or SIGTERM stopped the series, after the current run was saved.
     """
     try:
         starting = shlex.split(launch) or [sys.executable]
     except ValueError as error:
         raise InputError(f"launch={launch!r} cannot be read ({error}): give it as in a shell") from error
     for recipe in recipes:
-        tell(recipe.headline)
+        announce(recipe.headline)
         with TemporaryDirectory() as folder:
             file = Path(folder) / RECIPE
             write_recipe(recipe, file)
@@ -61,10 +60,10 @@ def train_series(recipes: Sequence[Recipe], launch: str = "", tell: Callable[[st
 
 
 def _run(command: Sequence[str]) -> int:
-    """Exit code of the command; 128 + the signal's number if this process was told to end, as shells have it.
+    """Run the command and return its exit code; 128 + the signal's number if a signal stopped this process.
 
-    A run that is told to end saves, and leaves with 0. A terminal tells Ctrl-C to all processes in front of it, to that
-    of the run too; SIGTERM is passed on.
+    A run that a signal stops saves and exits with 0. A terminal sends Ctrl-C to all processes in its foreground, the
+    run's included; SIGTERM is passed on.
     """
     received: list[int] = []
     started: list[subprocess.Popen[bytes]] = []

@@ -8,20 +8,20 @@ from var.hub.checkpoint import load_tokenizer, read_config
 
 
 def open_tokenizer(folder: Path) -> VQVAE:
-    """A recipe's tokenizer, without gradients. Raises InputError: there is none, or its files are damaged."""
-    _check_there(folder)
+    """Load a recipe's tokenizer, without gradients. Raises InputError: there is none, or its files are damaged."""
+    _check_exists(folder)
     return load_tokenizer(folder).requires_grad_(False)
 
 
 def tokenizer_config(folder: Path) -> TokenizerConfig:
-    """The sizes alone of a recipe's tokenizer. Raises InputError: there is none, or none that says its sizes."""
-    _check_there(folder)
+    """Read the sizes alone of a recipe's tokenizer. Raises InputError: there is none, or its config cannot be read."""
+    _check_exists(folder)
     try:
         return TokenizerConfig(**read_config(folder)["config"])
     except (TypeError, ValueError) as error:
         raise InputError(f"tokenizer={str(folder)!r} cannot be used: {one_line(error)}") from error
 
 
-def _check_there(folder: Path) -> None:
+def _check_exists(folder: Path) -> None:
     if not folder.is_dir():
         raise InputError(f"tokenizer={str(folder)!r} does not exist: train stage 1 first, and give its model")

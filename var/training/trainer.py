@@ -1,4 +1,4 @@
-"""A training run in memory: one step, validation, and how it is saved and found again."""
+"""A training run in memory: its steps, validation, saving and resuming."""
 
 import logging
 import math
@@ -20,13 +20,14 @@ from var.hub.checkpoint import load_weights
 from var.sampling.logits import mix_seed
 from var.training.checkpointing import checkpoints, load_newest, save_checkpoint
 from var.training.config import Recipe
-from var.training.distributed import load_model_state, model_state, shard, sharding_asked_for, unshard
+from var.training.distributed import is_sharding_requested, load_model_state, model_state, shard, unshard
 from var.training.ema import EMA
 from var.training.health import RunHealth
 from var.training.phase_runner import PhaseRunner
 from var.training.renamed_keys import rename_keys
 from var.training.rng import StepRNG
 from var.training.stages.base import Stage, find_stage
+from var.utils.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +36,16 @@ SHEET_BATCH = 8
 
 
 def build_stage(recipe: Recipe) -> Stage[Any]:
-    """The stage that a recipe asks for, with its data and its initial weights.
+    """Build the recipe's stage, with its data and its initial weights.
 
-    Raises InputError: data, tokenizer or networks that are not there or do not fit.
+    Raises InputError: data, tokenizer or networks that are missing or do not fit.
     """
     torch.manual_seed(mix_seed(_WEIGHTS, recipe.seed))
     return find_stage(recipe.stage).from_recipe(recipe)
 
 
 class Trainer:
-    """A training run in memory: what its steps change, and how it is saved and found again."""
+    """A training run in memory: all that its steps change, their validation, saving and resuming."""
 
     def __init__(self, recipe: Recipe, accelerator: Accelerator) -> None:
         self.recipe = recipe
@@ -55,26 +56,28 @@ class Trainer:
             phase.model.to(accelerator.device)
         if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
             start_from(recipe.init, stage.phases[0].model)
-        first, sharded = stage.phases[0], accelerator.num_processes > 1 and sharding_asked_for()
+        first, sharded = stage.phases[0], accelerator.num_processes > 1 and is_sharding_requested()
         self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
         if self.ema and sharded and first.units:
             shard(self.ema.model, first.units)
         self.runners = [PhaseRunner(phase, recipe, accelerator, sharded) for phase in stage.phases]
-        self.eval_model: nn.Module = self.ema.model if self.ema else first.model  # validated, drawn and exported
+        self.eval_model: nn.Module = self.ema.model if self.ema else first.model  # validated, sampled and exported
         self.health = RunHealth(recipe, accelerator)
         self.step = 0  # steps done
         self.best: dict[str, float] | None = None  # step and value of the best validation so far
 
     def take_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """All phases of the next step on this process's micro-batches; numbers to show, to be summed over processes."""
+        """Run the next step's phases on this process's micro-batches; return its share of the numbers to log."""
         recipe, accelerator = self.recipe, self.accelerator
-        world, rank = accelerator.num_processes, accelerator.process_index
-        parts = [range(i * world + rank, recipe.batch_size, world * len(batches)) for i in range(len(batches))]
-        rngs = [StepRNG(recipe.seed, self.step, recipe.batch_size, part, accelerator.device) for part in parts]
-        batches = [send_to_device(batch, accelerator.device) for batch in batches]
+        world, device = accelerator.num_processes, accelerator.device
+        stride = world * len(batches)  # between the samples of a micro-batch, as `StepSampler` deals them out
+        first_samples = range(accelerator.process_index, stride, world)  # of each micro-batch of this process
+        indices = [range(first, recipe.batch_size, stride) for first in first_samples]
+        rngs = [StepRNG(recipe.seed, self.step, recipe.batch_size, samples, device) for samples in indices]
+        batches = [send_to_device(batch, device) for batch in batches]
         carries: Sequence[Any] = [None] * len(batches)
         logs: dict[str, Tensor] = {}
-        taken = 0
+        model_changed = False
         for runner in self.runners:
             if self.step < runner.phase.start_step:
                 continue
@@ -82,13 +85,13 @@ class Trainer:
             prefix = "" if runner is self.runners[0] else f"{runner.phase.name}/"
             logs |= {**result.logs, f"{prefix}gradient_norm": result.norm / world, f"{prefix}lr": result.lr / world}
             if not result.finite:
-                self.health.skipped(self.step, runner.phase.name, logs, batches)
+                self.health.record_skipped_step(self.step, runner.phase.name, logs, batches)
                 break
             carries = result.carries
-            taken += 1
+            model_changed = True  # by the first phase, which is in every step
         else:
-            self.health.stepped()
-        if taken:  # the first phase has changed the model
+            self.health.record_step()
+        if model_changed:
             shown = self.stage.after_step(rngs[0], carries, accelerator.reduce)
             logs |= {name: value / world for name, value in shown.items()}
             if self.ema:
@@ -97,7 +100,7 @@ class Trainer:
         return logs
 
     def mean_logs(self, logs: dict[str, Tensor]) -> dict[str, float]:
-        """The shares of all processes together; every process must call this with the same names."""
+        """Sum the shares of all processes; every process must call this with the same names."""
         shares = torch.stack([value.detach().float().to(self.accelerator.device) for value in logs.values()])
         return dict(zip(logs, self.accelerator.reduce(shares).tolist(), strict=True))
 
@@ -118,16 +121,16 @@ class Trainer:
             save_checkpoint(self.recipe.output / "checkpoints", self.step, state, self.recipe.keep_last, best)
 
     def resume(self) -> None:
-        """Go on from the newest checkpoint of the output folder, if there is one.
+        """Go on from the newest checkpoint in the output folder, if there is one.
 
-        Raises InputError: it is of another kind, or of a run with another model, seed, batch size or use of EMA.
+        Raises InputError: it is of another stage, model, seed, batch size or use of EMA.
         """
         state = load_newest(self.recipe.output / "checkpoints")
         if state is None:
             return
         remedy = "give another output, or move them away"
         try:
-            ours, theirs = fixed_settings(self.recipe), settings_today(state["recipe"], self.recipe)
+            ours, theirs = fixed_settings(self.recipe), upgrade_settings(state["recipe"], self.recipe)
             for name, value in ours.items():
                 if theirs.get(name) != value:
                     raise InputError(
@@ -152,7 +155,7 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
-        """Means over the validation images, on all processes."""
+        """Return means over the validation images, the same on all processes."""
         accelerator = self.accelerator
         self.eval_model.eval()
         sums: dict[str, Tensor] = {}
@@ -161,7 +164,7 @@ class Trainer:
         for batch in self._validation_batches(accelerator.process_index, accelerator.num_processes):
             with accelerator.autocast():
                 values = self.stage.validate(self.eval_model, batch)
-            # A process may have no image in the last batch: it takes part in the sums below all the same, with zeros.
+            # A process without an image in the last batch still takes part in the sums below, with zeros.
             sums = {name: sums.get(name, 0) + value.float().sum() for name, value in values.items()}
             count += len(batch.labels)
             unreadable += len(batch.unreadable)
@@ -177,7 +180,7 @@ class Trainer:
         return (send_to_device(batch, self.accelerator.device) for batch in batches)
 
     def is_best(self, validation: dict[str, float]) -> bool:
-        """Whether no validation before was better; then it is the one to beat."""
+        """Return whether this validation is the best so far, and remember it if so."""
         value = validation[self.stage.best]
         if not math.isfinite(value) or (self.best is not None and value >= self.best["value"]):
             return False
@@ -186,7 +189,7 @@ class Trainer:
 
     @torch.no_grad()
     def preview(self) -> Image.Image | None:
-        """The stage's sheet, from the first validation images; every process must call this, the main one draws."""
+        """Draw the stage's sheet from the first validation images; every process must call this, the main one draws."""
         model = unshard(self.eval_model, self.stage.build)
         if model is None or not self.accelerator.is_main_process:
             return None
@@ -198,22 +201,23 @@ class Trainer:
         """Write the model as users load it; every process must call this, the main one writes."""
         model = unshard(self.eval_model, self.stage.build)
         if model is not None and self.accelerator.is_main_process:
-            with self.accelerator.autocast():  # what an export measures is computed as in validation
+            with self.accelerator.autocast():  # an export that measures computes as validation does
                 self.stage.export(model, self.recipe.output / name)
         return self.recipe.output / name
 
 
 def start_from(folder: Path, model: nn.Module) -> None:
-    """Begin a run with exported weights, and tell what they did not hold. Raises InputError: see `load_weights`."""
+    """Load exported weights for a new run, and log what did not match. Raises InputError: see `load_weights`."""
     started = load_weights(folder, model)
-    log.info("init: %d tensors from %s", len(started.loaded), folder)
+    log.info("init: %s from %s", plural(len(started.loaded), "tensor"), folder)
     for names, fate in ((started.new, "not in it, random"), (started.dropped, "of it not used")):
         if names:
-            log.warning("init: %d tensors %s: %s", len(names), fate, ", ".join(names[:8]) + ", ..." * (len(names) > 8))
+            shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
+            log.warning("init: %s %s: %s", plural(len(names), "tensor"), fate, shown)
 
 
-def settings_today(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """A checkpoint's `fixed_settings` under today's names, where a size that came later has what it stands for."""
+def upgrade_settings(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return a checkpoint's `fixed_settings` under current names, with defaults for sizes added since."""
     theirs = rename_keys(theirs, type(recipe), f"the checkpoints in {recipe.output}")
     if theirs.get("stage") != recipe.stage or "model" not in theirs:
         return theirs
@@ -223,5 +227,5 @@ def settings_today(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
 
 
 def fixed_settings(recipe: Recipe) -> dict[str, Any]:
-    """Settings that a resumed run must not change: the model, and what decides which step sees which image."""
+    """Return the settings that a resumed run must not change: the model, and those that assign images to steps."""
     return recipe.model_dump(mode="json", include=set(recipe.fixed)) | {"ema": recipe.ema is not None}

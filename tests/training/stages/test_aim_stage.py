@@ -14,7 +14,7 @@ from var.data.dataset import Batch
 from var.hub.checkpoint import load_encoder, save_model
 from var.hub.presets import AIM_SIZES
 from var.models.aim_pretraining import patch_statistics, patches, prefix_lengths
-from var.training.estimate.estimate import estimate
+from var.training.estimate.cost import estimate
 from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.rng import StepRNG
@@ -120,8 +120,8 @@ def test_a_perfect_prediction_is_drawn_as_the_image_itself(tmp_path: Path, order
     """And one of nothing but zeros changes the second half of the sequence alone."""
     trained, batch = stage(tmp_path, order=order, targets=targets), images(3)
     perfect = trained._targets(batch.content)[:, trained.order[1:]]
-    assert largest_difference(trained._drawn(perfect, batch.content), batch.content) < 1e-5
-    drawn = trained._drawn(torch.zeros_like(perfect), batch.content)
+    assert largest_difference(trained._draw_predictions(perfect, batch.content), batch.content) < 1e-5
+    drawn = trained._draw_predictions(torch.zeros_like(perfect), batch.content)
     changed = (patches(drawn - batch.content, 2).abs() > 1e-5).any(dim=-1)
     assert changed.sum(dim=1).tolist() == [N // 2] * 3
     assert changed[:, trained.order[N // 2 :]].all()

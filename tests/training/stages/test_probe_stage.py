@@ -23,12 +23,12 @@ from var.hub.checkpoint import CONFIG, WEIGHTS, load_encoder, load_probe, save_m
 from var.hub.presets import AIM_SIZES
 from var.models.aim import AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.training.distributed import build_accelerator
-from var.training.estimate.estimate import Estimate, estimate
+from var.training.estimate.cost import Estimate, estimate
 from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.rng import StepRNG
 from var.training.stages.aim import AIMRecipe
-from var.training.stages.probe import SCORES, ProbeRecipe, Probes, ProbeStage, candidates, framed, named
+from var.training.stages.probe import SCORES, ProbeRecipe, Probes, ProbeStage, add_frame, candidates, name_layers
 from var.training.trainer import Trainer, build_stage
 from var.utils.images import normalize
 
@@ -121,7 +121,7 @@ def test_candidates_are_the_last_blocks_those_of_a_list_or_every_run() -> None:
 
 
 def test_names_of_candidates() -> None:
-    assert [named(layers) for layers in ((14, 15, 16), (5,), (0, 2, 5), (2, 3))] == ["14-16", "5", "0_2_5", "2-3"]
+    assert [name_layers(layers) for layers in ((14, 15, 16), (5,), (0, 2, 5), (2, 3))] == ["14-16", "5", "0_2_5", "2-3"]
 
 
 # --- features
@@ -529,7 +529,7 @@ def test_a_run_learns_and_shows_every_candidate(tmp_path: Path, images: Path, en
 
 def test_frames_tell_right_from_wrong(tmp_path: Path, images: Path, encoder: Path) -> None:
     x = normal(2, 3, 8, 8).clamp(-1, 1)
-    sheet = framed(x, torch.tensor([True, False]))
+    sheet = add_frame(x, torch.tensor([True, False]))
     assert sheet.shape == (2, 3, 10, 10)
     assert torch.equal(sheet[:, :, 1:-1, 1:-1], x)
     corners = sheet[:, :, 0, -1]
@@ -553,7 +553,9 @@ def test_a_dry_run_plans_it(tmp_path: Path, images: Path, model: str, request: p
     kinds = {"pipeline": {"transformer", "tokenizer"}, "pixels": set()}
     assert frozen(found).keys() == kinds.get(model, {"encoder"})
     assert found.steps == 6
-    assert ("is not there: assumed an encoder of the recipe's sizes" in " ".join(found.notes)) == (model == "not there")
+    assert ("does not exist: assumed an encoder of the recipe's sizes" in " ".join(found.notes)) == (
+        model == "not there"
+    )
 
 
 def test_a_dry_run_downloads_nothing(tmp_path: Path, images: Path) -> None:
@@ -657,7 +659,7 @@ def test_data_without_labels(tmp_path: Path, encoder: Path) -> None:
         recipe = probe_recipe(
             tmp_path / "r", tmp_path / "flat", encoder, data={"source": str(tmp_path / "flat"), "label_column": column}
         )
-        with refused("the training images have no labels, or one for all, and a probe tells classes apart"):
+        with refused("the training images have no labels, or a single class, and a probe is a classifier"):
             build_stage(recipe)
     recipe = probe_recipe(tmp_path / "r", tmp_path / "flat", encoder, num_classes=5)
     with refused("the training images have no labels"):
@@ -671,13 +673,13 @@ def test_more_classes_than_the_probe_has_room_for(tmp_path: Path, encoder: Path)
             (source / split / str(label)).mkdir(parents=True)
             picture(label, 0).save(source / split / str(label) / "a.png")
     recipe = probe_recipe(tmp_path / "r", source, encoder, num_classes=2)
-    with refused("the data has label 2, num_classes=2 has room for 0..1: set num_classes to at least 3, or to null"):
+    with refused("the data has label 2, num_classes=2 allows 0..1: set num_classes to at least 3, or to null"):
         build_stage(recipe)
     stage = probe_stage(probe_recipe(tmp_path / "r", source, encoder, num_classes=3))
     batch = read(stage, count=3)._replace(labels=torch.tensor([0, 3, 1]))
     stage.train_data.labels = None  # type: ignore[misc]  # as those of shards, which only reading tells
     for model in (probes(stage), probes(stage).eval()):
-        with refused("the data has label 3, num_classes=3 has room for 0..2"):
+        with refused("the data has label 3, num_classes=3 allows 0..2"):
             stage.validate(model, batch)
 
 

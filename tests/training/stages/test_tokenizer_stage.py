@@ -20,7 +20,7 @@ from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch, open_dataset
 from var.hub.checkpoint import load_tokenizer
 from var.networks import backbones, perceptual
-from var.networks.backbone import Frozen
+from var.networks.frozen import Frozen
 from var.training.adversary import Adversary, Carry
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses
@@ -107,22 +107,22 @@ def pictures(side: int = 8) -> Tensor:
     return normal(BATCH, 3, side, side, seed=7).clamp(-1, 1)
 
 
-def draws(step: int = BEGINS, places: range = ALL) -> StepRNG:
-    return StepRNG(0, step, BATCH, places, torch.device("cpu"))
+def draws(step: int = BEGINS, indices: range = ALL) -> StepRNG:
+    return StepRNG(0, step, BATCH, indices, torch.device("cpu"))
 
 
-def batch(places: range = ALL, side: int = 8) -> Batch:
-    images = pictures(side)[list(places)]
+def batch(indices: range = ALL, side: int = 8) -> Batch:
+    images = pictures(side)[list(indices)]
     return Batch(images, torch.zeros(len(images), dtype=torch.int64), ["somewhere"] * len(images), [])
 
 
-def first_turn(stage: TokenizerStage, step: int = BEGINS, places: range = ALL, side: int = 8) -> Losses:
-    return stage.phases[0].loss(stage.vqvae, batch(places, side), draws(step, places), None)
+def first_turn(stage: TokenizerStage, step: int = BEGINS, indices: range = ALL, side: int = 8) -> Losses:
+    return stage.phases[0].loss(stage.vqvae, batch(indices, side), draws(step, indices), None)
 
 
-def second_turn(stage: TokenizerStage, kept: Carry, step: int = BEGINS, places: range = ALL, side: int = 8) -> Losses:
+def second_turn(stage: TokenizerStage, kept: Carry, step: int = BEGINS, indices: range = ALL, side: int = 8) -> Losses:
     model = adversary(stage).discriminator
-    return stage.phases[1].loss(model, batch(places, side), draws(step, places), kept)
+    return stage.phases[1].loss(model, batch(indices, side), draws(step, indices), kept)
 
 
 def adversary(stage: TokenizerStage) -> Adversary:
@@ -379,16 +379,16 @@ def test_losses_and_gradients_of_a_batch_are_the_means_of_its_parts(
     whole, whole_second = first_turn(stage, step), second_turn(stage, first_turn(stage, step).carry, step)
     means: dict[str, Any] = {}
     parts, total, second_total = [], torch.zeros(()), torch.zeros(())
-    for places in DIVISIONS[division]:
-        share = len(places) / BATCH
-        part = first_turn(stage, step, places)
-        second = second_turn(stage, part.carry, step, places)
+    for indices in DIVISIONS[division]:
+        share = len(indices) / BATCH
+        part = first_turn(stage, step, indices)
+        second = second_turn(stage, part.carry, step, indices)
         total, second_total = total + share * part.total, second_total + share * second.total
         for name, value in {**part.logs, **second.logs}.items():
             means[name] = means.get(name, 0) + share * value
         parts.append(part.carry)
-        assert largest_difference(part.carry.reconstruction, whole.carry.reconstruction[list(places)]) < 1e-5
-        assert torch.equal(part.carry.tokens, whole.carry.tokens[list(places)])
+        assert largest_difference(part.carry.reconstruction, whole.carry.reconstruction[list(indices)]) < 1e-5
+        assert torch.equal(part.carry.tokens, whole.carry.tokens[list(indices)])
     expected = {**whole.logs, **whole_second.logs}
     assert means.keys() == expected.keys() >= {"discriminator/r1", "adversarial", "perceptual"}
     for name, value in expected.items():
@@ -443,10 +443,10 @@ class Processes:
         return summed
 
 
-def part_of(kept: Carry, places: range) -> Carry:
-    rows = list(places)
+def part_of(kept: Carry, indices: range) -> Carry:
+    rows = list(indices)
     return kept._replace(
-        places=places,
+        indices=indices,
         reconstruction=kept.reconstruction[rows],
         features=kept.features[rows],
         tokens=kept.tokens[rows],
@@ -477,7 +477,7 @@ def test_dead_codewords_move_to_vectors_that_the_scales_look_up(build: Build) ->
     assert torch.equal(after[alive], before[alive])
     distances = (after[dead][:, None] - torch.cat(vectors)).abs().amax(dim=-1)
     assert distances.amin(dim=-1).max() < 1e-5
-    assert len(after[dead].unique(dim=0)) > len(dead) / 2  # at different places
+    assert len(after[dead].unique(dim=0)) > len(dead) / 2  # at different positions
     from_scale = torch.repeat_interleave(torch.arange(3), torch.tensor([len(part) for part in vectors]))
     assert len(from_scale[distances.argmin(dim=-1)].unique()) > 1
     assert not stage.health.age[dead].any()
@@ -516,7 +516,7 @@ def test_processes_agree_on_the_codebook_and_with_one_process(build: Build, accu
         stage: TokenizerStage, shares: Sequence[range], reduce: Callable[[Tensor], Tensor], out: list[Any]
     ) -> None:
         for step in range(steps):
-            mine = [part_of(kept, places) for places in shares]
+            mine = [part_of(kept, indices) for indices in shares]
             out.append(stage.after_step(draws(step, shares[0]), mine, reduce))
 
     upkeep(one, [ALL], lambda value: value, shown[2])

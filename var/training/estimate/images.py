@@ -1,4 +1,4 @@
-"""Number of images and classes of a recipe, told without reading or downloading any."""
+"""Number of a recipe's images and classes, without reading or downloading any image."""
 
 import json
 from collections.abc import Sequence
@@ -15,23 +15,23 @@ from var.data.listing import Listing
 from var.data.sources import FolderSource, list_images
 from var.data.tables import parquet_files
 
-CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where nothing tells
+CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where they are unknown
 
 
 class Images(NamedTuple):
-    """Number and classes of the training images, as known without reading them."""
+    """Number of training images and classes, as known without reading them."""
 
     number: int | None = None
     classes: int | None = None
-    unknown: str | None = None  # what could not be told, and why
+    unknown: str | None = None  # message: which of them is unknown, and why
 
-    def assumed(self, num_classes: int | None) -> list[str]:
-        """Assumptions on the classes of a model that is told to have so many, or as many as the data."""
+    def list_assumptions(self, num_classes: int | None) -> list[str]:
+        """List the assumptions on a model's number of classes; None: it has as many as the data."""
         known = num_classes is not None or self.classes is not None
         return [] if known else [f"the number of classes is unknown: assumed {CLASSES}"]
 
     def stand_in(self, data: DataConfig, side: int) -> ImageDataset:
-        """A dataset of their number and classes, of which nothing can be read."""
+        """Build a dataset of that length and number of classes, whose images cannot be read."""
         length = LENGTH if self.number is None else self.number
         source = FolderSource(Path(data.source), ())
         listing = Listing(source, np.arange(length), np.zeros(length, np.int64), self.classes or CLASSES, {})
@@ -39,7 +39,7 @@ class Images(NamedTuple):
 
 
 def find_images(data: DataConfig) -> Images:
-    """The number of training images and classes, from where the images lie."""
+    """Find the number of training images and classes from listings, file headers or the hub's cache."""
     folder = Path(data.source).expanduser()
     try:
         if folder.is_dir() and not (folder / "train").is_dir() and (files := parquet_files(folder, "train")):
@@ -53,7 +53,7 @@ def find_images(data: DataConfig) -> Images:
 
 
 def _in_parquet(data: DataConfig, files: Sequence[str]) -> Images:
-    """Counted in the files themselves: opened as a dataset they would be copied to a cache."""
+    """Count in the files themselves: opened as a dataset they would be copied to a cache."""
     import pyarrow.parquet
 
     try:
@@ -68,7 +68,7 @@ def _in_parquet(data: DataConfig, files: Sequence[str]) -> Images:
 
 
 def _on_the_hub(name: str) -> Images:
-    """Number that `datasets` noted of a dataset when it was loaded here before."""
+    """Read the number that `datasets` recorded when it loaded the dataset here before."""
     import datasets
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")

@@ -1,6 +1,6 @@
-"""The operations of a step and what it keeps for the way back, counted on fake tensors.
+"""Operations of a step, and the memory that it keeps for the backward pass, counted on fake tensors.
 
-These have shapes and types but no content: a pass forward and backward over them costs next to nothing.
+These have shapes and types but no content: a forward and backward pass over them costs next to nothing.
 """
 
 from collections import Counter, defaultdict
@@ -19,29 +19,31 @@ from var.training.stages.base import Outline, Phase, Stage
 
 
 class Pass(NamedTuple):
-    """The same work in a phase of some steps: products of one type."""
+    """Equal work of one phase in some of the steps: products of one type."""
 
     name: str  # of the phase
     flops: float  # a step, over all processes, forward and backward
-    dtype: torch.dtype  # of what is multiplied
-    share: float  # of the run's steps, those that have it
+    dtype: torch.dtype  # of the factors
+    share: float  # of the run's steps that have it
 
 
 class Work(NamedTuple):
+    """Operations and memory of a run's steps."""
+
     passes: list[Pass]  # of one micro-batch
-    kept: int  # bytes for the way back, in the phase that keeps most
+    kept: int  # bytes for the backward pass, in the phase that keeps most
     preparation: float  # FLOPs before the first step
 
 
 def count_work(outline: Outline, micro: int, dtype: torch.dtype) -> Work:
-    """Take the first step of every kind as a runner takes it, on a micro-batch of so many images, and count."""
+    """Count in the first step of every kind, taken on a micro-batch of `micro` images as `PhaseRunner` does."""
     stage = outline.stage
     costs: dict[tuple[str, Hashable], _Cost] = {}
     shares: dict[tuple[str, float, torch.dtype], float] = defaultdict(float)
     preparation = 0.0
     with FakeTensorMode(allow_non_fake_inputs=True):
         for network in _all_networks(stage):
-            _pretend(network)
+            _replace_by_fakes(network)
         if outline.to_prepare:
             with _Products() as products:
                 outline.prepare(micro)
@@ -53,15 +55,15 @@ def count_work(outline: Outline, micro: int, dtype: torch.dtype) -> Work:
             for kind, number in Counter(kinds).items():
                 step = phase.start_step + kinds.index(kind)
                 carry = costs[before.name, before.kind(step)].carry if before else None
-                cost = costs[phase.name, kind] = _cost(stage, phase, batch, step, carry, dtype)
+                cost = costs[phase.name, kind] = _measure(stage, phase, batch, step, carry, dtype)
                 for product, flops in cost.flops.items():
                     shares[phase.name, flops, product] += number / stage.steps
     passes = [Pass(*same, share) for same, share in shares.items()]
     return Work(passes, max(cost.kept for cost in costs.values()), preparation)
 
 
-def _pretend(network: nn.Module) -> None:
-    """Put fake tensors of a CPU, which autocast knows, in place of those on the meta device."""
+def _replace_by_fakes(network: nn.Module) -> None:
+    """Replace tensors on the meta device by fake ones on the CPU, which autocast supports."""
     for part in network.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             fake = torch.empty_like(parameter, device="cpu")
@@ -75,24 +77,24 @@ def _all_networks(stage: Stage[Any]) -> list[nn.Module]:
 
 
 class _Cost(NamedTuple):
-    """Of a phase of one micro-batch."""
+    """Operations and memory of a phase on one micro-batch."""
 
-    flops: Mapping[torch.dtype, int]  # by what is multiplied, forward and backward
-    kept: int  # bytes for the way back, parameters left out
+    flops: Mapping[torch.dtype, int]  # by the type of the factors, forward and backward
+    kept: int  # bytes for the backward pass, without parameters
     carry: Any  # for the next phase
 
 
-def _cost(stage: Stage[Any], phase: Phase, batch: Batch, step: int, carry: Any, dtype: torch.dtype) -> _Cost:
+def _measure(stage: Stage[Any], phase: Phase, batch: Batch, step: int, carry: Any, dtype: torch.dtype) -> _Cost:
     parameters = [parameter for network in _all_networks(stage) for parameter in network.parameters()]
     weights = {parameter.untyped_storage()._cdata for parameter in parameters}
-    kept: dict[int, Tensor] = {}  # by storage; holding the tensors keeps an address from being used twice
+    kept: dict[int, Tensor] = {}  # by storage; the references keep an address from being used twice
 
     def keep(tensor: Tensor) -> Tensor:
         kept.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
-    places = range(len(batch.labels))
-    rng = StepRNG(0, step, len(places), places, torch.device("cpu"))
+    indices = range(len(batch.labels))
+    rng = StepRNG(0, step, len(indices), indices, torch.device("cpu"))
     with _Products() as products:
         with (
             torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
@@ -105,7 +107,7 @@ def _cost(stage: Stage[Any], phase: Phase, batch: Batch, step: int, carry: Any, 
 
 
 class _Products(TorchDispatchMode):
-    """Inside, the operations of products are counted, by the type of what is multiplied."""
+    """Count the operations of products inside, by the type of the factors."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]  # torch does not type its modes
@@ -120,16 +122,16 @@ class _Products(TorchDispatchMode):
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, products: int) -> int:
-    """FLOPs of so many products of two (b, h, l, d) over l, half of them of queries and keys, half with values."""
+    """FLOPs of `products` matrix products of attention, half of them of queries and keys, half with values."""
     batch, heads, length, width = query.shape
     return products * batch * heads * length * key.shape[2] * (width + value.shape[3])
 
 
-# Torch's own table lacks what attention dispatches to on a CPU.
+# Torch's own table lacks the operations that attention dispatches to on a CPU.
 _FLOPS: Mapping[Any, Any] = {
     **flop_registry,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v, 2),
-    # Five products on the way back, for the first is computed again; the count is of what mathematics asks for.
+    # The kernel does five products, recomputing the first; the gradient itself needs four.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         lambda gradient, q, k, v, *_, **__: _attention(q, k, v, 4)
     ),

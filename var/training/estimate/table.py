@@ -1,15 +1,16 @@
-"""An estimate as a person reads it."""
+"""An estimate as a table for the terminal."""
 
 import math
 from typing import Any
 
 import torch
 
-from var.training.estimate.estimate import SHARE_OF_PRODUCT, Estimate
+from var.training.estimate.cost import SHARE_OF_PRODUCT, Estimate
+from var.utils.text import plural
 
 
 def show(found: Estimate) -> Any:
-    """The estimate as a table and notes, for a rich console."""
+    """Lay out the estimate as a table and notes, for a rich console."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -37,7 +38,7 @@ def _of_networks(found: Estimate) -> Rows:
 def _of_a_step(found: Estimate) -> Rows:
     rows = [
         ("a step", f"{found.images:,} images, {found.tokens:,} tokens"),
-        ("  among", f"{_several(found.world_size, 'process', 'es')}, {_several(found.parts, 'part')} each"),
+        ("  among", f"{plural(found.world_size, 'process', 'es')}, {plural(found.parts, 'part')} each"),
     ]
     for part in found.passes:
         share = "" if math.isclose(part.share, 1) else f", in {part.share:.0%} of the steps"
@@ -71,14 +72,14 @@ def _of_the_run(found: Estimate) -> Rows:
 
 
 def amount(number: float) -> str:
-    """Three digits and a prefix: 1234567 -> "1.23 M"."""
+    """Format with three digits and a prefix: 1234567 -> "1.23 M"."""
     prefixes = ("", *"kMGTPEZ")
     power = min(max(int(math.log10(number)) // 3, 0), len(prefixes) - 1) if number else 0
     return f"{number / 1000**power:.3g} {prefixes[power]}"
 
 
 def duration(seconds: float) -> str:
-    """The two digits that matter, in the largest unit that holds it."""
+    """Format with three digits in the largest unit of which there are at least two; below 2 s with two digits."""
     for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60), ("s", 1)):
         if seconds >= 2 * length:
             return f"{seconds / length:.3g} {unit}"
@@ -87,7 +88,3 @@ def duration(seconds: float) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _several(number: int, name: str, plural: str = "s") -> str:
-    return f"{number} {name}{plural if number > 1 else ''}"

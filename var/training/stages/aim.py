@@ -49,12 +49,12 @@ class AIMRecipe(Recipe):
     # `model: {preset: aim-tiny, image_size: 48, patch_size: 8}`.
     model: EncoderConfig
     _preset = field_validator("model", mode="before")(preset_sizes)
-    head: HeadConfig = HeadConfig()  # is thrown away afterwards
+    head: HeadConfig = HeadConfig()  # is not exported
     # `prefix` draws for each image how many patches see one another; `causal` has no prefix.
     attention: Literal["prefix", "causal"] = "prefix"
     order: Literal["raster", "spiral", "checkerboard", "random"] = "raster"  # of the patches
-    # What is predicted of a patch: its pixels, normalized or not, or its `tokens`, those of the last scale of a
-    # tokenizer whose last token map has as many cells as the encoder has patches.
+    # Predicted of a patch: its pixels, normalized or not, or its token in the last token map of a tokenizer, which must
+    # have as many cells as the encoder has patches.
     targets: Literal["normalized", "pixels", "tokens"] = "normalized"
     tokenizer: Path | None = None  # folder of a trained tokenizer, for targets=tokens
 
@@ -114,8 +114,8 @@ class AIMStage(Stage[AIMRecipe]):
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
         prefix = self._prefix(rng)
         errors = self._errors(model(normalize(batch.content), prefix), batch.content)
-        # Every target counts the same, however long its image's prefix is, and the mean over micro-batches is that of
-        # the batch: so the sum is divided by the number of targets that a batch has on average.
+        # Dividing by the mean number of targets gives every target the same weight, whatever its image's prefix, and
+        # makes the mean over micro-batches that of the batch.
         targets = self.patches / 2 if self.recipe.attention == "prefix" else self.patches - 1
         loss = (errors * target_mask(prefix, self.patches)).sum() / (targets * len(errors))
         return Losses(loss, {"loss": loss.detach()})
@@ -123,11 +123,11 @@ class AIMStage(Stage[AIMRecipe]):
     def _prefix(self, rng: StepRNG) -> Tensor:
         """(B,) int64, uniform in 1..N - 1; 0 for causal attention."""
         if self.recipe.attention == "causal":
-            return torch.zeros(len(rng.places), dtype=torch.int64, device=rng.device)
+            return torch.zeros(len(rng.indices), dtype=torch.int64, device=rng.device)
         return 1 + (rng.uniform("prefix") * (self.patches - 1)).long()
 
     def _errors(self, predictions: Tensor, images: Tensor) -> Tensor:
-        """Predictions (B, N - 1, C) of images (B, 3, S, S) in [-1, 1] -> error of each patch (B, N - 1), float32."""
+        """Error of each patch: predictions (B, N - 1, C), images (B, 3, S, S) in [-1, 1] -> (B, N - 1) float32."""
         targets = self._targets(images)[:, self.order[1:]]
         return pixel_errors(predictions, targets) if self.vqvae is None else token_errors(predictions, targets)
 
@@ -147,38 +147,38 @@ class AIMStage(Stage[AIMRecipe]):
         return {"loss": (errors * counted).sum(dim=1) / counted.sum(dim=1)}
 
     def _half(self, images: Tensor) -> Tensor:
-        """(B,) the prefix in validation: half of the patches, or none where training has none."""
+        """(B,) prefixes in validation: half of the patches, or none where training has none."""
         length = self.patches // 2 if self.recipe.attention == "prefix" else 0
         return prefix_lengths([length] * len(images), self.patches).to(images.device)
 
     def _second_half(self, predictions: Tensor) -> Tensor:
-        """(B, N - 1) bool for predictions (B, N - 1, ...): what validation looks at, with a prefix or without."""
+        """(B, N - 1) bool for predictions (B, N - 1, ...): those that validation counts, with a prefix or without."""
         half = prefix_lengths([self.patches // 2] * len(predictions), self.patches)
         return target_mask(half.to(predictions.device), self.patches)
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """Two rows: images, and their second half as predicted patch by patch from all that is before it."""
+        """Draw two rows: images, and the same with their second half as predicted, each patch from all before it."""
         images = batch.content[:SHOWN]
         predictions = model(normalize(images), self._half(images)).float()
-        drawn = self._drawn(predictions, images)
+        drawn = self._draw_predictions(predictions, images)
         return image_grid(to_pil(torch.cat([images, drawn])), columns=len(images))
 
-    def _drawn(self, predictions: Tensor, images: Tensor) -> Tensor:
-        """Images with their second half as predicted; normalized pixels take the true patches' mean and deviation."""
+    def _draw_predictions(self, predictions: Tensor, images: Tensor) -> Tensor:
+        """Replace the images' second half by predictions; normalized ones get the true patches' mean and deviation."""
         counted = self._second_half(predictions)[0]
-        places = self.order[1:][counted]
+        indices = self.order[1:][counted]
         if self.vqvae is not None:
             tokens = encode(self.vqvae, images)
             last = self.vqvae.scales.split(tokens)[-1]
-            last[:, places] = predictions[:, counted].argmax(dim=-1)
+            last[:, indices] = predictions[:, counted].argmax(dim=-1)
             return self.vqvae.decode(tokens)
         pixels = patches(normalize(images), self.recipe.model.patch_size)
         guess = predictions[:, counted]
         if self.recipe.targets == "normalized":
-            mean, deviation = patch_statistics(pixels[:, places])
+            mean, deviation = patch_statistics(pixels[:, indices])
             guess = guess * deviation + mean
-        pixels[:, places] = guess
+        pixels[:, indices] = guess
         return denormalize(unpatchify(pixels, self.recipe.model.patch_size))
 
     def export(self, model: nn.Module, folder: Path) -> None:
@@ -186,7 +186,7 @@ class AIMStage(Stage[AIMRecipe]):
 
 
 def encode(vqvae: VQVAE, images: Tensor) -> Tensor:
-    """(B, L) tokens, the same whatever the encoder is trained in."""
+    """(B, 3, S, S) in [-1, 1] -> (B, L) tokens, in float32 whatever the precision of training."""
     with torch.autocast(images.device.type, enabled=False):
         return vqvae.encode(images)
 

@@ -1,4 +1,4 @@
-"""Train attentive probes on frozen features, to see how much these tell of the labels (AIM, arXiv 2401.08541).
+"""Train attentive probes on frozen features, to measure how well these separate classes (AIM, arXiv 2401.08541).
 
 B batch, N patches, D width, M candidates: choices of blocks, each with a probe of its own.
 """
@@ -32,10 +32,10 @@ from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels
 from var.utils.files import atomic_folder
 from var.utils.images import image_grid, to_pil
 
-if TYPE_CHECKING:  # features need the pipeline, which is not wanted where a recipe is only read
+if TYPE_CHECKING:  # features need the pipeline, too much to import for reading a recipe
     from var.features.sources import FeatureSource
 
-SCORES = "probes.json"  # in the exported folder: what each candidate reached
+SCORES = "probes.json"  # in the exported folder: accuracy of each candidate
 RIGHT, WRONG = (-0.6, 0.6, -0.6), (0.8, -0.8, -0.8)  # frames on the sheet, in [-1, 1]
 
 Layers = tuple[int, ...]
@@ -44,8 +44,8 @@ Layers = tuple[int, ...]
 class ProbeOptimizerConfig(OptimizerConfig):
     """AdamW for probes that are trained side by side."""
 
-    # None, for the norm would be that of all probes' gradients together: what bounds it scales them all, and how one
-    # probe learns would depend on which others there are.
+    # None, for the norm would be that of all probes' gradients together: clipping it would make the training of one
+    # probe depend on the others.
     grad_clip: Positive | None = None
 
 
@@ -54,18 +54,17 @@ class ProbeRecipe(Recipe):
 
     fixed = Recipe.fixed | {"sizes", "probe_layers"}
 
-    # What gives the features: the folder of an encoder, with or without a probe; a released AIM's name; the folder or
-    # name of a VAR pipeline (its transformer's hidden states); or what these are compared with: `untrained`, an encoder
-    # with the weights that it would begin its pre-training with, `pixels`, the patches as they are.
+    # Source of the features: the folder of an encoder, with or without a probe; a released AIM's name; the folder or
+    # name of a VAR pipeline (its transformer's hidden states); or a baseline: `untrained`, an encoder with its random
+    # initial weights, or `pixels`, the raw patches.
     model: Annotated[str, Field(min_length=1)]
-    # Of the encoder, as in AIMRecipe; needed for `untrained` and `pixels`, where a model is loaded a check on it.
+    # Of the encoder, as in AIMRecipe; needed for `untrained` and `pixels`, a check on a loaded model.
     sizes: EncoderConfig | None = None
     _preset = field_validator("sizes", mode="before")(preset_sizes)
-    # Blocks, the mean of whose outputs a probe reads, counted from 0: a list of them; `last`; or `best`, for as many
-    # probes as there are runs of consecutive blocks, all trained in one pass over the features: the one that classifies
-    # the validation images best is exported.
+    # Blocks, counted from 0, whose mean output a probe reads: a list of them; `last`; or `best`, which trains one probe
+    # for every run of consecutive blocks, all at once, and exports the one with the best validation accuracy.
     probe_layers: Literal["best", "last"] | tuple[int, ...] = "best"
-    probed: Count = 6  # blocks of `last` and of each run of `best`; all there are, where they are fewer
+    probed: Count = 6  # blocks of `last` and of each run of `best`; all blocks of a shallower model
     heads: Count | None = None  # of the probes' attention; None: the model's
     num_classes: Annotated[int, Field(ge=2)] | None = None  # None: as many as the training data has
     optimizer: ProbeOptimizerConfig  # each probe's
@@ -83,15 +82,15 @@ class ProbeRecipe(Recipe):
     def _sizes_known(self) -> Self:
         if self.model in BASELINES and self.sizes is None:
             raise InputError(
-                f"sizes is missing: model={self.model} needs image_size, patch_size, width, depth and heads there"
+                f"sizes is missing: model={self.model} needs sizes.image_size, patch_size, width, depth and heads"
             )
         return self
 
 
 def candidates(probe_layers: str | Layers, depth: int, probed: int) -> list[Layers]:
-    """The blocks, of `depth`, that each candidate of a ProbeRecipe reads, ascending; candidates in their order.
+    """List the blocks, out of `depth`, that each candidate of a ProbeRecipe reads, ascending.
 
-    Raises InputError: a block that there is not, or one named twice.
+    Raises InputError: a block out of range, or one given twice.
     """
     if not isinstance(probe_layers, str):
         check_layers(probe_layers, depth)
@@ -101,18 +100,18 @@ def candidates(probe_layers: str | Layers, depth: int, probed: int) -> list[Laye
     return runs if probe_layers == "best" else runs[-1:]
 
 
-def named(layers: Layers) -> str:
-    """`14-19`, `5`, `0_2_5`: names of modules, files and TensorBoard's tags may have no other signs."""
+def name_layers(layers: Layers) -> str:
+    """Name a candidate, `14-19`, `5` or `0_2_5`, as is allowed for modules, files and TensorBoard's tags."""
     if len(layers) > 1 and layers == tuple(range(layers[0], layers[-1] + 1)):
         return f"{layers[0]}-{layers[-1]}"
     return "_".join(map(str, layers))
 
 
 class Probes(nn.Module):
-    """One probe for each candidate, all with the same initial weights: so none depends on which others there are.
+    """One probe for each candidate, all with the same initial weights, so that none depends on the others.
 
-    The norm of a probe takes its statistics, in training, from the patches that it is given: those of a micro-batch
-    of a process. What evaluation takes is their running average.
+    In training a probe's norm takes its statistics from the patches of a micro-batch of one process, in evaluation from
+    their running average.
     """
 
     def __init__(self, names: Sequence[str], probe: AttentiveProbe) -> None:
@@ -127,7 +126,7 @@ class Probes(nn.Module):
 
 
 class Score(NamedTuple):
-    """Of one candidate: fractions of the validation images."""
+    """Accuracy of one candidate, as fractions of the validation images."""
 
     layers: Layers
     top1: float
@@ -138,8 +137,7 @@ class Score(NamedTuple):
 class ProbeStage(Stage[ProbeRecipe]):
     """Cross-entropy of the labels, summed over the candidates, which share nothing but the features.
 
-    So the gradient of each probe is that of its own loss, and AdamW, which goes weight by weight, takes the step that
-    it would take of one alone.
+    So each probe's gradient is that of its own loss, and AdamW, which works weight by weight, trains each as if alone.
     """
 
     recipe_type = ProbeRecipe
@@ -155,9 +153,9 @@ class ProbeStage(Stage[ProbeRecipe]):
         self.num_classes = recipe.num_classes or train_data.num_classes
         self._check_labels()
         self.candidates = candidates(recipe.probe_layers, source.depth, recipe.probed)
-        self.names = [named(layers) for layers in self.candidates]
+        self.names = [name_layers(layers) for layers in self.candidates]
         self.layers = sorted({layer for layers in self.candidates for layer in layers})
-        self.heads = self._heads()
+        self.heads = self._choose_heads()
         # The query has no direction to shrink towards zero.
         self.phases = (Phase("probes", self.build(), recipe.optimizer, self.losses, never_decayed=("query",)),)
 
@@ -165,14 +163,16 @@ class ProbeStage(Stage[ProbeRecipe]):
     def from_recipe(cls, recipe: ProbeRecipe) -> Self:
         from var.features.sources import load_features
 
-        source = load_features(recipe.model, recipe.sizes)  # first: untrained weights are those of pre-training
+        source = load_features(
+            recipe.model, recipe.sizes
+        )  # before any other random draw: `untrained` has the weights that pre-training starts from
         return cls(recipe, source, *open_images(recipe, source.image_size))
 
     @classmethod
     def outline(cls, recipe: ProbeRecipe) -> Outline:
         source, notes = _known_features(recipe)
         side, images = source.image_size, find_images(recipe.data)
-        notes += images.assumed(recipe.num_classes)
+        notes += images.list_assumptions(recipe.num_classes)
         data = images.stand_in(recipe.data, side)
         with torch.device("meta"):
             stage = cls(recipe, source, data, data)
@@ -182,14 +182,14 @@ class ProbeStage(Stage[ProbeRecipe]):
         known = self.num_classes if self.train_data.labels is None else self.train_data.num_classes
         if known < 2:
             raise InputError(
-                "the training images have no labels, or one for all, and a probe tells classes apart: give images in "
+                "the training images have no labels, or a single class, and a probe is a classifier: give images in "
                 "class folders, or the column of their labels as data.label_column"
             )
         for data in (self.train_data, self.validation_data):
             check_labels(data.labels, self.num_classes)
 
-    def _heads(self) -> int:
-        """Of the probes; an AIM has as many in its probe as in its encoder, and is what is exported."""
+    def _choose_heads(self) -> int:
+        """Return the probes' number of heads: with an encoder the encoder's, for both are exported as one AIM."""
         heads = self.recipe.heads or self.source.heads
         if self.encoder is not None and heads != self.source.heads:
             raise InputError(f"heads={heads} must be the encoder's, {self.source.heads}: leave heads out")
@@ -201,13 +201,13 @@ class ProbeStage(Stage[ProbeRecipe]):
         return Probes(self.names, AttentiveProbe(self.source.width, self.heads, self.num_classes))
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        """Features that each candidate reads, (B, N, D): the blocks' outputs are computed once for all of them."""
+        """Return the features that each candidate reads, (B, N, D); the blocks run once for all of them."""
         outputs = dict(zip(self.layers, self.source.features(images, self.layers), strict=True))
         return [torch.stack([outputs[layer] for layer in layers]).mean(dim=0) for layers in self.candidates]
 
-    def _judged(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Cross-entropy, and whether the label has the highest logit, or is among the five highest: (M, B) each."""
-        if self.train_data.labels is None:  # shards tell labels as they are read
+    def _evaluate(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Return cross-entropy, top-1 and top-5 accuracy (0 or 1) of each image, (M, B) each."""
+        if self.train_data.labels is None:  # those of shards are known only when read
             check_labels(batch.labels, self.num_classes)
         logits = model(self._features(batch.content)).float()
         labels = batch.labels.expand(len(logits), -1)
@@ -216,7 +216,7 @@ class ProbeStage(Stage[ProbeRecipe]):
         return losses, highest[..., 0].float(), highest.any(dim=-1).float()
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
-        losses, top1, _ = self._judged(model, batch)
+        losses, top1, _ = self._evaluate(model, batch)
         shown = losses.detach()
         logs = {"loss": shown.mean()}
         for i, name in enumerate(self.names):
@@ -227,7 +227,7 @@ class ProbeStage(Stage[ProbeRecipe]):
     def after_step(
         self, rng: StepRNG, carries: Sequence[Any], reduce: Callable[[Tensor], Tensor]
     ) -> Mapping[str, Tensor]:
-        """Average the norms' running statistics over the processes: else each would validate probes of its own."""
+        """Average the norms' running statistics over the processes, so that all validate the same probes."""
         statistics = [buffer for buffer in self.phases[0].model.buffers() if buffer.is_floating_point()]
         processes = reduce(torch.ones((), device=statistics[0].device))
         means = reduce(torch.stack(statistics)) / processes
@@ -237,7 +237,7 @@ class ProbeStage(Stage[ProbeRecipe]):
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        losses, top1, top5 = self._judged(model, batch)
+        losses, top1, top5 = self._evaluate(model, batch)
         values = {"loss": losses.mean(dim=0), "error": 1 - top1.mean(dim=0)}
         for i, name in enumerate(self.names):
             values |= {f"loss/{name}": losses[i], f"top1/{name}": top1[i], f"top5/{name}": top5[i]}
@@ -245,42 +245,41 @@ class ProbeStage(Stage[ProbeRecipe]):
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """A row of images for each candidate, in a green frame where its probe is right, in a red one where not."""
-        _, top1, _ = self._judged(model, batch)
-        images = [image for right in top1 for image in to_pil(framed(batch.content, right > 0))]
+        """Draw a row of images for each candidate, in a green frame where its probe is right, else in a red one."""
+        _, top1, _ = self._evaluate(model, batch)
+        images = [image for right in top1 for image in to_pil(add_frame(batch.content, right > 0))]
         return image_grid(images, columns=len(batch.content))
 
     @torch.no_grad()
     def export(self, model: nn.Module, folder: Path) -> None:
-        """Write the best candidate, and what all of them reached.
+        """Write the best candidate and all accuracies.
 
-        An encoder's folder is an AIM's; of other features it holds the probe alone.
+        With an encoder the folder is that of an AIM; with other features it holds the probe alone.
         """
         probes = require(Probes, model).eval()
         scores, images = self.scores(probes)
-        # Of equally good ones the later blocks.
-        best = max(range(len(scores)), key=lambda i: (scores[i].top1, i))
-        told = {"images": images, "best": list(scores[best].layers), "probes": [score._asdict() for score in scores]}
+        best = max(range(len(scores)), key=lambda i: (scores[i].top1, i))  # of equal ones the last
+        content = {"images": images, "best": list(scores[best].layers), "probes": [score._asdict() for score in scores]}
         with atomic_folder(folder, (CONFIG, WEIGHTS, SCORES)) as new:
-            model = self._whole(probes.probes[self.names[best]], scores[best].layers)
-            save_model(new, model, self._described())
-            (new / SCORES).write_text(json.dumps(told, indent=2) + "\n")
+            model = self._build_export(probes.probes[self.names[best]], scores[best].layers)
+            save_model(new, model, self._describe())
+            (new / SCORES).write_text(json.dumps(content, indent=2) + "\n")
 
     def scores(self, probes: Probes) -> tuple[list[Score], int]:
-        """Accuracy of each candidate, and the number of validation images that could be read."""
+        """Measure each candidate's accuracy; return it with the number of validation images that could be read."""
         device = next(probes.parameters()).device
         recipe = self.recipe
         right, images = torch.zeros(2, len(self.names), dtype=torch.float64), 0
         for batch in validation_loader(self.validation_data, recipe.data, recipe.batch_size, 0, 1):
             here = batch._replace(content=batch.content.to(device), labels=batch.labels.to(device))
-            _, top1, top5 = self._judged(probes, here)
+            _, top1, top5 = self._evaluate(probes, here)
             right += torch.stack([top1, top5]).sum(dim=-1).cpu()
             images += len(batch.labels)
         fractions = zip(self.candidates, *(right / max(images, 1)).tolist(), strict=True)
         return [Score(*fraction) for fraction in fractions], images
 
-    def _whole(self, probe: AttentiveProbe, layers: Layers) -> AIM | Probe:
-        """The model to export, made of the trained networks themselves."""
+    def _build_export(self, probe: AttentiveProbe, layers: Layers) -> AIM | Probe:
+        """Build the model to export around the trained networks, without copying them."""
         if self.encoder is not None:
             sizes = asdict(self.encoder.config)
             with torch.device("meta"):
@@ -292,8 +291,8 @@ class ProbeStage(Stage[ProbeRecipe]):
         alone.load_state_dict(probe.state_dict(), assign=True)
         return alone
 
-    def _described(self) -> dict[str, Any]:
-        """Further entries of config.json: names of the classes, and what a probe alone was trained on."""
+    def _describe(self) -> dict[str, Any]:
+        """Return further entries of config.json: names of the classes, and the source of a lone probe's features."""
         names = {str(label): name for label, name in sorted(self.train_data.class_names.items())}
         entries: dict[str, Any] = {"classes": names} if names else {}
         if self.encoder is None:
@@ -301,8 +300,8 @@ class ProbeStage(Stage[ProbeRecipe]):
         return entries
 
 
-def framed(images: Tensor, right: Tensor) -> Tensor:
-    """Images (B, 3, S, S) in a frame: green where `right`, (B,) bool, says so, else red."""
+def add_frame(images: Tensor, right: Tensor) -> Tensor:
+    """Frame images (B, 3, S, S): green where `right`, (B,) bool, is true, else red."""
     side = images.shape[-1]
     width = max(side // 16, 1)
     colors = torch.where(right[:, None], images.new_tensor(RIGHT), images.new_tensor(WRONG))
@@ -312,7 +311,7 @@ def framed(images: Tensor, right: Tensor) -> Tensor:
 
 
 def _known_features(recipe: ProbeRecipe) -> "tuple[FeatureSource, list[str]]":
-    """The source of the recipe's features, without weights where these would be downloaded, and what was assumed."""
+    """Open the source of the recipe's features, without weights that would be downloaded; return it and assumptions."""
     from var.features.sources import EncoderFeatures, VARFeatures, baseline, load_features
 
     name, sizes = recipe.model, recipe.sizes
@@ -325,6 +324,6 @@ def _known_features(recipe: ProbeRecipe) -> "tuple[FeatureSource, list[str]]":
             vqvae = VQVAE(TokenizerConfig(scales=RELEASED[name].scales)).eval().requires_grad_(False)
             return VARFeatures(VAR(RELEASED[name]).eval().requires_grad_(False), vqvae), []
         if sizes is not None and not Path(name).expanduser().exists() and name not in SHIPPED:
-            assumed = f"model={name!r} is not there: assumed an encoder of the recipe's sizes"
+            assumed = f"model={name!r} does not exist: assumed an encoder of the recipe's sizes"
             return EncoderFeatures(Encoder(sizes).eval().requires_grad_(False)), [assumed]
     return load_features(name, sizes), []

@@ -19,11 +19,11 @@ from tokenizer.vqvae import VQVAE, TokenizerConfig, VQVAEOutput
 from var.data.config import Count, NotNegative, Positive, Rate, Section
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
-from var.networks.backbone import Backbone
 from var.networks.backbones import build_backbone, load_backbone
+from var.networks.frozen import Backbone
 from var.networks.perceptual import PERCEPTUAL, Enlarged, build_perceptual, load_perceptual, ssim
 from var.training.adversary import AdversarialConfig, Adversary, Carry
-from var.training.codebook import CodebookHealth, count_tokens, vectors_seen
+from var.training.codebook import CodebookHealth, count_tokens, lookup_vectors
 from var.training.config import Recipe
 from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
@@ -34,7 +34,7 @@ SHOWN = 8  # images on the sheet
 
 
 class NetworkConfig(Section):
-    """A frozen perceptual network: its name, and its weights where they are not to be downloaded."""
+    """A frozen perceptual network: its name, and a file of its weights in place of a download."""
 
     network: str
     weights: Path | None = None
@@ -50,13 +50,13 @@ class PerceptualConfig(NetworkConfig):
     """A distance of features (LPIPS, arXiv 1801.03924) and its weight in the loss."""
 
     weight: Positive = 1.0
-    # Side in pixels at which the network looks: both images are enlarged to it (bicubic); None: as they are. A network
-    # that was trained on large images sees little in small ones.
+    # Side in pixels to which both images are enlarged for the network (bicubic); None: they are not. A network trained
+    # on large images extracts little from small ones.
     image_size: Count | None = None
 
 
 class TokenizerLossConfig(Section):
-    """Weights of the tokenizer's losses; without perceptual or adversarial that term is left out."""
+    """Weights of the tokenizer's losses; perceptual or adversarial null leaves out that term."""
 
     l1: NotNegative = 0.2  # mean absolute difference of the pixels
     l2: NotNegative = 1.0  # mean squared difference of the pixels
@@ -68,7 +68,7 @@ class TokenizerLossConfig(Section):
     @model_validator(mode="after")
     def _sees_pixels(self) -> Self:
         if self.l1 == self.l2 == 0:
-            raise InputError("l1=0 and l2=0 leave nothing that compares pixels: raise one of them")
+            raise InputError("l1=0 and l2=0 leave no loss on pixels: raise one of them")
         return self
 
 
@@ -83,10 +83,10 @@ class TokenizerRecipe(Recipe):
 
     model: TokenizerConfig
     loss: TokenizerLossConfig = TokenizerLossConfig()
-    quantizer_dropout: Rate = 0.0  # probability that an image is drawn from a random number of its first scales only
+    quantizer_dropout: Rate = 0.0  # probability that an image is decoded from a random number of its first scales only
     restart_dead_codes: Count | None = None  # steps that a codeword may go unused before the batch replaces it
-    usage_window: Count = 100  # steps over which usage and perplexity of the codebook are taken
-    metric: NetworkConfig | None = None  # of the validation's perceptual distance, better another than the loss has
+    usage_window: Count = 100  # steps over which usage and perplexity of the codebook are computed
+    metric: NetworkConfig | None = None  # of the validation's perceptual distance; better not the loss's network
     image_size: Count | None = None  # side of the images in pixels, a check on model.scales
 
     @model_validator(mode="after")
@@ -101,7 +101,7 @@ class TokenizerRecipe(Recipe):
 
 
 class Networks(NamedTuple):
-    """The frozen ones; None: the recipe has no use for it."""
+    """The frozen networks; None: the recipe has none."""
 
     perceptual: nn.Module | None  # of the loss
     backbone: Backbone | None  # below the discriminator
@@ -113,7 +113,7 @@ def frozen_networks(
     backbone: Callable[[str, Path | None], Backbone] = load_backbone,
     perceptual: Callable[[str, Path | None], nn.Module] = load_perceptual,
 ) -> Networks:
-    """The networks that a recipe names, as `backbone` and `perceptual` make them from a name and a file of weights.
+    """Build the networks of a recipe, by `backbone` and `perceptual` from a name and a file of weights.
 
     Raises InputError: see `load_backbone`.
     """
@@ -131,7 +131,7 @@ def frozen_networks(
 
 @register("tokenizer")
 class TokenizerStage(Stage[TokenizerRecipe]):
-    """Pixel, VQ, perceptual and adversarial losses, and care for the codebook."""
+    """Pixel, VQ, perceptual and adversarial losses, and restarts of dead codewords."""
 
     recipe_type = TokenizerRecipe
 
@@ -143,7 +143,7 @@ class TokenizerStage(Stage[TokenizerRecipe]):
         frozen = {f"network {role}": network for role, network in used if network is not None}
         super().__init__(recipe, train_data, validation_data, frozen)
         self.vqvae = self.build()
-        for i, phi in enumerate(self.vqvae.quantizer.phi):  # with fewer scales than phi, some have no part in the loss
+        for i, phi in enumerate(self.vqvae.quantizer.phi):  # with fewer scales than phi, some are unused
             phi.requires_grad_(i in self.vqvae.quantizer.phi_index)
         self.health = CodebookHealth(len(self.vqvae.scales), recipe.model.vocab_size)
 
@@ -173,7 +173,7 @@ class TokenizerStage(Stage[TokenizerRecipe]):
         return VQVAE(self.recipe.model)
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
-        """Of the tokenizer's phase."""
+        """Losses of the tokenizer's phase."""
         weights, images = self.recipe.loss, batch.content
         output: VQVAEOutput = model(images, self._num_scales(rng))
         l1, l2 = pixel_losses(output.reconstruction, images)
@@ -197,11 +197,13 @@ class TokenizerStage(Stage[TokenizerRecipe]):
                 logs["adaptive_weight"] = self.adversary.adaptive
             total = total + self.adversary.weight(rng.step) * logs["adversarial"]
         logs = {"loss": total, **logs, "psnr": psnr(output.reconstruction, images).mean()}
-        left = Carry(rng.places, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients)
-        return Losses(total, {name: value.detach() for name, value in logs.items()}, left)
+        carry_over = Carry(
+            rng.indices, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients
+        )
+        return Losses(total, {name: value.detach() for name, value in logs.items()}, carry_over)
 
     def _num_scales(self, rng: StepRNG) -> Tensor | None:
-        """(B,) in 1..K: for a share of the images a random number of scales, for the others all (quantizer dropout)."""
+        """Draw numbers of scales, (B,) in 1..K: random for a share of the images, else K (quantizer dropout)."""
         if self.recipe.quantizer_dropout == 0:
             return None
         scales = len(self.vqvae.scales)
@@ -218,13 +220,13 @@ class TokenizerStage(Stage[TokenizerRecipe]):
         if self.recipe.restart_dead_codes and (dead := self.health.dead(self.recipe.restart_dead_codes)):
             self._restart(dead, rng, carries, reduce)
         if self.adversary and self.adversary.plays(rng.step):
-            shares = [part.gradients * (len(part.places) / rng.batch_size) for part in carries]
+            shares = [part.gradients * (len(part.indices) / rng.batch_size) for part in carries]
             self.adversary.adapt(*reduce(torch.stack(shares).sum(dim=0)))
             advance_spectral_norms(self.adversary.discriminator)
         return self._close_window() if self.health.steps >= self.recipe.usage_window else {}
 
     def _close_window(self) -> dict[str, Tensor]:
-        """Usage and perplexity of the window; the quantizer keeps its counts, as the released weights do."""
+        """Return usage and perplexity of the window; keep its mean counts in the quantizer, as released weights do."""
         quantizer = self.vqvae.quantizer
         quantizer.usage.copy_(self.health.counts / self.health.steps)
         return {
@@ -236,17 +238,17 @@ class TokenizerStage(Stage[TokenizerRecipe]):
     def _restart(
         self, dead: list[int], rng: StepRNG, carries: Sequence[Carry], reduce: Callable[[Tensor], Tensor]
     ) -> None:
-        """Put dead codewords where the data is: on vectors that the scales look up, each scale with an equal share."""
+        """Replace dead codewords by vectors that the scales quantize, from all scales in equal shares."""
         quantizer = self.vqvae.quantizer
         samples = rng.integers("restart: sample", rng.batch_size, len(dead))
         scales = rng.integers("restart: scale", len(quantizer.scales), len(dead))
         positions = rng.integers("restart: position", quantizer.scales.lengths[-1], len(dead))
         vectors = torch.zeros_like(quantizer.codebook.weight[dead])
         for part in carries:
-            seen = vectors_seen(quantizer, part.features)
+            seen = lookup_vectors(quantizer, part.features)
             for i, (sample, k, position) in enumerate(zip(samples, scales, positions, strict=True)):
-                if sample in part.places:
-                    row = part.places.index(sample)
+                if sample in part.indices:
+                    row = part.indices.index(sample)
                     vectors[i] = seen[k][row, position % quantizer.scales.lengths[k]]
         quantizer.codebook.weight[dead] = reduce(vectors)  # each vector comes from one process, the others give zeros
         self.health.age[dead] = 0
@@ -269,7 +271,7 @@ class TokenizerStage(Stage[TokenizerRecipe]):
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """One row an image: the input, then the reconstruction after each scale."""
+        """Draw one row an image: the input, then the reconstruction after each scale."""
         images = batch.content[:SHOWN]
         columns = [images, *require(VQVAE, model).reconstruct(images)]
         return image_grid(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), columns=len(columns))

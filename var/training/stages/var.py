@@ -35,13 +35,13 @@ from var.utils.ranks import Ranks
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
 
-# What has no direction to shrink towards zero: positions, levels, the start and the AdaLN offsets.
+# Parameters that weight decay should not pull to zero: positions, levels, the start and the AdaLN offsets.
 NEVER_DECAYED = ("start_position", "position", "level_embedding.weight", "offset")
 
 
 @dataclass(frozen=True)
 class VARSizes(TransformerSizes):
-    """Sizes of the transformer that a recipe chooses; the other ones of a VARConfig are the tokenizer's."""
+    """Sizes of the transformer that a recipe chooses; a VARConfig's other sizes are the tokenizer's."""
 
     num_classes: int | None = None  # None: as many as the training data has
 
@@ -49,7 +49,7 @@ class VARSizes(TransformerSizes):
         self.config(TokenizerConfig(), 1 if self.num_classes is None else self.num_classes)
 
     def config(self, tokenizer: TokenizerConfig, num_classes: int) -> VARConfig:
-        """The whole configuration, for this tokenizer and number of classes.
+        """Return the whole configuration, for this tokenizer and number of classes.
 
         Raises InputError: sizes that cannot work.
         """
@@ -65,19 +65,19 @@ class VARRecipe(Recipe):
     tokenizer: Path  # folder of a trained one
     model: VARSizes
     label_drop: Rate = 0.1  # fraction of the labels replaced by the null class in training
-    # Folder, written at the start of the run where it is not complete; None encodes the images in every step.
+    # Folder, completed at the start of the run; None encodes the images in every step.
     token_cache: Path | None = None
-    token_views: Count = 1  # augmented ones of every image in the token cache; epoch e sees view e mod token_views
-    gradient_checkpointing: bool = False  # compute each block again in the backward pass, to save memory
-    self_correction: SelfCorrectionConfig | None = None  # show the model wrong tokens in training
-    sampling: SamplingParams | None = None  # with what the model is sampled unless asked otherwise, for its config.json
+    token_views: Count = 1  # augmented views of every image in the token cache; epoch e uses view e mod token_views
+    gradient_checkpointing: bool = False  # recompute each block in the backward pass, to save memory
+    self_correction: SelfCorrectionConfig | None = None  # replace some input tokens by wrong ones in training
+    sampling: SamplingParams | None = None  # the exported model's defaults for sampling, in its config.json
 
     @model_validator(mode="after")
     def _classes_fit(self) -> Self:
         classes, room = self.data.classes, self.model.num_classes
         if classes is not None and room is not None and max(classes) >= room:
             raise InputError(
-                f"data.classes holds label {max(classes)}, but model.num_classes={room} takes labels 0..{room - 1}: "
+                f"data.classes has label {max(classes)}, but model.num_classes={room} allows labels 0..{room - 1}: "
                 f"set model.num_classes to at least {max(classes) + 1}, or to null"
             )
         return self
@@ -88,20 +88,20 @@ class VARRecipe(Recipe):
         return f"{self.output}: depth {sizes.depth}, width {sizes.width}, {sizes.heads} heads, lr {self.optimizer.lr:g}"
 
     def at_depth(self, depth: int) -> Self:
-        """Width and heads in proportion to depth, as in the paper, and the learning rate in inverse proportion.
+        """Scale width and heads in proportion to depth, as in the paper, and the learning rate in inverse proportion.
 
-        With AdamW that is how the best rate of a hidden matrix moves with width (muP, arXiv 2203.03466), and sizes that
-        all learn at one rate would measure how well that rate suits each of them. It is held to eight digits.
+        With AdamW the best rate of a hidden matrix changes so with width (muP, arXiv 2203.03466); a single rate for all
+        sizes would suit some of them better than others. The rate is rounded to eight digits.
 
         Raises InputError: a depth with a fraction of a head.
         """
-        reference = self.model.config(TokenizerConfig(), 1)  # which knows width and heads where none are given
+        reference = self.model.config(TokenizerConfig(), 1)  # resolves width and heads that are not given
         heads, rest = divmod(reference.heads * depth, reference.depth)
         if rest:
             raise InputError(
                 f"depth {depth} would have {reference.heads * depth / reference.depth:.3g} heads, in proportion to the "
-                f"recipe's model.heads={reference.heads} at model.depth={reference.depth}: name depths that give whole "
-                "ones"
+                f"recipe's model.heads={reference.heads} at model.depth={reference.depth}: give depths with whole "
+                "numbers of heads"
             )
         width = heads * (reference.width // reference.heads)
         rate = float(f"{self.optimizer.lr * reference.depth / depth:.8g}")
@@ -128,25 +128,25 @@ class VARStage(Stage[VARRecipe]):
         self.num_classes = recipe.model.num_classes or train_data.num_classes
         for data in (train_data, validation_data):
             check_labels(data.labels, self.num_classes, "model.num_classes")
-        labels = train_data.labels  # None where only reading tells them: then all that the model knows
+        labels = train_data.labels  # None where they are known only when read: then `present` is all classes
         self.present = list(range(self.num_classes)) if labels is None else sorted(set(labels.tolist()))
         wrong = recipe.self_correction
         self.neighbors = nearest_codewords(vqvae.quantizer, wrong.neighbors) if wrong else None
         self.config = recipe.model.config(self.vqvae.config, self.num_classes)
-        # A block's AdaLN computes before all blocks, apart from the rest of its block.
+        # A block's AdaLN runs before all blocks, apart from the rest of its block.
         units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
         self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, NEVER_DECAYED, units=units),)
         if recipe.token_cache is not None:
-            self.workers = 0  # tokens are read faster than handed over
+            self.workers = 0  # reading tokens is faster than passing them between processes
 
     @classmethod
     def prepare(cls, recipe: VARRecipe, device: torch.device, ranks: Ranks) -> None:
-        """Encode what the recipe's token cache lacks, if it has one, on all processes."""
+        """Encode the missing parts of the recipe's token cache, if it has one, on all processes."""
         if recipe.token_cache is None:
             return
         vqvae = open_tokenizer(recipe.tokenizer).to(device)
         if recipe.model.num_classes and not (recipe.token_cache / MANIFEST).is_file():
-            for images in open_images(recipe, vqvae.config.image_side):  # to encode takes long: refuse before it
+            for images in open_images(recipe, vqvae.config.image_side):  # before encoding, which takes long
                 check_labels(images.labels, recipe.model.num_classes, "model.num_classes")
         write_tokens(recipe, vqvae, ranks)
 
@@ -161,11 +161,11 @@ class VARStage(Stage[VARRecipe]):
     def outline(cls, recipe: VARRecipe) -> Outline:
         tokenizer, notes = _known_tokenizer(recipe)
         images, written = _find_images(recipe)
-        notes += images.assumed(recipe.model.num_classes)
+        notes += images.list_assumptions(recipe.model.num_classes)
         to_encode = 0
         if recipe.token_cache is not None and not written:
             to_encode = (images.number or 0) * recipe.token_views
-            notes.append(f"the token cache {recipe.token_cache} is not there: the run begins with writing it")
+            notes.append(f"the token cache {recipe.token_cache} does not exist: the run starts by writing it")
         side = tokenizer.image_side
         data = images.stand_in(recipe.data, side)
         with torch.device("meta"):
@@ -191,7 +191,7 @@ class VARStage(Stage[VARRecipe]):
     def _tokens(self, batch: Batch) -> Tensor:
         if not batch.content.is_floating_point():
             return batch.content
-        with torch.no_grad(), torch.autocast(batch.content.device.type, enabled=False):  # the same as the cache's
+        with torch.no_grad(), torch.autocast(batch.content.device.type, enabled=False):  # as for the cache
             return self.vqvae.encode(batch.content)
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
@@ -208,7 +208,7 @@ class VARStage(Stage[VARRecipe]):
         return Losses(each.loss.mean(), {name: values.mean() for name, values in means.items()})
 
     def _pyramid(self, tokens: Tensor, rng: StepRNG) -> tuple[Tensor, Tensor]:
-        """Input of the transformer, (B, L - 1, C), and its targets, (B, L)."""
+        """Return the transformer's input, (B, L - 1, C), and its targets, (B, L)."""
         quantizer, config = self.vqvae.quantizer, self.recipe.self_correction
         if config is None or self.neighbors is None:
             return quantizer.teacher_forcing_input(tokens), tokens
@@ -224,21 +224,21 @@ class VARStage(Stage[VARRecipe]):
         return image_means(token_losses(logits, tokens), self.vqvae.scales)
 
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """One row a class: samples of the model, with the same random streams every time."""
+        """Draw one row a class: samples of the model, with the same random streams every time."""
         labels = [label for label in spread(self.present, SHOWN_CLASSES) for _ in range(SHOWN_PER_CLASS)]
         params = self.recipe.sampling or SamplingParams(cfg=2.0)
         samples = generate(require(VAR, model), self.vqvae, labels, **params.to_dict()).images
         return image_grid(to_pil(samples), SHOWN_PER_CLASS)
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        from var.pipeline import VARPipeline  # not wanted where a recipe is only read
+        from var.pipeline import VARPipeline  # too much to import for reading a recipe
 
         names = {label: self.train_data.class_names.get(label, str(label)) for label in self.present}
         VARPipeline(require(VAR, model), self.vqvae, names, self.recipe.sampling).save_pretrained(folder)
 
 
 def _find_images(recipe: VARRecipe) -> tuple[Images, bool]:
-    """Number and classes of the training images, and whether their token cache is there to tell them."""
+    """Find number and classes of the training images; return them and whether the token cache exists."""
     if recipe.token_cache is None or not (recipe.token_cache / MANIFEST).is_file():
         return find_images(recipe.data), False
     info = Manifest.model_validate_json((recipe.token_cache / MANIFEST).read_bytes()).splits["train"]
@@ -246,11 +246,11 @@ def _find_images(recipe: VARRecipe) -> tuple[Images, bool]:
 
 
 def _known_tokenizer(recipe: VARRecipe) -> tuple[TokenizerConfig, list[str]]:
-    """Sizes of the recipe's tokenizer, and what was assumed."""
+    """Return the sizes of the recipe's tokenizer, and assumptions."""
     given, there = str(recipe.tokenizer), recipe.tokenizer.is_dir()
     for name, released in RELEASED.items():
         tokenizer = TokenizerConfig(scales=released.scales)
         if not there and recipe.model.config(tokenizer, released.num_classes) == released:
             assumed = f"assumed the released one of {name}, {tokenizer.image_side} px"
-            return tokenizer, [f"tokenizer={given!r} is not there: {assumed}"]
+            return tokenizer, [f"tokenizer={given!r} does not exist: {assumed}"]
     return tokenizer_config(recipe.tokenizer), []

@@ -1,4 +1,4 @@
-"""Time and memory of a recipe, told before anything is downloaded or written: `train.py RECIPE --dry-run`."""
+"""Time and memory of a recipe's run, estimated without downloading or writing: `train.py RECIPE --dry-run`."""
 
 import math
 import os
@@ -11,19 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from var.training.config import Recipe
-from var.training.distributed import sharding_asked_for
+from var.training.distributed import is_sharding_requested
 from var.training.estimate.operations import Pass, count_work
 from var.training.stages.base import Stage, find_stage
 from var.utils.device import choose_device, choose_dtype
+from var.utils.text import plural
 
-FLOAT = 4  # bytes of a weight: they are held in float32 whatever the products run in
-LONG_ENOUGH = 0.05  # seconds of a product whose speed is believed
+FLOAT = 4  # bytes of a weight: kept in float32 whatever the precision of the products
+LONG_ENOUGH = 0.05  # seconds of a matrix product, from which on its speed is reliable
 LARGEST_PRODUCT = 8192
-SHARE_OF_PRODUCT = 1 / 1.5  # assumed: what training reaches of the speed of one large matrix product
+SHARE_OF_PRODUCT = 1 / 1.5  # assumed speed of training, as a share of that of one large matrix product
 
 
 class Network(NamedTuple):
-    """One of those that a step runs through."""
+    """A network that takes part in a step, trained or frozen."""
 
     name: str
     parameters: int
@@ -35,29 +36,30 @@ class Network(NamedTuple):
 class Memory(NamedTuple):
     """Bytes on one process, the largest where they differ."""
 
-    weights: float  # of what is trained
+    weights: float  # of trained networks
     gradients: float
     optimizer: float  # AdamW's two averages
     average: float  # of the weights
     frozen: float
-    activations: float  # that one micro-batch keeps for the backward pass
+    activations: float  # kept of one micro-batch for the backward pass
 
     @property
     def total(self) -> float:
+        """Bytes of all of it."""
         return sum(self)
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Time and memory of a run, as far as they can be told."""
+    """Time and memory of a run, as far as they are known."""
 
-    networks: Sequence[Network]  # what is trained, then what is frozen
+    networks: Sequence[Network]  # trained ones, then frozen ones
     images: int  # a step, over all processes
     tokens: int  # a step, over all processes
-    parts: int  # micro-batches that a process takes a step in
+    parts: int  # micro-batches of a process in a step
     passes: Sequence[Pass]  # the work of the steps
     preparation: float  # FLOPs before the first step, in float32; 0: none
-    prepared: str  # what comes of them
+    prepared: str  # name of their result
     memory: Memory  # of one process
     world_size: int  # processes that share a step
     sharded: bool  # they share the parameters too
@@ -67,28 +69,29 @@ class Estimate:
     # FLOP/s of a large matrix product on one process; empty: the recipe's precision does not work there
     speeds: Mapping[torch.dtype, float]
     checkpoint: float  # bytes of one on the disk
-    checkpoints: int  # how many are kept at most
-    notes: Sequence[str]  # what was assumed, or could not be told
+    checkpoints: int  # at most kept
+    notes: Sequence[str]  # assumptions, and why something is unknown
 
     @property
     def flops(self) -> float:
-        """Of the mean step of the run."""
+        """FLOPs of the run's mean step."""
         return sum(part.share * part.flops for part in self.passes)
 
     @property
     def epochs(self) -> float | None:
+        """Passes over the training images; None: unknown."""
         return None if self.steps is None or not self.length else self.steps * self.images / self.length
 
     @property
     def seconds_a_step(self) -> float | None:
-        """Of the mean step of the run."""
+        """Seconds of the run's mean step; None: unknown."""
         if not self.speeds:
             return None
         return sum(part.share * self._seconds(part.flops, part.dtype) for part in self.passes)
 
     @property
     def seconds(self) -> float | None:
-        """Of all steps, and of the preparation before them; not of validation and sheets."""
+        """Seconds of the preparation and all steps, without validation and sheets; None: unknown."""
         if self.seconds_a_step is None or self.steps is None:
             return None
         before = self._seconds(self.preparation, torch.float32) if self.preparation else 0
@@ -99,15 +102,15 @@ class Estimate:
 
 
 def estimate(recipe: Recipe) -> Estimate:
-    """Estimate what the recipe's run would take if it were started so. Nothing is written and nothing downloaded.
+    """Estimate time and memory of the recipe's run on this machine. Nothing is written or downloaded.
 
-    The speed is measured here, in a fraction of a second; the number of processes is read from the environment, as
-    torchrun and `accelerate launch` set it.
+    Speed is measured in a fraction of a second; the number of processes comes from the environment that torchrun or
+    `accelerate launch` sets.
 
     Raises InputError: sizes that cannot work; no tokenizer to train a transformer on; a package that is not installed.
     """
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    sharded = world_size > 1 and sharding_asked_for()
+    sharded = world_size > 1 and is_sharding_requested()
     device = choose_device()
     dtype = torch.float16 if recipe.precision == "float16" else choose_dtype(recipe.precision, device)
     micro = math.ceil(recipe.batch_size / (world_size * recipe.accumulate))
@@ -118,7 +121,7 @@ def estimate(recipe: Recipe) -> Estimate:
     networks, work = _networks(outline.stage, recipe), count_work(outline, micro, dtype)
     works = recipe.precision != "float16" or device.type == "cuda"
     if not works:
-        notes.append(f"precision=float16 needs CUDA, this device is {device.type}: no time can be told")
+        notes.append(f"precision=float16 needs CUDA, this device is {device.type}: the time is unknown")
     kinds = {part.dtype for part in work.passes} | ({torch.float32} if work.preparation else set())
     saved = sum(n.parameters * (4 if n.averaged else 3) for n in networks if n.trained)
     return Estimate(
@@ -135,7 +138,7 @@ def estimate(recipe: Recipe) -> Estimate:
         length=images.number,
         steps=recipe.steps if images.number is None else recipe.total_steps(images.number),
         device=_device_name(device),
-        speeds={kind: measured_speed(device, kind) for kind in kinds} if works else {},
+        speeds={kind: measure_speed(device, kind) for kind in kinds} if works else {},
         checkpoint=saved * FLOAT,
         checkpoints=recipe.keep_last + 1,
         notes=[*notes, *outline.notes],
@@ -160,15 +163,15 @@ def _memory(networks: Sequence[Network], kept: int, world_size: int, sharded: bo
         here = sharded and network.sharded
         size = FLOAT * network.parameters / (world_size if here else 1)
         weights += size
-        # DistributedDataParallel adds gradients up in buckets of their own.
+        # DistributedDataParallel reduces gradients in buckets of their own.
         gradients += size * (2 if world_size > 1 and not here else 1)
         average += size if network.averaged else 0
     frozen = FLOAT * sum(network.parameters for network in networks if not network.trained)
     return Memory(weights, gradients, 2 * weights, average, frozen, kept)
 
 
-def measured_speed(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a matrix product there now: the best of three, of matrices large enough to take their time."""
+def measure_speed(device: torch.device, dtype: torch.dtype) -> float:
+    """Measure FLOP/s of a matrix product on the device: the best of three, with matrices large enough to time."""
     side = 128
     while True:
         matrix = torch.ones(side, side, device=device, dtype=dtype)
@@ -188,4 +191,4 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    return f"{device.type} ({threads} thread{'s' if threads > 1 else ''})"
+    return f"{device.type} ({plural(threads, 'thread')})"

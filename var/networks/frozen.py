@@ -1,7 +1,7 @@
-"""The frame of all frozen networks: feature maps of images in [-1, 1], and where packages and weights come from.
+"""Base classes of frozen networks that give feature maps of images, and the loading of their weights and packages.
 
-Images are (B, 3, H, W) in [-1, 1]. The networks work in the images' precision, float32 unless autocast is on, and see
-the images at the size they have: nothing is resized. Packages are imported when they are asked for.
+Images are (B, 3, H, W) in [-1, 1]. The networks compute in the images' precision, float32 unless autocast is on, and do
+not resize the images. Optional packages are imported only when a network needs them.
 """
 
 import importlib
@@ -25,7 +25,7 @@ IMAGENET: Normalization = (tuple(2 * mean - 1 for mean in IMAGENET_MEAN), tuple(
 
 
 class Frozen(nn.Module):
-    """A module whose parameters are not trained and which stays in evaluation mode whatever it is told."""
+    """A module whose parameters are not trained and which always stays in evaluation mode."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -33,6 +33,7 @@ class Frozen(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "Frozen":
+        """Stay in evaluation mode, whatever the mode given."""
         return super().train(False)
 
 
@@ -41,7 +42,7 @@ class Backbone(Frozen):
 
     Attributes:
         channels: of the maps, first to last.
-        smallest_side: of images that leave something of every map.
+        smallest_side: least side of images, in pixels, for which no map is empty.
     """
 
     mean: Tensor
@@ -70,7 +71,7 @@ class Backbone(Frozen):
 
 
 class IntermediateLayers(nn.Module):
-    """Layers one after the other, and the outputs of those numbered in `taps`."""
+    """Layers one after the other, and the outputs of those whose numbers are in `taps`."""
 
     def __init__(self, layers: Iterable[nn.Module], taps: Sequence[int]) -> None:
         super().__init__()
@@ -78,6 +79,7 @@ class IntermediateLayers(nn.Module):
         self.taps = taps
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        """Input of the first layer -> outputs of the layers in `taps`."""
         maps = []
         for index, layer in enumerate(self.layers):
             x = layer(x)
@@ -87,7 +89,7 @@ class IntermediateLayers(nn.Module):
 
 
 def read_or_download(weights: Path | None, url: str) -> StateDict:
-    """The tensors of a file, or of what a URL gives, which torch keeps in its cache.
+    """Read the tensors of a file, or download them from a URL to torch's cache.
 
     Raises InputError: a file that cannot be used, a download that failed.
     """
@@ -98,7 +100,7 @@ def read_or_download(weights: Path | None, url: str) -> StateDict:
             return torch.hub.load_state_dict_from_url(
                 url, map_location="cpu", progress=False, check_hash=True, weights_only=True
             )
-    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:  # no connection, no space, another file
+    except (OSError, RuntimeError, UnpicklingError, EOFError) as error:  # no connection, no space, a different file
         raise InputError(
             f"{url} could not be downloaded ({one_line(error)}): fetch it elsewhere and give its path as the weights "
             f"(of `var evaluate tokenizer` --lpips-weights)"
