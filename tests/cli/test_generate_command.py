@@ -96,12 +96,12 @@ def test_it_tells_what_was_drawn_and_then_that_nothing_is_left_to_do(draw: Run, 
     code, out, err = draw(*options, "--no-npz")
     assert (code, err) == (0, "")
     *progress, last = out.splitlines()
-    assert [line.split("  ")[0] for line in progress] == [f"drawn {done} of 20" for done in (4, 8, 12, 16, 20)]
+    assert [line.split("  ")[0] for line in progress] == [f"generated {done} of 20" for done in (4, 8, 12, 16, 20)]
     assert progress[-1].endswith(" images/s  0:00:00 left")
-    assert last.startswith("generate: told/images holds 20 images of 4 classes; 20 drawn now, ")
+    assert last.startswith("generate: told/images holds 20 images of 4 classes; 20 generated now, ")
     assert last.endswith(" images/s")
     assert not (work / "told" / "samples.npz").exists()
-    told = "generate: told/images holds 20 images of 4 classes; told/samples.npz too; all of them there already\n"
+    told = "generate: told/images holds 20 images of 4 classes; also told/samples.npz; all existed already\n"
     assert draw(*options) == (0, told, "writing told/samples.npz\n")
     assert draw(*options) == (0, told, "")
     (work / "told" / "samples.npz").write_bytes(b"junk")
@@ -120,7 +120,7 @@ def test_two_processes_write_the_same_files(draw: Run, work: Path, monkeypatch: 
     runpy.run_path(str(work / "classifier.py"))
     code, out, _ = draw(*options, "--out", "one", model="large")
     assert code == 0
-    assert "12 images of 3 classes, the best of 8 each by efficientnet-lite1; one/samples.npz too; 24 " in out
+    assert "12 images of 3 classes, the best of 8 per class by efficientnet-lite1; also one/samples.npz; 24 " in out
     common = ("--model", "large", "--device", "cpu", "--dtype", "float32", "--out", "two")
     launched = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, "rejecting.py")
     done = run(*launched, *common, *options, cwd=work)
@@ -130,7 +130,7 @@ def test_two_processes_write_the_same_files(draw: Run, work: Path, monkeypatch: 
     assert ["dragon" in told[0], "foreign holds other files, such as x.txt" in told[1], len(told)] == [True, True, 2]
     assert "Traceback" not in done.stderr
     assert done.stdout.count("generate: ") == 1
-    assert "24 drawn now" in done.stdout
+    assert "24 generated now" in done.stdout
     assert len(hashes(work / "one" / "images")) == 12
     assert hashes(work / "two") == hashes(work / "one")
 
@@ -151,7 +151,7 @@ def test_killed_and_told_again(draw: Run, work: Path) -> None:
     assert not (work / "killed" / "samples.npz").exists()
     code, out, _ = draw(*options, "--out", "killed")
     assert code == 0
-    assert any(f"; {24 - part} drawn now" in out for part in (there - there % 2, there - there % 2 - 2))
+    assert any(f"; {24 - part} generated now" in out for part in (there - there % 2, there - there % 2 - 2))
     assert draw(*options, "--out", "whole")[0] == 0
     assert hashes(work / "killed") == hashes(work / "whole")
 
@@ -161,7 +161,7 @@ def test_mistakes(draw: Run, work: Path) -> None:
     refusal(draw("--out", "x", model="nowhere"), "'nowhere' is neither a folder nor a known name")
     refusal(draw("--out", "x", "--class", "dragon"), "dragon")
     refusal(draw("--out", "x", "--num-per-class", 0), "num_per_class=0")
-    refusal(draw("--out", "x", "--reject-by", "efficientnet-lite2"), "--reject-by", "without --reject")
+    refusal(draw("--out", "x", "--reject-by", "efficientnet-lite2"), "--reject-by efficientnet-lite2 needs --reject")
     refusal(draw("--out", "x", "--reject", 0.5), "the model has 5 classes", "ImageNet's 1000")
     refusal(draw("--out", "x", "--reject", 0.5, "--reject-by", "nothing", model="large"), "nothing is no classifier")
     refusal(draw("--out", "x", "--batch", 0), "batch=0")

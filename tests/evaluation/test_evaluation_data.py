@@ -1,4 +1,4 @@
-"""Which pictures a model is measured on: the crop, the choice, what cannot be read, and mistakes in one line."""
+"""Which images a model is measured on: the crop, the choice, what cannot be read, and mistakes in one line."""
 
 import json
 import logging
@@ -18,7 +18,7 @@ from var.evaluation.data import count_requested, image_batches, open_images, rea
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eight training and six validation pictures of two classes, 16 px."""
+    """Eight training and six validation images of two classes, 16 px."""
     return image_folder(tmp_path / "images")
 
 
@@ -27,24 +27,24 @@ def everything(dataset: ImageDataset, batch_size: int, limit: int | None = None)
     return torch.cat([images for images, _ in batches]), [label for _, labels in batches for label in labels]
 
 
-def test_pictures_are_those_of_a_trainings_validation(folder: Path) -> None:
-    pictures, labels = everything(open_images(str(folder), "validation", 8), 4)
+def test_images_are_those_of_a_trainings_validation(folder: Path) -> None:
+    images, labels = everything(open_images(str(folder), "validation", 8), 4)
     theirs = open_dataset(DataConfig(source=str(folder)), "validation", 8, seed=3)
     assert labels == [0, 0, 0, 1, 1, 1]
-    assert pictures.shape == (6, 3, 8, 8)
-    assert torch.equal(pictures, torch.stack([theirs[0, i].content for i in range(6)]))
+    assert images.shape == (6, 3, 8, 8)
+    assert torch.equal(images, torch.stack([theirs[0, i].content for i in range(6)]))
 
 
 def test_the_crop_is_pillows(folder: Path) -> None:
-    pictures, _ = everything(open_images(str(folder), "validation", 8), 1)
+    images, _ = everything(open_images(str(folder), "validation", 8), 1)
     with Image.open(folder / "val" / "bar" / "4.png") as image:
         whole = np.asarray(image.resize((9, 9), Image.Resampling.LANCZOS), dtype=np.float64)
-    ours = (pictures[0].permute(1, 2, 0).double().numpy() + 1) * 127.5
+    ours = (images[0].permute(1, 2, 0).double().numpy() + 1) * 127.5
     # There is one pixel more than the crop takes: it is cut off at the left and at the top.
     assert np.abs(whole[1:9, 1:9] - ours).max() < 1e-3
 
 
-def test_training_pictures_are_not_augmented(folder: Path) -> None:
+def test_training_images_are_not_augmented(folder: Path) -> None:
     recipe = DataConfig(source=str(folder), flip=True)
     dataset = open_images(recipe, "train", 8)
     first, labels = everything(dataset, 3)
@@ -55,7 +55,7 @@ def test_training_pictures_are_not_augmented(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 5, 100])
-def test_any_batch_size_gives_the_same_pictures(folder: Path, batch_size: int) -> None:
+def test_any_batch_size_gives_the_same_images(folder: Path, batch_size: int) -> None:
     dataset = open_images(str(folder), "validation", 8)
     sizes = [len(labels) for _, labels in image_batches(dataset, batch_size)]
     assert sum(sizes) == 6
@@ -82,19 +82,19 @@ def test_classes_keep_their_numbers(folder: Path) -> None:
 
 def test_what_cannot_be_read_is_left_out_and_logged(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("bar/5.png", "cup/4.png"):
-        (folder / "val" / name).write_bytes(b"no picture")
+        (folder / "val" / name).write_bytes(b"no image")
     dataset = open_images(str(folder), "validation", 8)
     with caplog.at_level(logging.WARNING):
-        pictures, labels = everything(dataset, 1)
+        images, labels = everything(dataset, 1)
     assert labels == [0, 0, 1, 1]
-    assert len(pictures) == 4
-    assert [record.getMessage() for record in caplog.records] == ["2 of 6 pictures could not be read and are left out"]
+    assert len(images) == 4
+    assert [record.getMessage() for record in caplog.records] == ["2 of 6 images could not be read and are skipped"]
 
 
 def test_nothing_readable_is_refused(folder: Path) -> None:
     for path in (folder / "val").rglob("*.png"):
-        path.write_bytes(b"no picture")
-    with refused("none of the pictures could be read"):
+        path.write_bytes(b"no image")
+    with refused("none of the images could be read"):
         everything(open_images(str(folder), "validation", 8), 4)
 
 
@@ -124,7 +124,7 @@ def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path) -> None:
         open_images(str(tmp_path / "nowhere"), "validation", 8)
     with refused("no validation images of the classes"):
         open_images(str(folder), "validation", 8, classes=[5])
-    with refused("labels 0 to 1", "none of those asked for, 7"):
+    with refused("labels 0 to 1", "but the model knows 7"):
         restrict_to_labels(open_images(str(folder), "validation", 8), [7])
     with refused("'data.resize=1'", "give a recipe"):
         read_source(str(folder), ["data.resize=1"])

@@ -30,7 +30,7 @@ def of_batches(pipe: VARPipeline, batch_size: int) -> LabeledLikelihood:
 
 @torch.no_grad()
 def by_numpy(pipe: VARPipeline, labels: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """(N, L) cross-entropy and whether the token is not the most probable one, one picture at a time."""
+    """(N, L) cross-entropy and whether the token is not the most probable one, one image at a time."""
     losses, wrong = [], []
     for image, label in zip(IMAGES, labels, strict=True):
         tokens = pipe.vqvae.encode(image[None])
@@ -50,7 +50,7 @@ def assert_equal(found: TokenLikelihood, losses: np.ndarray, wrong: np.ndarray) 
 def test_all_scales_each_and_the_last_are_numpys_with_and_without_the_label() -> None:
     pipe = tiny_pipeline()
     found = of_batches(pipe, 3)
-    assert found.pictures == N
+    assert found.num_images == N
     columns = {"given": LABELS, "null": [CLASSES] * N}
     for name, labels in columns.items():
         losses, wrong = by_numpy(pipe, labels)
@@ -80,7 +80,7 @@ def test_any_batch_size_gives_the_same_numbers(batch_size: int) -> None:
         for x, y in zip((a.whole, *a.of_scales), (b.whole, *b.of_scales), strict=True):
             assert x.loss == pytest.approx(y.loss, rel=1e-6)
             assert x.error == pytest.approx(y.error, rel=1e-6)
-    assert ours.pictures == theirs.pictures
+    assert ours.num_images == theirs.num_images
 
 
 def test_a_model_that_knows_nothing_needs_the_logarithm_of_the_codebook() -> None:
@@ -91,7 +91,7 @@ def test_a_model_that_knows_nothing_needs_the_logarithm_of_the_codebook() -> Non
     assert whole.loss == pytest.approx((math.log(32), 0), abs=1e-6)
     assert whole.bits.mean == pytest.approx(5, rel=1e-6)
     assert whole.perplexity.mean == pytest.approx(32, rel=1e-6)
-    assert whole.nats_per_picture.mean == pytest.approx(TOKENS * math.log(32), rel=1e-6)
+    assert whole.nats_per_image.mean == pytest.approx(TOKENS * math.log(32), rel=1e-6)
     assert whole.bits_per_pixel(8).mean == pytest.approx(TOKENS * 5 / 64, rel=1e-6)
 
 
@@ -99,16 +99,16 @@ def test_units_carry_their_errors() -> None:
     of = TokenLikelihood(16, MeanStderr(2.0, 0.1), MeanStderr(0.9, 0.01))
     assert of.bits == pytest.approx((2 / math.log(2), 0.1 / math.log(2)))
     assert of.perplexity == pytest.approx((math.exp(2), 0.1 * math.exp(2)))
-    assert of.nats_per_picture == pytest.approx((32, 1.6))
+    assert of.nats_per_image == pytest.approx((32, 1.6))
     assert of.bits_per_pixel(8) == pytest.approx((0.5 / math.log(2), 0.025 / math.log(2)))
     assert TokenLikelihood(16, MeanStderr(2.0, None), MeanStderr(1.0, None)).perplexity.error is None
 
 
-def test_pictures_that_a_model_cannot_take_are_refused() -> None:
+def test_images_that_a_model_cannot_take_are_refused() -> None:
     pipe = tiny_pipeline({0: "fox", 3: "crane"})
-    with refused("label 1", "not trained on", "2 labels, 0 to 3"):
+    with refused("label 1", "not trained on", "known labels: 2, from 0 to 3"):
         likelihood(pipe, [(IMAGES[:2], [0, 1])])
-    with refused("no pictures"):
+    with refused("no images"):
         likelihood(pipe, [])
     with refused("(1, 3, 16, 16)"):
         likelihood(pipe, [(normal(1, 3, 16, 16), [0])])
@@ -129,7 +129,7 @@ def test_damaged_weights_are_told() -> None:
 
 @pytest.fixture(scope="module")
 def var_run(tmp_path_factory: pytest.TempPathFactory) -> VARRecipe:
-    """Both stages on six validation pictures, in batches of four."""
+    """Both stages on six validation images, in batches of four."""
     folder = tmp_path_factory.mktemp("run")
     images = image_folder(folder / "images", train=4, validation=3)
     tokenizer = train(tokenizer_recipe(folder / "tokenizer", images, steps=4))
@@ -196,7 +196,7 @@ def test_the_command_measures_the_classes_that_the_model_knows(var: Run, tmp_pat
     code, out, err = var("evaluate", "likelihood", "--data", folder, "--model", "model", "--num", 2)
     assert (code, err) == (0, "")
     assert "2 images of 3" in out
-    assert "the 1 classes that the model knows, not the 3 images of 1 others" in out
+    assert "classes that the model knows: 1; others left out: 1 (images: 3)" in out
 
 
 def test_the_command_warns_of_classes_with_other_names(var: Run, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_command_warns_of_classes_with_other_names(var: Run, tmp_path: Path)
     tiny_pipeline({0: "Bar", 1: "tabby cat"}).save_pretrained(tmp_path / "model")
     code, _, err = var("evaluate", "likelihood", "--data", folder, "--model", "model")
     assert code == 0
-    assert "warning: 1 labels have other names" in err
+    assert "warning: the class names of data and model differ for 1 of 2 labels" in err
     assert "1: 'cup' and 'tabby cat'" in err
 
 

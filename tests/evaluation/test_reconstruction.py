@@ -41,7 +41,7 @@ class Colors:
 
 
 class Known(VQVAE):
-    """Its reconstructions are the pictures, a constant brighter."""
+    """Its reconstructions are the images, a constant brighter."""
 
     def __init__(self, brighter: float) -> None:
         super().__init__(TokenizerConfig(scales=(1, 2), vocab_size=4, latent_dim=3, base_width=4, multipliers=(1,) * 3,
@@ -71,7 +71,7 @@ def rounded(images: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def test_psnr_ssim_and_l1_are_those_of_8_bit_pictures() -> None:
+def test_psnr_ssim_and_l1_are_those_of_8_bit_images() -> None:
     vqvae = small_vqvae()
     found = reconstruction(vqvae, batches())
     ours, theirs = rounded(vqvae.decode(vqvae.encode(IMAGES))), rounded(IMAGES)
@@ -82,7 +82,7 @@ def test_psnr_ssim_and_l1_are_those_of_8_bit_pictures() -> None:
     options: dict[str, Any] = {"sigma": 1.5, "data_range": 1.0, "reduction": "none"}
     ssim = structural_similarity_index_measure(ours, theirs, **options).numpy()
     l1 = (ours - theirs).abs().mean(dim=(1, 2, 3)).numpy()
-    assert found.pictures == N
+    assert found.num_images == N
     assert found.psnr == pytest.approx((np.mean(psnr), stats.sem(psnr)), rel=1e-6)
     assert found.ssim == pytest.approx((ssim.mean(), stats.sem(ssim)), rel=1e-6)
     assert found.l1 == pytest.approx((l1.mean(), stats.sem(l1)), rel=1e-6)
@@ -105,7 +105,7 @@ def test_less_than_half_a_step_is_no_difference() -> None:
     assert reconstruction(Known(0.6 / 127.5), batches(images=IMAGES)).l1.mean > 0.9 / 255
 
 
-def test_a_perceptual_distance_sees_8_bit_pictures() -> None:
+def test_a_perceptual_distance_sees_8_bit_images() -> None:
     def distance(ours: Tensor, theirs: Tensor) -> Tensor:
         assert ours.dtype == theirs.dtype == torch.float32
         steps = (ours + 1) * 127.5
@@ -115,8 +115,8 @@ def test_a_perceptual_distance_sees_8_bit_pictures() -> None:
     vqvae = small_vqvae()
     found = reconstruction(vqvae, batches(), perceptual=distance)
     with torch.no_grad():
-        of_pictures = (rounded(vqvae.decode(vqvae.encode(IMAGES))) - rounded(IMAGES)).square().mean(dim=(1, 2, 3)) * 4
-    assert found.perceptual == pytest.approx((of_pictures.mean().item(), stats.sem(of_pictures.numpy())), rel=1e-5)
+        of_images = (rounded(vqvae.decode(vqvae.encode(IMAGES))) - rounded(IMAGES)).square().mean(dim=(1, 2, 3)) * 4
+    assert found.perceptual == pytest.approx((of_images.mean().item(), stats.sem(of_images.numpy())), rel=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 6])
@@ -185,7 +185,7 @@ def test_usage_is_numpys() -> None:
 
 
 @torch.no_grad()
-def test_psnr_after_each_scale_is_that_of_its_picture() -> None:
+def test_psnr_after_each_scale_is_that_of_its_image() -> None:
     vqvae = small_vqvae()
     found = psnr_of_scales(vqvae, batches())
     for k, of in enumerate(found):
@@ -201,7 +201,7 @@ def test_psnr_after_each_scale_is_that_of_its_picture() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     for measure in (reconstruction, psnr_of_scales):
-        with refused("no pictures"):
+        with refused("no images"):
             measure(small_vqvae(), [])
         with refused("(2, 3, 16, 16)"):
             measure(small_vqvae(), batches(2, normal(2, 3, 16, 16)))
@@ -230,7 +230,7 @@ def test_a_tokenizer_is_found_alone_and_in_a_model(tmp_path: Path) -> None:
 def evaluate(var: Run, tmp_path: Path) -> Run:
     """`var evaluate tokenizer` on validation images with one that cannot be read, and a model."""
     folder = image_folder(tmp_path / "images")
-    (folder / "val" / "cup" / "4.png").write_bytes(b"no picture")
+    (folder / "val" / "cup" / "4.png").write_bytes(b"no image")
     tiny_pipeline().save_pretrained(tmp_path / "model")
     return partial(var, "evaluate", "tokenizer", "--data", "images", "--model", "model")
 
@@ -244,7 +244,7 @@ def test_the_command_prints_and_writes(evaluate: Run, tmp_path: Path, monkeypatc
     for part in ("rFID", "PSNR", "SSIM", "LPIPS ", "L1", "PSNR after it"):
         assert part in out
     assert "covariance" not in err
-    assert "rFID: with fewer than 50,000 pictures (5) no number is comparable with published ones" in err
+    assert "rFID: with fewer than 50,000 images (5) no number is comparable with published ones" in err
     written = json.loads((tmp_path / "r.json").read_text())
     assert (written["data"]["images"], written["data"]["unreadable"]) == (5, 1)
     assert written["rfid"]["extractor"] == "colors"

@@ -1,1 +1,1 @@
-"""Measures that people can trust: samples, scores, likelihood, scaling laws; each says how it was made."""
+"""Evaluation: sample sets, metrics on images, tokenizer reconstruction, token likelihood, scaling laws."""

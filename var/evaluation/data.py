@@ -1,4 +1,4 @@
-"""The images that a model is measured on: a split of what a recipe takes as data, cropped as training validates."""
+"""Images that a model is measured on: a split of a data source, cropped as for validation in training."""
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
@@ -20,10 +20,10 @@ RECIPE_SUFFIXES = (".yaml", ".yml")
 
 
 def read_source(source: str, overrides: Sequence[str] = ()) -> DataConfig:
-    """What is read, and how it becomes squares.
+    """Return the data configuration of a source: what is read, and how it is cropped to squares.
 
     Args:
-        source: what a recipe takes as data.source; or a recipe, whose whole section `data` then holds.
+        source: as data.source of a recipe; or the path of a recipe, whose section `data` is returned.
         overrides: changes of the recipe, such as data.source=FOLDER.
 
     Raises:
@@ -39,12 +39,12 @@ def read_source(source: str, overrides: Sequence[str] = ()) -> DataConfig:
 def open_images(
     source: str | DataConfig, split: Split, side: int, classes: Sequence[int] | None = None
 ) -> ImageDataset:
-    """The squares of a split: short side to data.resize * side (1.125 unless a recipe says otherwise), center crop.
+    """Open a split as squares: short side resized to data.resize * side (default 1.125 * side), center crop.
 
     Args:
-        source: as `read_source` takes or gives it.
-        split: train or validation; of neither anything is augmented.
-        side: of the squares, in pixels.
+        source: as `read_source` takes or returns it.
+        split: train or validation; neither is augmented.
+        side: height and width of the squares in pixels.
         classes: only images of these labels; None: those of the recipe, or all.
 
     Raises:
@@ -58,43 +58,43 @@ def open_images(
 
 
 def restrict_to_labels(dataset: ImageDataset, labels: Collection[int]) -> ImageDataset:
-    """The images with one of these labels; all if only reading tells labels. Raises InputError if there is none."""
+    """Select images of these labels; all if labels are unknown before reading. Raises InputError if there are none."""
     if dataset.labels is None:
         return dataset
     chosen = np.isin(dataset.labels, sorted(labels))
     if not chosen.any():
         raise InputError(
-            f"{dataset.config.source!r} has pictures of labels {_range(dataset.labels.tolist())}, none of those asked "
-            f"for, {_range(labels)}: give data with the labels that the model was trained on"
+            f"{dataset.config.source!r} has labels {_format_range(dataset.labels.tolist())}, but the model knows "
+            f"{_format_range(labels)}: give data with the labels that the model was trained on"
         )
     return ImageDataset(dataset.listing.select(chosen), dataset.config, dataset.side, dataset.seed, augment=False)
 
 
-def _range(labels: Collection[int]) -> str:
+def _format_range(labels: Collection[int]) -> str:
     low, high = min(labels), max(labels)
     return str(low) if low == high else f"{low} to {high}"
 
 
 def count_requested(dataset: SampleDataset, limit: int | None) -> int:
-    """Number of images that `image_batches` tries to read."""
+    """Return the number of images that `image_batches` tries to read."""
     return len(dataset) if limit is None else min(limit, len(dataset))
 
 
 def image_batches(
     dataset: SampleDataset, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """The images in the dataset's order and their labels; those that cannot be read are left out and logged.
+    """Yield the images and their labels in the dataset's order; unreadable images are skipped and logged.
 
     Args:
-        batch_size: images at once; of a batch with unreadable ones what is left is given.
-        limit: at most so many images, the ones that a training with so many validation_images sees: spread evenly
-            over the dataset. None: all.
+        batch_size: images per batch; a batch with unreadable images is smaller.
+        limit: maximum number of images, spread evenly over the dataset, the same as with validation_images=limit in
+            training. None: all.
 
     Yields:
         (B, 3, S, S) float32 in [-1, 1], and B labels; B is at least 1.
 
     Raises:
-        InputError: batch_size or limit below 1; not one picture could be read.
+        InputError: batch_size or limit below 1; no image could be read.
     """
     for name, value in (("batch", batch_size), ("num", limit)):
         if value is not None and value < 1:
@@ -112,6 +112,6 @@ def _read(dataset: SampleDataset, batch_size: int, limit: int | None) -> Iterato
             read += len(batch.labels)
             yield batch.content, batch.labels.tolist()
     if unreadable:
-        log.warning("%d of %d pictures could not be read and are left out", unreadable, read + unreadable)
+        log.warning("%d of %d images could not be read and are skipped", unreadable, read + unreadable)
     if not read:
-        raise InputError("none of the pictures could be read: repair or replace them")
+        raise InputError("none of the images could be read: repair or replace them")

@@ -1,8 +1,8 @@
 """Likelihood of the tokens of held-out images under a transformer (VAR paper, section 5.2).
 
 Teacher forcing: every scale is predicted from the image's own coarser ones. The tokens are the tokenizer's in
-float32, whatever the transformer computes in; all means are taken in float64. What training logs as loss and accuracy
-of its validation are these numbers.
+float32, whatever the dtype of the transformer; all means are taken in float64. Training logs the same loss and accuracy
+of its validation.
 
 B batch, N images.
 """
@@ -27,36 +27,36 @@ Values = dict[str, Tensor]  # of images, (N,) float64, by the names of `image_me
 
 @dataclass(frozen=True)
 class TokenLikelihood:
-    """Of some of an image's tokens, or all; means over images."""
+    """Loss and error of some or all tokens of an image; means over images."""
 
-    tokens: int  # of an image
-    loss: MeanStderr  # cross-entropy, nats a token
+    tokens: int  # per image
+    loss: MeanStderr  # cross-entropy, nats per token
     error: MeanStderr  # fraction of the tokens that are not the model's most probable one, 1 - top-1 accuracy
 
     @property
     def bits(self) -> MeanStderr:
-        """Bits a token."""
+        """Cross-entropy in bits per token."""
         return self.loss.times(BITS)
 
     @property
     def perplexity(self) -> MeanStderr:
-        """exp(loss): among so many equally probable codewords the token would be as hard to guess."""
+        """exp(loss): the number of equally probable codewords among which a token would be as hard to predict."""
         perplexity = math.exp(self.loss.mean)
         return MeanStderr(perplexity, self.loss.times(perplexity).error)
 
     @property
-    def nats_per_picture(self) -> MeanStderr:
-        """Nats of all these tokens together."""
+    def nats_per_image(self) -> MeanStderr:
+        """Cross-entropy summed over these tokens of an image."""
         return self.loss.times(self.tokens)
 
     def bits_per_pixel(self, side: int) -> MeanStderr:
-        """Length of the tokens' code over the pixels of a square: of the tokens, which tell less than the image."""
+        """Code length of these tokens per pixel of a square image; no bound on the likelihood of its pixels."""
         return self.loss.times(self.tokens * BITS / side**2)
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Of all tokens of an image, and of those of each scale, coarse to fine."""
+    """Likelihood of all tokens of an image, and of those of each scale, coarse to fine."""
 
     whole: TokenLikelihood
     of_scales: tuple[TokenLikelihood, ...]
@@ -69,24 +69,25 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class LabeledLikelihood:
-    """With and without the label."""
+    """Likelihood with and without the label."""
 
-    pictures: int  # N
-    given: Likelihood  # the model is told each image's label
-    null: Likelihood  # it is told the null class, for which training with label drop taught it to generate any image
-    gain: MeanStderr  # nats that the label saves in all tokens of an image; the error is that of the difference
+    num_images: int  # N
+    given: Likelihood  # conditioned on each image's label
+    null: Likelihood  # conditioned on the null class, which training with label drop uses
+    gain: MeanStderr  # nats per image that the label saves; the standard error is that of the paired difference
 
 
 @torch.inference_mode()
 def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -> LabeledLikelihood:
-    """Measure a model whose tokenizer is held in float32.
+    """Compute loss and error of a model's tokens, with and without the label.
 
     Args:
+        pipe: with the tokenizer in float32.
         batches: (B, 3, S, S) in [-1, 1] and B labels.
 
     Raises:
-        InputError: a label that the model does not know, images of another size, none at all; losses that are not
-            finite; a tokenizer in another type.
+        InputError: a label that the model does not know, images of another size, no images; losses that are not
+            finite; a tokenizer that is not in float32.
     """
     model, vqvae = pipe.model, pipe.vqvae
     check_float32(vqvae)
@@ -98,12 +99,12 @@ def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -
         inputs = vqvae.quantizer.teacher_forcing_input(tokens)
         class_labels = torch.tensor(labels, device=device)
         null_labels = torch.full_like(class_labels, model.config.num_classes)
-        for column, asked in zip(parts, (class_labels, null_labels), strict=True):
-            losses = token_losses(model(asked, inputs), tokens)
+        for column, condition in zip(parts, (class_labels, null_labels), strict=True):
+            losses = token_losses(model(condition, inputs), tokens)
             column.append(image_means(TokenLosses(*(each.cpu().double() for each in losses)), model.scales))
     given, null = map(concatenate, parts)
     gain = mean_stderr(null["loss"] - given["loss"], "the loss").times(model.scales.total)
-    return LabeledLikelihood(len(given["loss"]), _summed(given, model.scales), _summed(null, model.scales), gain)
+    return LabeledLikelihood(len(given["loss"]), _summarize(given, model.scales), _summarize(null, model.scales), gain)
 
 
 def check_known(labels: Iterable[int], known: frozenset[int]) -> None:
@@ -111,14 +112,14 @@ def check_known(labels: Iterable[int], known: frozenset[int]) -> None:
     unknown = sorted(set(labels) - known)
     if unknown:
         raise InputError(
-            f"the pictures have label {unknown[0]}, which the model was not trained on (it knows {len(known)} labels, "
-            f"{min(known)} to {max(known)}): measure on pictures of its classes"
+            f"the images have label {unknown[0]}, which the model was not trained on (known labels: {len(known)}, "
+            f"from {min(known)} to {max(known)}): give images of its classes"
         )
 
 
-def _summed(values: Values, scales: Scales) -> Likelihood:
-    def of(tokens: int, suffix: str = "") -> TokenLikelihood:
+def _summarize(values: Values, scales: Scales) -> Likelihood:
+    def means(tokens: int, suffix: str = "") -> TokenLikelihood:
         loss, accuracy = values[f"loss{suffix}"], values[f"accuracy{suffix}"]
         return TokenLikelihood(tokens, mean_stderr(loss, "the loss"), mean_stderr(1 - accuracy, "the error"))
 
-    return Likelihood(of(scales.total), tuple(of(side * side, f"/{side}x{side}") for side in scales.sides))
+    return Likelihood(means(scales.total), tuple(means(side * side, f"/{side}x{side}") for side in scales.sides))

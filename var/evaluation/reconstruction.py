@@ -1,6 +1,6 @@
-"""What a tokenizer loses: images against their reconstructions from all their tokens.
+"""Reconstruction metrics of a tokenizer: images against their reconstructions from all their tokens.
 
-All measures are of 8-bit images, as they would be read from files: the crop, and the reconstruction rounded to the
+All metrics are of 8-bit images, as they would be read from files: the crop, and the reconstruction rounded to the
 nearest of 256 values. Networks compute in float32, all means are taken in float64.
 
 B batch, K scales, S side, V codebook size.
@@ -17,7 +17,7 @@ from torch import Tensor
 from tokenizer.losses import psnr
 from tokenizer.vqvae import VQVAE
 from var.evaluation.metrics.extractors import Extractor
-from var.evaluation.metrics.metrics import Moments, frechet_distance
+from var.evaluation.metrics.feature_metrics import Moments, frechet_distance
 from var.evaluation.metrics.stats import MeanStderr, check_float32, concatenate, mean_stderr
 from var.hub.checkpoint import CONFIG, TOKENIZER, load_tokenizer
 from var.hub.load import find_folder
@@ -25,52 +25,51 @@ from var.networks.perceptual import ssim
 from var.training.codebook import count_tokens, describe
 from var.utils.images import from_uint8, to_uint8
 
-Batches = Iterable[tuple[Tensor, list[int]]]  # (B, 3, S, S) in [-1, 1] and labels, which play no part here
+Batches = Iterable[tuple[Tensor, list[int]]]  # (B, 3, S, S) in [-1, 1] and labels, which are not used here
 Distance = Callable[[Tensor, Tensor], Tensor]  # reconstructions and images -> (B,)
 
 
 class Usage(NamedTuple):
-    """How the tokens of some scales, or all, are spread over the codebook."""
+    """Codebook usage by the tokens of one scale or of all."""
 
-    tokens: int  # that were met
-    used: int  # different codewords among them
+    tokens: int
+    used: int  # different codewords among the tokens
     perplexity: float  # exponential of the entropy of the codewords' frequencies
-    reachable: int  # what neither could have surpassed, the lesser of tokens and V
+    reachable: int  # upper bound of both, the smaller of tokens and V
 
     @property
     def used_fraction(self) -> float:
-        """Of what was reachable."""
+        """Used codewords as a fraction of the reachable."""
         return self.used / self.reachable
 
     @property
     def perplexity_fraction(self) -> float:
-        """Of what was reachable."""
+        """Perplexity as a fraction of the reachable."""
         return self.perplexity / self.reachable
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """Means over images, of pixels in [0, 1].
+    """Reconstruction metrics, means over images of pixels in [0, 1].
 
-    PSNR is -10 log10 of an image's mean squared difference; the mean is over the images' values, and equal images count
-    as 106 dB.
+    PSNR is -10 log10 of an image's mean squared error, averaged over images; identical images count as 106 dB.
     """
 
-    pictures: int  # how many
+    num_images: int
     psnr: MeanStderr  # dB
     ssim: MeanStderr  # structural similarity, Gaussian window of 11 px and sigma 1.5, mean over channels
     l1: MeanStderr  # mean absolute difference
-    perceptual: MeanStderr | None  # the distance that was given
-    fid: float | None  # rFID, between the features of the images and of their reconstructions, by the given extractor
+    perceptual: MeanStderr | None  # the given distance, such as LPIPS
+    fid: float | None  # rFID, between the features of the images and of their reconstructions
     of_scales: tuple[Usage, ...]  # usage of the codebook by each scale, coarse to fine
     overall: Usage  # by all scales together
 
 
 def find_tokenizer(model: str | Path) -> VQVAE:
-    """The tokenizer of a model, in float32 on the CPU.
+    """Load the tokenizer of a model, in float32 on the CPU.
 
     Args:
-        model: as `VARPipeline.from_pretrained` takes it, or the folder of a tokenizer alone.
+        model: as for `VARPipeline.from_pretrained`, or the folder of a tokenizer.
 
     Raises:
         InputError: an unknown name, missing or damaged files.
@@ -83,16 +82,16 @@ def find_tokenizer(model: str | Path) -> VQVAE:
 def reconstruction(
     vqvae: VQVAE, batches: Batches, perceptual: Distance | None = None, extractor: Extractor | None = None
 ) -> Reconstruction:
-    """Measure a tokenizer.
+    """Compute PSNR, SSIM, L1, codebook usage and, if given, perceptual distance and rFID of a tokenizer.
 
     Args:
         vqvae: in float32.
-        perceptual: of float32 images in [-1, 1], on the tokenizer's device.
-        extractor: of uint8 pictures.
+        perceptual: distance of float32 images in [-1, 1], on the tokenizer's device.
+        extractor: for rFID, on uint8 images.
 
     Raises:
-        InputError: no images, or of another size than the tokenizer's; fewer than two for the Frechet distance;
-            measures that are not finite; a tokenizer in another type.
+        InputError: no images, or of another size than the tokenizer's; fewer than two for rFID; metrics that are not
+            finite; a tokenizer that is not in float32.
     """
     check_float32(vqvae)
     device = vqvae.quant_conv.weight.device
@@ -104,7 +103,7 @@ def reconstruction(
         counts += count_tokens(vqvae.quantizer, tokens).cpu()
         integers = [to_uint8(each).cpu() for each in (vqvae.decode(tokens), images)]
         shown, original = map(from_uint8, integers)
-        parts.append(_differences(shown, original))
+        parts.append(_measure_differences(shown, original))
         if perceptual is not None:
             parts[-1]["perceptual"] = perceptual(shown.to(device), original.to(device)).cpu()
         if extractor is not None:
@@ -113,7 +112,7 @@ def reconstruction(
     values = concatenate(parts)
     means = {name: mean_stderr(each, name) for name, each in values.items()}
     return Reconstruction(
-        pictures=len(values["psnr"]),
+        num_images=len(values["psnr"]),
         psnr=means["psnr"],
         ssim=means["ssim"],
         l1=means["l1"],
@@ -126,7 +125,7 @@ def reconstruction(
 
 @torch.inference_mode()
 def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[MeanStderr, ...]:
-    """PSNR of what the images look like after each scale, coarse to fine; K times the work of decoding.
+    """Return the PSNR of the reconstruction after each scale, coarse to fine; decodes K times.
 
     Raises InputError: as `reconstruction`.
     """
@@ -140,7 +139,7 @@ def psnr_of_scales(vqvae: VQVAE, batches: Batches) -> tuple[MeanStderr, ...]:
 
 
 def usages(counts: Tensor) -> tuple[Usage, ...]:
-    """(n, V) int64, how often each of n sets of tokens has each codeword -> what that says of each."""
+    """Return the codebook usage of n sets of tokens from their codeword counts, (n, V) int64."""
     tokens, used = counts.sum(dim=1), (counts > 0).sum(dim=1)
     reachable = tokens.clamp(max=counts.shape[1])
     perplexity = describe(counts.double())["perplexity"] * reachable
@@ -148,8 +147,8 @@ def usages(counts: Tensor) -> tuple[Usage, ...]:
     return tuple(Usage(*row) for row in rows)
 
 
-def _differences(shown: Tensor, images: Tensor) -> dict[str, Tensor]:
-    """By name, (B,) float64."""
+def _measure_differences(shown: Tensor, images: Tensor) -> dict[str, Tensor]:
+    """Return PSNR, SSIM and L1 by name, (B,) float64 each."""
     shown, images = shown.double(), images.double()
     l1 = (shown - images).abs().mean(dim=(1, 2, 3)) / 2
     return {"psnr": psnr(shown, images), "ssim": ssim(shown, images), "l1": l1}

@@ -25,7 +25,7 @@ import_torchvision()
 pytest.importorskip("torch_fidelity")
 
 
-def pictures(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
+def random_images(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(batch, 3, 4, 4, generator=generator) * 255
     return F.interpolate(coarse, (height, width), mode="bilinear").to(torch.uint8)
@@ -131,7 +131,7 @@ def test_the_yardstick_is_neither_a_loss_nor_a_metric_of_training() -> None:
 
 
 def test_lite_gives_the_packages_features_and_logits(lite: Extractor, package: Any) -> None:
-    images = pictures(2, 224, 224)  # nothing is resized
+    images = random_images(2, 224, 224)  # nothing is resized
     x = (images.float() - 127) / 128
     with torch.no_grad():
         pool = package._avg_pooling(package.extract_features(x)).flatten(1)
@@ -146,7 +146,7 @@ def test_lite_gives_the_packages_features_and_logits(lite: Extractor, package: A
 def test_lites_spatial_features_are_seven_channels_of_its_map_at_a_sixteenth_place_by_place(
     lite: Extractor, package: Any
 ) -> None:
-    images = pictures(1, 224, 224)
+    images = random_images(1, 224, 224)
     with torch.no_grad():
         x = package._swish(package._bn0(package._conv_stem((images.float() - 127) / 128)))
         maps = []
@@ -163,9 +163,9 @@ def test_lites_spatial_features_are_seven_channels_of_its_map_at_a_sixteenth_pla
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (300, 250)])
 def test_lite_resizes_as_it_says(lite: Extractor, package: Any, height: int, width: int) -> None:
     """Against Pillow, whose bicubic resizing has antialiasing too, and rounds."""
-    images = pictures(1, height, width)
-    picture = Image.fromarray(images[0].permute(1, 2, 0).numpy())
-    resized = np.array(picture.resize((224, 224), Image.Resampling.BICUBIC))
+    images = random_images(1, height, width)
+    image = Image.fromarray(images[0].permute(1, 2, 0).numpy())
+    resized = np.array(image.resize((224, 224), Image.Resampling.BICUBIC))
     x = (torch.from_numpy(resized).permute(2, 0, 1)[None].float() - 127) / 128
     with torch.no_grad():
         expected = package(x)
@@ -178,7 +178,7 @@ def test_lite_resizes_as_it_says(lite: Extractor, package: Any, height: int, wid
 @pytest.mark.parametrize(("name", "side", "numbers"), [("lite1", 240, 15 * 15 * 7), ("lite2", 260, 17 * 17 * 7)])
 def test_the_larger_ones(name: str, side: int, numbers: int) -> None:
     extractor = open_extractor(f"efficientnet-{name}", device="cpu")
-    found = extractor(pictures(1, 8, 8))
+    found = extractor(random_images(1, 8, 8))
     assert extractor.side == side
     assert found.spatial is not None
     assert (found.pool.shape[1], found.spatial.shape[1]) == (1280, numbers)
@@ -193,7 +193,7 @@ def test_provenance_names_packages_and_the_weights_checksum(lite: Extractor) -> 
     assert lite.version == f"{lite.library}, {lite.weights}"
 
 
-def test_pictures_of_another_type_or_shape_are_refused(lite: Extractor) -> None:
+def test_images_of_another_type_or_shape_are_refused(lite: Extractor) -> None:
     for wrong in (torch.rand(1, 3, 8, 8), torch.zeros(1, 8, 8, 3, dtype=torch.uint8)):
         with refused("uint8 (B, 3, H, W) is needed"):
             lite(wrong)
@@ -211,7 +211,7 @@ def test_inceptions_spatial_features_are_adms(inception: Extractor) -> None:
     """mixed_6/conv:0 of the TensorFlow graph: the blocks mixed, mixed_1, ... are Mixed_5b, 5c, 5d, 6a, 6b, 6c, 6d."""
     from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
-    images = pictures(2, 20, 30)
+    images = random_images(2, 20, 30)
     found = inception(images)
     network = inception._network
     x = interpolate_bilinear_2d_like_tensorflow1x(images.float(), size=(299, 299), align_corners=False)
@@ -230,7 +230,7 @@ def test_inceptions_spatial_features_are_adms(inception: Extractor) -> None:
 
 
 def test_inceptions_logits_have_no_bias_and_are_not_imagenets_usual_classes(inception: Extractor) -> None:
-    found = inception(pictures(1, 8, 8))
+    found = inception(random_images(1, 8, 8))
     assert found.logits is not None
     torch.testing.assert_close(found.logits, found.pool @ inception._network.fc.weight.T)
     assert found.logits.shape == (1, 1008)

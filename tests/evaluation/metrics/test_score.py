@@ -1,4 +1,4 @@
-"""Scores of pictures: torch-fidelity's for the same folder, kinds of references, warnings, and the two commands."""
+"""Scores of images: torch-fidelity's for the same folder, kinds of references, warnings, and the two commands."""
 
 import json
 import math
@@ -17,7 +17,7 @@ from var.cli.evaluation.reference import reference as reference_command
 from var.cli.evaluation.score import score as score_command
 from var.cli.run import Group, run
 from var.evaluation.metrics.extractors import Extractor, _Layers, open_extractor
-from var.evaluation.metrics.metrics import frechet_distance, precision_recall, statistics
+from var.evaluation.metrics.feature_metrics import frechet_distance, precision_recall, statistics
 from var.evaluation.metrics.reference import extract, open_reference, write_reference, write_statistics
 from var.evaluation.metrics.score import Report, score
 from var.evaluation.samples.image_sets import open_image_set
@@ -28,7 +28,7 @@ SIDE = 6
 
 
 class Corners(nn.Module):
-    """Four numbers of a picture, a thousand classes of which the red of its first pixel tells, and eight places."""
+    """Four numbers of a image, a thousand classes of which the red of its first pixel tells, and eight places."""
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         red = images[:, 0].double()
@@ -73,11 +73,11 @@ def npz(path: Path, count: int, seed: int, **arrays: Any) -> Path:
     return path
 
 
-def folder(path: Path, pictures: NDArray[np.uint8], labels: list[int] | None = None, suffix: str = "png") -> Path:
+def folder(path: Path, images: NDArray[np.uint8], labels: list[int] | None = None, suffix: str = "png") -> Path:
     path.mkdir(parents=True)
-    for index, picture in enumerate(pictures):
+    for index, image in enumerate(images):
         label = "" if labels is None else f"{labels[index]:06d}_"
-        Image.fromarray(picture).save(path / f"{label}{index:06d}.{suffix}")
+        Image.fromarray(image).save(path / f"{label}{index:06d}.{suffix}")
     return path
 
 
@@ -86,8 +86,8 @@ def scored(images: Path, against: Path, extractor: Extractor | None = None, **op
     return score(open_image_set(images), open_reference(against, extractor), extractor, batch_size=4, **options)
 
 
-def pool_of(pictures: NDArray[np.uint8]) -> Tensor:
-    return Corners()(torch.from_numpy(pictures).permute(0, 3, 1, 2))[0]
+def pool_of(images: NDArray[np.uint8]) -> Tensor:
+    return Corners()(torch.from_numpy(images).permute(0, 3, 1, 2))[0]
 
 
 def value(report: Report, name: str) -> float:
@@ -154,9 +154,9 @@ def test_a_set_against_itself(tmp_path: Path) -> None:
 
 
 def test_accuracy_is_that_of_labels(tmp_path: Path) -> None:
-    pictures = pixels(4, 0)
-    pictures[:, 0, 0, 0] = [10, 20, 30, 200]  # what the classifier sees
-    report = scored(folder(tmp_path / "a", pictures, [10, 22, 50, 207]), npz(tmp_path / "b.npz", 20, 2))
+    content = pixels(4, 0)
+    content[:, 0, 0, 0] = [10, 20, 30, 200]  # what the classifier sees
+    report = scored(folder(tmp_path / "a", content, [10, 22, 50, 207]), npz(tmp_path / "b.npz", 20, 2))
     assert value(report, "accuracy_top1") == 1 / 4
     assert value(report, "accuracy_top5") == 2 / 4
     assert value(report, "accuracy_among_present_top1") == 3 / 4  # 30 is nearer to 22 than to 50
@@ -165,16 +165,16 @@ def test_accuracy_is_that_of_labels(tmp_path: Path) -> None:
 
 
 def test_accuracy_among_given_labels(tmp_path: Path) -> None:
-    """Over all pictures, and class by class; labels that do not go with the pictures are refused."""
-    pictures = pixels(4, 0)
-    pictures[:, 0, 0, 0] = [10, 20, 30, 200]  # what the classifier sees
+    """Over all images, and class by class; labels that do not go with the images are refused."""
+    content = pixels(4, 0)
+    content[:, 0, 0, 0] = [10, 20, 30, 200]  # what the classifier sees
     labels = [10, 22, 50, 207]
-    images, others = folder(tmp_path / "a", pictures, labels), npz(tmp_path / "b.npz", 20, 2)
+    images, others = folder(tmp_path / "a", content, labels), npz(tmp_path / "b.npz", 20, 2)
     report = scored(images, others, among=[19, 207, 10, 22, 50, 10])
     assert value(report, "accuracy_among_5") == 2 / 4  # 20 is nearer to 19 than to 22, and 30 than to 50
     assert {label: value(report, f"accuracy_among_5_{label}") for label in labels} == {10: 1, 22: 0, 50: 0, 207: 1}
-    assert report.numbers["accuracy_among_5_10"].pictures == 1
-    for among, part in (([7], "have label 10, which is not among"), ([*labels, 1000], "label 1000 must be in 0..999")):
+    assert report.numbers["accuracy_among_5_10"].num_images == 1
+    for among, part in (([7], "have label 10, which --among lacks"), ([*labels, 1000], "label 1000 must be in 0..999")):
         with refused(part):
             scored(images, others, among=among)
 
@@ -188,7 +188,7 @@ def test_labels_that_are_no_classes_leave_the_accuracy_out(tmp_path: Path) -> No
     assert all(part in warning for part in (str(images), "1..1000", "0..999"))
 
 
-def test_a_deviation_and_a_shuffled_score_need_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deviation_and_a_shuffled_score_need_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = npz(tmp_path / "b.npz", 20, 2)
     known = scored(npz(tmp_path / "a.npz", 20, 0), others).numbers.keys()
     assert "inception_score" in known
@@ -239,25 +239,24 @@ def test_progress_counts_both_sets(tmp_path: Path) -> None:
 # References
 
 
-def adm_batch(path: Path, pictures: NDArray[np.uint8], statistics_of: NDArray[np.uint8]) -> Path:
-    """With statistics of more pictures than it holds, as ADM's have."""
-    images = torch.from_numpy(statistics_of).permute(0, 3, 1, 2)
-    pool, _, places = Corners()(images)
+def adm_batch(path: Path, images: NDArray[np.uint8], statistics_of: NDArray[np.uint8]) -> Path:
+    """A reference batch with statistics of more images than it holds, as ADM's."""
+    pool, _, spatial = Corners()(torch.from_numpy(statistics_of).permute(0, 3, 1, 2))
     np.savez(
         path,
-        arr_0=pictures,
+        arr_0=images,
         mu=pool.numpy().mean(0),
         sigma=np.cov(pool.numpy(), rowvar=False),
-        mu_s=places.numpy().mean(0),
-        sigma_s=np.cov(places.numpy(), rowvar=False),
+        mu_s=spatial.numpy().mean(0),
+        sigma_s=np.cov(spatial.numpy(), rowvar=False),
     )
     return path
 
 
-def test_a_reference_batchs_statistics_go_before_those_of_its_pictures(tmp_path: Path) -> None:
+def test_a_reference_batchs_statistics_are_preferred_to_those_of_its_images(tmp_path: Path) -> None:
     known, more, images = pixels(20, 1), pixels(50, 2), pixels(30, 3)
     batch = adm_batch(tmp_path / "adm.npz", known, more)
-    extractor = corners("inception-v3-compat")  # whose statistics such a file is taken to hold
+    extractor = corners("inception-v3-compat")  # assumed for such a file
     report = scored(npz(tmp_path / "a.npz", 30, 3), batch, extractor)
     truth = frechet_distance(statistics(pool_of(images)), statistics(pool_of(more)))
     assert value(report, "frechet_distance") == pytest.approx(truth, rel=1e-5)  # its mean is float32
@@ -265,15 +264,15 @@ def test_a_reference_batchs_statistics_go_before_those_of_its_pictures(tmp_path:
     assert report.reference["kind"] == "reference batch"
     assert report.numbers["frechet_distance"].title == "FID"
     assert "unknown number" in str(report.numbers["frechet_distance"].reference)
-    assert report.numbers["precision"].reference == "20 pictures"
+    assert report.numbers["precision"].reference == "20 images"
 
 
-def test_another_extractor_uses_the_pictures_of_a_reference_batch_and_says_so(tmp_path: Path) -> None:
+def test_another_extractor_uses_the_images_of_a_reference_batch_and_says_so(tmp_path: Path) -> None:
     batch = adm_batch(tmp_path / "adm.npz", pixels(20, 1), pixels(50, 2))
     report = scored(npz(tmp_path / "a.npz", 30, 3), batch)
     truth = frechet_distance(statistics(pool_of(pixels(30, 3))), statistics(pool_of(pixels(20, 1))))
     assert value(report, "frechet_distance") == pytest.approx(truth, rel=1e-12)
-    assert any("inception-v3-compat, not used" in warning for warning in report.warnings)
+    assert any("inception-v3-compat: its images are used instead" in warning for warning in report.warnings)
 
 
 def test_saved_statistics_give_the_distances_alone(tmp_path: Path) -> None:
@@ -284,7 +283,7 @@ def test_saved_statistics_give_the_distances_alone(tmp_path: Path) -> None:
     direct = scored(tmp_path / "a.npz", others)
     for name in ("frechet_distance", "spatial_frechet_distance"):
         assert value(report, name) == pytest.approx(value(direct, name), rel=1e-12)
-        assert report.numbers[name].reference == "statistics of 20 pictures"
+        assert report.numbers[name].reference == "statistics of 20 images"
     assert "precision" not in report.numbers
     assert report.reference == {"kind": "statistics", "path": str(out), "statistics_count": 20}
 
@@ -305,7 +304,7 @@ def test_statistics_of_another_extractor_are_refused_and_of_another_version_warn
 def test_what_is_no_reference_is_refused(tmp_path: Path) -> None:
     inception = corners("inception-v3-compat")
     np.savez(tmp_path / "a.npz", other=np.zeros(3))
-    with refused("a.npz", "neither pictures (arr_0) nor statistics (mu, sigma)"):
+    with refused("a.npz", "neither images (arr_0) nor statistics (mu, sigma)"):
         open_reference(tmp_path / "a.npz", inception)
     np.savez(tmp_path / "b.npz", mu=np.zeros(4), sigma=np.eye(3))
     with refused("b.npz", "(4,) and (3, 3)"):
@@ -324,88 +323,88 @@ def test_what_is_no_reference_is_refused(tmp_path: Path) -> None:
     with refused("g.npz", "mu_s and sigma_s", "(8,) and (8, 8)"):
         open_reference(tmp_path / "g.npz", inception)
     np.savez(tmp_path / "e.npz", mu=np.zeros(3), sigma=np.eye(3), extractor=np.frombuffer(b"{}", np.uint8))
-    with refused("e.npz", "which extractor"):
+    with refused("e.npz", "damaged entry `extractor`"):
         open_reference(tmp_path / "e.npz", inception)
 
 
 def test_a_written_reference_holds_the_very_pixels_and_their_statistics(tmp_path: Path) -> None:
-    pictures, out, extractor = pixels(7, 0), tmp_path / "new" / "reference.npz", corners()
-    floats = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
+    content, out, extractor = pixels(7, 0), tmp_path / "new" / "reference.npz", corners()
+    floats = torch.from_numpy(content).permute(0, 3, 1, 2).float() / 127.5 - 1
     batches = [(floats[:4], [5, 6, 7, 8]), (floats[4:], [9, 5, 5])]
     assert write_reference(batches, SIDE, out, extractor) == 7
     found = open_npz(out)
-    np.testing.assert_array_equal(found.images().rows(0, 7), pictures)
+    np.testing.assert_array_equal(found.images().rows(0, 7), content)
     assert found.array("arr_1").tolist() == [5, 6, 7, 8, 9, 5, 5]
-    np.testing.assert_allclose(found.array("mu"), pool_of(pictures).double().mean(0), rtol=1e-12)
+    np.testing.assert_allclose(found.array("mu"), pool_of(content).double().mean(0), rtol=1e-12)
     assert [path.name for path in out.parent.iterdir()] == ["reference.npz"]
     opened = open_reference(out, extractor)
     assert (opened.kind, opened.warnings) == ("reference batch", ())
-    assert write_reference(batches, SIDE, tmp_path / "pictures.npz") == 7
-    assert set(open_npz(tmp_path / "pictures.npz").names) == {"arr_0", "arr_1"}
+    assert write_reference(batches, SIDE, tmp_path / "images.npz") == 7
+    assert set(open_npz(tmp_path / "images.npz").names) == {"arr_0", "arr_1"}
 
 
-def test_one_picture_is_refused_before_any_is_looked_at(tmp_path: Path) -> None:
+def test_one_image_is_refused_before_any_is_looked_at(tmp_path: Path) -> None:
     one, more = npz(tmp_path / "one.npz", 1, 0), npz(tmp_path / "more.npz", 9, 1)
     extractor = corners()
     for images, against in ((one, more), (more, one)):
         found, reference = open_image_set(images), open_reference(against, extractor)
-        with refused(str(one), "1 picture:", "at least 2"):
-            score(found, reference, extractor, progress=lambda done, total: pytest.fail("looked at"))
+        with refused(str(one), "1 image:", "at least 2"):
+            score(found, reference, extractor, progress=lambda done, total: pytest.fail("features were extracted"))
     with refused(str(one), "at least 2"):
         write_statistics(open_image_set(one), extractor, tmp_path / "out.npz")
 
 
 def test_extracting_nothing_is_refused() -> None:
-    with refused("no pictures"):
+    with refused("no images"):
         extract([], corners(), lambda done: None)
 
 
-# What is told
+# Warnings and reports
 
 
 def warnings_of(images: Path, against: Path) -> str:
     return "\n".join(scored(images, against).warnings)
 
 
-def test_few_pictures_are_warned_of(tmp_path: Path) -> None:
+def test_few_images_are_warned_of(tmp_path: Path) -> None:
     told = warnings_of(npz(tmp_path / "a.npz", 4, 0), npz(tmp_path / "b.npz", 6, 1))
-    assert "images: 4 pictures are fewer than 5" in told
-    assert "reference: 6 pictures" not in told
+    assert "images: 4 images are fewer than 5" in told
+    assert "reference: 6 images" not in told
     assert "10,000" in told
-    assert "last part has 4 pictures" in told
+    assert "last part has 4 images" in told
     report = scored(npz(tmp_path / "c.npz", 3, 0), tmp_path / "b.npz")
     assert "precision" not in report.numbers
-    assert any("precision and recall left out: 3 pictures" in warning for warning in report.warnings)
+    assert any("precision and recall left out: 3 images" in warning for warning in report.warnings)
 
 
-def test_an_inception_score_of_pictures_class_by_class_is_warned_of(
+def test_an_inception_score_of_images_class_by_class_is_warned_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("var.evaluation.metrics.warnings.ADM_SPLIT", 4)
     against = npz(tmp_path / "b.npz", 12, 1)
     told = warnings_of(npz(tmp_path / "a.npz", 12, 0, arr_1=np.repeat([0, 1, 2], 4)), against)
-    assert "class by class: the first 4 show 1 of 3 classes" in told
+    assert "sorted by class: the first 4 have 1 of 3 classes" in told
     assert "class by class" not in warnings_of(npz(tmp_path / "c.npz", 12, 0, arr_1=np.tile([0, 1, 2], 4)), against)
 
 
-def test_lossy_pictures_and_other_sizes_are_warned_of(tmp_path: Path) -> None:
+def test_lossy_images_and_other_sizes_are_warned_of(tmp_path: Path) -> None:
     images = folder(tmp_path / "a", pixels(6, 0, 8), suffix="jpg")
     told = warnings_of(images, npz(tmp_path / "b.npz", 6, 1))
-    assert "images: 6 of 6 pictures are JPEG" in told
+    assert "images: 6 of 6 images are JPEG" in told
     assert "the sizes differ: images 8x8, reference 6x6" in told
     folder(images / "more", pixels(1, 0, 7))
-    assert "images: pictures of 2 sizes" in warnings_of(images, tmp_path / "b.npz")
+    assert "images: images of 2 sizes" in warnings_of(images, tmp_path / "b.npz")
     assert "sizes" not in warnings_of(npz(tmp_path / "c.npz", 6, 2), tmp_path / "b.npz")
 
 
 def test_the_report_is_json_with_the_origin_of_every_number(tmp_path: Path) -> None:
-    found = json.loads(json.dumps(scored(npz(tmp_path / "a.npz", 12, 0), npz(tmp_path / "b.npz", 9, 1)).as_json()))
-    assert found["numbers"]["precision"]["pictures"] == 12
+    found = json.loads(json.dumps(scored(npz(tmp_path / "a.npz", 12, 0), npz(tmp_path / "b.npz", 9, 1)).to_dict()))
+    assert found["numbers"]["precision"]["num_images"] == 12
     assert found["numbers"]["kernel_distance"]["library"].startswith("torch-fidelity 0.")
     assert found["numbers"]["frechet_distance"]["library"].startswith("var-next-scale 0.")
     assert found["extractor"]["library"] == "tests 1"
     assert found["images"]["sizes"] == {"6x6": 12}
-    assert found["reference"]["pictures"]["count"] == 9
+    assert found["reference"]["images"]["count"] == 9
     assert {"python", "torch", "torch-fidelity"} <= set(found["versions"])
     assert all(number["definition"] for number in found["numbers"].values())
 
@@ -440,7 +439,7 @@ def test_score_prints_and_writes_every_number(
         assert number["library"] in line
     for told in (str(images), str(against), "12 images", "corners of tests 1", "weights none", "float64"):
         assert told in printed.out
-    assert "warning: images: with fewer than 10,000 pictures (12)" in printed.err
+    assert "warning: images: with fewer than 10,000 images (12)" in printed.err
 
 
 @pytest.mark.usefixtures("cheap")
@@ -486,7 +485,7 @@ def test_reference_refuses_what_cannot_be(
 def test_what_is_read_is_never_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    a, b, pictures = npz(tmp_path / "a.npz", 6, 0), npz(tmp_path / "b.npz", 6, 1), folder(tmp_path / "p", pixels(6, 2))
+    a, b, images = npz(tmp_path / "a.npz", 6, 0), npz(tmp_path / "b.npz", 6, 1), folder(tmp_path / "p", pixels(6, 2))
     (tmp_path / "link.npz").symlink_to(a)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     reference, scoring = ("reference", "--extractor", "corners"), ("score", "--extractor", "corners")
@@ -494,12 +493,12 @@ def test_what_is_read_is_never_replaced(
         (*reference, a, "--out", a),
         (*reference, a, "--out", tmp_path / "link.npz"),
         (*reference, a, "--out", tmp_path / "p" / ".." / "a.npz"),
-        (*reference, pictures, "--out", pictures / "000000.png"),
+        (*reference, images, "--out", images / "000000.png"),
         (*scoring, "--images", a, "--reference", b, "--json", a),
         (*scoring, "--images", a, "--reference", b, "--json", b),
-        (*scoring, "--images", a, "--reference", pictures, "--json", pictures / "new.png"),
-        (*scoring, "--images", a, "--reference", b, "--weights", pictures / "000000.png", "--json",
-         pictures / "000000.png"),
+        (*scoring, "--images", a, "--reference", images, "--json", images / "new.png"),
+        (*scoring, "--images", a, "--reference", b, "--weights", images / "000000.png", "--json",
+         images / "000000.png"),
     ):  # fmt: skip
         with pytest.raises(SystemExit):
             command(*words, monkeypatch=monkeypatch)
@@ -508,8 +507,8 @@ def test_what_is_read_is_never_replaced(
         assert len(told.err.splitlines()) == 1
         assert any(part in told.err for part in ("would replace", "is inside")), told.err
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
-    for _ in range(2):  # results are not pictures: they may lie among them, and be replaced
-        words = ("--images", pictures, "--reference", b, "--json", pictures / "score.json")
+    for _ in range(2):  # results are not images: they may lie among them, and be replaced
+        words = ("--images", images, "--reference", b, "--json", images / "score.json")
         command(*scoring, *words, monkeypatch=monkeypatch)
 
 
@@ -525,13 +524,17 @@ def test_a_folder_is_no_target_and_the_name_proposed_is_the_commands(
         assert str(tmp_path / name) in capsys.readouterr().err
 
 
-def test_a_reference_that_is_not_there_is_refused_before_the_extractor_is_opened(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("option", ["--images", "--reference"])
+def test_missing_images_and_references_are_refused_before_the_extractor_is_opened(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("var.evaluation.metrics.extractors.open_extractor", lambda *_: pytest.fail("it was opened"))
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 8)).save(images / "0.png")
+    paths = {"--images": images, "--reference": images, option: tmp_path / "nothere"}
     with pytest.raises(SystemExit):
-        command("score", "--images", images, "--reference", tmp_path / "nothere", monkeypatch=monkeypatch)
-    assert f"--reference {tmp_path / 'nothere'} does not exist: give a folder or an .npz" in capsys.readouterr().err
+        command("score", *sum(paths.items(), ()), monkeypatch=monkeypatch)
+    assert (
+        f"{option} {tmp_path / 'nothere'} does not exist: give a folder of images or an .npz" in capsys.readouterr().err
+    )

@@ -22,15 +22,15 @@ def test_sums_are_taken_in_float64() -> None:
     assert mean_stderr(values, "it").mean == 1 + 2**-21
 
 
-def test_one_picture_has_no_error() -> None:
+def test_one_image_has_no_error() -> None:
     assert mean_stderr(torch.tensor([2.0]), "it") == MeanStderr(2.0, None)
     assert mean_stderr(torch.tensor([2.0]), "it").times(2) == MeanStderr(4.0, None)
 
 
 def test_what_is_not_finite_is_refused() -> None:
-    with refused("PSNR is not finite for 2 of 3 pictures"):
+    with refused("PSNR is not finite for 2 of 3 images"):
         mean_stderr(torch.tensor([1.0, float("nan"), float("inf")]), "PSNR")
-    with refused("PSNR of no picture"):
+    with refused("PSNR needs at least one image"):
         mean_stderr(torch.tensor([]), "PSNR")
 
 

@@ -1,4 +1,4 @@
-"""Finished pictures: found in order with their labels, read a batch at a time, and named when they cannot be read."""
+"""Finished images: found in order with their labels, read a batch at a time, and named when they cannot be read."""
 
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,9 @@ def pixels(seed: int, height: int = 4, width: int = 4) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def save(path: Path, picture: NDArray[np.uint8], **options: Any) -> None:
+def save(path: Path, image: NDArray[np.uint8], **options: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(path, **options)
+    Image.fromarray(image).save(path, **options)
 
 
 def test_a_folder_is_read_at_any_depth_in_the_order_of_its_paths(tmp_path: Path) -> None:
@@ -28,7 +28,7 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_its_paths(tmp_path: Path)
         save(tmp_path / name, pixels(seed))
     save(tmp_path / ".hidden.png", pixels(9))
     save(tmp_path / ".cache" / "0.png", pixels(9))
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     images = open_image_set(tmp_path)
     assert (images.kind, images.count, images.lossy, images.labels) == ("folder", 4, 0, None)
     assert images.sizes == {(4, 4): 4}
@@ -39,7 +39,7 @@ def test_a_folder_is_read_at_any_depth_in_the_order_of_its_paths(tmp_path: Path)
     assert batches[0].dtype == torch.uint8
 
 
-def test_labels_come_from_names_of_pictures(tmp_path: Path) -> None:
+def test_labels_come_from_names_of_images(tmp_path: Path) -> None:
     for label, index in ((207, 1), (1, 0), (207, 0)):
         save(tmp_path / "images" / f"{label:06d}_{index:06d}.png", pixels(index))
     labels = open_image_set(tmp_path).labels
@@ -59,7 +59,7 @@ def test_labels_come_from_subfolders_named_by_a_number(tmp_path: Path) -> None:
     assert open_image_set(folder).labels is None
 
 
-def test_labeled_pictures_come_in_rounds_of_one_of_every_class(tmp_path: Path) -> None:
+def test_labeled_images_come_in_rounds_of_one_of_every_class(tmp_path: Path) -> None:
     """So that every part of the whole shows all classes, to which the Inception Score is bounded."""
     names = ["7/a.png", "7/b.png", "7/c.png", "2/x.png", "2/y.png"]
     for seed, name in enumerate(names):
@@ -81,7 +81,7 @@ def test_sizes_are_counted_and_grouped_in_order(tmp_path: Path) -> None:
     assert [tuple(batch.shape) for batch in images.batches(8)] == [(2, 3, 4, 4), (1, 3, 2, 6), (1, 3, 4, 4)]
 
 
-def test_lossy_pictures_are_counted_by_what_they_are_and_turned_upright(tmp_path: Path) -> None:
+def test_lossy_images_are_counted_by_what_they_are_and_turned_upright(tmp_path: Path) -> None:
     save(tmp_path / "0.png", pixels(0, 8, 16), format="JPEG", exif=exif(6))  # a quarter turn
     save(tmp_path / "1.png", pixels(1, 16, 8))
     images = open_image_set(tmp_path)
@@ -104,21 +104,21 @@ def test_other_modes_become_rgb(tmp_path: Path) -> None:
     assert batch[1].unique().tolist() == [255]  # transparent
 
 
-def test_unreadable_pictures_are_named(tmp_path: Path) -> None:
+def test_unreadable_images_are_named(tmp_path: Path) -> None:
     save(tmp_path / "good.png", pixels(0, 32, 32))
     whole = (tmp_path / "good.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     images = open_image_set(tmp_path)  # its header is fine
     with refused(str(tmp_path / "cut.png")):
         list(images.batches(2))
-    (tmp_path / "cut.png").write_bytes(b"no picture")
+    (tmp_path / "cut.png").write_bytes(b"no image")
     with refused(str(tmp_path / "cut.png"), "replace or remove it"):
         open_image_set(tmp_path)
 
 
 def test_an_npz_is_read_with_its_labels(tmp_path: Path) -> None:
-    pictures = np.stack([pixels(seed, 4, 6) for seed in range(5)])
-    np.savez(tmp_path / "set.npz", pictures, np.arange(5, dtype=np.int32))
+    content = np.stack([pixels(seed, 4, 6) for seed in range(5)])
+    np.savez(tmp_path / "set.npz", content, np.arange(5, dtype=np.int32))
     images = open_image_set(tmp_path / "set.npz")
     assert (images.kind, images.count, images.lossy) == ("npz", 5, 0)
     assert images.sizes == {(4, 6): 5}
@@ -127,21 +127,21 @@ def test_an_npz_is_read_with_its_labels(tmp_path: Path) -> None:
     for _ in range(2):  # it can be read again
         batches = list(images.batches(2))
         assert [len(batch) for batch in batches] == [2, 2, 1]
-        np.testing.assert_array_equal(torch.cat(batches).permute(0, 2, 3, 1).numpy(), pictures)
+        np.testing.assert_array_equal(torch.cat(batches).permute(0, 2, 3, 1).numpy(), content)
 
 
 def test_an_npz_needs_no_labels_but_refuses_wrong_ones(tmp_path: Path) -> None:
-    pictures = np.stack([pixels(seed) for seed in range(3)])
-    np.savez_compressed(tmp_path / "set.npz", pictures)
+    images = np.stack([pixels(seed) for seed in range(3)])
+    np.savez_compressed(tmp_path / "set.npz", images)
     assert open_image_set(tmp_path / "set.npz").labels is None
     for wrong in (np.arange(2), np.zeros(3), np.zeros((3, 2), np.int64)):
-        np.savez(tmp_path / "wrong.npz", pictures, wrong)
-        with refused("arr_1", "3 whole numbers"):
+        np.savez(tmp_path / "wrong.npz", images, wrong)
+        with refused("arr_1", "one integer per image, 3"):
             open_image_set(tmp_path / "wrong.npz")
 
 
-def test_what_is_no_set_of_pictures_is_refused(tmp_path: Path) -> None:
-    with refused(str(tmp_path), "no pictures", ".png"):
+def test_what_is_no_set_of_images_is_refused(tmp_path: Path) -> None:
+    with refused(str(tmp_path), "no images", ".png"):
         open_image_set(tmp_path)
     with refused("none.npz", "does not exist"):
         open_image_set(tmp_path / "none.npz")

@@ -1,4 +1,4 @@
-"""Pictures in .npz: written as np.load reads them, read as np.savez wrote them, and every damage told in one line."""
+"""Images in .npz: written as np.load reads them, read as np.savez wrote them, and every damage told in one line."""
 
 import tracemalloc
 import zipfile
@@ -22,14 +22,14 @@ SHAPES = st.tuples(st.integers(1, 7), st.integers(1, 9), st.integers(1, 9))
 IN_ONE_FOLDER = settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def pictures(count: int = 5, height: int = 4, width: int = 6, seed: int = 0) -> NDArray[np.uint8]:
+def random_images(count: int = 5, height: int = 4, width: int = 6, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
 
 
 @IN_ONE_FOLDER
 @given(SHAPES, st.integers(0, 2**32 - 1))
 def test_what_is_written_is_what_numpy_reads(tmp_path: Path, shape: tuple[int, int, int], seed: int) -> None:
-    images = pictures(*shape, seed=seed)
+    images = random_images(*shape, seed=seed)
     labels, mean = np.arange(shape[0], dtype=np.int64), np.full((2, 3), 1 / 3)
     write_images(tmp_path / "a.npz", iter(images), shape[0], shape[1:], arr_1=labels, mu=mean)
     with np.load(tmp_path / "a.npz", allow_pickle=False) as read:
@@ -44,7 +44,7 @@ def test_any_rows_of_what_numpy_writes(
     tmp_path: Path, shape: tuple[int, int, int], save: Save, data: st.DataObject
 ) -> None:
     """In any order, and again after those that come later."""
-    images = pictures(*shape)
+    images = random_images(*shape)
     save(tmp_path / "a.npz", images, np.arange(shape[0]), mu=np.eye(2))
     opened = open_npz(tmp_path / "a.npz")
     assert set(opened.names) == {"arr_0", "arr_1", "mu"}
@@ -77,13 +77,13 @@ def test_small_arrays(tmp_path: Path, save: Save, array: NDArray[Any]) -> None:
 
 def test_the_same_input_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in "ab":
-        write_images(tmp_path / name, iter(pictures()), 5, (4, 6), arr_1=np.arange(5))
+        write_images(tmp_path / name, iter(random_images()), 5, (4, 6), arr_1=np.arange(5))
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
 @pytest.mark.parametrize("compressed", [False, True])
-def test_memory_holds_a_few_pictures(tmp_path: Path, compressed: bool) -> None:
+def test_memory_holds_a_few_images(tmp_path: Path, compressed: bool) -> None:
     """Of 40 MB, written and read."""
     one = np.zeros((100, 100, 3), np.uint8)
 
@@ -108,44 +108,44 @@ def test_memory_holds_a_few_pictures(tmp_path: Path, compressed: bool) -> None:
 
 def test_what_cannot_be_written(tmp_path: Path) -> None:
     out = tmp_path / "a.npz"
-    with refused("4 pictures given, 5 announced"):
-        write_images(out, iter(pictures(4)), 5, (4, 6))
-    with refused("6 pictures given, 5 announced"):
-        write_images(out, iter(pictures(6)), 5, (4, 6))
-    with refused("0 pictures given, at least 1"):
+    with refused("the number of images is 4, not 5"):
+        write_images(out, iter(random_images(4)), 5, (4, 6))
+    with refused("the number of images is 6, not 5"):
+        write_images(out, iter(random_images(6)), 5, (4, 6))
+    with refused("the number of images is 0: give at least 1"):
         write_images(out, iter(()), 0, (4, 6))
-    with refused("picture 0 is uint8 of shape (4, 6, 3), uint8 (6, 4, 3) needed"):
-        write_images(out, iter(pictures()), 5, (6, 4))
-    with refused("picture 0 is int64"):
-        write_images(out, iter(pictures().astype(np.int64)), 5, (4, 6))  # type: ignore[arg-type]
+    with refused("image 0 is uint8 of shape (4, 6, 3): uint8 (6, 4, 3) is needed"):
+        write_images(out, iter(random_images()), 5, (6, 4))
+    with refused("image 0 is int64"):
+        write_images(out, iter(random_images().astype(np.int64)), 5, (4, 6))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     with refused("cannot write"):
-        write_images(tmp_path / "file" / "a.npz", iter(pictures()), 5, (4, 6))
+        write_images(tmp_path / "file" / "a.npz", iter(random_images()), 5, (4, 6))
 
 
 def test_a_file_that_is_replaced_stays_until_then(tmp_path: Path) -> None:
-    write_images(tmp_path / "a.npz", iter(pictures()), 5, (4, 6))
+    write_images(tmp_path / "a.npz", iter(random_images()), 5, (4, 6))
     before = (tmp_path / "a.npz").read_bytes()
-    with refused("announced"):
-        write_images(tmp_path / "a.npz", iter(pictures(1)), 5, (4, 6))
+    with refused("the number of images is 1, not 5"):
+        write_images(tmp_path / "a.npz", iter(random_images(1)), 5, (4, 6))
     assert (tmp_path / "a.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize(
     ("arrays", "parts"),
     [
-        ({"mu": np.eye(2)}, ("holds no arr_0: there are mu",)),
-        ({"arr_0": pictures().astype(np.float32)}, ("arr_0 is float32", "uint8 (N, H, W, 3)")),
-        ({"arr_0": pictures()[..., :1]}, ("shape (5, 4, 6, 1)",)),
-        ({"arr_0": pictures()[0]}, ("shape (4, 6, 3)",)),
-        ({"arr_0": pictures()[:0]}, ("shape (0, 4, 6, 3)", "at least one")),
-        ({"arr_0": np.asfortranarray(pictures())}, ("column by column", "ascontiguousarray")),
-        ({"arr_0": np.array([object()])}, ("arr_0 is of type object", "never pickled")),
-        ({"arr_0": np.array(["text"])}, ("only numbers",)),
+        ({"mu": np.eye(2)}, ("holds no arr_0: choose one of mu",)),
+        ({"arr_0": random_images().astype(np.float32)}, ("arr_0 is float32", "uint8 (N, H, W, 3)")),
+        ({"arr_0": random_images()[..., :1]}, ("shape (5, 4, 6, 1)",)),
+        ({"arr_0": random_images()[0]}, ("shape (4, 6, 3)",)),
+        ({"arr_0": random_images()[:0]}, ("shape (0, 4, 6, 3)", "N at least 1")),
+        ({"arr_0": np.asfortranarray(random_images())}, ("Fortran order", "ascontiguousarray")),
+        ({"arr_0": np.array([object()])}, ("arr_0 is of type object", "no pickled")),
+        ({"arr_0": np.array(["text"])}, ("only numeric",)),
     ],
 )
-def test_what_are_no_pictures(tmp_path: Path, arrays: dict[str, NDArray[Any]], parts: tuple[str, ...]) -> None:
+def test_what_are_no_images(tmp_path: Path, arrays: dict[str, NDArray[Any]], parts: tuple[str, ...]) -> None:
     np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
     with refused("a.npz", *parts):
         open_npz(tmp_path / "a.npz").images()
@@ -153,7 +153,7 @@ def test_what_are_no_pictures(tmp_path: Path, arrays: dict[str, NDArray[Any]], p
 
 def test_pickled_arrays_are_never_loaded(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", mu=np.array([{}]))
-    with refused("mu is of type object", "never pickled objects"):
+    with refused("mu is of type object", "no pickled objects"):
         open_npz(tmp_path / "a.npz").array("mu")
 
 
@@ -170,10 +170,10 @@ def test_what_is_no_npz(tmp_path: Path) -> None:
         file.writestr("readme.txt", "text")
     with refused("a zip without arrays"):
         open_npz(tmp_path / "a.npz")
-    np.savez(tmp_path / "a.npz", pictures())
-    with refused("holds no sigma: there are arr_0"):
+    np.savez(tmp_path / "a.npz", random_images())
+    with refused("holds no sigma: choose one of arr_0"):
         open_npz(tmp_path / "a.npz").array("sigma")
-    with refused("rows 3..6 asked for, there are 5"):
+    with refused("rows 3..6 are out of range: give rows in 0..5"):
         open_npz(tmp_path / "a.npz").images().rows(3, 6)
 
 
@@ -182,23 +182,23 @@ def test_what_is_no_npz(tmp_path: Path) -> None:
 def test_a_shape_that_is_not_what_the_file_holds(tmp_path: Path, shape: tuple[int, ...], compression: int) -> None:
     with zipfile.ZipFile(tmp_path / "a.npz", "w", compression) as file, file.open("arr_0.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        member.write(pictures().tobytes())
+        member.write(random_images().tobytes())
     for read in (lambda npz: npz.images(), lambda npz: npz.array("arr_0")):
-        with refused("a.npz", "arr_0", f"said to have shape {shape}"):
+        with refused("a.npz", "arr_0", f"has shape {shape}"):
             read(open_npz(tmp_path / "a.npz"))
 
 
 def test_a_large_array_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("var.evaluation.samples.npz.MAX_SMALL", 100)
-    np.savez(tmp_path / "a.npz", pictures())
+    np.savez(tmp_path / "a.npz", random_images())
     with refused("arr_0 has 360 bytes: at most 100"):
         open_npz(tmp_path / "a.npz").array("arr_0")
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("count", [50, 500])  # zipfile compares the checksum of what is no longer than it reads ahead
-def test_changed_pictures_are_noticed_by_who_reads_them_all(tmp_path: Path, save: Save, count: int) -> None:
-    save(tmp_path / "a.npz", pictures(count))
+def test_changed_images_are_noticed_by_who_reads_them_all(tmp_path: Path, save: Save, count: int) -> None:
+    save(tmp_path / "a.npz", random_images(count))
     content = bytearray((tmp_path / "a.npz").read_bytes())
     content[len(content) // 2] ^= 1
     (tmp_path / "a.npz").write_bytes(content)
@@ -211,8 +211,8 @@ def test_changed_pictures_are_noticed_by_who_reads_them_all(tmp_path: Path, save
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from([np.savez, np.savez_compressed]), st.data())
 def test_damage_of_any_kind_is_told_in_one_line(tmp_path: Path, save: Save, data: st.DataObject) -> None:
-    """Bytes changed anywhere, or the end cut off: an InputError or the right pictures, nothing else."""
-    images, mean = pictures(3, 2, 2), np.eye(2)
+    """Bytes changed anywhere, or the end cut off: an InputError or the right images, nothing else."""
+    images, mean = random_images(3, 2, 2), np.eye(2)
     path = tmp_path / "a.npz"
     save(path, images, mu=mean)
     content = bytearray(path.read_bytes())

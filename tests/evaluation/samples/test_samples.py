@@ -35,7 +35,7 @@ JUDGE = "brightness"
 
 
 def settings_of(pipe: VARPipeline, **changes: Any) -> Settings:
-    """Four classes of five pictures in batches of three, so that some batches have two classes."""
+    """Four classes of five images in batches of three, so that some batches have two classes."""
     return sample_settings(pipe, "tiny", **{"num_per_class": 5, "batch": 3, "top_k": 0, **changes})
 
 
@@ -78,7 +78,7 @@ def rejected(pipe: VARPipeline, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-def test_the_pictures_are_those_that_a_pipeline_draws(pipe: VARPipeline, whole: Path) -> None:
+def test_the_images_are_those_that_a_pipeline_draws(pipe: VARPipeline, whole: Path) -> None:
     """Of the same seed, label and index, and within rounding: they are drawn in other company there."""
     drawn = pipe([0, 1, 3, 4], num=5, cfg=1.5, top_k=0)
     for label, index, image in zip(drawn.labels, drawn.indices, drawn.images, strict=True):
@@ -86,7 +86,7 @@ def test_the_pictures_are_those_that_a_pipeline_draws(pipe: VARPipeline, whole: 
         assert np.abs(difference).max() <= 1
 
 
-def test_the_npz_holds_one_picture_of_every_class_then_the_next_ones(whole: Path) -> None:
+def test_the_npz_holds_one_image_of_every_class_then_the_next_ones(whole: Path) -> None:
     with np.load(whole / "samples.npz", allow_pickle=False) as npz:
         assert npz.files == ["arr_0", "arr_1"]
         images, labels = npz["arr_0"], npz["arr_1"]
@@ -144,7 +144,7 @@ def test_several_workers_draw_the_same_set(pipe: VARPipeline, whole: Path, rejec
 
 
 def test_a_refusal_ends_all_workers_and_one_of_them_tells(pipe: VARPipeline, tmp_path: Path) -> None:
-    """Before anything is drawn and after the last picture; and of several that are refused it is the first."""
+    """Before anything is drawn and after the last image; and of several that are refused it is the first."""
     told: dict[int, str] = {}
 
     def refused_draw(folder: Path, ranks: Ranks, breaking: bool) -> int:
@@ -203,7 +203,7 @@ class Stop(BaseException):
 
 
 @pytest.mark.parametrize("at", [4, 12])
-def test_stopped_while_it_writes_pictures(
+def test_stopped_while_it_writes_images(
     pipe: VARPipeline, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
     """Then the same call draws what is missing, and none of the batches that are there."""
@@ -269,7 +269,7 @@ def test_progress_is_that_of_all(pipe: VARPipeline, tmp_path: Path) -> None:
     assert told == [(5, 20), (10, 20), (16, 20), (20, 20)]  # of its eleven
 
 
-def test_the_seed_changes_every_picture(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
+def test_the_seed_changes_every_image(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
     generate_samples(pipe, settings_of(pipe, seed=1), tmp_path)
     ours, theirs = hashes(tmp_path / "images"), hashes(whole / "images")
     assert ours.keys() == theirs.keys()
@@ -359,7 +359,7 @@ def test_foreign_files_are_left_alone(pipe: VARPipeline, tmp_path: Path) -> None
         generate_samples(pipe, settings_of(pipe), tmp_path / "file")
 
 
-def test_pictures_that_lost_their_end_are_drawn_again(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
+def test_images_that_lost_their_end_are_drawn_again(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
     """So are those of another size, and missing ones; what only reading them through shows is told."""
     generate_samples(pipe, settings_of(pipe), tmp_path)
     files = [tmp_path / "images" / f"{label:06d}_000001.png" for label in (0, 1, 3)]
@@ -371,7 +371,7 @@ def test_pictures_that_lost_their_end_are_drawn_again(pipe: VARPipeline, whole: 
     content[len(content) // 2] ^= 255
     files[0].write_bytes(content)
     assert generate_samples(pipe, settings_of(pipe), tmp_path) == 0
-    with refused("000000_000001.png is damaged: remove it, and the same command draws it anew"):
+    with refused("000000_000001.png is damaged: remove it and run the same command again"):
         write_samples_npz(tmp_path, settings_of(pipe))
     files[0].unlink()
     assert generate_samples(pipe, settings_of(pipe), tmp_path) == 3
@@ -383,8 +383,8 @@ def test_pictures_that_lost_their_end_are_drawn_again(pipe: VARPipeline, whole: 
     ("changes", "parts"),
     [
         ({"num_per_class": 0}, ("num_per_class=0 must be at least 1",)),
-        ({"num_per_class": 10**6 + 1}, ("1,000,001 pictures", "at most 1,000,000")),
-        ({"num_per_class": 10**5, "reject": 0.01}, ("10,000,000 pictures",)),
+        ({"num_per_class": 10**6 + 1}, ("1,000,001 images", "at most 1,000,000")),
+        ({"num_per_class": 10**5, "reject": 0.01}, ("10,000,000 images",)),
         ({"reject": 0.0}, ("reject=0.0 must be in (0, 1]",)),
         ({"reject": 1.5}, ("reject=1.5",)),
         ({"reject": float("nan")}, ("reject=nan",)),
@@ -402,9 +402,9 @@ def test_options_out_of_range(pipe: VARPipeline, changes: dict[str, Any], parts:
 
 
 def test_a_judge_goes_with_settings_for_one(pipe: VARPipeline, tmp_path: Path) -> None:
-    with refused("judge=None need no judge"):
+    with refused("judge=None need no scorer"):
         generate_samples(pipe, settings_of(pipe), tmp_path, brightness)
-    with refused("judge=brightness need one"):
+    with refused("judge=brightness need a scorer"):
         generate_samples(pipe, rejecting(pipe), tmp_path)
 
 
@@ -487,11 +487,11 @@ def test_the_probability_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_what_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rejection, "open_extractor", fake_extractor(torch.tensor([[float("nan")]])))
-    with refused("efficientnet-lite1 gives no finite logits"):
+    with refused("the logits of efficientnet-lite1 are not finite"):
         ClassProbability("efficientnet-lite1")(torch.zeros(1, 3, 8, 8, dtype=torch.uint8), [0])
     monkeypatch.delattr(rejection, "open_extractor")  # what is refused is never opened: that might download it
     for name in ("vgg16", "inception-v3-compat", "nothing"):
-        with refused(f"{name} is no classifier of ImageNet's classes: reject by efficientnet-lite1"):
+        with refused(f"{name} is no classifier of ImageNet's classes: choose another, such as efficientnet-lite1"):
             ClassProbability(name)
     with refused("the model has 5 classes", "ImageNet's 1000"):
         check_labels_are_imagenets(5)

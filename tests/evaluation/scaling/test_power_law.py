@@ -29,7 +29,7 @@ def covers(interval: Interval | None, value: float) -> bool:
 @pytest.mark.parametrize(("alpha", "beta"), [(-0.23, 2.0), (-0.010, 650.0), (0.5, 1e-5), (-0.13, 2.2e-5)])
 def test_an_exact_law_is_recovered(alpha: float, beta: float) -> None:
     y = noisy(0, alpha=alpha, beta=beta, noise=0)
-    law = power_law.power_law(X, y)
+    law = power_law.fit_power_law(X, y)
     assert law.alpha == pytest.approx(alpha, rel=1e-9)
     assert law.beta == pytest.approx(beta, rel=1e-6)
     assert law.at(3.0) == pytest.approx((beta * 3.0) ** alpha, rel=1e-9)
@@ -39,7 +39,7 @@ def test_an_exact_law_is_recovered(alpha: float, beta: float) -> None:
 def test_fit_and_errors_are_those_of_scipy(n: int) -> None:
     x = X[:n] if n <= len(X) else tuple(np.geomspace(1e-3, 1e2, n))
     y = noisy(n, x)
-    law, errors = power_law.power_law(x, y), power_law.errors(power_law.power_law(x, y), x, y)
+    law, errors = power_law.fit_power_law(x, y), power_law.errors(power_law.fit_power_law(x, y), x, y)
     theirs = stats.linregress(np.log(x), np.log(y))
     assert (law.alpha, law.constant) == pytest.approx((theirs.slope, theirs.intercept), rel=1e-10)
     assert law.beta == pytest.approx(math.exp(theirs.intercept / theirs.slope), rel=1e-9)
@@ -50,7 +50,7 @@ def test_fit_and_errors_are_those_of_scipy(n: int) -> None:
 def test_beta_interval_is_the_delta_method_with_the_whole_covariance() -> None:
     """Of intercept and slope, not of level and slope as in the code."""
     y = noisy(3)
-    law, errors = power_law.power_law(X, y), power_law.errors(power_law.power_law(X, y), X, y)
+    law, errors = power_law.fit_power_law(X, y), power_law.errors(power_law.fit_power_law(X, y), X, y)
     design = np.stack([np.ones(len(X)), np.log(X)], axis=1)
     residuals = np.log(y) - design @ [law.constant, law.alpha]
     covariance = np.linalg.inv(design.T @ design) * (residuals @ residuals) / (len(X) - 2)
@@ -84,7 +84,7 @@ def test_intervals_cover_what_is_true_as_often_as_they_say() -> None:
     many = tuple(np.geomspace(1e-3, 1e2, 12))
     for seed in range(200):
         y = noisy(seed)
-        law = power_law.power_law(X, y)
+        law = power_law.fit_power_law(X, y)
         found = power_law.errors(law, X, y)
         counts["alpha"] += covers(found.alpha, -0.2)
         counts["beta"] += covers(found.beta, 2.0)
@@ -104,7 +104,7 @@ def test_percentiles_are_the_middle_of_the_draws() -> None:
 
 def test_a_prediction_is_scipys_and_widens_with_the_distance() -> None:
     y = noisy(6)
-    law, lines = power_law.power_law(X, y), power_law.resample(X, y, 200, 0)
+    law, lines = power_law.fit_power_law(X, y), power_law.resample(X, y, 200, 0)
     u = np.log(X)
     theirs = stats.linregress(u, np.log(y))
     residual = np.log(y) - theirs.intercept - theirs.slope * u
@@ -117,21 +117,21 @@ def test_a_prediction_is_scipys_and_widens_with_the_distance() -> None:
         assert found.y == pytest.approx(math.exp(middle))
         assert found.interval == pytest.approx((math.exp(middle - reach), math.exp(middle + reach)))
         assert found.law.low < found.y < found.law.high
-    assert power_law.predict(power_law.power_law(X[:2], y[:2]), X[:2], y[:2], lines, 1.0).interval is None
+    assert power_law.predict(power_law.fit_power_law(X[:2], y[:2]), X[:2], y[:2], lines, 1.0).interval is None
 
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
 def test_what_has_no_logarithm_is_refused(wrong: float) -> None:
     with refused(f"L={wrong:g}", "positive"):
-        power_law.power_law(X, [*noisy(0)[:5], wrong])
+        power_law.fit_power_law(X, [*noisy(0)[:5], wrong])
     with refused(f"X={wrong:g}", "positive"):
-        power_law.power_law([*X[:5], wrong], noisy(0))
+        power_law.fit_power_law([*X[:5], wrong], noisy(0))
 
 
 def test_too_few_points_are_refused() -> None:
     with refused("two different X"):
-        power_law.power_law([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
-    with refused("2 points", "at least 3"):
+        power_law.fit_power_law([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])
+    with refused("at least 3 points, not 2", "at least 3"):
         power_law.errors(power_law.PowerLaw(-1, 0), X[:2], [2.0, 1.0])
 
 
@@ -155,7 +155,7 @@ def test_no_floor_is_told_where_there_is_none_or_too_few_points() -> None:
     for seed in range(3):
         found, why = power_law.fit_with_irreducible_loss(x, noisy(seed, x), resamples=60, seed=0)
         assert found is None
-        assert "not fit so much better" in why
+        assert "does not improve the fit enough" in why
     found, why = power_law.fit_with_irreducible_loss(X[:5], noisy(0)[:5], resamples=60, seed=0)
     assert found is None
     assert "5 points are too few" in why

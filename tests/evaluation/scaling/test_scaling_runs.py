@@ -140,14 +140,14 @@ def test_two_runs_of_one_size_or_one_name(write_run: WriteRun, tmp_path: Path) -
 
 
 def test_too_few_runs(write_run: WriteRun) -> None:
-    with refused("2 runs given", "at least 3"):
+    with refused("at least 3 runs of different sizes", "at least 3"):
         read_runs([write_run(1), write_run(2)])
 
 
 @pytest.mark.parametrize(
     ("file", "parts"),
     [
-        ("recipe.yaml", ("has no recipe.yaml", "given again, writes it")),
+        ("recipe.yaml", ("has no recipe.yaml", "run its command again")),
         ("metrics.jsonl", ("metrics.jsonl cannot be read", "No such file")),
         ("model/transformer/config.json", ("has no config.json",)),
         ("model/tokenizer/model.safetensors", ("model.safetensors cannot be read", "let the run finish")),
@@ -200,7 +200,7 @@ def test_metrics_without_validation_torn_or_of_two_runs(write_run: WriteRun) -> 
     with refused("has no validation", "validate_every"):
         read_run(folder)
     path.write_text(text[:-20])
-    with refused("a line that is not a run's"):
+    with refused("a damaged line"):
         read_run(folder)
     path.write_text(text + text)
     with refused("out of order"):

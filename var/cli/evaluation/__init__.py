@@ -1,4 +1,4 @@
-"""The commands that measure: `var evaluate generate|reference|score|tokenizer|likelihood`."""
+"""Commands that measure: `var evaluate generate|reference|score|tokenizer|likelihood`."""
 
 from var.cli.evaluation.generate import generate
 from var.cli.evaluation.likelihood import likelihood

@@ -1,4 +1,4 @@
-"""The command that generates a set of images to be measured: `var evaluate generate --out FOLDER`."""
+"""Command that generates a set of images for metrics: `var evaluate generate --out FOLDER`."""
 
 import os
 import time
@@ -23,7 +23,7 @@ def generate(
     sampling: MetricsSamplingOptions,
     model: ModelOptions,
 ) -> None:
-    """Generate images of each class, to be scored. Run the same command again to go on where it stopped.
+    """Generate images of each class for metrics. Run the same command again to resume.
 
     Examples:
       var evaluate generate --model var-mini --num-per-class 50 --out samples
@@ -34,7 +34,7 @@ def generate(
 
     from var.evaluation.samples.generate import generate_samples
     from var.evaluation.samples.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
-    from var.evaluation.samples.sample_folder import NPZ, PICTURES, has_samples_npz, write_samples_npz
+    from var.evaluation.samples.sample_folder import IMAGES, NPZ, has_samples_npz, write_samples_npz
     from var.evaluation.samples.sample_set import sample_settings
     from var.pipeline import VARPipeline
     from var.training.distributed import destroy_process_group
@@ -44,41 +44,41 @@ def generate(
 
     check_writable(out)
     if reject is None and reject_by is not None:
-        raise InputError(f"--reject-by {reject_by} rejects nothing without --reject, the part that is kept")
+        raise InputError(f"--reject-by {reject_by} needs --reject FRACTION, such as --reject 0.5")
     state = PartialState(cpu=choose_device(model.device).type == "cpu", timeout=LONGEST_WAIT)
     is_main_process = state.is_main_process
     ranks = Ranks.of(state)
     with ranks.in_step():
         target = model.device if ranks.world_size == 1 else str(state.device)
         pipe = VARPipeline.from_pretrained(model.model, device=target, dtype=model.dtype)
-        judge = None
+        scorer = None
         if reject is not None:
             check_labels_are_imagenets(pipe.model.config.num_classes)
-            judge = ClassProbability(reject_by or REJECT_BY, target)
-        description = None if judge is None else judge.description
-        asked = collect_options(sampling, batch=batch, reject=reject, judge=description)
-        settings = sample_settings(pipe, model.model, classes or None, num_per_class, **asked)
+            scorer = ClassProbability(reject_by or REJECT_BY, target)
+        description = None if scorer is None else scorer.description
+        options_given = collect_options(sampling, batch=batch, reject=reject, judge=description)
+        settings = sample_settings(pipe, model.model, classes or None, num_per_class, **options_given)
     cores = os.cpu_count() or 1
     if is_main_process and pipe.model.position.device.type == "cpu" and ranks.world_size < cores:
         typer.echo(
-            f"on a CPU a process draws in one thread, so that the set is the same on any number of them: "
+            f"on a CPU each process uses one thread, so that any number of processes generates the same images: "
             f"torchrun --nproc_per_node {cores} -m var evaluate generate ... uses all cores",
             err=True,
         )
     began = time.perf_counter()
-    with stopping(is_main_process), progress_bar("drawn", is_main_process) as progress:
-        drawn = generate_samples(pipe, settings, out, judge, ranks, progress)
-    rate = drawn / (time.perf_counter() - began)
+    with stopping(is_main_process), progress_bar("generated", is_main_process) as progress:
+        generated = generate_samples(pipe, settings, out, scorer, ranks, progress)
+    rate = generated / (time.perf_counter() - began)
     with ranks.in_step():
-        if is_main_process and npz and not (drawn == 0 and has_samples_npz(out, settings)):
+        if is_main_process and npz and not (generated == 0 and has_samples_npz(out, settings)):
             typer.echo(f"writing {out / NPZ}", err=True)
             write_samples_npz(out, settings)
     if is_main_process:
         count = len(settings.labels) * settings.num_per_class
-        now = f"{drawn} drawn now, {rate:.1f} images/s" if drawn else "all of them there already"
-        chosen = "" if judge is None else f", the best of {settings.candidates} each by {judge.extractor.name}"
-        written = f"; {out / NPZ} too" if npz else ""
+        now = f"{generated} generated now, {rate:.1f} images/s" if generated else "all existed already"
+        best = f", the best of {settings.candidates} per class by {scorer.extractor.name}" if scorer else ""
+        written = f"; also {out / NPZ}" if npz else ""
         typer.echo(
-            f"generate: {out / PICTURES} holds {count} images of {len(settings.labels)} classes{chosen}{written}; {now}"
+            f"generate: {out / IMAGES} holds {count} images of {len(settings.labels)} classes{best}{written}; {now}"
         )
     destroy_process_group()

@@ -1,9 +1,9 @@
-"""The command that measures how well a transformer predicts tokens: `var evaluate likelihood --data SOURCE`."""
+"""Command that measures how well a transformer predicts tokens: `var evaluate likelihood --data SOURCE`."""
 
 from typing import TYPE_CHECKING, Any
 
 from var.cli.evaluation.options import DataOptions
-from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, read_batches, spread
+from var.cli.evaluation.results import data_entry, finish, format_mean, format_size, heading, parse_labels, read_batches
 from var.cli.options import ModelOptions
 from var.cli.run import in_columns
 
@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 
 def likelihood(data: DataOptions, model: ModelOptions) -> None:
-    """Print loss and error of the tokens of images, given the coarser scales: all, each scale, the last one.
+    """Print loss and error of token prediction with teacher forcing: over all scales, each scale, the last one.
 
     Examples:
       var evaluate likelihood --data imagenet --model var-d16 --num 5000
       var evaluate likelihood --data configs/mini_var.yaml data.source=imagenet --json likelihood.json
     """
-    labels = labels_of(data.classes)
+    labels = parse_labels(data.classes)
     from var.evaluation.data import open_images, read_source, restrict_to_labels
     from var.evaluation.likelihood import likelihood as measure
     from var.pipeline import VARPipeline
@@ -36,39 +36,39 @@ def likelihood(data: DataOptions, model: ModelOptions) -> None:
     pipe.model.cast(chosen)  # the tokenizer stays in float32, so that the tokens are training's
     for label in labels or []:
         pipe.label(label)
-    whole = open_images(source, data.split, pipe.vqvae.config.image_side, labels)
+    side = pipe.vqvae.config.image_side
+    whole = open_images(source, data.split, side, labels)
     dataset = restrict_to_labels(whole, pipe.known_labels())
     found = measure(pipe, read_batches(dataset, data, "measured"))
-    choice = f"labels {data.classes}" if labels else known_only(whole, dataset)
+    choice = f"labels {data.classes}" if labels else describe_known_labels(whole, dataset)
     results = {
         "command": "likelihood",
         "model": {
             "name": model.model,
-            "parts": f"transformer of {millions(pipe.model)}, tokenizer of {millions(pipe.vqvae)}",
+            "parts": f"transformer of {format_size(pipe.model)}, tokenizer of {format_size(pipe.vqvae)}",
             "weights": fingerprint(pipe.model, pipe.vqvae),
             "dtype": f"transformer in {str(chosen).removeprefix('torch.')}, tokenizer in float32",
             "device": device_name(pipe.model.position.device),
         },
-        "data": data_entry(dataset, data, found.pictures, choice),
+        "data": data_entry(dataset, data, found.num_images, choice),
         "versions": versions(),
-        **as_json(found, pipe.vqvae.config.image_side),
+        **to_dict(found, side),
     }
-    lines = [*heading(results), "", *table(found), "", *summary(found, pipe.vqvae.config.image_side)]
-    finish(lines, renamed(dataset, pipe), results, data.json_file)
+    lines = [*heading(results), "", *format_table(found), "", *format_summary(found, side)]
+    finish(lines, find_renamed_labels(dataset, pipe), results, data.json_file)
 
 
-def known_only(whole: "ImageDataset", dataset: "ImageDataset") -> str:
-    """How the classes were chosen where nobody said how."""
+def describe_known_labels(whole: "ImageDataset", dataset: "ImageDataset") -> str:
+    """Describe the choice of classes without --classes."""
     if whole.labels is None or dataset.labels is None:
-        return "labels as the shards tell them, all known to the model"
+        return "labels as stored in the shards, all known to the model"
     kept, left_out = set(dataset.labels.tolist()), set(whole.labels.tolist()) - set(dataset.labels.tolist())
-    others = f", not the {len(whole) - len(dataset)} images of {len(left_out)} others" if left_out else ""
-    return f"the {len(kept)} classes that the model knows{others}"
+    others = f"; others left out: {len(left_out)} (images: {len(whole) - len(dataset)})" if left_out else ""
+    return f"classes that the model knows: {len(kept)}{others}"
 
 
-def renamed(dataset: "ImageDataset", pipe: "VARPipeline") -> list[str]:
-    """A warning if data and model call a label by different names: they may count their classes differently."""
-
+def find_renamed_labels(dataset: "ImageDataset", pipe: "VARPipeline") -> list[str]:
+    """Return a warning if labels have different class names in data and model: they may be different classes."""
     from var.utils.classes import plain_name
 
     ours, theirs = pipe.classes or {}, dataset.class_names
@@ -78,63 +78,63 @@ def renamed(dataset: "ImageDataset", pipe: "VARPipeline") -> list[str]:
         return []
     first = different[0]
     return [
-        f"{len(different)} labels have other names in the data than in the model, such as {first}: {theirs[first]!r} "
-        f"and {ours[first]!r}; if they are other classes, the numbers mean nothing"
+        f"the class names of data and model differ for {len(different)} of {len(present)} labels, such as {first}: "
+        f"{theirs[first]!r} and {ours[first]!r}; if the classes differ too, the numbers are meaningless"
     ]
 
 
-def as_json(found: "LabeledLikelihood", side: int) -> dict[str, Any]:
-    """What is written; nats and bits a token unless the name says otherwise."""
+def to_dict(found: "LabeledLikelihood", side: int) -> dict[str, Any]:
+    """Return the results for the JSON file; losses in nats per token unless the key says otherwise."""
     return {
-        "with_label": column_json(found.given, side),
-        "null_class": column_json(found.null, side),
+        "with_label": likelihood_to_dict(found.given, side),
+        "null_class": likelihood_to_dict(found.null, side),
         "label_saves_nats_per_image": found.gain._asdict(),
         "standard_errors": "over images",
     }
 
 
-def column_json(found: "Likelihood", side: int) -> dict[str, Any]:
-    """All tokens, those of the last scale, those of each."""
+def likelihood_to_dict(found: "Likelihood", side: int) -> dict[str, Any]:
+    """Return the entries of all tokens, of the last scale and of each scale."""
 
     def entries(of: "TokenLikelihood") -> dict[str, Any]:
         values = {name: getattr(of, name) for name in ("loss", "error", "bits", "perplexity")}
-        values |= {"nats_per_image": of.nats_per_picture, "bits_per_pixel": of.bits_per_pixel(side)}
+        values |= {"nats_per_image": of.nats_per_image, "bits_per_pixel": of.bits_per_pixel(side)}
         return {"tokens": of.tokens, **{name: value._asdict() for name, value in values.items()}}
 
     return {
         "all": entries(found.whole),
         "last": entries(found.last),
-        "scales": {scale_name(of): entries(of) for of in found.of_scales},
+        "scales": {format_scale(of): entries(of) for of in found.of_scales},
     }
 
 
-def scale_name(of: "TokenLikelihood") -> str:
-    """`4x4`."""
+def format_scale(of: "TokenLikelihood") -> str:
+    """Return the scale's name, such as `4x4`."""
     side = round(of.tokens**0.5)
     return f"{side}x{side}"
 
 
-def table(found: "LabeledLikelihood") -> list[str]:
-    """A line for all scales and for each: with its label and, in the last two columns, without."""
-    last = scale_name(found.given.last)
-    rows = [("scale", "tokens", "nats a token", "error", "bits", "perplexity", "null class: nats a token", "error")]
-    given = [("all", found.given.whole), *((scale_name(of), of) for of in found.given.of_scales)]
+def format_table(found: "LabeledLikelihood") -> list[str]:
+    """Return a row for all scales and one for each: with the label; in the last two columns, with the null class."""
+    last = format_scale(found.given.last)
+    rows = [("scale", "tokens", "nats/token", "error", "bits", "perplexity", "null class: nats/token", "error")]
+    given = [("all", found.given.whole), *((format_scale(of), of) for of in found.given.of_scales)]
     for (name, of), without in zip(given, [found.null.whole, *found.null.of_scales], strict=True):
         name = f"{name}, last" if name == last else name
-        labeled, unlabeled = ((spread(x.loss, ".4f"), spread(x.error, ".2f", 100) + " %") for x in (of, without))
-        rows.append((name, str(of.tokens), *labeled, f"{of.bits.mean:.4f}", f"{of.perplexity.mean:.1f}", *unlabeled))
+        labeled, null = ((format_mean(x.loss, ".4f"), format_mean(x.error, ".2f", 100) + " %") for x in (of, without))
+        rows.append((name, str(of.tokens), *labeled, f"{of.bits.mean:.4f}", f"{of.perplexity.mean:.1f}", *null))
     return in_columns(rows)
 
 
-def summary(found: "LabeledLikelihood", side: int) -> list[str]:
-    """What all tokens of an image cost."""
+def format_summary(found: "LabeledLikelihood", side: int) -> list[str]:
+    """Return the total of an image's tokens in nats and bits per pixel, in lines."""
     lines = []
     for name, column in (("with its label", found.given), ("null class", found.null)):
         whole = column.whole
         lines.append(
-            f"an image, {name:<17}{spread(whole.nats_per_picture, '.2f')} nats, "
-            f"{spread(whole.bits_per_pixel(side), '.4f')} bits a pixel (of its tokens, which tell less than the pixels)"
+            f"an image, {name:<17}{format_mean(whole.nats_per_image, '.2f')} nats, "
+            f"{format_mean(whole.bits_per_pixel(side), '.4f')} bits/pixel (of its tokens, no bound on its pixels)"
         )
-    lines.append(f"the label saves            {spread(found.gain, '.2f')} nats an image")
+    lines.append(f"the label saves            {format_mean(found.gain, '.2f')} nats")
     lines.append("± is the standard error over images; error is 1 - top-1 accuracy")
     return lines

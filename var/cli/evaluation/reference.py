@@ -1,4 +1,4 @@
-"""The command that makes what images are compared with: `var evaluate reference SOURCE --out FILE.npz`."""
+"""Command that writes a reference for metrics: `var evaluate reference SOURCE --out FILE.npz`."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli.evaluation import options
-from var.cli.evaluation.results import labels_of
+from var.cli.evaluation.results import parse_labels
 from var.cli.options import Batch, Device
 from var.cli.progress import progress_bar
 
@@ -29,18 +29,18 @@ def reference(
       var evaluate reference imagenet --split validation --size 256 --out reference.npz
       var evaluate reference photos --extractor inception-v3-compat --out statistics.npz
     """
-    labels = labels_of(classes)
+    labels = parse_labels(classes)
     if split is None:
         extra = {"--size": size, "--classes": classes, "--num": num}
         if any(value is not None for value in extra.values()):
-            raise InputError(f"{', '.join(extra)} need --split: without it SOURCE is taken as it is")
+            raise InputError(f"{', '.join(extra)} need --split: without it all images of SOURCE are used as they are")
         if extractor is None:
             raise InputError("give --extractor for the statistics of finished images, or --split for images")
     elif size is None or size < 1:
         given = "--split needs --size" if size is None else f"--size {size} is too small"
         raise InputError(f"{given}: give the side of the images in pixels, such as --size 256")
     if weights is not None and extractor is None:
-        raise InputError(f"--weights {weights} needs --extractor, whose weights they are")
+        raise InputError(f"--weights {weights} needs --extractor: name the network of these weights")
     from var.evaluation.data import count_requested, image_batches, open_images
     from var.evaluation.metrics.extractors import open_extractor
     from var.evaluation.metrics.reference import write_reference, write_statistics
@@ -50,13 +50,13 @@ def reference(
     check_target(out, "reference.npz", [source, weights])
     network = None if extractor is None else open_extractor(extractor, weights, device)
     statistics = "" if network is None else f" and statistics of {network.name}"
-    with progress_bar("looked at") as progress:
+    with progress_bar("processed") as progress:
         if split is not None and size is not None:
             dataset = open_images(source, split, size, labels)
             total, batches = count_requested(dataset, num), image_batches(dataset, batch, num)
             count = write_reference(batches, size, out, network, lambda done: progress(done, total))
-            told = f"{count} images{statistics}"
+            content = f"{count} images{statistics}"
         elif network is not None:
             count = write_statistics(open_image_set(Path(source)), network, out, batch, progress)
-            told = f"no images{statistics}, from {count} images"
-    typer.echo(f"reference: {out} holds {told}")
+            content = f"no images{statistics}, from {count} images"
+    typer.echo(f"reference: {out} holds {content}")

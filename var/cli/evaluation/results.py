@@ -1,4 +1,4 @@
-"""What the commands share that measure on images: labels, progress, and how results are printed and written."""
+"""Shared parts of the commands that measure on images: labels, progress, printing and writing of results."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from var.evaluation.metrics.stats import MeanStderr
 
 
-def labels_of(classes: str | None, option: str = "--classes") -> list[int] | None:
-    """`1,145` -> numbers."""
+def parse_labels(classes: str | None, option: str = "--classes") -> list[int] | None:
+    """Parse `1,145` into labels."""
     return None if classes is None else whole_numbers(classes, f"{option} {classes!r} must be labels such as 1,145")
 
 
 def read_batches(dataset: "ImageDataset", data: DataOptions, done_word: str) -> "Iterator[tuple[Tensor, list[int]]]":
-    """Images and labels, while a progress bar shows how many were worked on."""
+    """Yield batches of images and labels, with a progress bar."""
     from var.evaluation.data import count_requested, image_batches
 
     done, total = 0, count_requested(dataset, data.num)
@@ -36,7 +36,7 @@ def read_batches(dataset: "ImageDataset", data: DataOptions, done_word: str) -> 
 
 
 def data_entry(dataset: "ImageDataset", data: DataOptions, read: int, choice: str) -> dict[str, Any]:
-    """Which images were measured on, for a file: how many could be read, and in words how their classes were chosen."""
+    """Return the JSON entry of the data: `read` is the number of images read, `choice` describes the classes."""
     from var.evaluation.data import count_requested
 
     return {
@@ -51,7 +51,7 @@ def data_entry(dataset: "ImageDataset", data: DataOptions, read: int, choice: st
 
 
 def heading(results: Mapping[str, Any]) -> list[str]:
-    """Model, data and versions in lines, for the eye."""
+    """Return model, data and versions as lines of text."""
     model, data = results["model"], results["data"]
     unreadable = f"; {data['unreadable']} could not be read" if data["unreadable"] else ""
     versions = ", ".join(f"{package} {version}" for package, version in results["versions"].items())
@@ -64,19 +64,19 @@ def heading(results: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def millions(network: Any) -> str:
-    """`3.3 M parameters`."""
+def format_size(network: Any) -> str:
+    """Return the number of parameters, as `3.3 M parameters`."""
     return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f} M parameters"
 
 
-def spread(value: "MeanStderr", form: str, factor: float = 1) -> str:
-    """A mean with its standard error."""
+def format_mean(value: "MeanStderr", form: str, factor: float = 1) -> str:
+    """Format a mean with its standard error."""
     mean = format(value.mean * factor, form)
     return mean if value.error is None else f"{mean} ± {format(value.error * factor, form)}"
 
 
 def finish(lines: Iterable[str], warnings: Iterable[str], results: Mapping[str, Any], json_file: Path | None) -> None:
-    """Print a table and warnings, and write the results."""
+    """Print the table and the warnings, and write the results."""
     from var.utils.files import atomic_write
 
     typer.echo("\n".join(lines))

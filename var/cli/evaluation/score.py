@@ -1,11 +1,11 @@
-"""The command that measures images: `var evaluate score --images DIR|NPZ --reference DIR|NPZ|STATS`."""
+"""Command that scores images: `var evaluate score --images DIR|NPZ --reference DIR|NPZ|STATS`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tokenizer.errors import InputError, one_line
 from var.cli.evaluation import options
-from var.cli.evaluation.results import finish, labels_of
+from var.cli.evaluation.results import finish, parse_labels
 from var.cli.options import Batch, Device, JsonFile
 from var.cli.progress import progress_bar
 
@@ -23,7 +23,7 @@ def score(
     device: Device = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Print FID, sFID, Inception Score, precision, recall, KID and class accuracy, and how each was made.
+    """Print FID, sFID, Inception Score, precision, recall, KID and class accuracy, with their definitions.
 
     Examples:
       var evaluate score --images samples --reference reference.npz
@@ -37,31 +37,32 @@ def score(
 
     if json_file is not None:
         check_target(json_file, "score.json", [images, reference, weights])
-    choices = None if among is None else labels_among(among)
+    choices = None if among is None else read_labels(among)
+    for option, path in (("--images", images), ("--reference", reference)):
+        if not path.exists():  # before weights are loaded, perhaps downloaded
+            raise InputError(f"{option} {path} does not exist: give a folder of images or an .npz")
     found = open_image_set(images)
-    if not reference.exists():  # before weights are loaded, perhaps downloaded
-        raise InputError(f"--reference {reference} does not exist: give a folder or an .npz")
     network = open_extractor(extractor, weights, device)
     against = open_reference(reference, network)
-    with progress_bar("looked at") as progress:
+    with progress_bar("processed") as progress:
         report = measure(found, against, network, batch, progress, choices)
-    finish(table(report), report.warnings, report.as_json(), json_file)
+    finish(format_table(report), report.warnings, report.to_dict(), json_file)
 
 
-def labels_among(text: str) -> list[int] | None:
-    """`1,145`, or a JSON file whose keys are labels -> the labels."""
+def read_labels(text: str) -> list[int] | None:
+    """Parse `1,145`, or read the keys of a JSON file, as labels."""
     import json
 
     if not text.endswith(".json"):
-        return labels_of(text, "--among")
+        return parse_labels(text, "--among")
     try:
         return [int(label) for label in json.loads(Path(text).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--among {text} must hold an object whose keys are labels: {one_line(error)}") from error
 
 
-def table(report: "Report") -> list[str]:
-    """For the eye: what was measured with what, then a line for every number."""
+def format_table(report: "Report") -> list[str]:
+    """Return images, reference and extractor as lines of text, then a line for every number."""
     extractor, images, reference = report.extractor, report.images, report.reference
     lines = [
         f"images     {images['path']}: {images['count']} images ({images['kind']})",
@@ -73,6 +74,6 @@ def table(report: "Report") -> list[str]:
     width = max(len(number.title) for number in report.numbers.values())
     for number in report.numbers.values():
         against = "" if number.reference is None else f" against {number.reference}"
-        how = f"{number.library}; {number.pictures} images{against}; {number.definition}"
+        how = f"{number.library}; {number.num_images} images{against}; {number.definition}"
         lines.append(f"{number.title:<{width}} {number.value:12.6g}   {how}")
     return lines

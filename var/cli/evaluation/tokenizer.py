@@ -1,10 +1,10 @@
-"""The command that measures a tokenizer: `var evaluate tokenizer --data SOURCE`."""
+"""Command that measures a tokenizer: `var evaluate tokenizer --data SOURCE`."""
 
 from typing import TYPE_CHECKING, Any
 
 from tokenizer.errors import InputError
 from var.cli.evaluation import options
-from var.cli.evaluation.results import data_entry, finish, heading, labels_of, millions, read_batches, spread
+from var.cli.evaluation.results import data_entry, finish, format_mean, format_size, heading, parse_labels, read_batches
 from var.cli.options import Device
 from var.cli.run import in_columns
 
@@ -33,9 +33,9 @@ def tokenizer(
       var evaluate tokenizer --data imagenet --model var-d16 --lpips lpips-vgg
       var evaluate tokenizer --data configs/mini_tokenizer.yaml data.source=imagenet --extractor efficientnet-lite0
     """
-    labels = labels_of(data.classes)
+    labels = parse_labels(data.classes)
     if weights is not None and not fid:
-        raise InputError(f"--weights {weights} are the extractor's, which --no-fid does not use: leave one out")
+        raise InputError(f"--weights {weights} are for rFID, which --no-fid leaves out: remove one of the two")
     if lpips_weights is not None and lpips is None:
         raise InputError(f"--lpips-weights {lpips_weights} needs --lpips, such as --lpips lpips-vgg")
     from var.evaluation.data import open_images, read_source
@@ -53,37 +53,37 @@ def tokenizer(
     target = choose_device(device)
     vqvae = find_tokenizer(model).to(target)
     dataset = open_images(source, data.split, vqvae.config.image_side, labels)
-    looks = open_extractor(extractor, weights, device) if fid else None
+    network = open_extractor(extractor, weights, device) if fid else None
     distance = None if lpips is None else load_perceptual(lpips, lpips_weights).to(target)
-    found = reconstruction(vqvae, read_batches(dataset, data, "measured"), distance, looks)
+    found = reconstruction(vqvae, read_batches(dataset, data, "measured"), distance, network)
     after = psnr_of_scales(vqvae, read_batches(dataset, data, "decoded")) if per_scale else None
     choice = f"labels {data.classes}" if labels else "all its classes"
     results = {
         "command": "tokenizer",
         "model": {
             "name": model,
-            "parts": f"tokenizer of {millions(vqvae)}, {vqvae.config.vocab_size} codewords",
+            "parts": f"tokenizer of {format_size(vqvae)}, {vqvae.config.vocab_size} codewords",
             "weights": fingerprint(vqvae),
             "dtype": "tokenizer in float32, reconstructions rounded to 8 bits",
             "device": device_name(target),
         },
-        "data": data_entry(dataset, data, found.pictures, choice),
+        "data": data_entry(dataset, data, found.num_images, choice),
         "versions": versions(),
-        **as_json(found, vqvae.config.scales, lpips, looks, after),
+        **to_dict(found, vqvae.config.scales, lpips, network, after),
     }
-    lines = [*heading(results), *extractor_lines(looks), "", *measures(found, lpips, looks)]
-    lines += ["", *codebook(found, vqvae.config.scales, after)]
-    finish(lines, doubts(found, looks), results, data.json_file)
+    lines = [*heading(results), *format_extractor(network), "", *format_measures(found, lpips, network)]
+    lines += ["", *format_usage(found, vqvae.config.scales, after)]
+    finish(lines, find_rfid_warnings(found, network), results, data.json_file)
 
 
-def as_json(
+def to_dict(
     found: "Reconstruction",
     sides: "Sequence[int]",
     lpips: str | None,
     extractor: "Extractor | None",
     after: "tuple[MeanStderr, ...] | None",
 ) -> dict[str, Any]:
-    """What is written."""
+    """Return the results for the JSON file."""
     names = [f"{side}x{side}" for side in sides]
     by_scale = zip(names, found.of_scales, strict=True)
     rfid: dict[str, Any] | None = None
@@ -103,13 +103,13 @@ def as_json(
 
 
 def usage_json(usage: "Usage") -> dict[str, float]:
-    """Raw, and over what was reachable."""
+    """Return usage as counts and as fractions of the reachable maximum."""
     fractions = {"used_fraction": usage.used_fraction, "perplexity_fraction": usage.perplexity_fraction}
     return usage._asdict() | fractions
 
 
-def extractor_lines(extractor: "Extractor | None") -> list[str]:
-    """For the eye, as `var evaluate score` has it."""
+def format_extractor(extractor: "Extractor | None") -> list[str]:
+    """Return the extractor as lines of text, as `var evaluate score` prints it."""
     if extractor is None:
         return []
     return [
@@ -118,38 +118,38 @@ def extractor_lines(extractor: "Extractor | None") -> list[str]:
     ]
 
 
-def measures(found: "Reconstruction", lpips: str | None, extractor: "Extractor | None") -> list[str]:
-    """A line for every measure."""
+def format_measures(found: "Reconstruction", lpips: str | None, extractor: "Extractor | None") -> list[str]:
+    """Return a line for every measure."""
     lines = [
-        f"PSNR        {spread(found.psnr, '.3f')} dB (pixels in 0..1, mean of the images' values)",
-        f"SSIM        {spread(found.ssim, '.4f')} (pixels in 0..1, Gaussian window of 11 px)",
-        f"L1          {spread(found.l1, '.5f')} (pixels in 0..1)",
+        f"PSNR        {format_mean(found.psnr, '.3f')} dB (pixels in 0..1, mean of the images' values)",
+        f"SSIM        {format_mean(found.ssim, '.4f')} (pixels in 0..1, Gaussian window of 11 px)",
+        f"L1          {format_mean(found.l1, '.5f')} (pixels in 0..1)",
     ]
     if found.perceptual is not None:
         name = "LPIPS" if lpips and lpips.startswith("lpips-") else "LPIPS form"
-        lines.append(f"{name:<12}{spread(found.perceptual, '.4f')} ({lpips}, at the images' own size)")
+        lines.append(f"{name:<12}{format_mean(found.perceptual, '.4f')} ({lpips}, at the images' own size)")
     if found.fid is not None and extractor is not None:
-        lines.append(f"rFID        {found.fid:.4f} ({extractor.name}, {found.pictures} images and reconstructions)")
+        lines.append(f"rFID        {found.fid:.4f} ({extractor.name}, {found.num_images} images and reconstructions)")
     lines.append("± is the standard error over images")
     return lines
 
 
-def codebook(found: "Reconstruction", sides: "Sequence[int]", after: "tuple[MeanStderr, ...] | None") -> list[str]:
-    """A line for each scale and one for all."""
+def format_usage(found: "Reconstruction", sides: "Sequence[int]", after: "tuple[MeanStderr, ...] | None") -> list[str]:
+    """Return a row for each scale and one for all."""
     names = [*(f"{side}x{side}" for side in sides), "all"]
     rows = [("scale", "tokens", "codewords used", "perplexity", "PSNR after it, dB" if after else "")]
     for i, (name, usage) in enumerate(zip(names, [*found.of_scales, found.overall], strict=True)):
         used = f"{usage.used} ({usage.used_fraction:.1%})"
         perplexity = f"{usage.perplexity:.1f} ({usage.perplexity_fraction:.1%})"
-        decibels = spread(after[i], ".3f") if after and i < len(after) else ""
+        decibels = format_mean(after[i], ".3f") if after and i < len(after) else ""
         rows.append((name, str(usage.tokens), used, perplexity, decibels))
-    return [*in_columns(rows), "in brackets: of what could have been reached, the lesser of tokens and codewords"]
+    return [*in_columns(rows), "in brackets: fraction of the reachable maximum, the smaller of tokens and codewords"]
 
 
-def doubts(found: "Reconstruction", extractor: "Extractor | None") -> list[str]:
-    """What makes the rFID doubtful, a line each."""
+def find_rfid_warnings(found: "Reconstruction", extractor: "Extractor | None") -> list[str]:
+    """Return warnings about the reliability of rFID."""
     if extractor is None:
         return []
     from var.evaluation.metrics.warnings import count_warnings, extractor_warnings
 
-    return [*count_warnings("rFID", found.pictures, extractor), *extractor_warnings(extractor)]
+    return [*count_warnings("rFID", found.num_images, extractor), *extractor_warnings(extractor)]

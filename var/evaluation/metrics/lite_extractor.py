@@ -1,6 +1,6 @@
 """EfficientNet-Lite as an extractor of torch-fidelity. Import it through `extractors.register_extractors`.
 
-B batch, S side that the network was trained at.
+B batch, H and W height and width.
 """
 
 from pathlib import Path
@@ -15,16 +15,16 @@ from var.networks.backbones import load_network
 from var.networks.efficientnet_lite import EFFICIENTNET_LITE, fuse, layers_of
 
 SIDES = {"efficientnet-lite0": 224, "efficientnet-lite1": 240, "efficientnet-lite2": 260}
-SPATIAL_CHANNELS = 7  # as many as ADM takes of Inception's map
+SPATIAL_CHANNELS = 7  # as many as ADM uses of Inception's feature map
 
 
 class EfficientNetLite(FeatureExtractorBase):  # type: ignore[misc]  # torch-fidelity has no types
-    """The package's network on uint8 pictures of any size, resized bicubically with antialiasing to a square.
+    """EfficientNet-Lite on uint8 images of any size, resized to a square (bicubic, antialiased).
 
-    - pool: 1280 numbers, the mean over all places of what stands before the classifier.
+    - pool: 1280 numbers, the average-pooled input of the classifier.
     - logits: of ImageNet-1k's 1000 classes, in the usual order.
-    - spatial: the first seven channels of the last map at a sixteenth of the side (14x14 for lite0), place by place,
-      as ADM's sFID takes Inception's at 17x17.
+    - spatial: the first seven channels of the last feature map at stride 16 (14x14 for lite0), flattened position by
+      position, as ADM's sFID uses Inception's at 17x17.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EfficientNetLite(FeatureExtractorBase):  # type: ignore[misc]  # torch-fid
         strides = [block._depthwise_conv.stride[0] for block in network._blocks]
         halvings = [index for index, stride in enumerate(strides) if stride == 2]
         layers = layers_of(network)  # the stem, then the blocks
-        self.to_spatial = nn.Sequential(*layers[: 1 + halvings[-1]])  # the fifth halving leads on to 7x7
+        self.to_spatial = nn.Sequential(*layers[: 1 + halvings[-1]])  # up to the last layer at stride 16
         self.to_pool = nn.Sequential(
             *layers[1 + halvings[-1] :],
             *fuse(network._conv_head, network._bn1),
@@ -56,16 +56,16 @@ class EfficientNetLite(FeatureExtractorBase):  # type: ignore[misc]  # torch-fid
         self.to(self.dtype).requires_grad_(False).eval()
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) uint8 -> those of the features that were asked for, float32."""
+        """Compute the requested features of (B, 3, H, W) uint8 images, float32."""
         images = F.interpolate(x.to(self.dtype), (self.side, self.side), mode="bicubic", antialias=True)
         normal = images.clamp(0, 255) / 127.5 - 1
         mean, std = (normal.new_tensor(values)[:, None, None] for values in EFFICIENTNET_LITE)
-        places = self.to_spatial((normal - mean) / std)
-        pool = self.to_pool(places)
+        spatial = self.to_spatial((normal - mean) / std)
+        pool = self.to_pool(spatial)
         found = {
             "pool": pool,
             "logits": self.to_logits(pool),
-            "spatial": places[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1),
+            "spatial": spatial[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1),
         }
         return tuple(found[feature].float() for feature in self.features_list)
 

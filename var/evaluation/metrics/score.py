@@ -1,4 +1,4 @@
-"""Images against a reference: every number of evaluation, how each was made, and what to beware of."""
+"""Score images against a reference: every metric with its definition, and warnings about reliability."""
 
 import platform
 from collections.abc import Mapping, Sequence
@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.evaluation.metrics.extractors import INCEPTION, Extractor
-from var.evaluation.metrics.metrics import (
+from var.evaluation.metrics.feature_metrics import (
     KID_SUBSETS,
     NEIGHBORS,
     Statistics,
@@ -31,34 +33,33 @@ from var.evaluation.samples.image_sets import ImageSet
 from var.evaluation.samples.rejection import IMAGENET_CLASSES
 from var.utils.provenance import PACKAGE, version, versions
 
-DISTANCES = ("frechet_distance", "spatial_frechet_distance")
-FIDELITY_SPLITS, FIDELITY_FEWEST = 10, 500  # parts of torch-fidelity's, and images below which they show nothing
+FIDELITY_SPLITS, FIDELITY_FEWEST = 10, 500  # splits of torch-fidelity's Inception Score, and fewest images for them
 
 
 class Number(NamedTuple):
-    """A result, and how it was made."""
+    """A result and its definition."""
 
-    title: str  # for people
+    title: str  # as printed
     value: float
-    library: str  # that computed it from features, with its version
-    pictures: int  # that were measured
-    reference: str | None  # what they were compared with
+    library: str  # name and version of the library that computed it from features
+    num_images: int
+    reference: str | None  # description of the images or statistics compared with
     definition: str
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that `score` found, and what the numbers were made from and with."""
+    """Results of `score`, with the images, the reference, the extractor and the versions behind them."""
 
-    numbers: Mapping[str, Number]  # by a name that stays the same for all extractors, such as frechet_distance
+    numbers: Mapping[str, Number]  # by names that are the same for all extractors, such as frechet_distance
     extractor: Mapping[str, Any]
     images: Mapping[str, Any]
     reference: Mapping[str, Any]
     versions: Mapping[str, str]
-    warnings: tuple[str, ...]  # what makes numbers doubtful
+    warnings: tuple[str, ...]  # about the reliability of the numbers
 
-    def as_json(self) -> dict[str, Any]:
-        """For a file."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report for a JSON file."""
         numbers = {name: number._asdict() for name, number in self.numbers.items()}
         return {**vars(self), "numbers": numbers, "warnings": list(self.warnings)}
 
@@ -71,19 +72,19 @@ def score(
     progress: Progress = lambda done, total: None,
     among: Sequence[int] | None = None,
 ) -> Report:
-    """Frechet distance (FID), that of spatial features (sFID), Inception Score, precision, recall, KID, class accuracy.
+    """Compute FID, sFID, Inception Score, precision, recall, KID and class accuracy, defined in docs/evaluation.md.
 
-    Left out is what the extractor or the reference does not have the features for: docs/evaluation.md has every
-    definition. Kept in memory are the images' features, 4 bytes a number, not the images.
+    Metrics whose features the extractor or the reference lacks are left out. The images' features are held in memory
+    in float32, the images are not.
 
     Args:
         reference: from `open_reference`, with the same extractor.
-        progress: is told how many images were looked at, of both sets, and how many there are.
-        among: labels among which the classifier chooses for a further accuracy, told class by class too.
+        progress: called with the number of images processed, of both sets, and their total.
+        among: labels for a further accuracy of the classifier, restricted to them; also reported for each class.
 
     Raises:
         InputError: an image that cannot be read, fewer than two images, features that are not finite; `among` with
-            an extractor that is no classifier, of labels that it has not, or without one that the images have.
+            an extractor that is no classifier, with unknown labels, or lacking a label of the images.
     """
     if among is not None:
         check_among(among, images, extractor)
@@ -91,17 +92,17 @@ def score(
         if each is not None:
             check_enough(each)
     total = images.count + (reference.images.count if reference.images else 0)
-    seen = extract(images.batches(batch_size), extractor, lambda done: progress(done, total))
-    theirs = None
+    features = extract(images.batches(batch_size), extractor, lambda done: progress(done, total))
+    others = None
     if reference.images:
         batches = reference.images.batches(batch_size)
-        theirs = extract(batches, extractor, lambda done: progress(images.count + done, total))
+        others = extract(batches, extractor, lambda done: progress(images.count + done, total))
     numbers = {
-        **_frechet_distances(seen, theirs, reference, extractor),
-        **_inception_scores(seen, extractor),
-        **(_neighbors(seen, theirs, extractor) if theirs else {}),
-        **_accuracies(seen, images, extractor),
-        **(_accuracies_among(seen, images, among) if among is not None else {}),
+        **_frechet_distances(features, others, reference, extractor),
+        **_inception_scores(features, extractor),
+        **(_precision_recall_kid(features, others, extractor) if others else {}),
+        **_accuracies(features, images, extractor),
+        **(_accuracies_among(features, images, among) if among is not None else {}),
     }
     return Report(
         numbers=numbers,
@@ -113,7 +114,7 @@ def score(
             "side": extractor.side,
             "dimension": extractor.dimension,
             "device": str(extractor.device),
-            "dtype": "features float32, all that is computed from them float64",
+            "dtype": "features float32, metrics float64",
         },
         images=_describe_images(images),
         reference=_describe_reference(reference),
@@ -127,70 +128,71 @@ def score(
 
 
 def _frechet_distances(
-    seen: SetFeatures, theirs: SetFeatures | None, reference: Reference, extractor: Extractor
+    features: SetFeatures, others: SetFeatures | None, reference: Reference, extractor: Extractor
 ) -> dict[str, Number]:
-    """FID, and sFID where both have spatial features."""
-    pool, spatial = reference.pool, reference.spatial
-    if theirs is not None:
-        pool, spatial = pool or statistics(theirs.pool), spatial or theirs.spatial
-    names = ("FID", "sFID") if extractor.name == INCEPTION else ("Frechet distance", "spatial Frechet distance")
-    how = ("between Gaussians fitted to {} features", "the same of {} spatial features")
-    sets = ((statistics(seen.pool), pool, reference.pool), (seen.spatial, spatial, reference.spatial))
-    return {
-        name: Number(
-            title,
-            frechet_distance(ours, others),
-            _library(),
-            len(seen.pool),
-            _compared_with(reference, given),
-            definition.format(len(ours.mean)),
+    """Return FID, and sFID if both sets have spatial features; statistics stored in the reference are preferred."""
+    pool = reference.pool or (statistics(others.pool) if others else None)
+    spatial = reference.spatial or (others.spatial if others else None)
+    number = partial(Number, library=_library(), num_images=len(features.pool))
+    numbers = {}
+    if pool is not None:
+        numbers["frechet_distance"] = number(
+            "FID" if extractor.name == INCEPTION else "Frechet distance",
+            frechet_distance(statistics(features.pool), pool),
+            reference=_describe_statistics(reference, reference.pool),
+            definition=f"between Gaussians fitted to {len(pool.mean)} features",
         )
-        for name, title, definition, (ours, others, given) in zip(DISTANCES, names, how, sets, strict=True)
-        if ours is not None and others is not None
-    }
+    if features.spatial is not None and spatial is not None:
+        numbers["spatial_frechet_distance"] = number(
+            "sFID" if extractor.name == INCEPTION else "spatial Frechet distance",
+            frechet_distance(features.spatial, spatial),
+            reference=_describe_statistics(reference, reference.spatial),
+            definition=f"the same of {len(spatial.mean)} spatial features",
+        )
+    return numbers
 
 
-def _compared_with(reference: Reference, used: Statistics | None) -> str:
-    """What a number was compared with, for people."""
+def _describe_statistics(reference: Reference, used: Statistics | None) -> str:
+    """Describe what a Frechet distance compares with: the statistics used or, if None, the reference's images."""
     if used is None and reference.images is not None:
-        return f"{reference.images.count} pictures"
-    return f"statistics of {used.count if used and used.count else 'an unknown number of'} pictures"
+        return f"{reference.images.count} images"
+    return f"statistics of {used.count if used and used.count else 'an unknown number of'} images"
 
 
-def _inception_scores(seen: SetFeatures, extractor: Extractor) -> dict[str, Number]:
-    """By ADM's definition and by torch-fidelity's."""
-    if seen.logits is None:
+def _inception_scores(features: SetFeatures, extractor: Extractor) -> dict[str, Number]:
+    """Return the Inception Score as defined by ADM and as by torch-fidelity."""
+    if features.logits is None:
         return {}
-    count, outputs = len(seen.logits), seen.logits.shape[1]
+    count, outputs = len(features.logits), features.logits.shape[1]
     title = "Inception Score" if extractor.name == INCEPTION else f"Inception Score by {extractor.name}"
-    number = partial(Number, library=_library(), pictures=count, reference=None)
-    ours = inception_score(seen.logits, ADM_SPLIT)
+    number = partial(Number, library=_library(), num_images=count, reference=None)
+    ours = inception_score(features.logits, ADM_SPLIT)
     how = f"as ADM: parts of {ADM_SPLIT} in the order given, {outputs} logits"
     numbers = {"inception_score": number(title, ours.mean, definition=how)}
-    if count > ADM_SPLIT:  # one part has no deviation
+    if count > ADM_SPLIT:  # a single part has no deviation
         numbers["inception_score_std"] = number(f"{title}, std", ours.std, definition=f"over the parts {how}")
     if count >= FIDELITY_FEWEST:
-        with suppress(InputError):  # probabilities for which it gives no number
-            other = shuffled_inception_score(seen.logits, FIDELITY_SPLITS)
+        with suppress(InputError):  # probabilities that underflow, for which it gives NaN
+            other = shuffled_inception_score(features.logits, FIDELITY_SPLITS)
             how = f"as torch-fidelity: {FIDELITY_SPLITS} parts, shuffled, {outputs} logits"
             shuffled = number(f"{title}, shuffled", other.mean, library=_library("torch-fidelity"), definition=how)
             numbers["inception_score_shuffled"] = shuffled
     return numbers
 
 
-def _neighbors(seen: SetFeatures, theirs: SetFeatures, extractor: Extractor) -> dict[str, Number]:
-    """Precision, recall and KID, which need the reference's images."""
-    count, others = len(seen.pool), len(theirs.pool)
-    number = partial(Number, pictures=count, reference=f"{others} pictures")
+def _precision_recall_kid(features: SetFeatures, others: SetFeatures, extractor: Extractor) -> dict[str, Number]:
+    """Return precision, recall and KID, which need the reference's images."""
+    count, other_count = len(features.pool), len(others.pool)
+    number = partial(Number, num_images=count, reference=f"{other_count} images")
     numbers = {}
-    if min(count, others) > NEIGHBORS:
+    if min(count, other_count) > NEIGHBORS:
         how = f"k = {NEIGHBORS} nearest neighbors in {extractor.dimension} features"
-        for name, value in precision_recall(seen.pool, theirs.pool)._asdict().items():
+        for name, value in precision_recall(features.pool, others.pool)._asdict().items():
             numbers[name] = number(name, value, _library(), definition=how)
-    distance, size = kernel_distance(seen.pool, theirs.pool), kid_subset_size(count, others)
+    distance, size = kernel_distance(features.pool, others.pool), kid_subset_size(count, other_count)
     title = "KID" if extractor.name == INCEPTION else "kernel distance"
-    varies = size < max(count, others)  # else every subset is all images, and the deviation says nothing
-    how = f"cubic kernel, unbiased, {f'{KID_SUBSETS} subsets of {size}' if varies else 'all pictures'}"
+    varies = size < max(count, other_count)  # else every subset is the whole set, and the deviation meaningless
+    how = f"cubic kernel, unbiased, {f'{KID_SUBSETS} subsets of {size}' if varies else 'all images'}"
     number = partial(number, library=_library("torch-fidelity"))
     numbers["kernel_distance"] = number(title, distance.mean, definition=how)
     if varies:
@@ -198,48 +200,46 @@ def _neighbors(seen: SetFeatures, theirs: SetFeatures, extractor: Extractor) -> 
     return numbers
 
 
-def _accuracies(seen: SetFeatures, images: ImageSet, extractor: Extractor) -> dict[str, Number]:
-    """Top-1 and top-5 accuracy of the extractor's classifier against the images' labels."""
-    if seen.logits is None or images.labels is None or not extractor.class_logits:
+def _accuracies(features: SetFeatures, images: ImageSet, extractor: Extractor) -> dict[str, Number]:
+    """Return top-1 and top-5 accuracy of the extractor's classifier: of all classes, and among the classes present."""
+    if features.logits is None or images.labels is None or not extractor.class_logits:
         return {}
-    classes = seen.logits.shape[1]
+    classes = features.logits.shape[1]
     if images.labels.min() < 0 or images.labels.max() >= classes:
         return {}
-    present, places = np.unique(images.labels, return_inverse=True)
-    among = seen.logits[:, torch.from_numpy(present)]
-    asked = (
-        ("accuracy", f"of {classes}", f"among {classes} classes", seen.logits, images.labels),
-        ("accuracy_among_present", "of those present", f"among the {len(present)} classes present", among, places),
-    )
-    number = partial(Number, library=_library(), pictures=images.count, reference=None)
+    number = partial(Number, library=_library(), num_images=images.count, reference=None)
+
+    def top_k(name: str, title: str, definition: str, logits: Tensor, labels: NDArray[np.int64]) -> dict[str, Number]:
+        values = {k: accuracy(logits, torch.from_numpy(labels), k) for k in (1, 5) if k <= logits.shape[1]}
+        return {f"{name}_top{k}": number(f"top-{k} accuracy {title}", values[k], definition=definition) for k in values}
+
+    present, indices = np.unique(images.labels, return_inverse=True)
+    definition = f"labels among the {len(present)} classes present"
+    logits = features.logits[:, torch.from_numpy(present)]
     return {
-        f"{name}_top{k}": number(
-            f"top-{k} accuracy {few}", accuracy(logits, torch.from_numpy(labels), k), definition=f"labels {how}"
-        )
-        for name, few, how, logits, labels in asked
-        for k in (1, 5)
-        if logits.shape[1] >= k
+        **top_k("accuracy", f"of {classes}", f"labels among {classes} classes", features.logits, images.labels),
+        **top_k("accuracy_among_present", "of those present", definition, logits, indices),
     }
 
 
 def check_among(among: Sequence[int], images: ImageSet, extractor: Extractor) -> None:
-    """Raise InputError unless the extractor can choose among these labels, and all of the pictures' are there."""
+    """Raise InputError unless the extractor classifies these labels and they include all of the images'."""
     if not extractor.class_logits:
-        raise InputError(f"{extractor.name} is no classifier of ImageNet's classes: leave the choice among labels out")
+        raise InputError(f"{extractor.name} is no classifier of ImageNet's classes: leave out --among")
     if images.labels is None:
-        raise InputError(f"{images.path} has no labels: an accuracy among labels cannot be told")
+        raise InputError(f"{images.path} has no labels, which --among needs: name its files LABEL_INDEX.png")
     if wrong := sorted(label for label in among if not 0 <= label < IMAGENET_CLASSES):
         raise InputError(f"label {wrong[0]} must be in 0..{IMAGENET_CLASSES - 1}, ImageNet's classes")
     if missing := sorted(set(images.labels.tolist()) - set(among)):
-        raise InputError(f"the pictures have label {missing[0]}, which is not among the labels to choose from: add it")
+        raise InputError(f"the images have label {missing[0]}, which --among lacks: add it")
 
 
-def _accuracies_among(seen: SetFeatures, images: ImageSet, among: Sequence[int]) -> dict[str, Number]:
-    """The same where the classifier chooses among given labels, over all images and class by class."""
-    if seen.logits is None or images.labels is None:
+def _accuracies_among(features: SetFeatures, images: ImageSet, among: Sequence[int]) -> dict[str, Number]:
+    """Return the top-1 accuracy among only the given labels, over all images and for each class."""
+    if features.logits is None or images.labels is None:
         return {}
     choices = np.unique(np.asarray(among, np.int64))
-    right = torch.from_numpy(choices)[seen.logits[:, choices].argmax(dim=1)].numpy() == images.labels
+    right = torch.from_numpy(choices)[features.logits[:, choices].argmax(dim=1)].numpy() == images.labels
     title, how = f"accuracy among {len(choices)}", f"the best of {len(choices)} given labels"
     numbers = {"": Number(title, float(right.mean()), _library(), len(right), None, how)}
     for label in np.unique(images.labels):
@@ -260,9 +260,9 @@ def _describe_images(images: ImageSet) -> dict[str, Any]:
 
 
 def _describe_reference(reference: Reference) -> dict[str, Any]:
-    pictures = {} if reference.images is None else {"pictures": _describe_images(reference.images)}
+    images = {} if reference.images is None else {"images": _describe_images(reference.images)}
     counted = {} if reference.pool is None else {"statistics_count": reference.pool.count}
-    return {"kind": reference.kind, "path": str(reference.path), **pictures, **counted}
+    return {"kind": reference.kind, "path": str(reference.path), **images, **counted}
 
 
 def _library(package: str = PACKAGE) -> str:

@@ -1,1 +1,1 @@
-"""Sets of generated images: generation, rejection, files."""
+"""Sets of generated images: generation, rejection sampling, files."""

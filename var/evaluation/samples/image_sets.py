@@ -1,6 +1,6 @@
-"""Finished images to be measured: those of a folder, or of an .npz as ADM's evaluator takes it. Never all in memory.
+"""Sets of images to be scored: those of a folder, or of an .npz in ADM's format; read in batches.
 
-B batch.
+B batch, H and W height and width.
 """
 
 import re
@@ -24,26 +24,26 @@ from var.evaluation.samples.npz import LABELS, Npz, open_npz
 from var.sampling.generate import index_within_class
 from var.utils.images import FORMATS, IMAGE_SUFFIXES, find_images, open_image, to_rgb
 
-LOSSY = ("JPEG", "JPEG2000", "WEBP")  # formats that mostly change what they keep
-THREADS = 8  # that read images; Pillow lets them run side by side
+LOSSY = ("JPEG", "JPEG2000", "WEBP")  # formats that are usually lossy
+THREADS = 8  # read images; Pillow releases the GIL
 
 _LABEL_INDEX = re.compile(r"(\d+)_\d+")  # as `var evaluate generate` names images
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images in a fixed order, found but not read."""
+    """Images in a fixed order, listed but not read."""
 
     path: Path
     kind: str  # folder or npz
     count: int
-    labels: NDArray[np.int64] | None  # (count,), or None unless all images have one
+    labels: NDArray[np.int64] | None  # (count,); None unless all images have one
     sizes: Mapping[tuple[int, int], int]  # number of images of each (height, width)
     lossy: int  # number of images in a LOSSY format
-    _read: Callable[[int, int], Iterable[NDArray[np.uint8]]] = field(repr=False)  # from, to -> (H, W, 3) each
+    _read: Callable[[int, int], Iterable[NDArray[np.uint8]]] = field(repr=False)  # start, stop -> (H, W, 3) each
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
-        """(B, 3, H, W) uint8 in RGB, all images in their order; B is smaller where the size changes, and at the end.
+        """Yield all images in order as (B, 3, H, W) uint8 RGB; B is smaller where the size changes, and at the end.
 
         Raises InputError: a batch size below 1, an image that cannot be read.
         """
@@ -56,29 +56,29 @@ class ImageSet:
 
 
 def open_image_set(path: Path) -> ImageSet:
-    """The images of a folder, at any depth, or those of an .npz (`arr_0`; labels, if any, `arr_1`).
+    """Open the images of a folder, at any depth, or of an .npz (`arr_0`; labels, if any, `arr_1`).
 
-    In a folder an image's label is the number that its subfolder is named by, or that its own name begins with, as in
-    000207_000003.png. Labeled images come in rounds, one of every class in each, as the Inception Score is taken of
-    consecutive parts, which are to show all classes; others sorted by path. Of every file of a folder the header is
-    read here, the rest in `batches`. Images of any mode become RGB, upright, what is transparent white. Hidden files
-    and folders are passed over.
+    In a folder an image's label is the name of its subfolder, if that is a number, or the number that its own name
+    starts with, as in 000207_000003.png. Labeled images are ordered in rounds of one image per class, as the Inception
+    Score is taken over consecutive parts, which should have all classes; others are sorted by path. Only headers are
+    read here, pixels in `batches`. Images are converted to RGB, turned upright, transparency becomes white. Hidden
+    files and folders are skipped.
 
-    Raises InputError: no such folder or file, no images in it, one whose header cannot be read.
+    Raises InputError: no such folder or file, no images in it, an unreadable header.
     """
-    return _folder(path) if path.is_dir() else npz_images(open_npz(path))
+    return _open_folder(path) if path.is_dir() else npz_images(open_npz(path))
 
 
 def npz_images(npz: Npz) -> ImageSet:
-    """The images of an .npz that has any.
+    """Open the images of an .npz.
 
-    Raises InputError: it has none, or labels that are not a whole number an image.
+    Raises InputError: no images in it, or labels that are not one integer per image.
     """
     images = npz.images()
     count, height, width, _ = images.shape
     labels = npz.array(LABELS) if LABELS in npz.names else None
     if labels is not None and (labels.shape != (count,) or labels.dtype.kind not in "iu"):
-        raise InputError(f"{npz.path}: {LABELS} is {labels.dtype} {labels.shape}: {count} whole numbers are needed")
+        raise InputError(f"{npz.path}: {LABELS} is {labels.dtype} {labels.shape}: give one integer per image, {count}")
     return ImageSet(
         path=npz.path,
         kind="npz",
@@ -90,17 +90,17 @@ def npz_images(npz: Npz) -> ImageSet:
     )
 
 
-def _folder(folder: Path) -> ImageSet:
+def _open_folder(folder: Path) -> ImageSet:
     names = [Path(name) for name in find_images(folder)]
     if not names:
-        raise InputError(f"{folder} holds no pictures: known are {', '.join(sorted(IMAGE_SUFFIXES))}")
-    labels = _labels(names)
+        raise InputError(f"{folder} holds no images: give files of a known type ({', '.join(sorted(IMAGE_SUFFIXES))})")
+    labels = _parse_labels(names)
     if labels is not None:
         rounds = sorted(zip(index_within_class(labels), labels, names, strict=True))
         labels, names = [label for _, label, _ in rounds], [name for _, _, name in rounds]
     files = [folder / name for name in names]
     with ThreadPoolExecutor(THREADS) as threads:
-        sizes, formats = zip(*threads.map(_header, files), strict=True)
+        sizes, formats = zip(*threads.map(_read_header, files), strict=True)
     return ImageSet(
         path=folder,
         kind="folder",
@@ -112,24 +112,24 @@ def _folder(folder: Path) -> ImageSet:
     )
 
 
-def _labels(names: Sequence[Path]) -> list[int] | None:
-    """Those of all pictures, or None if one has none."""
-    known = [label for name in names if (label := _label(name)) is not None]
+def _parse_labels(names: Sequence[Path]) -> list[int] | None:
+    """Return the labels of all images, or None if an image has none."""
+    known = [label for name in names if (label := _parse_label(name)) is not None]
     return known if len(known) == len(names) else None
 
 
-def _label(name: Path) -> int | None:
-    """That of an image, by its path below the folder."""
+def _parse_label(name: Path) -> int | None:
+    """Return the label of an image by its path in the folder, or None."""
     if name.parent.name.isdecimal():
         return int(name.parent.name)
     found = _LABEL_INDEX.fullmatch(name.stem)
     return int(found[1]) if found else None
 
 
-def _header(file: Path) -> tuple[tuple[int, int], str | None]:
-    """Height and width, upright, and format."""
-    with _reading(file), Image.open(file, formats=FORMATS) as image:
-        # That of a PNG may stand behind its pixels, all of which would be decoded for it.
+def _read_header(file: Path) -> tuple[tuple[int, int], str | None]:
+    """Read the upright height and width, and the format."""
+    with _as_input_error(file), Image.open(file, formats=FORMATS) as image:
+        # A PNG's EXIF may come after its pixels, which would all be decoded first.
         turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
         return image.size if turned else image.size[::-1], image.format
 
@@ -140,12 +140,12 @@ def _read_files(files: Sequence[Path], start: int, stop: int) -> list[NDArray[np
 
 
 def _read_file(file: Path) -> NDArray[np.uint8]:
-    with _reading(file):
+    with _as_input_error(file):
         return np.array(to_rgb(open_image(file)))
 
 
 @contextmanager
-def _reading(file: Path) -> Iterator[None]:
+def _as_input_error(file: Path) -> Iterator[None]:
     try:
         yield
     except InputError:

@@ -1,4 +1,4 @@
-"""Rejection sampling (VAR paper, section 4.1): of many samples of a class those that a classifier is surest of."""
+"""Rejection sampling (VAR paper, section 4.1): keep the samples with the highest class probability."""
 
 from collections.abc import Callable, Mapping
 
@@ -9,47 +9,47 @@ from tokenizer.errors import InputError
 from var.evaluation.metrics.extractors import is_classifier, open_extractor
 
 IMAGENET_CLASSES = 1000
-REJECT_BY = "efficientnet-lite1"  # unless told otherwise; lite0 is kept for scores
+REJECT_BY = "efficientnet-lite1"  # default; lite0 is reserved for scores
 
-# (B, 3, H, W) uint8 and B labels -> B scores, the more the better
+# (B, 3, H, W) uint8 and B labels -> B scores, higher is better
 SampleScorer = Callable[[Tensor, list[int]], list[float]]
 
 
 class ClassProbability:
-    """A judge: the probability that a classifier gives an image's own class.
+    """Sample scorer: a classifier's probability of an image's own class.
 
     Args:
         name: an extractor whose logits are ImageNet's classes.
-        device: as `open_extractor` takes it.
+        device: as for `open_extractor`.
 
     Raises:
-        InputError: an extractor that is no such classifier; what `open_extractor` raises.
+        InputError: an extractor that is no such classifier; as `open_extractor`.
     """
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        if not is_classifier(name):  # asked before its weights are fetched
-            raise InputError(f"{name} is no classifier of ImageNet's classes: reject by {REJECT_BY}, for example")
+        if not is_classifier(name):  # before its weights are downloaded
+            raise InputError(f"{name} is no classifier of ImageNet's classes: choose another, such as {REJECT_BY}")
         self.extractor = open_extractor(name, device=device)
         self.description = f"{self.extractor.name} ({self.extractor.version})"
 
     def __call__(self, images: Tensor, labels: list[int]) -> list[float]:
-        """(B, 3, H, W) uint8 and B labels -> B probabilities. Raises InputError if they are not finite."""
+        """Return the B class probabilities of (B, 3, H, W) uint8 images. Raises InputError if they are not finite."""
         logits = self.extractor(images).logits
         if logits is None or not logits.isfinite().all():
-            raise InputError(f"{self.extractor.name} gives no finite logits: its weights are damaged")
+            raise InputError(f"the logits of {self.extractor.name} are not finite: its weights are damaged")
         probabilities = logits.double().softmax(dim=-1)
         return probabilities[torch.arange(len(labels)), torch.tensor(labels)].tolist()
 
 
 def check_labels_are_imagenets(num_classes: int) -> None:
-    """Raise InputError unless a model's labels can be those that the classifiers know."""
+    """Raise InputError unless the model has as many classes as the classifiers, ImageNet's 1000."""
     if num_classes != IMAGENET_CLASSES:
         raise InputError(
-            f"the model has {num_classes} classes, and the classifier knows ImageNet's {IMAGENET_CLASSES} by their "
-            "usual indices: without these there is no rejection"
+            f"the model has {num_classes} classes, but the classifier of --reject needs ImageNet's {IMAGENET_CLASSES} "
+            "in the usual order: leave out --reject"
         )
 
 
 def best_indices(scores: Mapping[int, float], count: int) -> set[int]:
-    """The indices of the `count` highest scores, of equal ones those of lower index."""
+    """Return the indices of the `count` highest scores; ties go to the lower index."""
     return set(sorted(scores, key=lambda index: (-scores[index], index))[:count])

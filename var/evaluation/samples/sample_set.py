@@ -1,4 +1,4 @@
-"""Settings of a set of generated images: all that decides its images, and the batches they are generated in."""
+"""Settings that determine a set of generated images, and the batches that it is generated in."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,24 +11,24 @@ from var.pipeline import VARPipeline
 from var.sampling.params import FOR_METRICS
 from var.utils.provenance import device_name, fingerprint, version, versions
 
-MOST = 10**6  # labels, and samples of a class: names have six digits for each
+MOST = 10**6  # labels, and samples per class: file names have six digits for each
 
 
 @dataclass(frozen=True)
 class Sample:
-    """The image of this number within its class."""
+    """One image, by its label and its index within the class."""
 
     label: int
     index: int
 
     @property
     def file(self) -> str:
-        """Its name, from which the label can be read."""
+        """File name, LABEL_INDEX.png."""
         return f"{self.label:06d}_{self.index:06d}.png"
 
 
 class Batch(NamedTuple):
-    """Samples that are generated at once."""
+    """Samples that are generated together."""
 
     number: int
     samples: list[Sample]
@@ -40,26 +40,26 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True)
 class Settings:
-    """All that decides what the images of a set are, in the order in which a difference is told."""
+    """Settings that determine the images of a set, in the order in which differences are reported."""
 
     model: str  # name or folder
     dtype: str
-    device: str  # as it calls itself, without its number
-    versions: Mapping[str, str]  # of what computes and what writes PNG
-    weights: str  # checksum of the networks as they were loaded, in dtype, so that another dtype has another one
+    device: str  # name of the device, without its number
+    versions: Mapping[str, str]  # of the packages that compute images and write PNG
+    weights: str  # checksum of the networks as loaded, in dtype, on which it depends
     labels: tuple[int, ...]  # in ascending order
-    num_per_class: int  # samples of each that the set has
-    candidates: int  # samples of each that are drawn; more than num_per_class where the best are kept
-    judge: str | None  # by what the best are known; None where all are kept
-    seed: int  # the sampling options as `var.sampling.generate.generate` takes them
+    num_per_class: int  # samples per class in the set
+    candidates: int  # samples per class that are generated; more than num_per_class with rejection sampling
+    judge: str | None  # description of the scorer of rejection sampling; None without it
+    seed: int  # sampling options as for `var.sampling.generate.generate`
     cfg: float
     top_k: int
     top_p: float
-    batch: int  # samples drawn at once
+    batch: int  # samples per batch
 
     @cached_property
     def batches(self) -> list[Batch]:
-        """All that is drawn, class by class, cut into batches."""
+        """All candidates, class by class, split into batches."""
         samples = [Sample(label, index) for label in self.labels for index in range(self.candidates)]
         return [
             Batch(number, samples[first : first + self.batch])
@@ -67,7 +67,7 @@ class Settings:
         ]
 
     def batches_of(self, label: int) -> list[Batch]:
-        """Those that have pictures of this class."""
+        """Return the batches with images of this class."""
         first = self.labels.index(label) * self.candidates
         return self.batches[first // self.batch : (first + self.candidates - 1) // self.batch + 1]
 
@@ -85,36 +85,36 @@ def sample_settings(
     reject: float | None = None,
     judge: str | None = None,
 ) -> Settings:
-    """What `generate_samples` is to draw, checked.
+    """Return the checked settings of a set for `generate_samples`.
 
     Args:
         model: name of the model.
         classes: indices or names; None: all that the model knows.
-        num_per_class: samples of each.
-        cfg, top_k, top_p, seed: as `var.sampling.generate.generate` takes them; None: the model's, else the paper's
+        num_per_class: samples per class.
+        cfg, top_k, top_p, seed: as for `var.sampling.generate.generate`; None: the model's defaults, else the paper's
             for FID.
-        batch: samples drawn at once; another number gives the same ones but for rounding.
-        reject: the part of the drawn samples that is kept, in (0, 1]; None: no judge, all are.
-        judge: a description of what judges; given with reject alone.
+        batch: samples per batch; another number gives the same samples up to rounding.
+        reject: fraction of the generated samples to keep, in (0, 1]; None: no rejection.
+        judge: description of the scorer; only with reject.
 
     Raises:
         InputError: an unknown class, or an option out of range.
     """
     labels = pipe.known_labels() if classes is None else sorted({pipe.label(given) for given in classes})
     if not labels or labels[-1] >= MOST:
-        raise InputError(f"classes {labels[-1:] or 'of none'} given: at least one, and labels below {MOST:,}, needed")
+        raise InputError(f"classes {list(labels[-1:])}: give at least one class, with labels below {MOST:,}")
     params = pipe.choose_sampling({"cfg": cfg, "top_k": top_k, "top_p": top_p}, FOR_METRICS)
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
     if reject is not None and not 0 < reject <= 1:
-        raise InputError(f"reject={reject} must be in (0, 1], the part that is kept: 0.5 draws twice as many")
+        raise InputError(f"reject={reject} must be in (0, 1], the fraction to keep: 0.5 generates twice as many")
     for name, number in (("num_per_class", num_per_class), ("batch", batch)):
         if number < 1:
             raise InputError(f"{name}={number} must be at least 1")
-    # 0.1 is a little more than a tenth: without the allowance 5 / 0.1 might become 51.
+    # In floating point 5 / 0.1 might exceed 50, and ceil give 51: hence the tolerance.
     candidates = num_per_class if reject is None else math.ceil(num_per_class / reject - 1e-9)
     if candidates > MOST:
-        raise InputError(f"{candidates:,} pictures of a class asked for: at most {MOST:,} have names")
+        raise InputError(f"{candidates:,} images per class are too many: at most {MOST:,} fit the file names")
     weight = pipe.model.position
     return Settings(
         model=model,

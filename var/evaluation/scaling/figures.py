@@ -1,4 +1,4 @@
-"""Figures of scaling laws in log-log, as in the paper's section 5.1: against parameters, and against compute."""
+"""Log-log figures of scaling laws against parameters and against compute (VAR paper, section 5.1)."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,16 +19,16 @@ NAMES: dict[Quantity, str] = {
     "error_last": "token error, last scale",
     "error_all": "token error, all scales",
 }
-LAW = "#c0392b"  # beside the sizes, which run from dark to light
+LAW = "#c0392b"  # color of the fit; runs are colored from dark to light by size
 
 
 def draw_parameters(findings: Sequence[FitResult], curves: Sequence[Curve], file: Path) -> None:
-    """Losses and errors against parameters, with their laws and what these say of a size twice the largest.
+    """Draw losses and errors against parameters, with their fits and predictions for twice the largest size.
 
     Raises InputError: the file cannot be written.
     """
-    colors = _colors(curves)
-    with _panels(findings, "parameters", "parameters of the blocks", file) as panels:
+    colors = _assign_colors(curves)
+    with _panel_grid(findings, "parameters", "parameters of the blocks", file) as panels:
         for panel, finding in panels:
             _draw_law(panel, finding, unit=1e9)
             for point in finding.points:
@@ -36,12 +36,12 @@ def draw_parameters(findings: Sequence[FitResult], curves: Sequence[Curve], file
 
 
 def draw_compute(findings: Sequence[FitResult], curves: Sequence[Curve], file: Path) -> None:
-    """The training curves against compute, colored by size, with the frontier's points and its law.
+    """Draw the training curves against compute, colored by size, with the frontier's points and its fit.
 
     Raises InputError: the file cannot be written.
     """
-    colors = _colors(curves)
-    with _panels(findings, "compute", "training compute, PFLOP", file) as panels:
+    colors = _assign_colors(curves)
+    with _panel_grid(findings, "compute", "training compute, PFLOP", file) as panels:
         for panel, finding in panels:
             for curve in curves:
                 parameters = float(f"{curve.parameters * 1e9:.3g}")
@@ -55,8 +55,8 @@ def draw_compute(findings: Sequence[FitResult], curves: Sequence[Curve], file: P
 
 
 @contextmanager
-def _panels(findings: Sequence[FitResult], axis: Axis, x: str, file: Path) -> Iterator[list[tuple[Any, FitResult]]]:
-    """A panel for what was found of each quantity along the axis, to be drawn in; then the figure is written."""
+def _panel_grid(findings: Sequence[FitResult], axis: Axis, x: str, file: Path) -> Iterator[list[tuple[Any, FitResult]]]:
+    """Yield a panel for the fit of each quantity along the axis, to draw in; then write the figure."""
     figure = Figure(figsize=(10, 7.5), layout="constrained")
     by_quantity = {finding.quantity: finding for finding in findings if finding.axis == axis}
     panels = [(panel, by_quantity[q]) for panel, q in zip(figure.subplots(2, 2).flat, QUANTITIES, strict=True)]
@@ -70,14 +70,14 @@ def _panels(findings: Sequence[FitResult], axis: Axis, x: str, file: Path) -> It
 
 
 def _draw_law(panel: Any, finding: FitResult, unit: float) -> None:
-    """The law through the points, dashed where it goes beyond them, with the interval of a new measurement there."""
+    """Draw the fitted law, dashed beyond the points, with the prediction interval of a new measurement there."""
     if finding.fit is None:
         return
     law, ahead = finding.fit.law, finding.fit.predictions[0]
     first, last = finding.points[0].x, finding.points[-1].x
     for ends, style in (((first, last), "-"), ((last, ahead.x), "--")):
         x = np.geomspace(*ends, 50)
-        panel.plot(x * unit, [law.at(place) for place in x], style, color=LAW, linewidth=1.2)
+        panel.plot(x * unit, [law.at(each) for each in x], style, color=LAW, linewidth=1.2)
     if ahead.interval is not None:
         spread = [[ahead.y - ahead.interval.low], [ahead.interval.high - ahead.y]]
         panel.errorbar([ahead.x * unit], [ahead.y], yerr=spread, color=LAW, capsize=3, linewidth=1)
@@ -85,7 +85,7 @@ def _draw_law(panel: Any, finding: FitResult, unit: float) -> None:
 
 def _finish(panel: Any, finding: FitResult) -> None:
     if finding.fit is None:
-        panel.set_title(f"{len(finding.points)} points: no fit", fontsize=9)
+        panel.set_title(f"no fit: too few points ({len(finding.points)})", fontsize=9)
     else:
         letter = {"parameters": "N", "all_parameters": "N", "compute": "C"}[finding.axis]
         beta, alpha = finding.fit.law.beta, finding.fit.law.alpha
@@ -93,7 +93,7 @@ def _finish(panel: Any, finding: FitResult) -> None:
             f"L = ({beta:.2g} {letter})^({alpha:.3g}), Pearson {finding.fit.pearson:.4f}", fontsize=9, color=LAW
         )
     low, high = panel.get_ylim()
-    # Less than a factor of two holds no power of ten and few of its multiples: plain round numbers then.
+    # A range below a factor of two has few log ticks: use linear ones.
     panel.yaxis.set_major_locator(MaxNLocator(6) if high / low < 2 else LogLocator(subs=(1, 2, 3, 5, 7)))
     panel.yaxis.set_minor_locator(NullLocator())
     panel.yaxis.set_major_formatter(ScalarFormatter(useOffset=False))
@@ -102,7 +102,7 @@ def _finish(panel: Any, finding: FitResult) -> None:
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _colors(curves: Sequence[Curve]) -> dict[str, Any]:
-    """From small, dark, to large, light."""
+def _assign_colors(curves: Sequence[Curve]) -> dict[str, Any]:
+    """Return a color for each run, from dark (small) to light (large)."""
     shades = colormaps["viridis"](np.linspace(0, 0.9, len(curves)))
     return {curve.name: shade for curve, shade in zip(curves, shades, strict=True)}

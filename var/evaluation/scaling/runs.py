@@ -1,4 +1,4 @@
-"""Runs of the VAR stage as a scaling law sees them: size, compute, validations, and whether they can be compared."""
+"""Runs of the VAR stage for scaling laws: size, compute, validations, and a check that they are comparable."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from var.utils.provenance import file_sha256, sha256
 
 SIZES = ("depth", "width", "heads")
 
-# What runs of one series may differ in: their sizes and what goes with them, how long they are, the draw of the data,
-# and what changes how a run is computed or shown but not what it computes. The tokenizer is compared by its content.
+# Keys in which runs of one series may differ: size and what depends on it, length, seed, and keys that do not change
+# the result. The tokenizer is compared by its content.
 FREE = {
     *("output", "tokenizer", "model", "optimizer.lr", "steps", "epochs", "seed", "token_cache"),
     *("data.workers", "data.max_unreadable", "data.cache", "data.cache_gigabytes"),
@@ -32,43 +32,43 @@ FREE = {
 
 
 class Run(NamedTuple):
-    """The content of a run's folder."""
+    """Content of a run's folder."""
 
     folder: Path
     recipe: VARRecipe
     config: VARConfig
     curve: Curve
-    tokenizer: str  # digest of its files
-    metrics: str  # digest of its numbers
+    tokenizer: str  # digest of the tokenizer's files
+    metrics: str  # digest of the metrics file
 
 
 # --- sizes and compute
 
 
 def block_parameters(config: VARConfig) -> int:
-    """Of attention, MLP and AdaLN, biases included; neither embeddings nor head. The paper's N = 18 depth D^2 is the
-    same without biases, for mlp_ratio = 4 and an AdaLN a block.
+    """Return the number of parameters of attention, MLP and AdaLN with biases, without embeddings and head. The paper's
+    N = 18 depth D^2 is the same without biases, for mlp_ratio = 4 and one AdaLN per block.
     """
-    model = _outline(config)
+    model = _build_on_meta(config)
     parts = [model.blocks, model.shared_adaln]
     return sum(p.numel() for part in parts if isinstance(part, torch.nn.Module) for p in part.parameters())
 
 
 def all_parameters(config: VARConfig) -> int:
-    """Of the transformer, embeddings and head included."""
-    return sum(parameter.numel() for parameter in _outline(config).parameters())
+    """Return the number of parameters of the transformer with embeddings and head."""
+    return sum(parameter.numel() for parameter in _build_on_meta(config).parameters())
 
 
-def _outline(config: VARConfig) -> VAR:
+def _build_on_meta(config: VARConfig) -> VAR:
     with torch.device("meta"):
         return VAR(config)
 
 
 def forward_flops(config: VARConfig) -> int:
-    """Operations of the products of one image's forward pass, two for a multiplication and its addition.
+    """Return the FLOPs of the matrix products of one image's forward pass, two per multiply-add.
 
-    Attention counts the pairs of tokens that see each other, whatever the kernels compute of what the mask hides; AdaLN
-    counts once an image. Norms, softmax and the like are left out.
+    Attention counts only unmasked pairs of tokens, whatever kernels compute; AdaLN counts once per image. Norms,
+    softmax and the like are left out.
     """
     width, hidden = config.width, round(config.width * config.mlp_ratio)
     sides = config.scales
@@ -80,18 +80,18 @@ def forward_flops(config: VARConfig) -> int:
     adaln = 6 * width * width
     adalns = adaln if config.shared_adaln else config.depth * adaln
     head = 2 * width * width + total * width * config.vocab_size
-    return 2 * (_first_layer(config) + config.depth * block + adalns + head)
+    return 2 * (_count_first_layer(config) + config.depth * block + adalns + head)
 
 
 def training_flops(config: VARConfig) -> int:
-    """The same forward and backward: three times the forward pass, less the gradient of the first layer's input, which
-    nobody asks for. Without what the frozen tokenizer computes, and without what is computed again to save memory.
+    """Return the FLOPs of forward and backward pass: three times the forward pass, less the gradient of the first
+    layer's input, which is not computed. The frozen tokenizer and recomputation to save memory are left out.
     """
-    return 3 * forward_flops(config) - 2 * _first_layer(config)
+    return 3 * forward_flops(config) - 2 * _count_first_layer(config)
 
 
-def _first_layer(config: VARConfig) -> int:
-    """Multiplications of the map from f_hat to the width."""
+def _count_first_layer(config: VARConfig) -> int:
+    """Return the multiply-adds of the linear layer from f_hat to the width."""
     return (sum(side**2 for side in config.scales) - 1) * config.latent_dim * config.width
 
 
@@ -99,13 +99,13 @@ def _first_layer(config: VARConfig) -> int:
 
 
 def read_runs(folders: Sequence[Path]) -> list[Run]:
-    """The runs by ascending size.
+    """Read runs, sorted by ascending size.
 
-    Raises InputError: fewer than three; files that are missing or cannot be read; a run without validation, or with one
-    that is not finite and positive; two of one size; runs that differ in more than size and length, with the key.
+    Raises InputError: fewer than three; missing or unreadable files; a run without validation, or with one that is not
+    finite and positive; two of one size; runs that differ in more than size and length, with the key.
     """
     if len(folders) < FEWEST:
-        raise InputError(f"{len(folders)} runs given: a scaling law needs at least {FEWEST} of different sizes")
+        raise InputError(f"give at least {FEWEST} runs of different sizes to fit a scaling law, not {len(folders)}")
     runs = sorted((read_run(folder) for folder in folders), key=lambda run: run.curve.parameters)
     for one, other in combinations(runs, 2):
         check_comparable(one, other)
@@ -113,19 +113,19 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
 
 
 def read_run(folder: Path) -> Run:
-    """One run's output folder. Raises InputError as `read_runs`."""
+    """Read the output folder of a run. Raises InputError as `read_runs`."""
     if not folder.is_dir():
         raise InputError(f"run {folder} does not exist: give the output folder of a run of stage var")
     if not (folder / RECIPE).is_file():
-        raise InputError(f"run {folder} has no {RECIPE}: the run's command, given again, writes it")
+        raise InputError(f"run {folder} has no {RECIPE}: run its command again, which writes it")
     recipe = load_recipe(folder / RECIPE)
     if not isinstance(recipe, VARRecipe):
-        raise InputError(f"run {folder} is of stage={recipe.stage}: scaling laws here are of stage var")
+        raise InputError(f"run {folder} is of stage={recipe.stage}: give runs of stage var")
     try:
         config = VARConfig(**read_config(folder / "model" / "transformer")["config"])
     except TypeError as error:
-        raise InputError(f"run {folder} holds no transformer of ours: {one_line(error)}") from error
-    validations = _validations(folder / METRICS, config.scales[-1])
+        raise InputError(f"run {folder} holds no transformer of VAR ({one_line(error)}): leave this run out") from error
+    validations = _read_validations(folder / METRICS, config.scales[-1])
     images = [step * recipe.batch_size for step, _ in validations]
     curve = Curve(
         name=folder.absolute().name,
@@ -139,30 +139,30 @@ def read_run(folder: Path) -> Run:
     return Run(folder, recipe, config, curve, _digest(*files), _digest(folder / METRICS))
 
 
-def _validations(path: Path, side: int) -> list[tuple[int, dict[Quantity, float]]]:
-    """Step and values of each validation, from the metrics of a run whose last scale has this side."""
+def _read_validations(path: Path, side: int) -> list[tuple[int, dict[Quantity, float]]]:
+    """Read step and values of each validation of a run whose last scale has this side."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         found = [(int(line["step"]), line) for line in lines if line["split"] == "validation"]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}: give the output folder of a run") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} has a line that is not a run's: let the run finish, or repair it") from error
+        raise InputError(f"{path} has a damaged line: let the run finish, or repair it") from error
     if not found:
-        raise InputError(f"{path} has no validation: let the run go on to one, or lower its validate_every")
+        raise InputError(f"{path} has no validation: continue the run to the next one, or lower its validate_every")
     steps = [step for step, _ in found]
     if any(later <= earlier for earlier, later in pairwise(steps)) or steps[0] < 1:
-        raise InputError(f"{path} has validations out of order: it is not of one run")
-    return [(step, _quantities(path, step, line, side)) for step, line in found]
+        raise InputError(f"{path} has validations out of order: give the output folder of a single run")
+    return [(step, _read_quantities(path, step, line, side)) for step, line in found]
 
 
-def _quantities(path: Path, step: int, line: Mapping[str, Any], side: int) -> dict[Quantity, float]:
+def _read_quantities(path: Path, step: int, line: Mapping[str, Any], side: int) -> dict[Quantity, float]:
     last = f"{side}x{side}"
     for name in ("loss", f"loss/{last}", "accuracy", f"accuracy/{last}"):
         value = line.get(name)
-        if not isinstance(value, int | float) or not math.isfinite(value):  # what is not finite is written as null
-            given = "is missing" if name not in line else "is not a finite number"
-            raise InputError(f"{path}: {name} of the validation at step {step} {given}: leave this run out")
+        if not isinstance(value, int | float) or not math.isfinite(value):  # written as null
+            problem = "is missing" if name not in line else "is not a finite number"
+            raise InputError(f"{path}: {name} of the validation at step {step} {problem}: leave this run out")
     quantities: dict[Quantity, float] = {
         "loss_last": float(line[f"loss/{last}"]),
         "loss_all": float(line["loss"]),
@@ -188,9 +188,9 @@ def _digest(*files: Path) -> str:
 
 
 def check_comparable(one: Run, other: Run) -> None:
-    """Raise InputError if two runs have one size or one name, or differ in what is not theirs to differ in."""
-    ours, theirs = _settings(one), _settings(other)
-    # What a run stands on first: the rest may follow from it.
+    """Raise InputError if two runs have the same size or name, or differ in keys outside of FREE."""
+    ours, theirs = _flatten_settings(one), _flatten_settings(other)
+    # Tokenizer and data first: other differences may follow from them.
     for key in sorted(ours.keys() | theirs.keys(), key=lambda key: not key.startswith(("tokenizer", "data."))):
         if ours.get(key) != theirs.get(key):
             raise InputError(
@@ -203,17 +203,17 @@ def check_comparable(one: Run, other: Run) -> None:
         raise InputError(f"{one.folder} and {other.folder} have the same name: give folders of different names")
 
 
-def _settings(run: Run) -> dict[str, Any]:
-    """All that must be the same, by dotted key."""
-    recipe = _dotted(run.recipe.model_dump(mode="json"))
+def _flatten_settings(run: Run) -> dict[str, Any]:
+    """Return all settings that must be equal, by dotted key."""
+    recipe = _flatten(run.recipe.model_dump(mode="json"))
     fixed = {key: value for key, value in recipe.items() if not {key, key.partition(".")[0]} & FREE}
     model = {f"model.{key}": value for key, value in run.config.to_dict().items() if key not in SIZES}
-    tokens = "images" if run.recipe.token_cache is None else "a cache"  # whose views are drawn once
+    tokens = "images" if run.recipe.token_cache is None else "a cache"  # a cache fixes the augmentation
     return fixed | model | {"tokenizer": run.tokenizer[:12], "token_cache": tokens}
 
 
-def _dotted(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():
-        flat |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat

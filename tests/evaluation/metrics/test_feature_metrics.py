@@ -10,8 +10,8 @@ from helpers import refused
 from numpy.typing import NDArray
 from torch import Tensor
 
-from var.evaluation.metrics import metrics
-from var.evaluation.metrics.metrics import (
+from var.evaluation.metrics import feature_metrics
+from var.evaluation.metrics.feature_metrics import (
     Moments,
     Statistics,
     accuracy,
@@ -106,8 +106,8 @@ def test_what_is_not_finite_is_refused(value: float) -> None:
         frechet_distance(Statistics(fine.mean, fine.covariance * value, 6), fine)
 
 
-def test_one_picture_has_no_covariance() -> None:
-    with refused("a covariance needs at least 2 pictures", "there are 1"):
+def test_one_image_has_no_covariance() -> None:
+    with refused("a covariance needs at least 2 images", "not 1"):
         statistics(torch.zeros(1, 3))
 
 
@@ -151,7 +151,7 @@ def test_frechet_distance_agrees_with_two_other_computations(count_a: int, count
 
 
 def test_frechet_distance_of_identical_sets_is_zero_where_torch_fidelitys_is_not() -> None:
-    """Fewer pictures than dimensions: it takes roots of the rounding errors of a product's eigenvalues."""
+    """Fewer images than dimensions: it takes roots of the rounding errors of a product's eigenvalues."""
     same = statistics(np.random.default_rng(0).normal(size=(60, 300)) * np.exp(np.arange(300) / 100))
     scale = np.trace(same.covariance)
     assert abs(frechet_distance(same, same)) < 1e-12 * scale
@@ -168,7 +168,7 @@ def test_what_is_no_covariance_is_refused() -> None:
     for covariance in (np.diag([1.0, -0.1]), np.array([[1.0, 0.5], [0.0, 1.0]]), -np.eye(2)):
         with refused("covariance", "eigenvalue"):
             frechet_distance(fine, Statistics(np.zeros(2), covariance, None))
-    with refused("of 2 and of 3 numbers"):
+    with refused("of dimensions 2 and 3"):
         frechet_distance(fine, Statistics(np.zeros(3), np.eye(3), None))
 
 
@@ -217,11 +217,11 @@ def test_adms_parts_are_consecutive_and_torch_fidelitys_are_shuffled() -> None:
 
 
 def test_shuffled_inception_score_hides_no_nan() -> None:
-    with refused("not a number"):
+    with refused("is NaN"):
         shuffled_inception_score(one_hot([0, 1] * 10, 3, 2000.0))
-    with refused("9 pictures are too few", "at least 10"):
+    with refused("too few images, 9", "at least 10"):
         shuffled_inception_score(torch.zeros(9, 3))
-    with refused("0 pictures"):
+    with refused("too few images, 0"):
         inception_score(torch.zeros(0, 3))
 
 
@@ -240,7 +240,7 @@ def brute_force(samples: Array, reference: Array, k: int = 3) -> tuple[float, fl
 
 @pytest.mark.parametrize("shift", [0.0, 1.0, 2.0])
 def test_precision_and_recall_are_those_of_brute_force(shift: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_ROWS", 11)  # in several parts
+    monkeypatch.setattr(feature_metrics, "_ROWS", 11)  # in several parts
     generator = np.random.default_rng(5)
     samples, reference = generator.normal(size=(40, 6)) * 0.8 + 50 + shift, generator.normal(size=(30, 6)) + 50
     found = precision_recall(torch.from_numpy(samples), torch.from_numpy(reference))
@@ -250,7 +250,7 @@ def test_precision_and_recall_are_those_of_brute_force(shift: float, monkeypatch
 
 @pytest.mark.parametrize(("grid", "width"), [(2, 3), (3, 4), (30, 2)])
 def test_precision_and_recall_with_copies_and_ties_are_those_of_brute_force(grid: int, width: int) -> None:
-    """On a grid pictures occur many times, in balls of radius 0, and others stand just at a ball's edge."""
+    """On a grid images occur many times, in balls of radius 0, and others stand just at a ball's edge."""
     generator = np.random.default_rng(grid)
     samples, reference = (generator.integers(0, grid, (count, width)) * 1.0 for count in (90, 70))
     found = precision_recall(torch.from_numpy(samples / 7 + 100), torch.from_numpy(reference / 7 + 100))
@@ -278,9 +278,9 @@ def test_precision_asks_for_the_samples_and_recall_for_the_reference() -> None:
 
 
 def test_too_few_neighbors_are_refused() -> None:
-    with refused("3 pictures are too few", "at least 4"):
+    with refused("too few images, 3", "at least 4"):
         precision_recall(torch.rand(3, 2), torch.rand(9, 2))
-    with refused("of 2 and of 3 numbers"):
+    with refused("of dimensions 2 and 3"):
         precision_recall(torch.rand(9, 2), torch.rand(9, 3))
 
 
@@ -308,7 +308,7 @@ def test_kernel_distance_is_the_unbiased_mmd() -> None:
 
 
 def test_kernel_distance_of_subsets_is_near_that_of_all_and_has_a_deviation(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "KID_SUBSET_SIZE", 20)
+    monkeypatch.setattr(feature_metrics, "KID_SUBSET_SIZE", 20)
     generator = np.random.default_rng(0)
     x, y = (torch.from_numpy(generator.normal(size=(60, 4)) + shift) for shift in (0, 1))
     found = kernel_distance(x, y)
@@ -319,9 +319,9 @@ def test_kernel_distance_of_subsets_is_near_that_of_all_and_has_a_deviation(monk
 
 
 def test_the_subsets_are_no_larger_than_the_sets() -> None:
-    assert metrics.kid_subset_size(5000, 4000) == 1000
-    assert metrics.kid_subset_size(5000, 40) == 40
-    with refused("1 pictures are too few"):
+    assert feature_metrics.kid_subset_size(5000, 4000) == 1000
+    assert feature_metrics.kid_subset_size(5000, 40) == 40
+    with refused("too few images, 1"):
         kernel_distance(torch.rand(1, 2), torch.rand(5, 2))
 
 
