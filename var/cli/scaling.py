@@ -69,10 +69,6 @@ def fit(
       var scaling fit runs/d1 runs/d2 runs/d4 --out laws
       var scaling fit runs/d1 runs/d2 runs/d4 --out laws --json
     """
-    from importlib.util import find_spec
-
-    if find_spec("matplotlib") is None:
-        raise InputError("figures need the package matplotlib: pip install 'var-next-scale[evaluation]'")
     from var.evaluation.scaling.figures import draw_compute, draw_parameters
     from var.evaluation.scaling.laws import analyze
     from var.evaluation.scaling.runs import read_runs

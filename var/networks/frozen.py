@@ -1,16 +1,14 @@
-"""Base classes of frozen networks that give feature maps of images, and the loading of their weights and packages.
+"""Base classes of frozen networks that give feature maps of images, and the loading of their weights.
 
 Images are (B, 3, H, W) in [-1, 1]. The networks compute in the images' precision, float32 unless autocast is on, and do
 not resize the images. Optional packages are imported only when a network needs them.
 """
 
-import importlib
 from collections.abc import Iterable, Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from pickle import UnpicklingError
-from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -105,11 +103,3 @@ def read_or_download(weights: Path | None, url: str) -> StateDict:
             f"{url} could not be downloaded ({one_line(error)}): fetch it elsewhere and give its path as the weights "
             f"(of `var evaluate tokenizer` --lpips-weights)"
         ) from error
-
-
-def import_package(module: str, package: str) -> ModuleType:
-    """Import a module of an optional package. Raises InputError: it is not installed."""
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        raise InputError(f"{package} is not installed: pip install {package}") from error

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from tokenizer.losses import feature_distance
 from var.networks.backbones import BACKBONES, build_backbone, load_backbone
-from var.networks.frozen import Backbone, import_package
+from var.networks.frozen import Backbone
+from var.utils.optional_packages import import_package
 from var.utils.torchvision_compat import import_torchvision
 from var.utils.weights import read_weights
 
@@ -136,4 +137,4 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 def _torchmetrics() -> ModuleType:
     import_torchvision()  # torchmetrics imports it
-    return import_package("torchmetrics.functional.image", "torchmetrics")
+    return import_package("torchmetrics.functional.image")

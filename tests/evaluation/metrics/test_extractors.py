@@ -325,5 +325,5 @@ def test_vgg_without_weights_says_where_they_go(no_network: Path) -> None:
 
 def test_without_torch_fidelity_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torch_fidelity.registry", None)
-    with refused("torch_fidelity", "pip install 'var-next-scale[evaluation]'"):
+    with refused("torch-fidelity", "pip install 'var-next-scale[evaluation]'"):
         extractors.register_extractors()

@@ -16,6 +16,7 @@ from torch import Tensor
 from tokenizer.errors import InputError, one_line
 from var.networks import efficientnet_lite
 from var.utils.device import choose_device
+from var.utils.optional_packages import optional_packages
 from var.utils.provenance import file_sha256, version
 from var.utils.torchvision_compat import import_torchvision
 from var.utils.weights import check_weights_exist, read_weights
@@ -136,13 +137,10 @@ def register_extractors() -> dict[str, Any]:
     Raises InputError: torch-fidelity is not installed.
     """
     import_torchvision()
-    try:
+    with optional_packages():
         from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY, register_feature_extractor
 
         from var.evaluation.metrics.lite_extractor import EfficientNetLite
-    except ModuleNotFoundError as error:
-        missing = f"{error.name} is not installed"
-        raise InputError(f"{missing}: pip install 'var-next-scale[evaluation]'") from error
     for name in LITE:
         if name not in FEATURE_EXTRACTORS_REGISTRY:
             register_feature_extractor(name, EfficientNetLite)

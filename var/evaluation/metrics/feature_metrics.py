@@ -8,7 +8,6 @@ they are exact; docs/evaluation.md lists where they are not, and the differences
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.errors import InputError
+from var.utils.optional_packages import import_package
 from var.utils.torchvision_compat import import_torchvision
 
 TOO_FEW = "a covariance needs at least 2 images"
@@ -249,7 +249,4 @@ def _check_same_dimension(a: int, b: int) -> None:
 def _import_fidelity(module: str) -> Any:
     """Import a module of torch-fidelity, which imports torchvision."""
     import_torchvision()
-    try:
-        return import_module(f"torch_fidelity.{module}")
-    except ModuleNotFoundError as error:
-        raise InputError("torch-fidelity is not installed: pip install 'var-next-scale[evaluation]'") from error
+    return import_package(f"torch_fidelity.{module}")
