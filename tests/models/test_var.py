@@ -224,8 +224,12 @@ def test_initial_weights(shared: bool) -> None:
     assert has_std(model.feature_in.weight, std)
     assert has_std(model.head.weight, 0.02 * std)
     assert has_std(model.head_adaln.linear.weight, 0.5 * std)
-    adaln = [model.shared_adaln] if shared else [block.adaln for block in model.blocks]
-    for layer in adaln:
+    if shared:  # the layer of all blocks is drawn like any other; the blocks' offsets have the factors
+        assert has_std(model.shared_adaln.linear.weight, std)
+        offsets = torch.stack([block.adaln.offset for block in model.blocks]) * math.sqrt(width)  # (depth, 6, D)
+        assert has_std(offsets[:, :2], 1e-3)
+        assert has_std(offsets[:, 2:], 0.5)
+    for layer in [] if shared else [block.adaln for block in model.blocks]:
         gates, others = layer.linear.weight.split([2 * width, 4 * width])
         assert has_std(gates, 1e-3 * std)
         assert has_std(others, 0.5 * std)

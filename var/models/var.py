@@ -250,12 +250,10 @@ def initialize(model: VAR) -> None:
     for block in model.blocks:
         block.attention.proj.weight.div_(math.sqrt(2 * depth))
         block.mlp.down.weight.div_(math.sqrt(2 * depth))
-        if isinstance(block.adaln, AdaLNOffset):
-            nn.init.trunc_normal_(block.adaln.offset, std=std)
+        if isinstance(block.adaln, AdaLNOffset):  # the layer that all blocks share is drawn like any other
+            nn.init.normal_(block.adaln.offset, std=1 / math.sqrt(width))
             block.adaln.offset.mul_(gates[:, None])
         else:
             block.adaln.linear.weight.mul_(gates.repeat_interleave(width)[:, None])
-    if model.shared_adaln is not None:
-        model.shared_adaln.linear.weight.mul_(gates.repeat_interleave(width)[:, None])
     model.head_adaln.linear.weight.mul_(0.5)
     model.head.weight.mul_(0.02)
