@@ -8,11 +8,13 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -74,7 +76,7 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self.asked: Counter[str] = Counter()
-        self.fails: dict[str, list[str]] = {}  # file -> how the next answers fail: "cut", "500"
+        self.fails: dict[str, list[str]] = {}  # file -> how the next answers fail: "cut", "500", "page", "slow", ...
         outer = self
 
         class Handler(SimpleHTTPRequestHandler):
@@ -93,12 +95,26 @@ class Server:
                     self.send_header("Content-Length", str(len(data)))
                     self.end_headers()
                     self.wfile.write(data[: len(data) // 2])
+                elif failure == "page":
+                    self.send_response(200)
+                    self.send_header("Content-Type", "text/html; charset=utf-8")
+                    self.end_headers()
+                    self.wfile.write(b"<!DOCTYPE html><html><title>Log in</title></html>")
+                elif failure == "no length":
+                    self.send_response(200)
+                    self.end_headers()
+                    self.wfile.write((folder / name).read_bytes())
+                elif failure == "slow":  # a byte of the header now and then, so that no time-out of a socket ends it
+                    with suppress(OSError):
+                        while not outer.closed.wait(0.02):
+                            self.wfile.write(b"H")
                 else:
                     super().do_GET()
 
             def log_message(self, *arguments: Any) -> None:
                 """Nothing on the terminal."""
 
+        self.closed = threading.Event()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
@@ -109,6 +125,7 @@ def remote(tmp_path: Path) -> Iterator[Server]:
     write_shards(tmp_path / "remote")
     server = Server(tmp_path / "remote")
     yield server
+    server.closed.set()
     server.http.shutdown()
     server.http.server_close()
 
@@ -169,13 +186,90 @@ def test_index_of_another_form(tmp_path: Path, content: str) -> None:
         opened(tmp_path / "index.json")
 
 
+CODE = ("simplecache::http://h/a.tar", "zip://a::s3://b/c.zip", "s3://b/a.tar::simplecache://", "HF://a::file://b")
+OTHER = ("memory://a.tar", "reference://a.tar", "python://a.tar", "github://a:b@c/d.tar", "nowhere://host/a.tar")
+
+
+@pytest.mark.parametrize("url", [*CODE, *OTHER])
+def test_other_schemes_and_chains_are_refused_before_anything_is_opened(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fsspec, "open", lambda *arguments: pytest.fail("opened"))
+    (tmp_path / "index.json").write_text(json.dumps({"train": [{"url": url, "nsamples": 1}]}))
+    for source in (tmp_path / "index.json", f"{url}/index.json"):
+        with refused(url, "give a path, or a URL that begins with one of abfs"):
+            opened(source)
+
+
+def test_schemes_that_are_read(tmp_path: Path) -> None:
+    urls = [
+        "http://[::1]:80/a.tar",
+        "HTTPS://h/a.tar",
+        "gs://b/a.tar",
+        "hf://datasets/u/n/a.tar",
+        "a::b.tar",
+        "a:b.tar",
+    ]
+    (tmp_path / "index.json").write_text(json.dumps({"train": [{"url": url, "nsamples": 1} for url in urls]}))
+    found = [shard.url for shard in read_index(str(tmp_path / "index.json")).splits["train"]]
+    assert found == [url if "://" in url else str(tmp_path / url) for url in urls]
+
+
+def test_an_index_from_elsewhere_names_no_files_of_this_machine(remote: Server, tmp_path: Path) -> None:
+    (tmp_path / "remote/own.json").write_text(json.dumps({"train": [{"url": "file:///etc/a.tar", "nsamples": 1}]}))
+    with refused("file:///etc/a.tar", "a file of this machine"):
+        opened(f"{remote.url}/own.json")
+
+
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        (
+            {"train": [{"url": "a.tar", "nsamples": 10**12}]},
+            "nsamples is 1000000000000: it must be a whole number in 1..",
+        ),
+        ({"train": [{"url": "a.tar", "nsamples": 10**7}] * 101}, "the number of samples of a split is 1010000000"),
+        ({"train": [], "num_classes": 10**12}, "num_classes is 1000000000000: it must"),
+        ({"train": [], "class_names": {str(10**12): "owl"}}, "a label is 1000000000000: it must"),
+        ({"train": [], "class_names": {"-1": "owl"}}, "a label is -1: it must"),
+        ({"train": [{"url": 7, "nsamples": 1}]}, "7 must be the URL or path"),
+        ({"train": [{"url": "a\0.tar", "nsamples": 1}]}, "must be the URL or path"),
+    ],
+)
+def test_numbers_of_an_index_are_bounded(tmp_path: Path, content: Any, part: str) -> None:
+    (tmp_path / "index.json").write_text(json.dumps(content))
+    with refused("is not of the form", part):
+        opened(tmp_path / "index.json")
+
+
+def test_size_and_depth_of_an_index_are_bounded(
+    remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with refused("deep.json", "is not of the form"):
+        opened(tmp_path / "deep.json")
+    monkeypatch.setattr(module, "MAX_INDEX", 50)
+    remote.fails["index.json"] = ["no length"]
+    for source in (tmp_path / "remote/index.json", f"{remote.url}/index.json", f"{remote.url}/index.json"):
+        with refused("index.json", "more than the 50 bytes"):
+            opened(source)
+    monkeypatch.setattr(module, "MAX_SHARDS", 3)
+    monkeypatch.setattr(module, "MAX_INDEX", 5000)
+    with refused("the number of shards of a split is 4"):
+        opened(tmp_path / "remote/index.json")
+
+
+def test_labels_that_are_ids_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", {"0.png": encoded(0), "0.cls": b"20240101"})
+    with refused("train-0.tar", "its label is 20240101", "below 1,000,000"):
+        write_index(tmp_path)
+
+
 def test_index_that_cannot_be_read(remote: Server, tmp_path: Path) -> None:
     with refused("missing.json' cannot be read", "give the path or URL of an index"):
         opened(tmp_path / "missing.json")
     with refused("missing.json' cannot be read", "404"):
         opened(f"{remote.url}/missing.json")
-    with refused("cannot be read", "Protocol not known"):
-        opened("nowhere://host/index.json")
 
 
 def test_write_index_refuses_what_is_no_shard(tmp_path: Path) -> None:
@@ -384,7 +478,7 @@ def test_folder_is_bounded_and_what_is_open_stays_readable(remote: Server, tmp_p
     for i in (0, 1, 0, 2):
         files.append(cache.open(f"{remote.url}/train-{i}.tar"))
         time.sleep(0.01)
-        assert sum(path.stat().st_size for path in cache.folder.glob("*.tar")) <= 2.5 * size
+        assert sum(path.stat().st_size for path in cache.folder.iterdir()) <= 2.5 * size
     kept = {path.read_bytes() for path in cache.folder.glob("*.tar")}
     assert kept == {(tmp_path / f"remote/train-{i}.tar").read_bytes() for i in (0, 2)}  # 1 was opened longest ago
     assert files[1].read() == (tmp_path / "remote/train-1.tar").read_bytes()
@@ -393,7 +487,9 @@ def test_folder_is_bounded_and_what_is_open_stays_readable(remote: Server, tmp_p
 
 
 def test_dataset_reads_all_through_a_folder_for_one_shard(remote: Server, tmp_path: Path) -> None:
-    dataset = opened(f"{remote.url}/index.json", cache=tmp_path / "cache", cache_gigabytes=1e-9, shuffle_shards=1)
+    largest = max(path.stat().st_size for path in (tmp_path / "remote").glob("*.tar"))
+    options = {"cache": tmp_path / "cache", "cache_gigabytes": largest / 1e9, "shuffle_shards": 1}
+    dataset = opened(f"{remote.url}/index.json", **options)
     assert sorted(sample(dataset, int(i)).label for i in dataset.order(0)) == list(range(20))
     time.sleep(0.2)  # a shard that was fetched ahead
     assert len(list((tmp_path / "cache").glob("*.tar"))) <= 1
@@ -420,6 +516,103 @@ def test_fetching_gives_up_and_leaves_nothing_behind(remote: Server, tmp_path: P
     with pytest.raises(OSError, match="404"):
         cache.open(f"{remote.url}/none.tar")
     assert remote.asked["none.tar"] == 1  # a second time would be in vain
+
+
+def test_a_shard_beyond_the_bound_is_not_downloaded(remote: Server, tmp_path: Path) -> None:
+    size = (tmp_path / "remote/train-0.tar").stat().st_size
+    cache = ShardCache(tmp_path / "cache", size - 1)
+    remote.fails["train-1.tar"] = ["no length"]
+    for name in ("train-0.tar", "train-1.tar"):
+        with pytest.raises(OSError, match=f"{name}: it has .* bytes or more.*raise data.cache_gigabytes"):
+            cache.open(f"{remote.url}/{name}")
+    assert not [path for path in cache.folder.iterdir() if path.suffix != ".lock"]
+    remote.fails["train-1.tar"] = ["no length"]
+    cache.limit = size
+    with cache.open(f"{remote.url}/train-1.tar") as file:
+        assert file.read() == (tmp_path / "remote/train-1.tar").read_bytes()
+
+
+def test_the_bound_holds_while_shards_are_fetched_at_the_same_time(
+    remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = (tmp_path / "remote/train-0.tar").stat().st_size
+    cache = ShardCache(tmp_path / "cache", 2.5 * size)
+    monkeypatch.setattr(module, "CHUNK", 1000)
+    monkeypatch.setattr(module, "POLL", 0.001)
+    largest = [0]
+
+    def reserve(part: Path, wanted: int) -> None:
+        original(part, wanted)
+        sizes = []
+        for path in cache.folder.iterdir():
+            with suppress(FileNotFoundError):
+                sizes.append(path.stat().st_size)
+        largest.append(sum(sizes))
+
+    original = cache._reserve
+    monkeypatch.setattr(cache, "_reserve", reserve)
+    files: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda i=i: files.append(cache.open(f"{remote.url}/train-{i}.tar"))) for i in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for file in files:
+        file.close()
+    assert len(files) == 4
+    assert size <= max(largest) <= 2.5 * size
+
+
+@pytest.mark.parametrize("damage", [b"", b"garbage" * 200, b"<html>Log in</html>", None])
+def test_a_damaged_shard_in_the_cache_is_fetched_again_once(
+    remote: Server, tmp_path: Path, damage: bytes | None
+) -> None:
+    source, cache = f"{remote.url}/index.json", tmp_path / "cache"
+    sample(opened(source, "validation", cache=cache), 0)
+    (path,) = cache.glob("*.tar")
+    path.write_bytes(path.read_bytes()[:6000] if damage is None else damage)
+    assert labels(opened(source, "validation", cache=cache)) == list(range(20, 25))
+    assert remote.asked["val-4.tar"] == 2
+    (tmp_path / "remote/val-4.tar").write_bytes(damage or b"")
+    path.unlink()
+    dataset = opened(source, "validation", cache=cache)
+    assert all(isinstance(dataset[0, i], Unreadable) for i in range(5))
+    assert remote.asked["val-4.tar"] <= 4 + 4  # once again, and not for every sample but for those of no shard at all
+
+
+def test_a_login_page_is_told_at_once(remote: Server, tmp_path: Path) -> None:
+    remote.fails = {"index.json": ["page"], "train-0.tar": ["page"]}
+    with refused("index.json", "web page", "login"):
+        opened(f"{remote.url}/index.json")
+    cache = ShardCache(tmp_path / "cache", 1e9)
+    with pytest.raises(OSError, match=r"train-0.tar: it answers with a web page"):
+        cache.open(f"{remote.url}/train-0.tar")
+    assert remote.asked == {"index.json": 1, "train-0.tar": 1}
+    (tmp_path / "saved.json").write_text("<!DOCTYPE html>\n<html>Log in</html>")
+    with refused("saved.json", "web page"):
+        opened(tmp_path / "saved.json")
+
+
+def test_a_server_that_is_slow_or_dead_is_given_up_on(
+    remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    remote.fails["index.json"] = ["slow"] * 9
+    with refused("index.json", "bytes came in 0.2 seconds"):
+        opened(f"{remote.url}/index.json")
+    cache = ShardCache(tmp_path / "cache", 1e9)
+    remote.fails["train-0.tar"] = ["slow"] * 9
+    with pytest.raises(OSError, match=r"bytes came in 0.2 seconds"):
+        cache.open(f"{remote.url}/train-0.tar")
+    with pytest.raises(OSError, match=r"was given up on just now"):
+        cache.open(f"{remote.url}/train-1.tar")
+    assert remote.asked["train-1.tar"] == 0
+    remote.http.shutdown()
+    remote.http.server_close()
+    with pytest.raises(OSError, match=r"Connection refused"):
+        ShardCache(tmp_path / "cache", 1e9).open(f"{remote.url}/train-2.tar")
 
 
 def test_part_left_by_a_killed_process_is_removed(remote: Server, tmp_path: Path) -> None:

@@ -7,9 +7,10 @@ every sample has a number before any shard is read:
     {"train": [{"url": "train-0000.tar", "nsamples": 1281}, ...], "validation": [...],
      "num_classes": 1000, "class_names": {"207": "golden retriever"}}
 
-All keys but "train" are optional. URLs are http, https, or of another scheme that fsspec supports (s3, gs, hf, ...);
-without a scheme they are relative to the index. A remote shard is fetched whole, once for all processes of a machine,
-into a folder of bounded size.
+All keys but "train" are optional. URLs have one of the SCHEMES; without a scheme they are relative to the index. An
+index may come from anywhere: no other of fsspec's protocols is opened, some of which run code, nor a chain of them
+("simplecache::..."), and its numbers are bounded before anything is allocated. A remote shard is fetched whole, once
+for all processes of a machine, into a folder of bounded size.
 
 webdataset's `wids`, which uses the same kind of index, is no alternative: webdataset 1.0 no longer has it, and that of
 0.2 bounds its cache by shards of one process rather than bytes, fetches by `curl` in a shell without retrying or
@@ -18,12 +19,12 @@ comparing lengths, runs `pipe:` commands of an index, and decodes some members b
 
 import json
 import os
-import shutil
 import tarfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -34,12 +35,26 @@ import fsspec
 from filelock import FileLock, Timeout
 
 from tokenizer.errors import InputError, one_line
+from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_write
 from var.utils.provenance import sha256
 
-RETRIES = (1, 2, 4, 8, 16)  # seconds before each new attempt after a temporary error
-TIMEOUT = 60  # seconds without a byte
+WEB = frozenset(("http", "https"))  # read by urllib, all others by fsspec
+SCHEMES = WEB | {"file", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "oci", "oss", "hdfs", "webhdfs"}
+
+MAX_INDEX = 1 << 26  # bytes of an index
+MAX_SHARDS = 10**6
+MAX_PER_SHARD = 10**7  # samples; a tar file of more would have over 20 GB
+MAX_SAMPLES = 10**9  # of a split
+MAX_CLASSES = 10**6
+
+RETRIES = (1, 2, 4, 8, 16, 32, 60)  # seconds before each new attempt after a temporary error
+INDEX_RETRIES = 3  # of these, for an index: somebody waits for the run to start
+TIMEOUT = 30  # seconds in which MIN_BYTES must arrive, or all that there is
+MIN_BYTES = 1 << 14
+PATIENCE = 120  # seconds without a shard from a server, after which no new attempt begins
 CHUNK = 1 << 20  # bytes
+POLL = 0.1  # seconds between looks for room in the cache
 FORM = '{"train": [{"url": "train-0000.tar", "nsamples": 1281}], "validation": [...], "num_classes": 1000}'
 
 
@@ -61,23 +76,49 @@ class Index(NamedTuple):
 def read_index(location: str) -> Index:
     """Read an index from a path or URL. Raises InputError: it cannot be read or is not of the form above."""
     location = location if is_remote(location) else str(Path(location).expanduser())
-    file = BytesIO()
     try:
-        if is_remote(location):
-            copy(location, file)
-        content = json.loads(file.getvalue() if is_remote(location) else Path(location).read_bytes())
+        check_url(location)
+    except ValueError as error:
+        raise InputError(f"data.source={error}") from error
+    try:
+        text = _read_index_file(location)
+        if text[:1] not in (b"{", b"[") and (substitute := find_substitute(text[:HEAD])):
+            raise InputError(f"data.source={location!r} {substitute}")
+        content = json.loads(text)
         found = [split for split in ("train", "validation") if split in content]
-        splits = {split: [_shard(location, entry) for entry in content[split]] for split in found}
-        names = {int(label): str(name) for label, name in content.get("class_names", {}).items()}
-        counts = [_at_least_one(content["num_classes"])] if "num_classes" in content else []
+        splits = {split: _shards(location, content[split]) for split in found}
+        names = {
+            _whole_number(int(label), "a label", 0, MAX_CLASSES - 1): str(name)
+            for label, name in content.get("class_names", {}).items()
+        }
+        given = [content["num_classes"]] if "num_classes" in content else []
+        counts = [_whole_number(count, "num_classes", 1, MAX_CLASSES) for count in given]
     except OSError as error:
         raise InputError(
             f"data.source={location!r} cannot be read ({one_line(error)}): give the path or URL of an index of shards"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"data.source={location!r} is not of the form {FORM}: {one_line(error)}") from error
     # A name may belong to a label beyond the given number of classes.
     return Index(splits, max(counts + [label + 1 for label in names], default=None), names)
+
+
+def _read_index_file(location: str) -> bytes:
+    if is_remote(location):
+        file = BytesIO()
+        copy(location, file, _check_index_size, RETRIES[:INDEX_RETRIES])
+        return file.getvalue()
+    with Path(location).open("rb") as local:
+        text = local.read(MAX_INDEX + 1)
+    _check_index_size(len(text))
+    return text
+
+
+def _check_index_size(size: int) -> None:
+    if size > MAX_INDEX:
+        raise ValueError(f"it has more than the {MAX_INDEX:,} bytes that an index may have")
 
 
 def write_index(folder: Path) -> Path:
@@ -97,7 +138,7 @@ def write_index(folder: Path) -> Path:
                     labels |= {
                         shard.label(i, "label") for i, has in enumerate(shard.samples) if {"cls", "json"} & has.keys()
                     }
-                entry = {"url": path.name, "nsamples": _at_least_one(len(shard))}
+                entry = {"url": path.name, "nsamples": _whole_number(len(shard), "nsamples", 1, MAX_PER_SHARD)}
             except (OSError, ValueError, tarfile.TarError) as error:
                 raise InputError(f"{path} cannot be read as a shard: {one_line(error)}") from error
             content.setdefault(split, []).append(entry)
@@ -111,18 +152,30 @@ def write_index(folder: Path) -> Path:
     return path
 
 
+def _shards(index: str, entries: Sequence[Mapping[str, Any]]) -> list[Shard]:
+    _whole_number(len(entries), "the number of shards of a split", 0, MAX_SHARDS)
+    shards = [_shard(index, entry) for entry in entries]
+    _whole_number(sum(shard.samples for shard in shards), "the number of samples of a split", 0, MAX_SAMPLES)
+    return shards
+
+
 def _shard(index: str, entry: Mapping[str, Any]) -> Shard:
-    url = str(entry["url"])
+    url = entry["url"]
+    if not isinstance(url, str) or not url or not url.isprintable():
+        raise ValueError(f"{url!r} must be the URL or path of a shard")
     if url.startswith("pipe:"):
-        raise ValueError(f"{url!r} would run a command, which an index may not: give a URL that fsspec knows")
+        raise ValueError(f"{url!r} would run a command, which an index may not: {_ALLOWED}")
     if not is_remote(url):
         url = f"{index.rpartition('/')[0]}/{url}" if is_remote(index) else str(Path(index).parent / url)
-    return Shard(url, _at_least_one(entry["nsamples"]))
+    elif is_remote(index) and _scheme(url) == "file" != _scheme(index):
+        raise ValueError(f"{url!r} is a file of this machine, which an index from elsewhere may not name")
+    check_url(url)
+    return Shard(url, _whole_number(entry["nsamples"], "nsamples", 1, MAX_PER_SHARD))
 
 
-def _at_least_one(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{value!r} must be a whole number, at least 1")
+def _whole_number(value: object, name: str, at_least: int, at_most: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not at_least <= value <= at_most:
+        raise ValueError(f"{name} is {value!r}: it must be a whole number in {at_least}..{at_most}")
     return value
 
 
@@ -131,37 +184,123 @@ def is_remote(url: str) -> bool:
     return "://" in url
 
 
-def copy(url: str, file: BinaryIO) -> None:
-    """Copy the whole content of a URL to an empty file; temporary errors are retried for half a minute.
+def _scheme(url: str) -> str:
+    return url.partition("://")[0].lower()
 
-    Raises OSError: it failed.
+
+_ALLOWED = f"give a path, or a URL that begins with one of {', '.join(sorted(SCHEMES))}"
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError for a URL of another scheme than SCHEMES, or a chain of several; any path is fine."""
+    if not is_remote(url):
+        return
+    if _scheme(url) not in SCHEMES:
+        raise ValueError(f"{url!r} has another scheme: {_ALLOWED}")
+    if "::" in url and _scheme(url) not in WEB:  # in these it is part of an address, and fsspec is not asked
+        raise ValueError(f"{url!r} is a chain of protocols: {_ALLOWED}")
+
+
+def copy(url: str, file: BinaryIO, reserve: Callable[[int], None], retries: Sequence[float] | None = None) -> None:
+    """Copy the whole content of a URL to an empty file; temporary errors are retried.
+
+    Args:
+        reserve: called with the number of bytes that the file will have, before so many are written: first with all of
+            them, where the server says how many; it may wait, and raises ValueError for too many.
+        retries: seconds before each new attempt; None: RETRIES.
+
+    Raises OSError: it failed; UnreachableError if the server is dead or sends next to nothing.
     """
-    for wait in (*RETRIES, None):
+    began = time.monotonic()
+    for wait in (*(RETRIES if retries is None else retries), None):
+        transfer = _Transfer(url, file, reserve)
         try:
-            _copy_once(url, file)
+            transfer.run()
             file.flush()
             file.seek(0)
             return
         except Exception as error:  # every kind of storage raises its own
             if isinstance(error, urllib.error.HTTPError):
                 error.close()  # the error is also the open response
-            if wait is None or _is_final(error):
+            if _is_final(error):
                 raise OSError(f"{url}: {one_line(error)}") from error
+            if transfer.received >= MIN_BYTES:
+                began = time.monotonic()
+            if wait is None or time.monotonic() - began > PATIENCE:
+                silent = not transfer.received or isinstance(error, TimeoutError)
+                raise (UnreachableError if silent else OSError)(f"{url}: {one_line(error)}") from error
             time.sleep(wait)
             file.seek(0)
             file.truncate()
 
 
-def _copy_once(url: str, file: BinaryIO) -> None:
-    if not url.startswith(("http://", "https://")):
-        with fsspec.open(url, "rb") as remote:
-            shutil.copyfileobj(remote, file, CHUNK)
-        return
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        shutil.copyfileobj(response, file, CHUNK)
-        expected = response.headers.get("Content-Length")
-    if expected is not None and file.tell() != int(expected):  # urllib itself does not notice a lost connection
-        raise EOFError(f"the connection ended after {file.tell()} of {expected} bytes")
+class UnreachableError(OSError):
+    """A server that is dead or sends next to nothing."""
+
+
+class _Transfer:
+    """One attempt to copy a URL to a file, in a thread that is left alone when nothing arrives any more.
+
+    A thread, as no time-out of a library covers all: a server may send a byte now and then, in its header or after.
+    """
+
+    def __init__(self, url: str, file: BinaryIO, reserve: Callable[[int], None]) -> None:
+        self.url, self.file, self.reserve = url, file, reserve
+        self.received = 0  # bytes
+        self.waiting = False  # for room, which takes as long as it takes
+        self.error: Exception | None = None
+        self.lock = threading.Lock()  # held while writing
+        self.abandoned = False
+
+    def run(self) -> None:
+        thread = threading.Thread(target=self._copy_quietly, daemon=True)
+        thread.start()
+        try:
+            while True:
+                before = self.received
+                thread.join(TIMEOUT)
+                if not thread.is_alive():
+                    break
+                if self.received - before < MIN_BYTES and not self.waiting:
+                    raise TimeoutError(f"only {self.received - before} bytes came in {TIMEOUT:g} seconds")
+        finally:
+            with self.lock:
+                self.abandoned = True  # nothing is written from now on
+        if self.error is not None:
+            raise self.error
+
+    def _copy_quietly(self) -> None:
+        try:
+            self._copy()
+        except Exception as error:
+            self.error = error
+
+    def _copy(self) -> None:
+        if _scheme(self.url) not in WEB:
+            with fsspec.open(self.url, "rb") as remote:
+                self._write(remote.read, getattr(remote, "size", None))
+            return
+        with urllib.request.urlopen(self.url, timeout=TIMEOUT) as response:
+            if response.headers.get_content_type() == "text/html":
+                raise ValueError("it answers with a web page: is a login needed, or another URL?")
+            self._write(response.read1, response.length)
+
+    def _write(self, read: Callable[[int], bytes], expected: int | None) -> None:
+        self._reserve(expected or 0)
+        while chunk := read(CHUNK):
+            self._reserve(self.received + len(chunk))
+            with self.lock:
+                if self.abandoned:
+                    return
+                self.file.write(chunk)
+            self.received += len(chunk)
+        if expected is not None and self.received != expected:  # urllib itself does not notice a lost connection
+            raise EOFError(f"the connection ended after {self.received} of {expected} bytes")
+
+    def _reserve(self, size: int) -> None:
+        self.waiting = True
+        self.reserve(size)
+        self.waiting = False
 
 
 def _is_final(error: Exception) -> bool:
@@ -173,24 +312,26 @@ def _is_final(error: Exception) -> bool:
 class ShardCache:
     """Shards fetched into a folder, the same for all processes of a machine.
 
-    A shard is fetched under a lock of its own, so only once, and gets its name when it is complete. Then the least
-    recently opened ones are removed until the folder is within its bound; processes that have one open can still read
-    it, for a file exists until it is closed.
+    A shard is fetched under a lock of its own, so only once, and gets its name when it is complete. Before it is
+    written, the least recently opened ones are removed, so that all files together, those that are being fetched
+    included, are within the bound; processes that have one open can still read it, for a file exists until it is
+    closed.
 
     Args:
         folder: created if it is missing.
-        limit: largest number of bytes of complete shards.
+        limit: largest number of bytes of the folder's shards.
     """
 
     def __init__(self, folder: Path, limit: float) -> None:
         self.folder = folder
         self.limit = limit
+        self.unreachable: dict[str, float] = {}  # servers that were given up on, and when
 
     def open(self, url: str) -> BinaryIO:
         """Open a shard for reading, after fetching it if necessary. Raises OSError: that failed."""
         if not is_remote(url):
             return Path(url).open("rb")
-        path = self.folder / f"{sha256([url.encode()])[:16]}.tar"
+        path = self._path(url)
         self.folder.mkdir(parents=True, exist_ok=True)
         with FileLock(path.with_suffix(".lock")):
             try:
@@ -200,30 +341,71 @@ class ShardCache:
             os.utime(path)  # the time of the last opening, by which shards are removed
             return file
 
+    def remove(self, url: str, inode: int) -> None:
+        """Remove a remote shard, so that `open` fetches it again, unless it has another inode: then that was done."""
+        path = self._path(url)
+        with FileLock(path.with_suffix(".lock")), suppress(FileNotFoundError):
+            if path.stat().st_ino == inode:
+                path.unlink()
+
+    def _path(self, url: str) -> Path:
+        return self.folder / f"{sha256([url.encode()])[:16]}.tar"
+
     def _fetch(self, url: str, path: Path) -> BinaryIO:
-        part = path.with_suffix(".part")
+        server, part = "/".join(url.split("/")[:3]), path.with_suffix(".part")
+        if time.monotonic() - self.unreachable.get(server, -PATIENCE) < PATIENCE:
+            raise UnreachableError(f"{url}: {server} was given up on just now")  # else each shard waits anew
         file = part.open("w+b")
         try:
-            copy(url, file)
+            copy(url, file, lambda size: self._reserve(part, size))
             part.rename(path)
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, UnreachableError):
+                self.unreachable[server] = time.monotonic()
             file.close()
             part.unlink(missing_ok=True)
             raise
-        with FileLock(self.folder / "removal.lock"):
-            self._remove_oldest(keep=path)
         return file
 
-    def _remove_oldest(self, keep: Path) -> None:
-        for part in self.folder.glob("*.part"):  # of a killed process, unless locked
-            with suppress(Timeout), FileLock(part.with_suffix(".lock"), timeout=0):
-                part.unlink(missing_ok=True)
+    def _reserve(self, part: Path, size: int) -> None:
+        """Make room for a file of that size, and give it to the file; wait while others are fetched that need it.
+
+        Raises ValueError: it is larger than the cache. OSError: others are being fetched, and this one has begun.
+        """
+        if size > self.limit:
+            raise ValueError(
+                f"it has {size:,} bytes or more, the cache is bounded to {int(self.limit):,}: "
+                "raise data.cache_gigabytes, or make smaller shards"
+            )
+        while (reserved := part.stat().st_size) < size:
+            with FileLock(self.folder / "removal.lock"):
+                if self._remove_oldest(self.limit - size, but=part):
+                    os.truncate(part, size)  # takes no space yet, and shows to others how much it will take
+                    return
+            if reserved:  # two that wait for one another with half a file each would wait forever
+                raise OSError("there is no room for it while other shards are fetched: raise data.cache_gigabytes")
+            time.sleep(POLL)
+
+    def _remove_oldest(self, limit: float, but: Path) -> bool:
+        """Remove the least recently opened shards until all but one file are within the limit; return whether they are.
+
+        Parts of shards that are being fetched stay.
+        """
+        parts = 0
+        for part in set(self.folder.glob("*.part")) - {but}:
+            try:
+                with FileLock(part.with_suffix(".lock"), timeout=0):  # nobody fetches it: left by a killed process
+                    part.unlink(missing_ok=True)
+            except Timeout:
+                with suppress(FileNotFoundError):
+                    parts += part.stat().st_size
         found = sorted((path.stat().st_mtime_ns, path.stat().st_size, path) for path in self.folder.glob("*.tar"))
-        total = sum(size for _, size, _ in found)
+        total = parts + sum(size for _, size, _ in found)
         for _, size, path in found:
-            if total > self.limit and path != keep:
+            if total > limit:
                 path.unlink()
                 total -= size
+        return total <= limit
 
 
 class OpenShard:
@@ -235,6 +417,9 @@ class OpenShard:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         finalize(self, file.close)
+        if substitute := find_substitute(file.read(HEAD)):
+            raise tarfile.ReadError(f"it {substitute}")
+        file.seek(0)
         samples: dict[str, dict[str, tuple[int, int]]] = {}  # name up to its first dot -> suffix -> offset, size
         with tarfile.open(fileobj=file, mode="r:") as tar:
             try:
@@ -272,6 +457,8 @@ class OpenShard:
             raise ValueError("it has neither .cls nor .json, so no label")
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ValueError(f"its label is {value!r}: labels must be integers, 0 and up")
+        if value >= MAX_CLASSES:
+            raise ValueError(f"its label is {value}: labels number the classes, and must be below {MAX_CLASSES:,}")
         return value
 
     def _read(self, number: int, suffix: str) -> bytes:

@@ -1,5 +1,7 @@
 """Images and labels in WebDataset shards."""
 
+import os
+import tarfile
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -38,13 +40,15 @@ class ShardSource:
         num_classes: int | None,
     ) -> None:
         self.urls = [shard.url for shard in shards]
-        self.ends = np.cumsum([shard.samples for shard in shards])
+        self.samples = [shard.samples for shard in shards]
+        self.ends = np.cumsum(self.samples)
         self.cache = cache
         self.keep_open = keep_open
         self.label_key = label_key
         self.num_classes = num_classes
         self.opened: OrderedDict[int, OpenShard] = OrderedDict()
         self.prefetched: set[int] = set()
+        self.fetched_again: set[int] = set()  # as what was fetched first was not whole
 
     def location(self, row: int) -> str:
         shard, number = self._find(row)
@@ -77,9 +81,26 @@ class ShardSource:
             while len(self.opened) >= self.keep_open:
                 self.opened.popitem(last=False)
             self.prefetched.discard(shard)
-            self.opened[shard] = OpenShard(self.cache.open(self.urls[shard]))
+            self.opened[shard] = self._open_whole(shard)
         self.opened.move_to_end(shard)
         return self.opened[shard]
+
+    def _open_whole(self, shard: int) -> OpenShard:
+        """Open a shard; one that was fetched and is not whole is fetched again, once."""
+        url = self.urls[shard]
+        while True:
+            file = self.cache.open(url)
+            inode = os.fstat(file.fileno()).st_ino
+            again = shard not in self.fetched_again and is_remote(url)
+            try:
+                opened = OpenShard(file)
+                if len(opened) >= self.samples[shard] or not again:
+                    return opened
+            except tarfile.TarError:
+                if not again:
+                    raise
+            self.fetched_again.add(shard)
+            self.cache.remove(url, inode)
 
     def _fetch_quietly(self, url: str) -> None:
         with suppress(OSError):  # reading from the shard tries again, and reports the error
