@@ -387,10 +387,37 @@ def test_boxes_that_are_not_in_a_list_of_their_own_are_refused() -> None:
     assert np.array_equal(read_mask([0, 0, 2, 1], SIZE), read_mask((0, 0, 2, 1), SIZE))  # type: ignore[arg-type, list-item]
 
 
-@pytest.mark.parametrize("mode", ["L", "I", "F", "I;16"])
-def test_a_mask_that_marks_too_darkly_is_refused(mode: str) -> None:
-    values = np.zeros(SIZE[::-1], dtype={"L": np.uint8, "I": np.int32, "F": np.float32, "I;16": np.uint16}[mode])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_mask_that_marks_too_darkly_is_refused(dtype: type) -> None:
+    values = np.zeros(SIZE[::-1], dtype)
     assert not read_mask(Image.fromarray(values), SIZE).any()
     values[1, 1] = 1
     with refused("brightest pixel is 1", "half of the full scale"):
         read_mask(Image.fromarray(values), SIZE)
+
+
+def test_masks_of_other_depths_mark_by_their_white_or_are_refused() -> None:
+    values = np.zeros(SIZE[::-1], np.float32)
+    values[1, 1] = 1
+    assert np.argwhere(read_mask(Image.fromarray(values), SIZE)).tolist() == [[1, 1]]
+    with refused("32-bit integers", "save the image with 8 or 16 bits"):
+        read_mask(Image.fromarray(values.astype(np.int32)), SIZE)
+
+
+def test_a_photo_with_an_erased_hole_is_no_mask() -> None:
+    """Its brightness would mark other parts than the hole."""
+    photo = Image.fromarray(np.random.default_rng(0).integers(0, 256, (10, 12, 3), dtype=np.uint8)).convert("RGBA")
+    photo.paste((0, 0, 0, 0), (2, 2, 6, 6))
+    for image in (photo, photo.convert("LA"), photo.quantize()):
+        with refused("a photo with transparent parts", "draw white"):
+            read_mask(image, (12, 10))
+
+
+def test_soft_strokes_on_transparent_and_opaque_gray_masks_are_read() -> None:
+    strokes = Image.new("RGBA", (12, 10), (0, 0, 0, 0))
+    strokes.paste("white", (2, 2, 9, 9))
+    strokes.paste((255, 255, 255, 140), (9, 2, 10, 9))
+    assert read_mask(strokes, (12, 10)).sum() == 8 * 7
+    opaque = Image.linear_gradient("L").resize((12, 10)).convert("RGBA")
+    assert 0 < read_mask(opaque, (12, 10)).sum() < 120
+    assert not read_mask(Image.new("RGBA", (12, 10)), (12, 10)).any()

@@ -4,13 +4,14 @@ import struct
 import warnings
 import zlib
 from collections.abc import Iterator
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from helpers import largest_difference, normal, refused
-from PIL import Image
+from PIL import Image, ImageOps
 
 from var.utils.images import (
     FORMATS,
@@ -19,6 +20,7 @@ from var.utils.images import (
     check_images,
     crop_and_resize,
     enlarge,
+    exif_orientation,
     find_images,
     from_uint8,
     image_grid,
@@ -87,6 +89,7 @@ def test_transparent_parts_lie_over_white() -> None:
     palette = Image.new("P", (1, 1), 0)
     palette.info["transparency"] = 0
     assert to_rgb(palette).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(clear.quantize()).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_sixteen_bits_are_scaled() -> None:
@@ -99,6 +102,89 @@ def test_pictures_are_turned_upright(tmp_path: Path) -> None:
     exif[0x0112] = 6  # turn by 90 degrees clockwise to see it upright
     gradient(8, 4).save(tmp_path / "turned.png", exif=exif)
     assert to_rgb(Image.open(tmp_path / "turned.png")).size == (4, 8)
+
+
+def tiff(bits: int, sample_format: int, pixels: bytes, photometric: int = 1) -> BytesIO:
+    """A gray TIFF of 2x1 pixels; formats: 1 unsigned, 2 signed, 3 floating-point."""
+    tags = {256: 2, 257: 1, 258: bits, 259: 1, 262: photometric, 273: 134, 277: 1, 278: 1, 279: len(pixels)}
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in (tags | {339: sample_format}).items()]
+    return BytesIO(b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4) + pixels)
+
+
+@pytest.mark.parametrize(
+    ("file", "expected"),
+    [
+        (tiff(32, 3, np.array([0.5, 1], "<f4").tobytes()), [128, 255]),
+        (tiff(32, 3, np.array([0.0, 1], "<f4").tobytes(), photometric=0), [255, 0]),
+        (tiff(16, 1, np.array([0, 65535], "<u2").tobytes()), [0, 255]),
+        (tiff(16, 1, np.array([0, 65535], "<u2").tobytes(), photometric=0), [255, 0]),
+        (tiff(12, 1, b"\xff\xf8\x00"), [255, 127]),
+        (BytesIO(b"P5 2 1 1000\n" + np.array([1000, 500], ">u2").tobytes()), [255, 127]),
+        (BytesIO(b"Pf\n2 1\n-1.0\n" + np.array([0, 1], "<f4").tobytes()), [0, 255]),
+    ],
+)
+def test_gray_of_any_depth_is_scaled_to_eight_bits(file: BytesIO, expected: list[int]) -> None:
+    assert np.asarray(to_rgb(Image.open(file)))[0, :, 0].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("file", "told"),
+    [
+        (tiff(32, 3, np.array([0, 255], "<f4").tobytes()), "floating-point pixels from 0 to 255"),
+        (tiff(32, 3, np.array([-1, 1], "<f4").tobytes()), "floating-point pixels from -1 to 1"),
+        (tiff(32, 3, np.array([0, np.nan], "<f4").tobytes()), "floating-point pixels from nan to nan"),
+        (tiff(32, 1, np.array([0, 2**31], "<u4").tobytes()), "pixels of 32-bit integers"),
+        (tiff(32, 2, np.array([-5, 255], "<i4").tobytes()), "pixels of signed integers"),
+        (tiff(16, 2, np.array([-5, 255], "<i2").tobytes()), "pixels of signed integers"),
+        (tiff(8, 2, np.array([-5, 5], "i1").tobytes()), "pixels of signed integers"),
+    ],
+)
+def test_gray_whose_white_is_unknown_is_refused(file: BytesIO, told: str) -> None:
+    with refused(told, "save the image with 8 or 16 bits"):
+        to_rgb(Image.open(file))
+
+
+def test_black_of_any_depth_is_black() -> None:
+    assert (
+        to_rgb(Image.new("I", (1, 1))).getpixel((0, 0)) == to_rgb(Image.new("F", (1, 1))).getpixel((0, 0)) == (0, 0, 0)
+    )
+
+
+def test_sixteen_bit_colors_keep_their_upper_bits() -> None:
+    header = b"P6 1 1 65535\n"
+    assert to_rgb(Image.open(BytesIO(header + b"\xff\xff\x80\x00\x00\x10"))).getpixel((0, 0)) == (255, 128, 0)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "CMYK", "L"])
+def test_a_color_profile_is_kept_where_the_pixels_are_its_own(mode: str) -> None:
+    image = Image.new(mode, (1, 1))
+    channels = {"CMYK": b"CMYK", "L": b"GRAY"}.get(mode, b"RGB ")
+    image.info["icc_profile"] = profile = bytes(16) + channels + bytes(108)
+    assert to_rgb(image).info.get("icc_profile") == (profile if channels == b"RGB " else None)
+
+
+@pytest.mark.parametrize("value", ["6", "six", b"6", (6, 6), 6.5, 0, 9, -6, 2**31, None])
+def test_an_orientation_that_is_no_number_from_1_to_8_is_not_applied(value: object) -> None:
+    image = gradient(8, 4)
+    image.getexif()[0x0112] = value
+    assert exif_orientation(image) == 1
+    assert to_rgb(image).tobytes() == image.tobytes()
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_leaves_an_image_as_it_is(tmp_path: Path) -> None:
+    gradient(8, 4).save(tmp_path / "a.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\x7f", quality=100)
+    assert to_rgb(open_image(tmp_path / "a.jpg")).size == (8, 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_images_are_those_of_pillow_and_are_not_turned_again(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    noise(8, 4).save(tmp_path / "turned.png", exif=exif)
+    upright = to_rgb(Image.open(tmp_path / "turned.png"))
+    assert upright.tobytes() == ImageOps.exif_transpose(Image.open(tmp_path / "turned.png")).tobytes()
+    assert to_rgb(upright).size == upright.size
 
 
 @pytest.mark.parametrize("size", [(40, 60), (60, 40), (50, 50), (33, 90)])
@@ -196,7 +282,7 @@ def test_pictures_are_read_as_they_are(file_format: str, tmp_path: Path) -> None
     read = open_image(tmp_path / "a")
     assert (read.mode, read.size) == (image.mode, (12, 10))
     (tmp_path / "a").unlink()  # all of it has been read
-    if file_format != "JPEG":
+    if file_format not in ("JPEG", "AVIF"):
         assert np.array_equal(np.asarray(to_rgb(read)), np.asarray(image.convert("RGB")))
 
 
@@ -349,6 +435,50 @@ def test_images_are_found_at_any_depth_sorted_and_without_what_is_hidden(tmp_pat
         (tmp_path / name).touch()
     (tmp_path / "linked").symlink_to(tmp_path / "a")
     assert find_images(tmp_path) == ["a-b/1.jpeg", "a/1.jpg", "b/10.png", "b/2.PNG", "linked/1.jpg", "top.webp"]
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_what_is_found_and_what_is_passed_over_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "a/1.jpg", "a/2.JFIF", "3.pgm", "._1.jpg", ".git/x.png", "a/b.heic", "c.heic", "LICENSE")
+    (tmp_path / "a/back").symlink_to(tmp_path)
+    assert find_images(tmp_path) == ["3.pgm", "a/1.jpg", "a/2.JFIF"]
+    assert caplog.messages == [
+        f"{tmp_path}: 3 images found; passed over: 2 .heic, 2 hidden, 1 linked to a folder above, 1 without a suffix"
+    ]
+
+
+def test_what_is_found_is_said_by_the_first_process_only(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "1.jpg", "notes.txt")
+    monkeypatch.setenv("RANK", "1")
+    find_images(tmp_path)
+    assert not caplog.messages
+    monkeypatch.setenv("RANK", "0")
+    find_images(tmp_path)
+    find_images(tmp_path)  # the same line is not repeated
+    assert len(caplog.messages) == 1
+
+
+def test_sheets_of_our_own_output_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    touch(tmp_path, "s/207_0.png", "s/207_0_scale3.png", "s/grid.png", "s/growth.gif", "user/grid.png", "user/a.png")
+    touch(tmp_path, "e/cat_inpaint_0.png", "e/cat_inpaint_mask.png", "e/cat_inpaint_sheet.png", "e/dog_sheet.png")
+    assert find_images(tmp_path) == [
+        "e/cat_inpaint_0.png",
+        "e/dog_sheet.png",
+        "s/207_0.png",
+        "user/a.png",
+        "user/grid.png",
+    ]
+    (line,) = caplog.messages
+    for name in ("grid.png", "growth.gif", "cat_inpaint_mask.png", "cat_inpaint_sheet.png"):
+        assert f"1 {name} (made of the images beside it)" in line
+    assert "1 of a single scale" in line
 
 
 def test_the_suffixes_are_those_of_the_formats() -> None:

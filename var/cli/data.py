@@ -1,7 +1,5 @@
 """The commands that prepare data: `var data index|tokenize`."""
 
-import logging
-import sys
 import time
 
 import typer
@@ -33,7 +31,6 @@ def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> Non
       var data tokenize configs/mini_var.yaml token_cache=runs/tokens
       torchrun --nproc_per_node 8 -m var data tokenize configs/mini_var.yaml token_cache=runs/tokens
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     from var.training.recipe import load_recipe
     from var.training.stages.var import VARRecipe
 

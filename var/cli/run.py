@@ -29,6 +29,8 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
 
     Input that cannot work ends it in one line; other exceptions are bugs and show. `help` is of all commands together.
     """
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("var.utils.images").setLevel(logging.INFO)  # every command says which images it found
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     try:
         with optional_packages():

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +33,7 @@ def train(
       var scaling train configs/tiny_imagenet_scaling.yaml --depths 1,2,4 --dry-run
       var scaling train configs/tiny_imagenet_scaling.yaml data.source=FOLDER --launch 'torchrun --nproc_per_node 2'
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.INFO)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise InputError(
             "var scaling train starts the processes of its runs itself: start it once, with --launch 'torchrun ...'"

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -27,7 +26,7 @@ def train(recipe: options.Recipe, overrides: options.Overrides = None, dry_run: 
       var train configs/mini_var.yaml data.source=FOLDER optimizer.lr=1e-4
       torchrun --nproc_per_node 8 -m var train configs/mini_var.yaml
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.INFO)
     from var.training.recipe import load_recipe
 
     checked = load_recipe(recipe, overrides or [])

@@ -1,7 +1,9 @@
 """Lists of a split's images and labels, from any source, without opening the images."""
 
+import logging
 import os
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ from var.data.webdataset import list_shards
 from var.utils.classes import class_labels, named_classes
 from var.utils.files import subfolders
 from var.utils.images import find_images
+from var.utils.text import plural
+
+log = logging.getLogger(__name__)
 
 _HELD_OUT = 0  # seed of the choice, the same for all runs: no stage may train on images that another one holds out
 
@@ -113,6 +118,12 @@ def split_folder_of(folder: Path, split: Split) -> Path | None:
     return next((folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()), None)
 
 
+def _class(name: str) -> str:
+    """Return the class folder of an image by its path in the split's folder; "" for one outside them."""
+    folder, inside, _ = name.partition("/")
+    return folder if inside else ""
+
+
 def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
     """List the images of a split below a folder. Raises InputError as `sources.list_images`."""
     split_folder, train_folder = split_folder_of(folder, split), split_folder_of(folder, "train")
@@ -131,9 +142,11 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
     except InputError as error:
         raise InputError(f"{train_folder}: {error}") from error
     files, labels = [], []
-    for name in subfolders(split_folder):
-        found = [f"{name}/{file}" for file in find_images(split_folder / name)]
-        if found and name not in classes:
+    by_class = {name: list(found) for name, found in groupby(sorted(find_images(split_folder), key=_class), key=_class)}
+    if outside := by_class.pop("", None):
+        log.warning("%s: %s outside the class folders passed over", split_folder, plural(len(outside), "image"))
+    for name, found in by_class.items():
+        if name not in classes:
             raise InputError(f"class folder {split_folder / name} is not in {train_folder}: add or remove it")
         files += found
         labels += [classes[name]] * len(found)

@@ -13,6 +13,7 @@ from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
 from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, unlabeled
 from var.utils.classes import named_classes
+from var.utils.images import report_found
 from var.utils.text import plural
 
 
@@ -106,6 +107,7 @@ def _list_table(config: DataConfig, split: Split, table: Any, names: dict[int, s
         message = f"data.image_column={column!r} of {config.source!r} holds no images: {one_line(error)}"
         raise InputError(message) from error
     source = TableSource(images, f"{config.source} ({split})")
+    report_found(source.origin, len(table), {})
     if config.label_column is None:
         return unlabeled(source, len(table))
     labels = _labels(config, config.label_column, split, table)

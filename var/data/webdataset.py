@@ -14,7 +14,7 @@ from var.data.config import DataConfig
 from var.data.listing import Encoded, Listing, MissingSplitError, Split, unlabeled
 from var.data.shards import OpenShard, Shard, ShardCache, is_remote, read_index
 from var.utils.files import cache_folder
-from var.utils.images import IMAGE_SUFFIXES
+from var.utils.images import IMAGE_SUFFIXES, report_found
 from var.utils.text import plural
 
 _SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
@@ -119,6 +119,7 @@ def list_shards(config: DataConfig, split: Split) -> Listing:
     cache = ShardCache(config.cache or cache_folder() / "shards", config.cache_gigabytes * 1e9)
     source = ShardSource(shards, cache, config.shuffle_shards + 1, config.label_column, index.num_classes)
     shard_of = np.repeat(np.arange(len(shards)), [shard.samples for shard in shards])
+    report_found(f"{config.source} ({split})", len(shard_of), {})
     if config.label_column is None:
         return unlabeled(source, len(shard_of))._replace(shards=shard_of)
     return Listing(source, np.arange(len(shard_of)), None, index.num_classes, index.class_names, shard_of)

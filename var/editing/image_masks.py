@@ -18,7 +18,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 from var.editing.params import check_dilate
-from var.utils.images import load_image, to_rgb
+from var.utils.images import has_transparency, load_image, to_rgb
 
 Mask = NDArray[np.bool_]
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels; right and bottom are the first ones outside
@@ -28,6 +28,9 @@ MaskLike = Image.Image | Mask | Box | Sequence[Box]
 SMOOTHINGS = 4  # at each size of the image, when a mask is filled smoothly
 
 MASKS = "must be an image, a boolean array, or boxes of four whole numbers left,top,right,bottom"
+
+BLACK_OR_WHITE = 64  # so far from black or white a channel of a mask may be
+FLAT_COLORS = 16  # a drawing has at most so many others
 
 FORCED_WHOLE = 3  # scales of at most that many tokens are forced whole where anything of the image is kept
 
@@ -87,9 +90,11 @@ def mask_from_image(image: Image.Image, size: tuple[int, int]) -> Mask:
     Brighter than half of white is white; transparent parts are kept.
 
     Raises:
-        InputError: the mask cannot be read, is of another size, or marks something, but too dark.
+        InputError: the mask cannot be read, is of another size, or marks something, but too dark; a photo with
+            transparent parts, of which the transparent ones may be meant.
     """
     gray = np.asarray(to_rgb(load_image(image, "the mask"), background="black").convert("L"))
+    _refuse_erased_photo(image)
     if gray.shape != size[::-1]:
         raise InputError(
             f"the mask has {gray.shape[1]}x{gray.shape[0]} px and the image {size[0]}x{size[1]} px: give a mask of "
@@ -100,6 +105,27 @@ def mask_from_image(image: Image.Image, size: tuple[int, int]) -> Mask:
         brightest = np.asarray(image).max()
         raise InputError(f"the mask's brightest pixel is {brightest:g}: white, more than half of the full scale, marks")
     return mask
+
+
+def _refuse_erased_photo(image: Image.Image) -> None:
+    """Raise InputError if an image has transparent parts and its visible ones are not a drawing but a photo.
+
+    Of a photo with an erased hole the hole is meant, the opposite of what its brightness gives.
+    """
+    if not has_transparency(image) or image.mode.startswith("I"):
+        return
+    pixels = np.asarray(image.convert("RGBA")).reshape(-1, 4)
+    visible = pixels[pixels[:, 3] > 127, :3]
+    if len(visible) == len(pixels):
+        return
+    visible = visible[:: len(visible) // 10_000 + 1]
+    black, white = (visible < BLACK_OR_WHITE).all(axis=-1), (visible > 255 - BLACK_OR_WHITE).all(axis=-1)
+    soft = visible[~(black | white)]
+    if len(soft) > 0.1 * len(visible) and len(np.unique(soft, axis=0)) > FLAT_COLORS:
+        raise InputError(
+            "the mask is a photo with transparent parts, of which either may be meant: draw white where the image is "
+            "to be filled, on black or on transparent"
+        )
 
 
 def token_mask(mask: Mask, grid_size: int) -> Tensor:

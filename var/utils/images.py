@@ -1,29 +1,46 @@
 """Between images of any kind, square RGB ones, and tensors."""
 
+import logging
 import os
+import re
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.utils.files import atomic_write
+from var.utils.ranks import is_first_process
+from var.utils.text import plural
+
+log = logging.getLogger(__name__)
+
+_AVIF = features.check("avif")  # Pillow can be built without it
 
 # Pillow tries all its forty formats one by one otherwise (a third of the time of a small WebP), Ghostscript among them.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", *(("AVIF",) if _AVIF else ()))
 
 IMAGE_SUFFIXES = frozenset(  # of these formats
     f".{suffix}"
     for suffix in (
-        *("apng", "bmp", "gif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx"),
+        *("apng", "bmp", "gif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx", "mpo"),
         *("pbm", "pfm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
+        *(("avif", "avifs") if _AVIF else ()),
     )
+)
+
+# Beside images that our commands name so lie sheets of them, the scales of each and masks.
+_GENERATED = re.compile(r"\d+_\d+\.png|.+_(inpaint|outpaint|class|upscale)_\d+\.png")
+_SHEETS = re.compile(
+    r"grid\.png|growth\.gif|\d+_\d+_scale\d+\.png|.+_(inpaint|outpaint|class|upscale)_(mask|sheet)\.png"
 )
 
 MAX_PIXELS = 2**26  # of an image that is edited, 8192 x 8192
@@ -35,7 +52,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def find_images(folder: Path) -> list[str]:
     """List the image files below a folder by their paths in it ("b/1.png"), sorted; links to folders are followed.
 
-    Hidden files and folders are passed over: the `._1.png` that some systems leave are no images.
+    Passed over are hidden files and folders (the `._1.png` that some systems leave are no images), files whose suffix
+    is not in IMAGE_SUFFIXES, links that lead back to a folder above, and the sheets that our commands write beside the
+    images they make: grid.png, growth.gif and images of single scales where there are images named LABEL_INDEX.png,
+    sheet and mask of an edit. The log says how many images were found and what was passed over.
 
     Raises InputError: a folder that cannot be read.
     """
@@ -43,12 +63,58 @@ def find_images(folder: Path) -> list[str]:
     def refuse(error: OSError) -> NoReturn:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
 
-    found = []
+    found: list[str] = []
+    passed_over: Counter[str] = Counter()
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = [name for name in files if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES]
-        found += [(Path(parent).relative_to(folder) / name).as_posix() for name in images]
+        entered = [name for name in folders if not name.startswith(".")]
+        passed_over["hidden"] += len(folders) - len(entered)
+        folders[:] = [name for name in entered if not _leads_back(Path(parent, name))]
+        passed_over["linked to a folder above"] += len(entered) - len(folders)
+        own_sheets = any(map(_GENERATED.fullmatch, files))
+        for name in files:
+            reason = _reason_to_pass_over(name, own_sheets)
+            if reason is None:
+                found.append((Path(parent).relative_to(folder) / name).as_posix())
+            else:
+                passed_over[reason] += 1
+    report_found(folder, len(found), passed_over)
     return sorted(found)
+
+
+def _leads_back(folder: Path) -> bool:
+    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
+
+
+def _reason_to_pass_over(name: str, own_sheets: bool) -> str | None:
+    if name.startswith("."):
+        return "hidden"
+    suffix = Path(name).suffix
+    if suffix.lower() not in IMAGE_SUFFIXES:
+        return suffix.lower() or "without a suffix"
+    if own_sheets and _SHEETS.fullmatch(name):
+        return "of a single scale" if "_scale" in name else f"{name} (made of the images beside it)"
+    return None
+
+
+def report_found(origin: object, count: int, passed_over: Mapping[str, int]) -> None:
+    """Log how many images were found, and what was passed over as `{reason: number}`; each line once a process."""
+    reasons = [reason for reason in sorted(passed_over) if passed_over[reason]]
+    line = f"{origin}: {plural(count, 'image')} found"
+    if reasons:
+        line += f"; passed over: {', '.join(_shorten_reasons(reasons, passed_over))}"
+    if is_first_process():
+        _log_once(logging.WARNING if reasons else logging.INFO, line)
+
+
+@cache
+def _log_once(level: int, line: str) -> None:
+    log.log(level, "%s", line)
+
+
+def _shorten_reasons(reasons: Sequence[str], passed_over: Mapping[str, int], most: int = 8) -> Iterable[str]:
+    yield from (f"{passed_over[reason]} {reason}" for reason in reasons[:most])
+    if len(reasons) > most:
+        yield f"{sum(passed_over[reason] for reason in reasons[most:])} others"
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -77,7 +143,9 @@ def open_image(file: str | Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
             image = Image.open(Path(file).expanduser(), formats=FORMATS)
     except UnidentifiedImageError as error:
-        raise InputError(f"{file} is not an image in one of the formats {', '.join(FORMATS)}") from error
+        raise InputError(
+            f"{file} is not an image in one of the formats {', '.join(FORMATS)}, or its kind of pixels is not read"
+        ) from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise InputError(f"cannot read {file}: {one_line(error)}: give another image") from error
     with image:
@@ -104,18 +172,105 @@ def load_image(image: Image.Image, name: str = "the image") -> Image.Image:
 
 
 def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
-    """Any image as Pillow opens it -> RGB, upright (EXIF), 16 bits scaled to 8, transparent parts over `background`."""
-    image = ImageOps.exif_transpose(image)
+    """Any image as Pillow opens it -> RGB, upright, 8 bits, transparent parts over `background`.
+
+    - Upright by the EXIF orientation. One that is damaged, or none of the numbers 1 to 8, is not applied.
+    - Depth: 16-bit (or, in TIFF, 12-bit) gray is scaled to 8 bits, of 16-bit colors Pillow reads the upper 8. Of
+      floating-point images 0 is black and 1 is white; one with other values is refused. So are 32-bit and signed
+      integers, for nothing says which of their values is white.
+    - Colors: CMYK, YCbCr and the like by Pillow's formulas. Pixels of RGB, with or without alpha, stay as they are, and
+      so does a color profile of RGB; a profile of other channels is dropped.
+
+    Raises InputError: pixels whose white is unknown.
+    """
+    image = _turn_upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I"):  # 16-bit gray, which Pillow's own conversion would clip to white
-        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+    profile = image.info.get("icc_profile")
+    if image.mode.startswith("I") or image.mode == "F" or _is_signed(image):
+        image = _to_8_bits(image)
+    if has_transparency(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     image = image.convert("RGB")
-    image.info.pop("icc_profile", None)  # it was one for other channels
+    image.info.pop("icc_profile", None)
+    if isinstance(profile, bytes) and profile[16:20] == b"RGB ":  # the header's field of its channels
+        image.info["icc_profile"] = profile
     return image
+
+
+def has_transparency(image: Image.Image) -> bool:
+    """Return whether an image has an alpha channel or transparent colors."""
+    alpha = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
+    return alpha or (image.mode == "P" and image.palette is not None and image.palette.mode == "RGBA")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def exif_orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1, upright, where there is none, it is damaged or no such number."""
+    try:
+        value = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow raises nearly anything on damaged metadata, without which the pixels are as good
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    turn = _TURNS.get(exif_orientation(image))
+    if turn is None:
+        return image
+    image = image.transpose(turn)
+    for key in ("exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"):  # the result must not be turned again
+        image.info.pop(key, None)
+    return image
+
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> object:
+    """Return the first value of a tag of a TIFF file; None: no TIFF, or no such tag."""
+    value = getattr(image, "tag_v2", {}).get(tag)
+    return value[0] if isinstance(value, tuple) and value else value
+
+
+def _is_signed(image: Image.Image) -> bool:
+    return _tiff_tag(image, _SAMPLE_FORMAT) == 2
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale gray pixels of another depth. Raises InputError: which value is white is unknown."""
+    pixels, bits = np.asarray(image), _tiff_tag(image, _BITS)
+    if image.mode == "F":
+        low, high = pixels.min(), pixels.max()
+        half_step = 0.5 / 255  # a value so far outside is rounded to the same 8 bits
+        if not (low >= -half_step and high <= 1 + half_step):  # NaN compares as neither
+            raise InputError(
+                f"floating-point pixels from {low:g} to {high:g}: in such images 0 is black and 1 is white; scale "
+                "them to 0..1, or save the image with 8 or 16 bits"
+            )
+        pixels = (pixels * 255).round()
+    elif image.mode.startswith("I;16") and not _is_signed(image):
+        pixels = pixels / ((2**bits - 1) / 255 if isinstance(bits, int) and 8 < bits < 16 else 257)
+    elif image.mode == "I" and image.format in ("PPM", "PNG"):  # 16 bits; Pillow has scaled a PGM's own maximum to them
+        pixels = pixels / 257
+    elif pixels.any():  # what is all 0 is black in any case
+        raise InputError(
+            f"pixels of {'signed' if _is_signed(image) else '32-bit'} integers, of which nothing says which one is "
+            "white: save the image with 8 or 16 bits"
+        )
+    pixels = pixels.clip(0, 255).astype(np.uint8)
+    return Image.fromarray(255 - pixels if _tiff_tag(image, _PHOTOMETRIC) == 0 else pixels)
 
 
 def resize_and_crop(

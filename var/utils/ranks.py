@@ -1,10 +1,16 @@
 """The processes that share a piece of work."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 from tokenizer.errors import InputError
+
+
+def is_first_process() -> bool:
+    """Return whether this process is alone, or the first one that a launcher started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 class Ranks(NamedTuple):

@@ -1,5 +1,6 @@
 """Finished images: found in order with their labels, read a batch at a time, and named when they cannot be read."""
 
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,21 @@ def exif(orientation: int) -> Image.Exif:
     made = Image.Exif()
     made[0x0112] = orientation
     return made
+
+
+def test_an_orientation_stored_as_text_ends_no_evaluation(tmp_path: Path) -> None:
+    text = struct.pack("<HHI4s", 0x0112, 2, 2, b"6")  # a single entry, of type ASCII
+    save(tmp_path / "0.jpg", pixels(0, 8, 16), exif=b"Exif\0\0II*\0\x08\0\0\0\x01\0" + text + bytes(4))
+    images = open_image_set(tmp_path)
+    assert images.sizes == {(8, 16): 1}
+    assert [tuple(batch.shape) for batch in images.batches(1)] == [(1, 3, 8, 16)]
+
+
+def test_sheets_that_sampling_writes_are_not_scored(tmp_path: Path) -> None:
+    for name in ("207_0.png", "207_1.png", "grid.png", "growth.gif", "207_0_scale0.png"):
+        save(tmp_path / name, pixels(0))
+    images = open_image_set(tmp_path)
+    assert (images.count, images.labels.tolist()) == (2, [207, 207])
 
 
 def test_other_modes_become_rgb(tmp_path: Path) -> None:

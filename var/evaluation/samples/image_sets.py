@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.evaluation.samples.npz import LABELS, Npz, open_npz
 from var.sampling.generate import index_within_class
-from var.utils.images import FORMATS, IMAGE_SUFFIXES, find_images, open_image, to_rgb
+from var.utils.images import FORMATS, IMAGE_SUFFIXES, exif_orientation, find_images, open_image, to_rgb
 
-LOSSY = ("JPEG", "JPEG2000", "WEBP")  # formats that are usually lossy
+LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that are usually lossy
 THREADS = 8  # read images; Pillow releases the GIL
 
 _LABEL_INDEX = re.compile(r"(\d+)_\d+")  # as `var evaluate generate` names images
@@ -130,7 +130,7 @@ def _read_header(file: Path) -> tuple[tuple[int, int], str | None]:
     """Read the upright height and width, and the format."""
     with _as_input_error(file), Image.open(file, formats=FORMATS) as image:
         # A PNG's EXIF may come after its pixels, which would all be decoded first.
-        turned = image.format != "PNG" and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+        turned = image.format != "PNG" and exif_orientation(image) >= 5
         return image.size if turned else image.size[::-1], image.format
 
 
