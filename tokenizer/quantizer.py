@@ -33,6 +33,7 @@ def resize_up(codes: Tensor, side: int) -> Tensor:
 
 def phi_of_scale(num_phi: int, num_scales: int) -> list[int]:
     """Choose the phi convolution of each scale k: the one whose tick is nearest to k / (K - 1)."""
+    # As in the released code: the sharing of the released weights depends on it.
     margin = 1 / (3 * num_phi) if num_phi == 4 else 1 / (2 * num_phi)
     ticks = np.linspace(margin, 1 - margin, num_phi)
     positions = np.arange(num_scales) / max(num_scales - 1, 1)
@@ -50,7 +51,7 @@ class ScaleStep(NamedTuple):
 class Quantized(NamedTuple):
     """Output of the training pass."""
 
-    features: Tensor  # (B, C, H, H), straight-through: the value of f_hat, the gradient of f
+    straight_through: Tensor  # (B, C, H, H), the value of f_hat with the gradient of f
     tokens: Tensor  # (B, L) int64
     loss: Tensor  # scalar, the VQ loss
 
@@ -62,7 +63,7 @@ class Quantizer(nn.Module):
         scales: the scale schedule; its last side is that of the latent map.
         vocab_size: V, number of codewords.
         latent_dim: C.
-        num_phi: how many phi convolutions the K scales share (released: 4; 1: one for all; K: one a scale).
+        num_phi: how many phi convolutions the K scales share (released: 4; 1: one for all; K: one per scale).
         beta: weight of the commitment term of the VQ loss.
         cosine: nearest codeword by angle in place of distance.
     """
@@ -83,7 +84,7 @@ class Quantizer(nn.Module):
         self.codebook = nn.Embedding(vocab_size, latent_dim)
         self.phi = nn.ModuleList(nn.Conv2d(latent_dim, latent_dim, 3, padding=1) for _ in range(num_phi))
         self.phi_index = phi_of_scale(num_phi, len(scales))
-        # Recent mean count of each codeword in each scale, a step; written by training, not read here.
+        # How often each scale used each codeword per step, a recent mean; training writes it, nothing here reads it.
         self.usage: Tensor
         self.register_buffer("usage", torch.zeros(len(scales), vocab_size))
         nn.init.uniform_(self.codebook.weight, -1 / vocab_size, 1 / vocab_size)
@@ -116,7 +117,7 @@ class Quantizer(nn.Module):
         rest = features.detach().float()
         f_hat = torch.zeros_like(rest)  # (B, C, H, H)
         for k, side in enumerate(self.scales.sides):
-            tokens = self.nearest(resize_down(rest, side).detach())  # (B, side * side)
+            tokens = self.nearest(resize_down(rest, side))  # (B, side * side)
             h = self.scale_update(self.codebook(tokens), k)  # (B, C, H, H)
             f_hat = f_hat + h
             rest = rest - h.detach()
@@ -172,7 +173,7 @@ class Quantizer(nn.Module):
         return rearrange(resize_down(f_hat, self.scales.sides[k]), "b c h w -> b (h w) c")
 
     def teacher_forcing_input(self, tokens: Tensor) -> Tensor:
-        """(B, L) int64 -> (B, L - 1, C) float32, the transformer's inputs for all scales but the first of one token."""
+        """(B, L) int64 -> (B, L - 1, C) float32, the transformer's inputs for all scales but the first (one token)."""
         f_hats = zip(range(1, len(self.scales)), self.accumulate(tokens), strict=False)
         inputs = [self.next_input(f_hat, k) for k, f_hat in f_hats]  # (B, side * side, C) each
         return torch.cat(inputs, dim=1)  # (B, L - 1, C)

@@ -1,4 +1,7 @@
-"""The scale schedule, the sides of the token maps: 1x1 first, the full latent map last (VAR paper, section 3.2)."""
+"""The scale schedule, the sides of the token maps: 1x1 first, the full latent map last (VAR paper, section 3.2).
+
+B batch, K scales, L tokens of all scales.
+"""
 
 from dataclasses import dataclass
 from itertools import accumulate

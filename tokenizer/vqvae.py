@@ -1,6 +1,6 @@
 """Stage 1: the multi-scale VQVAE, images <-> token pyramid (VAR paper, section 3.2).
 
-B batch, C latent channels, L tokens of all scales, H W sides of the image.
+B batch, C latent channels, K scales, L tokens of all scales, H W sides of the image, h w of its latent map.
 """
 
 from dataclasses import asdict, dataclass
@@ -24,8 +24,8 @@ class TokenizerConfig:
         vocab_size: V, number of codewords.
         latent_dim: C, channels of a codeword.
         base_width: channels of the first level; level i has base_width * multipliers[i].
-        multipliers: one a level; each level after the first halves the side.
-        blocks: residual blocks a level in the encoder (the decoder has one more).
+        multipliers: one per level; each level after the first halves the side.
+        blocks: residual blocks per level in the encoder (the decoder has one more).
         norm_groups: groups of the GroupNorms; every level's width is a multiple of it.
         num_phi: phi convolutions shared by the scales.
         beta: weight of the commitment term.
@@ -55,7 +55,7 @@ class TokenizerConfig:
         object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
         if not self.multipliers or min(self.multipliers) < 1:
-            raise InputError(f"multipliers={list(self.multipliers)} must be positive numbers, one a level")
+            raise InputError(f"multipliers={list(self.multipliers)} must be positive numbers, one per level")
         if self.decoder_width < 0:
             raise InputError(f"decoder_width={self.decoder_width} must not be negative; 0 takes base_width")
         for name, width in (("base_width", self.base_width), ("decoder_width", self.decoder_width)):
@@ -170,5 +170,5 @@ class VQVAE(nn.Module):
         """
         features = self.features(images)  # (B, C, h, w)
         quantized = self.quantizer(features, num_scales)
-        reconstruction = self.pixels(quantized.features)  # (B, 3, H, W)
+        reconstruction = self.pixels(quantized.straight_through)  # (B, 3, H, W)
         return VQVAEOutput(reconstruction, quantized.tokens, quantized.loss, features)

@@ -193,9 +193,9 @@ def test_vq_loss_pulls_features_by_beta_and_codewords_by_one() -> None:
 def test_reconstruction_gradient_passes_straight_through() -> None:
     quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4).requires_grad_()
     out = quantizer(features)
-    assert largest_difference(out.features, quantizer.decode(out.tokens)) < 1e-6
+    assert largest_difference(out.straight_through, quantizer.decode(out.tokens)) < 1e-6
     weights = normal(2, LATENT, 4, 4, seed=1)
-    (out.features * weights).sum().backward()
+    (out.straight_through * weights).sum().backward()
     assert torch.equal(features.grad, weights)
     assert all(parameter.grad is None for parameter in quantizer.parameters())
 
@@ -276,8 +276,8 @@ def test_each_sample_is_passed_on_as_its_first_scales() -> None:
     out = quantizer(features, kept)
     for i, k in enumerate(kept.tolist()):
         alone = quantizer.decode(out.tokens[i : i + 1], num_scales=k)
-        assert largest_difference(out.features[i : i + 1], alone) < 1e-6
-    assert largest_difference(out.features[:1], quantizer.decode(out.tokens[:1])) > 0.01
+        assert largest_difference(out.straight_through[i : i + 1], alone) < 1e-6
+    assert largest_difference(out.straight_through[:1], quantizer.decode(out.tokens[:1])) > 0.01
 
 
 def test_quantiser_dropout_changes_neither_loss_nor_tokens_nor_their_gradients() -> None:
@@ -298,13 +298,13 @@ def test_quantiser_dropout_changes_neither_loss_nor_tokens_nor_their_gradients()
 
 def test_all_scales_for_every_sample_is_no_dropout() -> None:
     quantizer, features = small_quantizer(), normal(2, LATENT, 4, 4)
-    assert torch.equal(quantizer(features, torch.tensor([3, 3])).features, quantizer(features).features)
+    assert torch.equal(quantizer(features, torch.tensor([3, 3])).straight_through, quantizer(features).straight_through)
 
 
 def test_the_gradient_passes_straight_through_whatever_was_dropped() -> None:
     quantizer, features = small_quantizer(), normal(3, LATENT, 4, 4).requires_grad_()
     weights = normal(3, LATENT, 4, 4, seed=1)
-    (quantizer(features, torch.tensor([1, 2, 3])).features * weights).sum().backward()
+    (quantizer(features, torch.tensor([1, 2, 3])).straight_through * weights).sum().backward()
     assert torch.equal(features.grad, weights)
     assert all(parameter.grad is None for parameter in quantizer.parameters())
 

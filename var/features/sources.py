@@ -205,7 +205,7 @@ def hidden_states(model: VAR, labels: Tensor, teacher_forcing_input: Tensor, lay
     condition = model.condition(labels)
     x = model.embed(condition, teacher_forcing_input)
     mask = fastest(model.scales, model.mask)
-    return transformer.hidden_states(model.blocks, x, layers, condition.blocks, mask)
+    return transformer.hidden_states(model.blocks, x, layers, condition.modulations, mask)
 
 
 def load_features(model: str, sizes: EncoderConfig | None = None) -> FeatureSource:

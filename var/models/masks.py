@@ -1,6 +1,6 @@
 """Attention masks: dense ones, True where a query (row) may see a key (column), and spans of queries.
 
-B batch, L tokens of all scales, N patches.
+B batch, L tokens of all scales (queries), T keys, H heads, N patches.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenizer.scales import Scales
 
-COARSE = 1 / 4  # largest share of the tokens in the first span: four spans on the schedules of the paper
+MAX_FIRST_SPAN_SHARE = 1 / 4  # largest share of the tokens in the first span: four spans on the schedules of the paper
 SPANS_FROM = 256  # L: with fewer tokens, one masked call on the CPU is as fast as several without a mask
 
 
@@ -55,7 +55,7 @@ def spans(scales: Scales, mask: Tensor) -> Spans:
         scales: the scale schedule.
         mask: block_causal(scales), on the device of the attention; the first span's part of it is shared, not copied.
     """
-    first = max(stop for stop in scales.offsets if stop <= max(COARSE * scales.total, scales.offsets[1]))
+    first = max(stop for stop in scales.offsets if stop <= max(MAX_FIRST_SPAN_SHARE * scales.total, scales.offsets[1]))
     stops = [first, *(stop for stop in scales.offsets if stop > first)]
     return Spans(tuple(zip([0, *stops], stops, strict=False)), mask[:first, :first])
 

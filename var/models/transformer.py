@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from var.models.masks import Mask, Spans
 
 NORM_EPS = 1e-6
-MAX_LOG_SCALE = math.log(100)  # bound on the learned log temperature of the attention
+MAX_LOG_SCALE = math.log(100)  # bound on the log of the learned attention scale
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,10 @@ class BlockConfig:
         width: D.
         heads: H.
         mlp_ratio: hidden width of the MLP over D.
-        qk_norm: q and k on the unit sphere, with a learned temperature a head.
+        qk_norm: q and k on the unit sphere, with a learned scale per head.
         logit_scale: without qk_norm, factor on the dot products over sqrt(D / H).
-        bias: on q, v, the projection and the MLP; one on k would cancel in the softmax.
+        bias: on q, v, the projection and the MLP; none on k, as in the released models (without qk_norm it would
+            cancel in the softmax).
         gelu: the tanh form, or the exact one ("none" to PyTorch).
     """
 
@@ -96,7 +97,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask, scale: float) -> Tensor:
 
 
 def attend_in_spans(q: Tensor, k: Tensor, v: Tensor, spans: Spans, scale: float) -> Tensor:
-    """Attention under a block-causal mask, one call a span, from the finest to the coarsest."""
+    """Attention under a block-causal mask, one call per span, from the finest to the coarsest."""
     queries = q.split([stop - start for start, stop in spans.bounds], dim=1)
     parts = []
     for query, (start, stop) in zip(reversed(queries), reversed(spans.bounds), strict=True):
@@ -133,8 +134,8 @@ class Attention(nn.Module):
         qkv = F.linear(x, self.qkv.weight, bias)  # (B, L, 3D)
         q, k, v = rearrange(qkv, "b l (three h d) -> three b l h d", three=3, h=self.heads)  # (B, L, H, D / H) each
         if self.log_scale is not None:
-            temperature = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]  # (H, 1)
-            q, k = on_sphere(q, temperature), on_sphere(k)
+            attention_scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]  # (H, 1)
+            q, k = on_sphere(q, attention_scale), on_sphere(k)
         if cache is not None:
             k, v = cache.extend(start, k, v)  # (B, T, H, D / H)
         return self.proj(attend(q, k, v, mask, self.softmax_scale))  # (B, L, D)
@@ -272,11 +273,11 @@ def hidden_states(
     return [outputs[layer] for layer in layers]
 
 
-def stochastic_depth(blocks: Sequence[Modulation], rates: Sequence[float], noise: Tensor) -> list[Modulation]:
-    """Drop residual branches of whole samples by closing their gates (arXiv 1603.09382, a branch at a time).
+def stochastic_depth(modulations: Sequence[Modulation], rates: Sequence[float], noise: Tensor) -> list[Modulation]:
+    """Drop residual branches of whole samples by closing their gates (arXiv 1603.09382, each branch on its own).
 
     Args:
-        blocks: the modulation of each block.
+        modulations: one per block.
         rates: each block's probability that a branch is dropped, below 1.
         noise: (B, 2 * blocks) uniform in [0, 1): attention of block 0, MLP of block 0, attention of block 1, ...
 
@@ -290,5 +291,5 @@ def stochastic_depth(blocks: Sequence[Modulation], rates: Sequence[float], noise
             gate_attention=m.gate_attention * kept[:, 2 * i].to(m.gate_attention.dtype),
             gate_mlp=m.gate_mlp * kept[:, 2 * i + 1].to(m.gate_mlp.dtype),
         )
-        for i, m in enumerate(blocks)
+        for i, m in enumerate(modulations)
     ]

@@ -95,17 +95,19 @@ class VARConfig(TransformerSizes):
     @property
     def block(self) -> BlockConfig:
         """Sizes of its blocks."""
-        return BlockConfig(self.width, self.heads, self.mlp_ratio, self.qk_norm, logit_scale=0.25)
+        return BlockConfig(
+            self.width, self.heads, self.mlp_ratio, self.qk_norm, logit_scale=0.25
+        )  # as in the released code
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)
 
 
 class Condition(NamedTuple):
-    """All that depends on the labels alone: computed once an image, used at every scale."""
+    """All that depends on the labels alone: computed once per image, used at every scale."""
 
     start: Tensor  # (B, 1, D), the class embedding: the content of the first token
-    blocks: list[Modulation]
+    modulations: list[Modulation]  # one per block
     head_scale: Tensor  # (B, 1, D) float32
     head_shift: Tensor
 
@@ -146,10 +148,10 @@ class VAR(nn.Module):
         """(B,) int64 labels, num_classes for the null class -> embeddings and modulations."""
         embedding = self.class_embedding(labels)  # (B, D)
         shared = embedding if self.shared_adaln is None else self.shared_adaln(embedding)  # (B, D) or (B, 6, 1, D)
-        blocks = [block.modulation(shared) for block in self.blocks]
+        modulations = [block.modulation(shared) for block in self.blocks]
         with torch.autocast(labels.device.type, enabled=False):
             head_scale, head_shift = self.head_adaln(embedding.float()).unbind(dim=1)  # (B, 1, D) each
-        return Condition(embedding[:, None], blocks, head_scale, head_shift)
+        return Condition(embedding[:, None], modulations, head_scale, head_shift)
 
     def embed(self, condition: Condition, teacher_forcing_input: Tensor) -> Tensor:
         """Input of the first block, (B, L, D): the start token, then every scale's input (B, L - 1, C)."""
@@ -180,11 +182,11 @@ class VAR(nn.Module):
         """
         self._check_shapes(len(labels), teacher_forcing_input, path_noise)
         condition = self.condition(labels)
-        blocks = condition.blocks
+        modulations = condition.modulations
         if path_noise is not None:
-            blocks = stochastic_depth(blocks, self.config.drop_rates, path_noise)
+            modulations = stochastic_depth(modulations, self.config.drop_rates, path_noise)
         x = self.embed(condition, teacher_forcing_input)  # (B, L, D)
-        x = run_blocks(self.blocks, x, blocks, fastest(self.scales, self.mask), recompute=checkpoint)  # (B, L, D)
+        x = run_blocks(self.blocks, x, modulations, fastest(self.scales, self.mask), recompute=checkpoint)  # (B, L, D)
         return self._logits(x, condition)  # (B, L, V)
 
     def _check_shapes(self, batch: int, teacher_forcing_input: Tensor, path_noise: Tensor | None) -> None:
@@ -220,7 +222,7 @@ class VAR(nn.Module):
         else:
             x = self.feature_in(next_input.to(self.feature_in.weight.dtype))  # (B, side * side, D)
         x = x + self.position[:, start:stop] + self.level_embedding.weight[k]
-        x = run_blocks(self.blocks, x, condition.blocks, cache=cache, start=start)
+        x = run_blocks(self.blocks, x, condition.modulations, cache=cache, start=start)
         return self._logits(x, condition)  # (B, side * side, V)
 
 
@@ -235,7 +237,7 @@ def gate_init(depth: int) -> float:
 
 @torch.no_grad()
 def initialize(model: VAR) -> None:
-    """Draw the initial weights as in the paper; small gates let every block start near the identity."""
+    """Draw the initial weights as the released code does; small gates let every block start near the identity."""
     depth, width = model.config.depth, model.config.width
     std = math.sqrt(1 / (3 * width))
     for module in model.modules():
@@ -246,14 +248,14 @@ def initialize(model: VAR) -> None:
     nn.init.trunc_normal_(model.start_position, std=std)
     nn.init.trunc_normal_(model.position, std=std)
 
-    gates = torch.tensor([gate_init(depth)] * 2 + [0.5] * 4)  # rows: gate, gate, scale, scale, shift, shift
+    factors = torch.tensor([gate_init(depth)] * 2 + [0.5] * 4)  # two gates, two scales, two shifts, as in Modulation
     for block in model.blocks:
         block.attention.proj.weight.div_(math.sqrt(2 * depth))
         block.mlp.down.weight.div_(math.sqrt(2 * depth))
         if isinstance(block.adaln, AdaLNOffset):  # the layer that all blocks share is drawn like any other
             nn.init.normal_(block.adaln.offset, std=1 / math.sqrt(width))
-            block.adaln.offset.mul_(gates[:, None])
+            block.adaln.offset.mul_(factors[:, None])
         else:
-            block.adaln.linear.weight.mul_(gates.repeat_interleave(width)[:, None])
+            block.adaln.linear.weight.mul_(factors.repeat_interleave(width)[:, None])
     model.head_adaln.linear.weight.mul_(0.5)
     model.head.weight.mul_(0.02)

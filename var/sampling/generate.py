@@ -60,7 +60,7 @@ def generate(
     indices: list[int] | None = None,
     forced: ForcedTokens | None = None,
 ) -> Generated:
-    """Generate one image a label, or what is not forced of it.
+    """Generate one image per label; tokens that are forced are kept.
 
     The forced tokens of a scale replace those sampled, so that every finer scale is sampled to fit them. What is
     sampled elsewhere takes the same random numbers with and without them.
@@ -69,9 +69,9 @@ def generate(
         model: the transformer, in evaluation mode.
         vqvae: the tokenizer that it was trained on.
         labels: B class labels; model.config.num_classes is the null class.
-        cfg, top_k, top_p, smooth: as SamplingParams has them. Guidance of 0 halves the work, and is off where all
-            labels are the null class. With smooth the tokens returned are those of largest weight; the images show
-            the mixtures.
+        cfg, top_k, top_p, smooth: see SamplingParams; the defaults here are FOR_METRICS. Guidance is skipped, which
+            halves the work, if cfg is 0 or all labels are the null class. With smooth the tokens returned are those of
+            largest weight; the images show the mixtures.
         seed: together with the label and the index it fixes an image's random draws.
         indices: B numbers, different for images of one class; None counts them up within each class.
         forced: tokens that are given; None generates all.

@@ -1,6 +1,6 @@
-"""From logits to tokens: guidance, top-k, top-p, one draw a token. Pure functions; arguments are never written to.
+"""From logits to tokens: guidance, top-k, top-p, one draw per token. Pure functions; arguments are never written to.
 
-B batch, L tokens of one scale, V codebook size.
+B batch, n tokens of one scale, V codebook size.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from var.sampling.params import SamplingParams
 
 
 def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
-    """Classifier-free guidance (arXiv 2207.12598): (1 + t) * conditional - t * unconditional."""
+    """Classifier-free guidance (arXiv 2207.12598): (1 + s) * conditional - s * unconditional."""
     return (1 + strength) * conditional - strength * unconditional
 
 
@@ -61,7 +61,7 @@ def derive_seed(seed: int, n: int) -> int:
 
 
 class RandomStreams:
-    """One random stream an image, keyed by (seed, label, index): its draws do not depend on what else is in the batch.
+    """One random stream per image, keyed by (seed, label, index): its draws do not depend on what else is in the batch.
 
     Drawn on the CPU, so that a seed means the same on every device.
     """
@@ -78,20 +78,20 @@ class RandomStreams:
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw one token a position by inverting the distribution function.
+    """Draw one token per position by inverting the distribution function.
 
     Args:
-        logits: (B, L, V), -inf for tokens that must not be drawn.
-        uniform: (B, L) in [0, 1).
+        logits: (B, n, V), -inf for tokens that must not be drawn.
+        uniform: (B, n) in [0, 1).
 
     Returns:
-        (B, L) int64.
+        (B, n) int64.
     """
     cumulative = logits.softmax(dim=-1).cumsum(dim=-1)
     total = cumulative[..., -1:]
     # Strictly below the total, so that the first entry above it exists and is never a token of probability 0.
-    level = torch.minimum(uniform.to(logits)[..., None] * total, total.nextafter(torch.zeros_like(total)))
-    tokens = torch.searchsorted(cumulative, level, right=True).clamp(max=logits.shape[-1] - 1)
+    threshold = torch.minimum(uniform.to(logits)[..., None] * total, total.nextafter(torch.zeros_like(total)))
+    tokens = torch.searchsorted(cumulative, threshold, right=True).clamp(max=logits.shape[-1] - 1)
     # A parallel sum on a GPU may fall by a rounding step where it should stand still, and so stop at a removed token.
     removed = logits.gather(-1, tokens) == -torch.inf
     return tokens.where(~removed, logits.argmax(dim=-1, keepdim=True)).squeeze(-1)
@@ -100,12 +100,15 @@ def sample_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
 def gumbel_softmax(logits: Tensor, uniform: Tensor, k: int, num_scales: int) -> Tensor:
     """Soft choice of tokens at scale k by a Gumbel softmax (arXiv 1611.01144) that hardens from scale to scale.
 
+    Logits grow by up to two and the temperature falls from 0.27 to 5% of it, as in the released code.
+
     Args:
-        logits: (B, L, V), -inf for tokens that must have no weight.
-        uniform: (B, L, V) in [0, 1).
+        logits: (B, n, V), -inf for tokens that must have no weight.
+        uniform: (B, n, V) in [0, 1).
+        k: the scale, of num_scales.
 
     Returns:
-        (B, L, V) weights that sum to 1 over the codebook.
+        (B, n, V) weights that sum to 1 over the codebook.
     """
     progress = k / max(num_scales - 1, 1)
     temperature = max(0.27 * (1 - 0.95 * progress), 0.005)

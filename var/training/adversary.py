@@ -1,5 +1,7 @@
 """The discriminator, trained in turns with the tokenizer: its recipe keys, its phase, its term of the loss.
 
+The adaptive weight: its formula is in tokenizer/losses.py, the gradients that it compares in stages/tokenizer.py.
+
 B batch, C latent channels, L tokens of all scales.
 """
 
