@@ -11,6 +11,7 @@ import typer
 from typer.exceptions import TyperException
 
 from tokenizer.errors import InputError
+from var.cli.streams import check_printed, guard_streams
 from var.utils.optional_packages import optional_packages
 
 Command = Callable[..., None]
@@ -29,12 +30,14 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
 
     Input that cannot work ends it in one line; other exceptions are bugs and show. `help` is of all commands together.
     """
+    guard_streams()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("var.utils.images").setLevel(logging.INFO)  # every command says which images it found
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     try:
         with optional_packages():
             code = build(*commands, help=help)(standalone_mode=False)
+        check_printed()
     except TyperException as error:
         if not error.format_message():  # nothing was typed, and the help is printed
             raise SystemExit(error.exit_code) from error

@@ -1,20 +1,25 @@
 """Batches for one process: the samples of each step, and the processes that read them during training."""
 
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from types import FrameType
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from tokenizer.errors import InputError
 from var.data.config import DataConfig
 from var.data.dataset import Batch, Key, Sample, SampleDataset, Unreadable
-from var.utils.signals import ignore_stop_signals
+from var.utils.signals import follow_parent
 
 
 @dataclass
@@ -78,11 +83,17 @@ def validation_batches(
 
 
 def collate(samples: Sequence[Sample | Unreadable], empty: Tensor) -> Batch:
-    """Stack the readable samples; the content of a batch without any is `empty`, (0, ...)."""
+    """Stack the readable samples; the content of a batch without any is `empty`, (0, ...).
+
+    In a reader process the tensors are moved to shared memory here, where an error reaches the parent: later it would
+    only be printed, and the parent would wait for ever.
+    """
     readable = [sample for sample in samples if isinstance(sample, Sample)]
     content = torch.stack([sample.content for sample in readable]) if readable else empty
     labels = torch.tensor([sample.label for sample in readable], dtype=torch.int64)
     unreadable = [bad for s in samples for bad in (s.unreadable if isinstance(s, Sample) else (s,))]
+    if get_worker_info() is not None:
+        content, labels = content.share_memory_(), labels.share_memory_()
     return Batch(content, labels, [sample.location for sample in readable], unreadable)
 
 
@@ -90,7 +101,7 @@ def loader(dataset: SampleDataset, batch_sampler: Iterable[list[Key]], workers: 
     """Load batches in the sampler's order by `workers` processes, at most one a CPU; 0 reads in this process.
 
     torch limits itself to one thread in such a process. They ignore stop signals, for a training process that is
-    stopped still finishes its step.
+    stopped still finishes its step; `open_batches` ends them.
     """
     workers = min(workers, _cpus())
     return DataLoader(
@@ -99,10 +110,61 @@ def loader(dataset: SampleDataset, batch_sampler: Iterable[list[Key]], workers: 
         num_workers=workers,
         collate_fn=partial(collate, empty=dataset.empty),
         persistent_workers=workers > 0,
-        worker_init_fn=ignore_stop_signals,
+        worker_init_fn=follow_parent,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else every pass draws from the global stream, which dropout uses
     )
+
+
+@contextmanager
+def open_batches(batches: "DataLoader[Batch]") -> Iterator[Iterator[Batch]]:
+    """Give the batches; when the block ends, however it does, the processes that read them are killed.
+
+    Raises RuntimeError, where a batch is waited for: one of these processes has ended. torch's own handler raises it
+    anywhere, so also in the middle of a step.
+    """
+    others = set(multiprocessing.active_children())
+    source = iter(batches)
+    readers = set(multiprocessing.active_children()) - others
+    waiting = False
+
+    def check_readers() -> None:
+        for reader in readers:
+            if reader.exitcode is not None:
+                reason = f"signal {-reader.exitcode}" if reader.exitcode < 0 else f"code {reader.exitcode}"
+                raise RuntimeError(
+                    f"process {reader.pid}, which reads data, ended with {reason}: is there enough memory, and "
+                    "shared memory in /dev/shm? data.workers=0 needs neither"
+                )
+
+    def child_ended(number: int, frame: FrameType | None) -> None:
+        if waiting:
+            check_readers()
+
+    def read() -> Iterator[Batch]:
+        nonlocal waiting
+        while True:
+            waiting = True
+            try:
+                check_readers()
+                batch = next(source, None)
+            finally:
+                waiting = False
+            if batch is None:
+                return
+            yield batch
+
+    handled = bool(readers) and threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD")
+    previous = signal.signal(signal.SIGCHLD, child_ended) if handled else None
+    try:
+        yield read()
+    finally:
+        for reader in readers:
+            reader.kill()
+        for reader in readers:
+            reader.join()
+        if handled:
+            signal.signal(signal.SIGCHLD, previous)
 
 
 def validation_loader(

@@ -13,7 +13,7 @@ from tokenizer.vqvae import VQVAE
 from var.data import token_cache
 from var.data.dataset import Batch, ImageDataset, Sample, SampleDataset, open_dataset
 from var.data.listing import Split
-from var.data.loader import collate, loader
+from var.data.loader import collate, loader, open_batches
 from var.data.token_cache import ENCODED_AT_ONCE, LEFT_OUT, MANIFEST, Manifest, Record, Shard, SplitInfo, TokenRecipe
 from var.utils.files import check_no_other_files, check_writable
 from var.utils.provenance import sha256
@@ -142,10 +142,11 @@ def _encode(
                 f"token_cache={str(folder)!r} was begun with ({len(dataset)} now, {manifest.splits[split].samples} "
                 "then): give another folder"
             )
-        batches = iter(loader(dataset, [keys for shard in shards for keys in shard.batches()], recipe.data.workers))
-        for shard in shards:
-            tokens, record = _encode_shard(shard, dataset, batches, vqvae, manifest.dtype, advance)
-            token_cache.write_files(folder, {shard.tokens: tokens, shard.record: record.model_dump_json().encode()})
+        keys = [keys for shard in shards for keys in shard.batches()]
+        with open_batches(loader(dataset, keys, recipe.data.workers)) as batches:
+            for shard in shards:
+                tokens, record = _encode_shard(shard, dataset, batches, vqvae, manifest.dtype, advance)
+                token_cache.write_files(folder, {shard.tokens: tokens, shard.record: record.model_dump_json().encode()})
 
 
 def _encode_shard(

@@ -42,18 +42,18 @@ class RunHealth:
         found = [entry for batch in batches for entry in batch.unreadable]
         wanted = len(range(self.accelerator.process_index, self.recipe.batch_size, self.accelerator.num_processes))
         last = f"{found[-1].location} ({found[-1].reason})" if found else ""
-        self.unreadable += len(found)
-        self.seen += wanted
+        unreadable, seen = self.unreadable + len(found), self.seen + wanted
         if sum(len(batch.labels) for batch in batches) < wanted:
             raise InputError(
                 f"neither {last} nor any of the substitutes tried for it could be read: repair or remove them"
             )
         allowed = self.recipe.data.max_unreadable
-        if found and self.unreadable > allowed * max(self.seen, FEW_SAMPLES):
+        if found and unreadable > allowed * max(seen, FEW_SAMPLES):
             raise InputError(
-                f"{plural(self.unreadable, 'image')} could not be read for {self.seen} wanted, more than "
+                f"{plural(unreadable, 'image')} could not be read for {seen} wanted, more than "
                 f"data.max_unreadable={allowed:g} allows; the last was {last}: repair or remove them"
             )
+        self.unreadable, self.seen = unreadable, seen
 
     def record_step(self) -> None:
         """Record a good step."""

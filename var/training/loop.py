@@ -6,7 +6,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from var.data.loader import StepSampler, loader
+from var.data.loader import StepSampler, loader, open_batches
 from var.training.config import Recipe
 from var.training.distributed import build_accelerator, destroy_process_group
 from var.training.health import disk_full_as_input_error
@@ -26,7 +26,8 @@ def train(recipe: Recipe) -> Path:
     Returns the folder of the exported model, `output/model`; that of the best validation is `output/best`.
 
     Raises InputError: data, tokenizer or checkpoints that cannot be used; too many unreadable images; too many steps in
-    a row without a finite loss and gradient; a full disk.
+    a row without a finite loss and gradient; a full disk. Raises SystemExit: a second stop signal, see
+    `catch_interrupts`; a first one only ends the run after its step.
     """
     accelerator = build_accelerator(recipe)
     exported = _train(recipe, accelerator)
@@ -45,18 +46,21 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
     stage, start, steps = trainer.stage, trainer.step, trainer.stage.steps
     rank, world_size = accelerator.process_index, accelerator.num_processes
     sampler = StepSampler(stage.train_data, recipe.batch_size, rank, world_size, start, steps, recipe.accumulate)
-    batches = iter(loader(stage.train_data, sampler, stage.workers))
 
     with (
         disk_full_as_input_error(recipe),
         Report(recipe, steps, start, accelerator.is_main_process, stage.best) as report,
-        catch_interrupts() as interrupted,
+        catch_interrupts() as interrupts,
+        open_batches(loader(stage.train_data, sampler, stage.workers)) as batches,
+        trainer.saved_if_it_fails(),
     ):
         while trainer.step < steps:
+            interrupts.work = f"the data of step {trainer.step + 1}"
             micro_batches = list(islice(batches, recipe.accumulate))
             trainer.health.check_readable(micro_batches)
+            interrupts.work = f"step {trainer.step + 1}"
             logs = trainer.take_step(micro_batches)
-            step, stop = trainer.step, trainer.health.any_process(interrupted())
+            step, stop = trainer.step, trainer.health.any_process(bool(interrupts))
             last = step == steps or stop
             if step % recipe.log_every == 0 or last:
                 report.step(step, trainer.mean_logs(logs), trainer.health.counts())

@@ -43,7 +43,7 @@ def train_series(recipes: Sequence[Recipe], launch: str = "", announce: Callable
     empty: this Python. `announce` is called with a line before each size.
 
     Raises InputError: a launch that cannot be started. Raises SystemExit: a run has failed, with its exit code, after
-    its own message; or Ctrl-C or SIGTERM stopped the series, after the current run was saved.
+    its own message; or Ctrl-C, SIGTERM or SIGHUP stopped the series, after the current run was saved.
     """
     try:
         starting = shlex.split(launch) or [sys.executable]
@@ -70,7 +70,7 @@ def _run(command: Sequence[str]) -> int:
 
     def remember(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        if number == signal.SIGTERM:
+        if number != signal.SIGINT:
             for process in started:
                 process.send_signal(number)
 

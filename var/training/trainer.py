@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,13 @@ class Trainer:
         self.eval_model: nn.Module = self.ema.model if self.ema else first.model  # validated, sampled and exported
         self.health = RunHealth(recipe, accelerator)
         self.step = 0  # steps done
+        self.saved_step = 0  # that of the newest checkpoint
+        self.in_step = False  # what a step changes is changed in part
         self.best: dict[str, float] | None = None  # step and value of the best validation so far
 
     def take_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
         """Run the next step's phases on this process's micro-batches; return its share of the numbers to log."""
+        self.in_step = True
         recipe, accelerator = self.recipe, self.accelerator
         world, device = accelerator.num_processes, accelerator.device
         stride = world * len(batches)  # between the samples of a micro-batch, as `StepSampler` deals them out
@@ -97,6 +101,7 @@ class Trainer:
             if self.ema:
                 self.ema.update(self.stage.phases[0].model, self.step)
         self.step += 1
+        self.in_step = False
         return logs
 
     def mean_logs(self, logs: dict[str, Tensor]) -> dict[str, float]:
@@ -119,6 +124,25 @@ class Trainer:
         if self.accelerator.is_main_process:
             best = int(self.best["step"]) if self.best else None
             save_checkpoint(self.recipe.output / "checkpoints", self.step, state, self.recipe.keep_last, best)
+        self.saved_step = self.step
+
+    @contextmanager
+    def saved_if_it_fails(self) -> Iterator[None]:
+        """Inside, an error or a stop between two steps of a single process saves the last one; else say what is lost.
+
+        Several processes save together, which those that wait for one that failed cannot.
+        """
+        try:
+            yield
+        except BaseException:
+            if self.step > self.saved_step and not self.in_step and self.accelerator.num_processes == 1:
+                with suppress(InputError):  # the same as the error under way, such as a full disk
+                    self.save()
+                    log.warning("step %d was saved: the same command goes on from there", self.step)
+            if lost := self.step - self.saved_step:
+                kept = f"step {self.saved_step}, the last that was saved" if self.saved_step else "the start"
+                log.warning("lost: %s since %s; the same command goes on from there", plural(lost, "step"), kept)
+            raise
 
     def resume(self) -> None:
         """Go on from the newest checkpoint in the output folder, if there is one.
@@ -146,6 +170,7 @@ class Trainer:
                 self.accelerator.scaler.load_state_dict(state["scaler"])
             self.health.load_state_dict(state["guard"])
             self.step, self.best = int(state["step"]), state["best"]
+            self.saved_step = self.step
         except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             if isinstance(error, InputError):
                 raise

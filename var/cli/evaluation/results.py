@@ -1,7 +1,7 @@
 """Shared parts of the commands that measure on images: labels, progress, printing and writing of results."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,13 +75,13 @@ def format_mean(value: "MeanStderr", form: str, factor: float = 1) -> str:
     return mean if value.error is None else f"{mean} ± {format(value.error * factor, form)}"
 
 
-def finish(lines: Iterable[str], warnings: Iterable[str], results: Mapping[str, Any], json_file: Path | None) -> None:
-    """Print the table and the warnings, and write the results."""
+def finish(lines: Iterable[str], warnings: Sequence[str], results: Mapping[str, Any], json_file: Path | None) -> None:
+    """Write the results, then print the table and the warnings."""
     from var.utils.files import atomic_write
 
-    typer.echo("\n".join(lines))
-    for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
     if json_file is not None:
         with atomic_write(json_file) as beside:
             beside.write_text(json.dumps({**results, "warnings": list(warnings)}, indent=2) + "\n")
+    typer.echo("\n".join(lines))
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
