@@ -5,7 +5,8 @@ import re
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
 
 import yaml
 from omegaconf import OmegaConf
@@ -14,7 +15,7 @@ from pydantic import ValidationError
 
 from tokenizer.errors import InputError, one_line
 from var.training.config import Recipe
-from var.training.recipe_errors import refuse, show
+from var.training.recipe_errors import fields_of, refuse, show, type_at
 from var.training.renamed_keys import rename_keys
 from var.training.stages.base import find_stage, stage_names
 
@@ -34,10 +35,17 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     a recipe may have a name in presets.AIM_SIZES, alone or as `preset` beside single sizes. Former names of keys are
     read too, with a warning.
 
+    The value of an override is YAML, but that of a key whose type is text (output, data.source, tokenizer, ...) is the
+    text itself: "output=runs/a #1" is that folder, and "data.label_column=on" that column. Exceptions: null and nothing
+    are no value, '' is empty text, and ${model.depth} stands for the value of another key of the recipe.
+
     Raises InputError: a file that cannot be read; a key or value that is not allowed.
     """
-    layers = [*_read_file(path), *(_read_override(override) for override in overrides)]
-    recipe = _recipe_type(path, layers)
+    layers = _read_file(path)
+    recipe = _recipe_type(
+        path, [*layers, *(_read_override(given) for given in overrides if given.startswith("stage="))]
+    )
+    layers += [_read_override(given, recipe) for given in overrides]
     merged: Any = OmegaConf.create({})
     for where, values in layers:
         try:
@@ -67,17 +75,55 @@ def _recipe_type(path: Path, layers: Sequence[Layer]) -> type[Recipe]:
     return find_stage(stage).recipe_type
 
 
-def _read_override(override: str) -> Layer:
-    """Read `key=value`."""
+def _read_override(override: str, recipe: type[Recipe] | None = None) -> Layer:
+    """Read `key=value`: as YAML, or literally where the recipe's key is text."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=(?!\?\?\?$).*", override, flags=re.DOTALL):
         raise InputError(f"override {override!r} is not of the form key=value, such as optimizer.lr=1e-4")
+    key, _, text = override.partition("=")
+    parts = key.split(".")
+    empty = text in ("", "null", "''", '""')
+    if recipe is not None and key != "stage" and not empty and _is_text(_type_of(recipe, key)):
+        values: Any = _escape(text, recipe)
+        for part in reversed(parts):
+            values = {part: values}
+        return Layer(f"override {override!r}", values)
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
+        values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise InputError(f"override {override!r} cannot be read: {one_line(error)}") from error
     if "base" in values:
         raise InputError(f"override {override!r}: only a recipe file can have a base, write it there")
     return Layer(f"override {override!r}", values)
+
+
+def _type_of(recipe: type[Recipe], key: str) -> Any:
+    """Return the type of a key's values; None: the recipe has no such key. Former names count."""
+    *parents, name = key.split(".")
+    fields = fields_of(type_at(recipe, parents))
+    return fields.get(name, fields.get(recipe.renamed.get(key, "")))
+
+
+def _is_text(kind: Any) -> bool:
+    """Return whether all values of a type are text or a path; besides, perhaps, None."""
+    if get_origin(kind) is Literal:
+        return all(isinstance(value, str) for value in get_args(kind))
+    if get_origin(kind) is Annotated:
+        return _is_text(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return all(option is NoneType or _is_text(option) for option in get_args(kind))
+    return kind in (str, Path)
+
+
+def _escape(text: str, recipe: type[Recipe]) -> str:
+    """Escape what OmegaConf would take for an interpolation, unless it names a key of the recipe."""
+
+    def escape(found: re.Match[str]) -> str:
+        backslashes, key = found[1], found[2]
+        if not backslashes and key is not None and _type_of(recipe, key) is not None:
+            return found[0]
+        return 2 * backslashes + "\\" + found[0].removeprefix(backslashes)
+
+    return re.sub(r"(\\*)\$\{(?:([A-Za-z_][\w.]*)\})?", escape, text)
 
 
 def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
