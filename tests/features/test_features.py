@@ -199,7 +199,7 @@ def test_unreadable_images_are_told_and_left_out(folder: Path, tmp_path: Path) -
     (folder / "bar" / "2.webp").write_bytes(b"no picture")
     (folder / "cup" / "b.png").write_bytes((folder / "cup" / "b.png").read_bytes()[:60])
     told: list[str] = []
-    done = write(tiny_encoder(), folder, tmp_path / "f.parquet", tell=told.append)
+    done = write(tiny_encoder(), folder, tmp_path / "f.parquet", report=told.append)
     assert (done.features, done.unreadable, done.computed) == (5, 2, 7)
     assert len(told) == 2
     assert all(line.startswith("left out: ") and "\n" not in line for line in told)
@@ -214,7 +214,7 @@ def test_all_unreadable(folder: Path, tmp_path: Path) -> None:
         path.write_bytes(b"")
     told: list[str] = []
     with refused("none of the 7 images could be read"):
-        write(tiny_encoder(), folder, tmp_path / "f.parquet", tell=told.append)
+        write(tiny_encoder(), folder, tmp_path / "f.parquet", report=told.append)
     assert len(told) == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]  # once repaired, they are read anew
 
@@ -245,14 +245,14 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     write(encoder, folder, whole)
     assert pq.ParquetFile(whole).num_row_groups == 4
     told: list[str] = []
-    interrupted(monkeypatch, 2, lambda: write(encoder, folder, out, tell=told.append))
+    interrupted(monkeypatch, 2, lambda: write(encoder, folder, out, report=told.append))
     parts = tmp_path / "f.parquet.parts"
     assert sorted(path.name for path in parts.iterdir()) == ["00000.parquet", "00001.parquet", "manifest.json"]
     assert not out.exists()
     assert len(told) == 1
     (parts / ".00002.parquet.new").write_bytes(b"cut off by a kill")
     steps: list[tuple[int, int]] = []
-    done = write(encoder, folder, out, tell=told.append, progress=lambda now, total: steps.append((now, total)))
+    done = write(encoder, folder, out, report=told.append, progress=lambda now, total: steps.append((now, total)))
     assert steps == [(2, 3), (3, 3)]
     assert (done.computed, done.unreadable, len(told)) == (3, 1, 1)
     assert out.read_bytes() == whole.read_bytes()
@@ -668,6 +668,16 @@ def test_files_that_hold_no_features(folder: Path, tmp_path: Path) -> None:
             read_features(out)
     pq.write_table(table.select(["path", "label"]), out)
     with refused("f.parquet cannot be read"):
+        read_features(out)
+
+
+def test_a_changed_byte_of_a_features_file_is_noticed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    write(tiny_encoder(), folder, out)
+    data = bytearray(out.read_bytes())
+    data[data.index(read_features(out).values[1].tobytes()[:8])] ^= 1
+    out.write_bytes(data)
+    with refused("f.parquet cannot be read", "CRC", "make it anew"):
         read_features(out)
 
 
