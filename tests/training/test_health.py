@@ -84,7 +84,7 @@ def test_a_few_are_no_share_of_few(recipe: TokenizerRecipe) -> None:
         "11 images could not be read for 20 wanted",
         "data.max_unreadable=0.01",
         "/last.png (it is cut off)",
-        "repair or remove",
+        "repair or replace",
     ):
         guard.check_readable([batch(10, "/last.png")])
 
@@ -105,7 +105,7 @@ def test_none_may_be_allowed(tmp_path: Path) -> None:
 
 
 def test_an_image_without_any_substitute_ends_the_run(recipe: TokenizerRecipe) -> None:
-    with refused("neither /b.png (it is cut off) nor any of the substitutes tried for it", "repair or remove"):
+    with refused("neither /b.png (it is cut off) nor any of the substitutes tried for it", "repair or replace"):
         guard_of(recipe).check_readable([batch(2), batch(1, "/a.png", "/b.png")])
 
 

@@ -421,14 +421,14 @@ def test_unreadable_images_are_counted_and_replaced(
     assert counts[1] >= counts[0] + 2
     assert counts[2] >= counts[1] + 2
     strict = var_recipe(tmp_path / "s", data, model, **tokens, data={"max_unreadable": 0})
-    with refused("images could not be read", "data.max_unreadable=0", str(data / "train"), "repair or remove"):
+    with refused("images could not be read", "data.max_unreadable=0", str(data / "train"), "repair or replace"):
         train(strict)
 
 
 def test_data_of_which_nothing_can_be_read(tmp_path: Path) -> None:
     names = [f"{name}/{index}.png" for name in ("bar", "cup") for index in range(4)]
     recipe = tokenizer_recipe(tmp_path / "r", broken_copy(tmp_path / "data", *names), data={"max_unreadable": 1})
-    with refused("nor any of the substitutes tried for it could be read", "repair or remove"):
+    with refused("nor any of the substitutes tried for it could be read", "repair or replace"):
         train(recipe)
     assert not checkpoints(recipe.output / "checkpoints")
 

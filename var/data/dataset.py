@@ -7,7 +7,8 @@ same samples as an uninterrupted one.
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,15 +19,17 @@ from torch.utils.data import Dataset
 
 from tokenizer.errors import InputError
 from var.data.config import DataConfig, JitterConfig
-from var.data.listing import Listing, Split
+from var.data.listing import Listing, Source, Split
 from var.data.order import AUGMENTATION, ShardOrder, epoch_order, substitute
-from var.data.sources import list_images
+from var.data.sources import FolderSource, list_images
 from var.data.webdataset import ShardSource
 from var.utils.images import FORMATS, crop_and_resize, resize_and_crop, to_rgb, to_tensor
+from var.utils.provenance import sha256
 from var.utils.torchvision_compat import import_torchvision
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
 
+DESCRIBED = 16  # images whose content describes the whole split
 SUBSTITUTES = 16  # tried in place of a training image that cannot be read
 ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # of resized crops
 
@@ -97,6 +100,14 @@ class SampleDataset(Dataset[Sample | Unreadable]):
         """(len,): the permutation of the samples in an epoch; with shards it needs few of them open at a time."""
         return epoch_order(len(self), self.seed, epoch) if self.shards is None else self.shards.order(epoch)
 
+    def describe(self) -> dict[str, Any]:
+        """Return the number of images, and SHA-256 of labels, names and content by which to tell them from others.
+
+        What is not known without reading all images is None.
+        """
+        labels = None if self.labels is None else sha256([self.labels.astype("<i8").tobytes()])
+        return {"images": len(self), "labels": labels, "names": None, "content": None}
+
 
 class ImageDataset(SampleDataset):
     """Square images, (3, side, side) float32 in [-1, 1], with labels.
@@ -126,6 +137,16 @@ class ImageDataset(SampleDataset):
                 return found._replace(unreadable=tried)
             tried += (found,)
         return tried[0]
+
+    def describe(self) -> dict[str, Any]:
+        source, rows = self.listing.source, self.listing.rows
+        described = super().describe()
+        if isinstance(source, ShardSource):  # reading them may be a long download
+            return described | {"names": sha256(f"{Path(url).name}\0".encode() for url in source.urls)}
+        if isinstance(source, FolderSource):
+            described["names"] = sha256([b"\0".join(source.names[rows].tolist())])
+        chosen = rows[np.linspace(0, len(rows) - 1, min(DESCRIBED, len(rows))).astype(int)]
+        return described | {"content": sha256(_read_encoded(source, int(row)) for row in chosen)}
 
     def _choose_substitute(self, epoch: int, index: int, attempt: int) -> int:
         if self.shards is None:
@@ -161,6 +182,15 @@ class ImageDataset(SampleDataset):
             return resize_and_crop(image, self.short_side, self.side)
         rng = np.random.default_rng((AUGMENTATION, self.seed, epoch, index))
         return augment_image(image, self.config, self.side, rng)
+
+
+def _read_encoded(source: Source, row: int) -> bytes:
+    """Read an image's file; one that cannot be read is empty."""
+    try:
+        file = source.read(row).file
+        return file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    except Exception:  # every source raises its own
+        return b""
 
 
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:

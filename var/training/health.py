@@ -45,13 +45,13 @@ class RunHealth:
         unreadable, seen = self.unreadable + len(found), self.seen + wanted
         if sum(len(batch.labels) for batch in batches) < wanted:
             raise InputError(
-                f"neither {last} nor any of the substitutes tried for it could be read: repair or remove them"
+                f"neither {last} nor any of the substitutes tried for it could be read: repair or replace them"
             )
         allowed = self.recipe.data.max_unreadable
         if found and unreadable > allowed * max(seen, FEW_SAMPLES):
             raise InputError(
                 f"{plural(unreadable, 'image')} could not be read for {seen} wanted, more than "
-                f"data.max_unreadable={allowed:g} allows; the last was {last}: repair or remove them"
+                f"data.max_unreadable={allowed:g} allows; the last was {last}: repair or replace them"
             )
         self.unreadable, self.seen = unreadable, seen
 

@@ -24,6 +24,7 @@ from var.training.config import Recipe
 from var.training.distributed import is_sharding_requested, load_model_state, model_state, shard, unshard
 from var.training.ema import EMA
 from var.training.health import RunHealth
+from var.training.origin import describe_origin, find_change
 from var.training.phase_runner import PhaseRunner
 from var.training.renamed_keys import rename_keys
 from var.training.rng import StepRNG
@@ -52,6 +53,7 @@ class Trainer:
         self.recipe = recipe
         self.accelerator = accelerator
         self.stage = stage = build_stage(recipe)
+        self.origin = describe_origin(stage)
         stage.to(accelerator.device)
         for phase in stage.phases:
             phase.model.to(accelerator.device)
@@ -114,6 +116,7 @@ class Trainer:
         state = {
             "step": self.step,
             "recipe": fixed_settings(self.recipe),
+            "origin": self.origin,
             "turns": {runner.phase.name: runner.state_dict() for runner in self.runners},
             "ema": model_state(self.ema.model) if self.ema else None,
             "stage": self.stage.state_dict(),
@@ -147,7 +150,8 @@ class Trainer:
     def resume(self) -> None:
         """Go on from the newest checkpoint in the output folder, if there is one.
 
-        Raises InputError: it is of another stage, model, seed, batch size or use of EMA.
+        Raises InputError: it is of another stage, model, seed, batch size or use of EMA; or the classes, the images or
+        a frozen network, such as the tokenizer, have changed.
         """
         state = load_newest(self.recipe.output / "checkpoints")
         if state is None:
@@ -161,6 +165,16 @@ class Trainer:
                         f"the checkpoints in {self.recipe.output} belong to another recipe, with {name}="
                         f"{theirs.get(name)}, not {value}: {remedy}"
                     )
+            if "origin" not in state:
+                log.warning(
+                    "the checkpoints are of a version that did not record classes, images and frozen networks: it is "
+                    "not checked that these are still the same"
+                )
+            elif change := find_change(state["origin"], self.origin):
+                raise InputError(
+                    f"the checkpoints in {self.recipe.output} do not go with this data or these networks: {change}: "
+                    "restore what the run began with, or give another output"
+                )
             for runner in self.runners:
                 runner.load_state_dict(state["turns"][runner.phase.name])
             if self.ema:

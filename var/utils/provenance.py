@@ -57,10 +57,11 @@ def as_key(value: Any) -> bytes:
 
 
 def fingerprint(*networks: Any) -> str:
-    """SHA-256 of models' configurations and weights, as they were loaded and in the type that they run in."""
+    """SHA-256 of networks' configurations, if they have one, and weights, in the type that they run in."""
     parts: list[bytes | Tensor] = []
     for network in networks:
-        parts.append(as_key(network.config.to_dict()))
+        if hasattr(network, "config"):
+            parts.append(as_key(network.config.to_dict()))
         for name, value in network.state_dict().items():
             parts += [f"{name} {value.dtype} {tuple(value.shape)}".encode(), value]
     return sha256(parts)

@@ -1,0 +1,133 @@
+"""What a run depends on besides its recipe: resuming refuses other classes, images and frozen networks."""
+
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import refused, small_vqvae
+from tiny import image_folder, picture, var_recipe
+
+from var.hub.checkpoint import load_tokenizer, save_model
+from var.training.checkpointing import load_newest, save_checkpoint
+from var.training.distributed import build_accelerator
+from var.training.loop import train
+from var.training.stages.var import VARRecipe
+from var.training.trainer import Trainer
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> VARRecipe:
+    """A run of stage 2 with a checkpoint of its first step."""
+    save_model(tmp_path / "tokenizer", small_vqvae())
+    recipe = var_recipe(tmp_path / "run", image_folder(tmp_path / "data"), tmp_path / "tokenizer", model={"depth": 1})
+    trainer = open_run(recipe)
+    trainer.step = 1
+    trainer.save()
+    return recipe
+
+
+def open_run(recipe: VARRecipe) -> Trainer:
+    return Trainer(recipe, build_accelerator(recipe))
+
+
+def rename(old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        for split in ("train", "val"):
+            (folder / "data" / split / old).rename(folder / "data" / split / new)
+
+    return change
+
+
+def replace_tokenizer(folder: Path) -> None:
+    save_model(folder / "tokenizer", small_vqvae(seed=1))
+
+
+def finetune_decoder(folder: Path) -> None:
+    vqvae = load_tokenizer(folder / "tokenizer")
+    vqvae.decoder.conv_out.bias.data += 1e-3
+    save_model(folder / "tokenizer", vqvae)
+
+
+CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another name": (rename("cup", "mug"), "label 1 was 'cup' and is now 'mug'"),
+    "names that change places": (rename("bar", "zoo"), "label 0 was 'bar' and is now 'cup'"),
+    "a class more": (
+        lambda folder: shutil.copytree(folder / "data/train/cup", folder / "data/train/zoo"),
+        "label 2 was without a name and is now 'zoo'",
+    ),
+    "an image less": (
+        lambda folder: (folder / "data/train/cup/0.png").unlink(),
+        "it had 8 training images, the data has 7 now",
+    ),
+    "a validation image more": (
+        lambda folder: picture(0, 9).save(folder / "data/val/bar/9.png"),
+        "it had 6 validation images, the data has 7 now",
+    ),
+    "an image of another class": (
+        lambda folder: (folder / "data/train/bar/3.png").rename(folder / "data/train/cup/9.png"),
+        "the training images had other labels",
+    ),
+    "another order": (
+        lambda folder: (folder / "data/train/bar/0.png").rename(folder / "data/train/bar/z.png"),
+        "the training images had other names",
+    ),
+    "another tokenizer": (replace_tokenizer, "the tokenizer had other weights"),
+    "another decoder": (finetune_decoder, "the tokenizer had other weights"),
+}
+
+
+@pytest.mark.parametrize("which", CHANGES)
+def test_a_change_under_a_run_is_refused_and_named(which: str, begun: VARRecipe, tmp_path: Path) -> None:
+    change, words = CHANGES[which]
+    change(tmp_path)
+    with refused(f"checkpoints in {begun.output} do not go with this data", words, "give another output"):
+        open_run(begun).resume()
+
+
+def test_a_finished_run_exports_no_other_pair(begun: VARRecipe, tmp_path: Path) -> None:
+    trainer = open_run(begun)
+    trainer.step = trainer.stage.steps
+    trainer.save()
+    train(begun)  # complete: exported again
+    before = (begun.output / "model/tokenizer/model.safetensors").read_bytes()
+    replace_tokenizer(tmp_path)
+    with refused("the tokenizer had other weights"):
+        train(begun)
+    assert (begun.output / "model/tokenizer/model.safetensors").read_bytes() == before
+
+
+def test_images_may_move_and_be_repaired_but_not_become_others(begun: VARRecipe, tmp_path: Path) -> None:
+    def resumed(source: Path) -> int:
+        trainer = open_run(begun.model_copy(update={"data": begun.data.model_copy(update={"source": str(source)})}))
+        trainer.resume()
+        return trainer.step
+
+    moved = (tmp_path / "data").rename(tmp_path / "moved")
+    assert resumed(moved) == 1
+    shutil.copytree(moved, tmp_path / "data")
+    picture(1, 7).save(tmp_path / "data/train/bar/0.png")  # one that could not be read, for instance
+    assert resumed(tmp_path / "data") == 1
+    with refused("data.source was ", f"{tmp_path / 'others'} holds other images"):
+        resumed((tmp_path / "data").rename(tmp_path / "others"))
+
+
+def test_a_token_cache_in_place_of_the_same_images_is_no_change(begun: VARRecipe, tmp_path: Path) -> None:
+    cached = begun.model_copy(update={"token_cache": tmp_path / "tokens", "steps": 2})
+    train(cached)
+    rename("cup", "mug")(tmp_path)
+    shutil.rmtree(tmp_path / "tokens")
+    with refused("label 1 was 'cup' and is now 'mug'"):
+        train(cached)
+
+
+def test_a_checkpoint_from_before_resumes_with_a_warning(begun: VARRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    folder = begun.output / "checkpoints"
+    state = load_newest(folder)
+    assert state is not None
+    del state["origin"]
+    save_checkpoint(folder, 1, state, keep_last=1)
+    with caplog.at_level(logging.WARNING):
+        open_run(begun).resume()
+    assert len([record for record in caplog.records if "did not record" in record.getMessage()]) == 1

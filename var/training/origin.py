@@ -1,0 +1,50 @@
+"""The origin of a run: classes, images and frozen networks, which its recipe only points to and which may change."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from var.training.stages.base import Stage
+from var.utils.provenance import fingerprint
+
+SPLITS = ("training", "validation")
+
+
+def describe_origin(stage: Stage[Any]) -> dict[str, Any]:
+    """Return names of the classes and fingerprints of images and frozen networks, for `find_change`."""
+    data = (stage.train_data.describe(), stage.validation_data.describe())
+    source = stage.recipe.data.source
+    return {
+        "source": os.path.realpath(source) if Path(source).exists() else source,
+        "classes": {int(label): str(name) for label, name in stage.train_data.class_names.items()},
+        **dict(zip(SPLITS, data, strict=True)),
+        "networks": {role: fingerprint(network) for role, network in stage.frozen.items()},
+    }
+
+
+def find_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
+    """Return in words the first difference of two origins, or None.
+
+    Images may move: their folder matters only where their content differs too. What one of the origins does not know,
+    such as the names of images that a token cache replaces, is not compared.
+    """
+    for role, ours in now["networks"].items():
+        if before["networks"].get(role, ours) != ours:
+            return f"the {role} had other weights"
+    for label in sorted(before["classes"].keys() | now["classes"].keys()):
+        theirs, ours = (origin["classes"].get(label) for origin in (before, now))
+        if theirs != ours:
+            was, now_is = (f"{name!r}" if name is not None else "without a name" for name in (theirs, ours))
+            return f"label {label} was {was} and is now {now_is}"
+    for split in SPLITS:
+        theirs, ours = before[split], now[split]
+        if theirs["images"] != ours["images"]:
+            return f"it had {theirs['images']} {split} images, the data has {ours['images']} now"
+        for part in ("labels", "names"):
+            if None not in (theirs[part], ours[part]) and theirs[part] != ours[part]:
+                return f"the {split} images had other {part}"
+        moved = before["source"] != now["source"]
+        if moved and None not in (theirs["content"], ours["content"]) and theirs["content"] != ours["content"]:
+            return f"data.source was {before['source']}, and {now['source']} holds other images"
+    return None
