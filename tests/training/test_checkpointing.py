@@ -341,3 +341,19 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with refused("checkpoint of step 2", f"{tmp_path / 'run'}"):
         save_checkpoint(tmp_path / "run", 2, state(2), keep_last=1)
+
+
+# --- damaged ones of later steps, from which a run could not go on
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_a_damaged_one_of_a_later_step_takes_no_place(keep: int, tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        save_checkpoint(tmp_path, step, state(step), keep_last=3)
+    damage(tmp_path / "step-00000003.pt", "truncated")
+    (tmp_path / "step-00000001.pt").unlink()
+    assert newest(tmp_path) == 2
+    assert save_checkpoint(tmp_path, 2, state(2), keep).exists()
+    assert newest(tmp_path) == 2
+    save_checkpoint(tmp_path, 1, state(1), keep)
+    assert kept_steps(tmp_path) == {1: [1], 2: [1, 2], 3: [1, 2, 3]}[keep]

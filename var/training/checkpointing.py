@@ -15,6 +15,7 @@ from var.utils.provenance import file_sha256
 log = logging.getLogger(__name__)
 
 CHECKSUM = ".sha256"
+_whole: set[tuple[Path, int, int]] = set()  # checkpoints that this process wrote or verified, see `_state_of`
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -28,9 +29,10 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: int, best: int | None = None) -> Path:
-    """Write the state after `step` steps; then remove all but the newest `keep_last` and that of step `best`.
+    """Write the state after `step` steps; then remove all but `keep_last` of the checkpoints, and that of step `best`.
 
-    The file gets its name only when it is complete and on the disk, after its checksum.
+    Kept are this one and the newest of the others, of which whole ones go before damaged ones of later steps. The file
+    gets its name only when it is complete and on the disk, after its checksum.
 
     Raises InputError: the disk is full or not writable; earlier checkpoints are kept.
     """
@@ -47,7 +49,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: i
         _write_checksum(path, hashing.hash.hexdigest())
         beside.replace(path)
         _sync_folder(folder)
-        _remove_old(folder, keep_last, best)
+        _whole.add(_state_of(path))
+        _remove_old(path, keep_last, best)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a write fails inside its own code
         with suppress(OSError):  # it may not exist, or the disk may have become read-only
             beside.unlink()
@@ -67,8 +70,7 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
     found = checkpoints(folder)
     for path in reversed(found):
         try:
-            if file_sha256(path) != path.with_suffix(CHECKSUM).read_text().strip():
-                raise ValueError("its checksum differs")
+            _verify(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a torn file makes torch.load raise nearly anything
             log.warning("checkpoint %s is damaged (%s): trying the one before", path, one_line(error))
@@ -115,10 +117,37 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def _remove_old(folder: Path, keep_last: int, best: int | None) -> None:
-    kept = {*checkpoints(folder)[-keep_last:]} | ({checkpoint_path(folder, best)} if best is not None else set())
-    for old in set(checkpoints(folder)) - kept:
-        old.unlink()
+def _state_of(path: Path) -> tuple[Path, int, int]:
+    """Return what changes when a file is written: its size and time."""
+    found = path.stat()
+    return path, found.st_size, found.st_mtime_ns
+
+
+def _verify(path: Path) -> None:
+    """Raise ValueError or OSError if a checkpoint is damaged."""
+    state = _state_of(path)
+    if file_sha256(path) != path.with_suffix(CHECKSUM).read_text().strip():
+        raise ValueError("its checksum differs")
+    _whole.add(state)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        if _state_of(path) not in _whole:
+            _verify(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _remove_old(newest: Path, keep_last: int, best: int | None) -> None:
+    folder = newest.parent
+    others = [path for path in checkpoints(folder) if path != newest]
+    if len(others) >= keep_last:
+        others.sort(key=lambda path: (_is_whole(path), path), reverse=True)
+        for old in others[keep_last - 1 :]:
+            if best is None or old != checkpoint_path(folder, best):
+                old.unlink()
     for checksum in folder.glob(f"step-*{CHECKSUM}"):
         if not checksum.with_suffix(".pt").exists():
             checksum.unlink()
