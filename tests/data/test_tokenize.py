@@ -168,7 +168,7 @@ def test_a_full_disk(recipe: VARRecipe, vqvae: VQVAE, monkeypatch: pytest.Monkey
         fsync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
-    with refused("token_cache=", "No space left on device", "the same command goes on"):
+    with refused("token_cache=", "No space left on device", "the same command encodes only"):
         write(recipe, vqvae)
     assert sorted(contents(recipe)) == [
         "manifest.json",

@@ -415,7 +415,7 @@ def test_a_disk_that_is_full(folder: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(files.os, "fsync", full)
     with refused("cannot write", "manifest.json: No space left on device", "make room"):
         write(tiny_encoder(), folder, tmp_path / "f.parquet")
-    assert not list((tmp_path / "f.parquet.parts").iterdir())
+    assert not (tmp_path / "f.parquet.parts").exists()
     monkeypatch.undo()
     assert write(tiny_encoder(), folder, tmp_path / "f.parquet").features == 7
 
@@ -668,16 +668,6 @@ def test_files_that_hold_no_features(folder: Path, tmp_path: Path) -> None:
             read_features(out)
     pq.write_table(table.select(["path", "label"]), out)
     with refused("f.parquet cannot be read"):
-        read_features(out)
-
-
-def test_a_changed_byte_of_a_features_file_is_noticed(folder: Path, tmp_path: Path) -> None:
-    out = tmp_path / "f.parquet"
-    write(tiny_encoder(), folder, out)
-    data = bytearray(out.read_bytes())
-    data[data.index(read_features(out).values[1].tobytes()[:8])] ^= 1
-    out.write_bytes(data)
-    with refused("f.parquet cannot be read", "CRC", "make it anew"):
         read_features(out)
 
 

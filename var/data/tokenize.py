@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from var.data.dataset import Batch, ImageDataset, Sample, SampleDataset, open_da
 from var.data.listing import Split
 from var.data.loader import collate, loader, open_batches
 from var.data.token_cache import ENCODED_AT_ONCE, LEFT_OUT, MANIFEST, Manifest, Record, Shard, SplitInfo, TokenRecipe
-from var.utils.files import check_no_other_files, check_writable
+from var.utils.files import LOCK, check_no_other_files, check_writable, locked
 from var.utils.provenance import sha256
 from var.utils.ranks import ALONE, Ranks
 
@@ -65,17 +66,26 @@ def write_tokens(
     """
     folder = token_cache.folder_of(recipe)
     settings = token_cache.settings_of(recipe, vqvae)
-    if ranks.is_main and not (folder / MANIFEST).exists():
-        _begin(folder, settings, recipe, vqvae, shard_samples)
+    begun = sum(ranks.all_gather((folder / MANIFEST).exists()))
+    if begun < ranks.world_size:
+        with ranks.locked(folder), ranks.in_step():
+            if ranks.is_main and not (folder / MANIFEST).exists():
+                _begin(folder, settings, recipe, vqvae, shard_samples)
     ranks.barrier()
     manifest = token_cache.read_manifest(folder, settings)
     shards = manifest.shards(recipe.token_views)
     missing = [
         shard for shard in shards[ranks.rank :: ranks.world_size] if not token_cache.is_whole(folder, shard, manifest)
     ]
-    if missing:
-        _encode(folder, missing, manifest, recipe, vqvae, progress if ranks.is_main else lambda done, total: None)
-    ranks.barrier()
+    if sum(ranks.all_gather(len(missing))):  # a complete cache may be read by several runs at once
+        with ranks.locked(folder):
+            if missing:
+                shown = progress if ranks.is_main else lambda done, total: None
+                _encode(folder, missing, manifest, recipe, vqvae, shown)
+            ranks.barrier()
+    elif ranks.is_main and (folder / LOCK).exists():
+        with suppress(InputError), locked(folder):  # removes what a killed process left; a living one goes on
+            pass
     records = [token_cache.read_record(folder, shard) for shard in shards]
     return TokenSummary(
         samples=sum(shard.samples for shard in shards),

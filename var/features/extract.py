@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.errors import InputError, check_whole_number, one_line
-from var.features.feature_file import Pool, Settings, open_table, read_settings, schema_of, table_writer, to_table
+from var.features.feature_file import Pool, Settings, read_settings, schema_of, table_writer, to_table
 from var.features.images import ImageList, LabeledImage
 from var.features.sources import FeatureSource, load_features
 from var.models.aim import EncoderConfig
 from var.utils.device import choose_device, choose_dtype
-from var.utils.files import atomic_write, check_no_other_files, check_target, to_path
+from var.utils.files import atomic_write, check_no_other_files, check_target, follow_links, is_stream, locked, to_path
 from var.utils.provenance import as_key, sha256, version
 
 log = logging.getLogger(__name__)
@@ -104,32 +104,52 @@ def write_features(
     if pool not in get_args(Pool):
         raise InputError(f"pool={pool!r} must be {' or '.join(get_args(Pool))}")
     out = to_path(out, "out")
+    if is_stream(out):
+        raise InputError(f"{out} is a device or a pipe, beside which parts cannot be written: give a file")
     check_target(out, EXAMPLE)
+    out = follow_links(out)  # what a link leads to, with the parts beside it
     settings = _settings(source, image_list, model, layers, pool)
     folder = out.with_name(f"{out.name}.parts")
     computed = 0
-    if out.exists():
-        _check_same(settings, read_settings(out, remedy="give another --out"), out)
-    else:
-        parts = _parts(folder, settings, batch)
-        todo = {file: batches for file, batches in parts.items() if not file.exists()}
-        chunks = list(chain(*todo.values()))
-        total = sum(map(len, chunks))
-        with closing(_extract_batches(source, settings, image_list, chunks, report)) as tables:
-            for file, batches in todo.items():
-                rows: list[pa.Table] = []
-                for chunk in batches:
-                    rows.append(next(tables))
-                    computed += len(chunk)
-                    progress(computed, total)
-                with atomic_write(file) as beside, table_writer(beside, schema_of(settings)) as writer:
-                    writer.write_table(pa.concat_tables(rows).combine_chunks())
-        if not any(_read_part(file, pq.read_metadata).num_rows for file in parts):
-            _remove(folder)
-            raise InputError(f"none of the {settings.images} images could be read: see the lines above")
-        _join(parts, settings, out)
-    _remove(folder)
+    with locked(folder, remedy="give another --out"):
+        if out.exists():
+            _check_same(settings, read_settings(out, remedy="give another --out"), out)
+        else:
+            computed = _write_parts(source, settings, image_list, out, folder, batch, progress, report)
+        _remove(folder)
     return _summary(out, settings, computed)
+
+
+def _write_parts(
+    source: FeatureSource,
+    settings: Settings,
+    image_list: ImageList,
+    out: Path,
+    folder: Path,
+    batch: int,
+    progress: Callable[[int, int], None],
+    report: Callable[[str], object],
+) -> int:
+    """Write the parts that are missing and join them; return the number of images that were looked at."""
+    computed = 0
+    parts = _parts(folder, settings, batch)
+    todo = {file: batches for file, batches in parts.items() if not file.exists()}
+    chunks = list(chain(*todo.values()))
+    total = sum(map(len, chunks))
+    with closing(_extract_batches(source, settings, image_list, chunks, report)) as tables:
+        for file, batches in todo.items():
+            rows: list[pa.Table] = []
+            for chunk in batches:
+                rows.append(next(tables))
+                computed += len(chunk)
+                progress(computed, total)
+            with atomic_write(file) as beside, table_writer(beside, schema_of(settings)) as writer:
+                writer.write_table(pa.concat_tables(rows).combine_chunks())
+    if not any(_read_part(file, pq.read_metadata).num_rows for file in parts):
+        _remove(folder)
+        raise InputError(f"none of the {settings.images} images could be read: see the lines above")
+    _join(parts, settings, out)
+    return computed
 
 
 def _settings(
@@ -250,7 +270,7 @@ def _join(parts: Iterable[Path], settings: Settings, out: Path) -> None:
     """The parts one after the other, of which only one is in memory; those without readable images leave no trace."""
     with atomic_write(out) as beside, table_writer(beside, schema_of(settings)) as writer:
         for file in parts:
-            table = _read_part(file, lambda file: open_table(file).read())
+            table = _read_part(file, lambda file: pq.ParquetFile(file).read())
             if len(table):
                 writer.write_table(table)
 
@@ -272,7 +292,7 @@ def _read_part(file: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def _summary(out: Path, settings: Settings, computed: int) -> FeatureSummary:
-    with open_table(out) as parquet:
+    with pq.ParquetFile(out) as parquet:
         rows = parquet.metadata.num_rows
         classes = parquet.read(columns=["label"])["label"].unique().drop_null()
     return FeatureSummary(rows, settings.length, settings.images - rows, len(classes), computed)

@@ -52,7 +52,7 @@ def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None 
         extra["classes"] = {str(label): name for label, name in sorted(parts.classes.items())}
     if parts.sampling is not None:
         extra["sampling"] = parts.sampling.to_dict()
-    with atomic_folder(folder, (TOKENIZER, TRANSFORMER)) as new:
+    with atomic_folder(folder) as new:
         save_model(new / TRANSFORMER, parts.model, extra, dtype)
         save_model(new / TOKENIZER, parts.vqvae, dtype=dtype)
 

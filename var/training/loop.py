@@ -30,7 +30,8 @@ def train(recipe: Recipe) -> Path:
     `catch_interrupts`; a first one only ends the run after its step.
     """
     accelerator = build_accelerator(recipe)
-    exported = _train(recipe, accelerator)
+    with Ranks.of(accelerator).locked(recipe.output):
+        exported = _train(recipe, accelerator)
     accelerator.free_memory()  # a wrapped model would keep the process group alive
     destroy_process_group()
     return exported

@@ -9,11 +9,14 @@ _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|h
 
 
 def find_substitute(head: bytes) -> str | None:
-    """Return what stands in place of a file's content, by its first HEAD bytes; None: nothing of these."""
+    """Return what stands in place of a binary file's content and what to do, by its first HEAD bytes; None: nothing."""
     if not head:
-        return "it is an empty file"
+        return "is an empty file: copy or download it again"
     if head.startswith(_LFS):
-        return "it is a pointer of Git LFS, in whose place git lfs pull puts the file itself"
+        return "is a pointer of Git LFS, not the file that it stands for: fetch that with git lfs pull, or download it"
     if _HTML.match(head):
-        return "it is a web page (HTML), as a server gives that wants a login or does not have the file"
+        return (
+            "is a web page (HTML), as a server gives that wants a login or does not have the file: "
+            "download it again, from a URL that gives the file itself"
+        )
     return None

@@ -2,10 +2,12 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from tokenizer.errors import InputError
+from var.utils.files import locked
 
 
 def is_first_process() -> bool:
@@ -44,6 +46,18 @@ class Ranks(NamedTuple):
             raise refusal
         if refused:
             raise SystemExit(2)
+
+    @contextmanager
+    def locked(self, folder: Path) -> Iterator[None]:
+        """Keep a folder to these processes inside the block, by `files.locked`; all of them call this.
+
+        Raises InputError, on the first of them, or SystemExit: another process has the folder; it cannot be written.
+        """
+        with ExitStack() as held:
+            with self.in_step():
+                if self.is_main:
+                    held.enter_context(locked(folder))
+            yield
 
     @classmethod
     def of(cls, state: Any) -> Self:

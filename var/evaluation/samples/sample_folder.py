@@ -7,7 +7,6 @@ samples.npz            all images in the format of ADM's evaluator; written last
 """
 
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -79,11 +78,7 @@ def begin_set(folder: Path, settings: Settings) -> None:
     try:
         (folder / IMAGES).mkdir(exist_ok=True)
         known = {sample.file for batch in settings.batches for sample in batch.samples}
-        for path in (folder / IMAGES).iterdir():
-            if re.fullmatch(r"\.\d{6}_\d{6}\.png(\.\d+)?\.new", path.name):  # left by a killed process
-                path.unlink()
-            elif path.name not in known:
-                raise InputError(f"{folder / IMAGES} holds other files, such as {path.name}: move them away")
+        check_no_other_files(folder / IMAGES, known, "move them away")
     except OSError as error:
         raise InputError(f"cannot write {folder}: {one_line(error)}: give another folder") from error
 
@@ -159,8 +154,7 @@ def list_samples(folder: Path, settings: Settings) -> list[Sample]:
     expected = {sample.file for sample in samples}
     if len(samples) != len(settings.labels) * settings.num_per_class or not expected <= there:
         raise InputError(f"{folder} is not complete: run the same command again to resume")
-    if foreign := sorted(there - expected):
-        raise InputError(f"{folder / IMAGES} holds other files, such as {foreign[0]}: move them away")
+    check_no_other_files(folder / IMAGES, expected, "move them away")
     return samples
 
 

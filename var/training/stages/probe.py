@@ -21,7 +21,7 @@ from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.data.config import Count, Positive
 from var.data.dataset import Batch, SampleDataset
 from var.data.loader import validation_loader
-from var.hub.checkpoint import CONFIG, WEIGHTS, save_model
+from var.hub.checkpoint import save_model
 from var.hub.presets import AIM_RELEASED, BASELINES, RELEASED, SHIPPED
 from var.models.aim import AIM, AIMConfig, AttentiveProbe, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.var import VAR
@@ -260,7 +260,7 @@ class ProbeStage(Stage[ProbeRecipe]):
         scores, images = self.scores(probes)
         best = max(range(len(scores)), key=lambda i: (scores[i].top1, i))  # of equal ones the last
         content = {"images": images, "best": list(scores[best].layers), "probes": [score._asdict() for score in scores]}
-        with atomic_folder(folder, (CONFIG, WEIGHTS, SCORES)) as new:
+        with atomic_folder(folder) as new:
             model = self._build_export(probes.probes[self.names[best]], scores[best].layers)
             save_model(new, model, self._describe())
             (new / SCORES).write_text(json.dumps(content, indent=2) + "\n")
