@@ -671,6 +671,16 @@ def test_files_that_hold_no_features(folder: Path, tmp_path: Path) -> None:
         read_features(out)
 
 
+def test_a_changed_byte_of_a_features_file_is_noticed(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "f.parquet"
+    write(tiny_encoder(), folder, out)
+    data = bytearray(out.read_bytes())
+    data[data.index(read_features(out).values[1].tobytes()[:8])] ^= 1
+    out.write_bytes(data)
+    with refused("f.parquet cannot be read", "CRC", "make it anew"):
+        read_features(out)
+
+
 def test_a_bug_in_reading_is_no_unreadable_image(folder: Path, tmp_path: Path) -> None:
     pictures = list_folder(folder)
 

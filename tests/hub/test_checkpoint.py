@@ -22,12 +22,14 @@ from var.hub.checkpoint import (
     load_encoder,
     load_tokenizer,
     load_var,
+    load_weights,
     read_config,
     save_model,
 )
 from var.models.aim import Encoder, EncoderConfig, sincos_2d_pos_embed
 from var.pipeline import VARPipeline
 from var.utils.files import atomic_folder
+from var.utils.provenance import file_sha256
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
@@ -355,3 +357,55 @@ def test_what_is_no_aim_or_encoder_is_refused(tmp_path: Path, var_folder: Path) 
     for load in (load_aim, load_encoder):
         with refused("does not exist"):
             load(tmp_path / "none")
+
+
+# --- damage
+
+
+@pytest.mark.parametrize("place", [0.3, 0.6, 0.9])
+def test_a_changed_byte_of_the_weights_is_noticed(var_folder: Path, place: float) -> None:
+    data = bytearray((var_folder / WEIGHTS).read_bytes())
+    data[int(place * len(data))] ^= 1
+    (var_folder / WEIGHTS).write_bytes(data)
+    with refused(str(var_folder / WEIGHTS), "damaged", "copy the folder again"):
+        load_var(var_folder)
+    with refused(str(var_folder / WEIGHTS), "damaged", "copy the folder again"):
+        load_weights(var_folder, small_var())
+
+
+def test_weights_of_another_model_of_the_same_sizes_are_noticed(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        save_model(tmp_path / str(seed), small_var(seed))
+    (tmp_path / "0" / WEIGHTS).write_bytes((tmp_path / "1" / WEIGHTS).read_bytes())
+    with refused("sha256", "if you changed the weights yourself"):
+        load_var(tmp_path / "0")
+
+
+def test_a_folder_from_before_has_no_checksum_and_is_read(var_folder: Path) -> None:
+    entries = read_config(var_folder)
+    assert entries.pop("sha256") == file_sha256(var_folder / WEIGHTS)
+    (var_folder / CONFIG).write_text(json.dumps(entries))
+    assert equal(load_var(var_folder), small_var())
+
+
+@torch.no_grad()
+def test_weights_that_are_not_finite_are_neither_written_nor_read(var_folder: Path) -> None:
+    diverged = small_var(seed=1)
+    diverged.head.bias[3] = float("nan")
+    with refused("the VAR to be written", "not finite", "head.bias"):
+        save_model(var_folder, diverged)
+    assert equal(load_var(var_folder), small_var())  # the last good ones stay
+    entries = read_config(var_folder)
+    safetensors.torch.save_file(diverged.state_dict(), var_folder / WEIGHTS)
+    (var_folder / CONFIG).write_text(json.dumps(entries | {"sha256": file_sha256(var_folder / WEIGHTS)}))
+    with refused(str(var_folder / WEIGHTS), "not finite", "head.bias"):
+        load_var(var_folder)
+    with refused(str(var_folder / WEIGHTS), "not finite", "head.bias"):
+        load_weights(var_folder, small_var())
+
+
+@pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
+def test_a_clone_without_git_lfs_is_named(var_folder: Path, name: str) -> None:
+    (var_folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
+    with refused(str(var_folder / name), "git lfs pull"):
+        load_var(var_folder)

@@ -11,7 +11,7 @@ import torch
 from helpers import Tensors, refused
 
 from tokenizer.errors import InputError
-from var.utils.weights import load_strict, read_weights
+from var.utils.weights import check_finite, load_strict, read_weights, unwrap
 
 FILE = "weights.pth"
 
@@ -51,11 +51,73 @@ def test_damaged_files(suffix: str, damage: str, tmp_path: Path) -> None:
         read_weights(path)
 
 
-@pytest.mark.parametrize("content", [torch.zeros(3), [torch.zeros(3)], {"model": {"weight": torch.zeros(3)}}, {"a": 1}])
+@pytest.mark.parametrize(
+    "content", [torch.zeros(3), [torch.zeros(3)], {"ema": {"weight": torch.zeros(3)}}, {"a": 1}, {"model": {"a": 1}}]
+)
 def test_files_of_something_else(content: Any, tmp_path: Path) -> None:
     torch.save(content, tmp_path / FILE)
     with refused(str(tmp_path / FILE), "not a state dict"):
         read_weights(tmp_path / FILE)
+
+
+TENSORS = {"a.weight": torch.zeros(3), "b": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": TENSORS, "epoch": 3, "optimizer": {"state": {}}},
+        {"state_dict": {f"module.{name}": value for name, value in TENSORS.items()}},
+        {f"_orig_mod.{name}": value for name, value in TENSORS.items()},
+        {f"module._orig_mod.{name}": value for name, value in TENSORS.items()},
+        {"a._orig_mod.weight": TENSORS["a.weight"], "b": TENSORS["b"]},
+        {"trainer": {"part": TENSORS, "other": {"c": torch.zeros(1)}}, "args": {"depth": 16}},
+    ],
+)
+def test_a_state_dict_is_taken_out_of_a_training_checkpoint(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / FILE)
+    found = read_weights(tmp_path / FILE, ("trainer", "part"))
+    assert found.keys() == TENSORS.keys()
+    assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
+
+
+def test_names_that_only_begin_alike_are_kept() -> None:
+    state = {"module.a": torch.zeros(1), "b": torch.zeros(1)}
+    assert unwrap(state) == state
+    with refused("two tensors differ in '_orig_mod.'"):
+        unwrap({"a": torch.zeros(1), "_orig_mod.a": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize(
+    ("content", "part"),
+    [
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "pointer of Git LFS"),
+        ("<!DOCTYPE html>\n<html><body>Log in</body></html>", "web page"),
+        ("\ufeff\n <!-- no --> <HTML>", "web page"),
+        ("", "empty file"),
+    ],
+)
+def test_what_stands_in_place_of_weights_is_named(suffix: str, content: str, part: str, tmp_path: Path) -> None:
+    (tmp_path / f"w{suffix}").write_text(content)
+    with refused(str(tmp_path / f"w{suffix}"), part, "download it again"):
+        read_weights(tmp_path / f"w{suffix}")
+
+
+def test_a_changed_byte_of_a_torch_file_is_noticed(tmp_path: Path) -> None:
+    torch.save({"weight": torch.arange(1000.0)}, tmp_path / FILE)
+    data = bytearray((tmp_path / FILE).read_bytes())
+    data[data.index(torch.arange(500.0, 502.0).numpy().tobytes())] ^= 1
+    (tmp_path / FILE).write_bytes(data)
+    with refused(FILE, "is damaged", "checksum", "download it again"):
+        read_weights(tmp_path / FILE)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(value: float) -> None:
+    check_finite({"count": torch.zeros(1, dtype=torch.int64), "bias": torch.zeros(1)}, "a.pth")
+    with refused("a.pth holds values that are not finite", "weight"):
+        check_finite({"bias": torch.zeros(1), "weight": torch.tensor([[0.0, value]])}, "a.pth")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:
@@ -89,10 +151,10 @@ def test_strict_loading_takes_all_tensors_in_the_modules_dtypes() -> None:
     with torch.device("meta"):
         module = torch.nn.BatchNorm1d(2)
     state = torch.nn.BatchNorm1d(2).half().state_dict()
-    load_strict(module, state, "it does not fit")
+    load_strict(module, state, "it", "does not fit")
     assert {name: value.dtype for name, value in module.state_dict().items()} == {
         name: torch.int64 if name == "num_batches_tracked" else torch.float32 for name in state
     }
     for wrong in ({}, state | {"more": torch.zeros(1)}, state | {"weight": torch.zeros(3)}):
         with refused("it does not fit: ", "tensors differ, the first is"):
-            load_strict(module, wrong, "it does not fit")
+            load_strict(module, wrong, "it", "does not fit")

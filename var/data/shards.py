@@ -83,7 +83,7 @@ def read_index(location: str) -> Index:
     try:
         text = _read_index_file(location)
         if text[:1] not in (b"{", b"[") and (substitute := find_substitute(text[:HEAD])):
-            raise InputError(f"data.source={location!r} {substitute}")
+            raise OSError(substitute)
         content = json.loads(text)
         found = [split for split in ("train", "validation") if split in content]
         splits = {split: _shards(location, content[split]) for split in found}
@@ -97,8 +97,6 @@ def read_index(location: str) -> Index:
         raise InputError(
             f"data.source={location!r} cannot be read ({one_line(error)}): give the path or URL of an index of shards"
         ) from error
-    except InputError:
-        raise
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"data.source={location!r} is not of the form {FORM}: {one_line(error)}") from error
     # A name may belong to a label beyond the given number of classes.
@@ -418,7 +416,7 @@ class OpenShard:
         self.file = file
         finalize(self, file.close)
         if substitute := find_substitute(file.read(HEAD)):
-            raise tarfile.ReadError(f"it {substitute}")
+            raise tarfile.ReadError(substitute)
         file.seek(0)
         samples: dict[str, dict[str, tuple[int, int]]] = {}  # name up to its first dot -> suffix -> offset, size
         with tarfile.open(fileobj=file, mode="r:") as tar:

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenizer.errors import InputError, check_whole_number, one_line
-from var.features.feature_file import Pool, Settings, read_settings, schema_of, table_writer, to_table
+from var.features.feature_file import Pool, Settings, open_table, read_settings, schema_of, table_writer, to_table
 from var.features.images import ImageList, LabeledImage
 from var.features.sources import FeatureSource, load_features
 from var.models.aim import EncoderConfig
@@ -270,7 +270,7 @@ def _join(parts: Iterable[Path], settings: Settings, out: Path) -> None:
     """The parts one after the other, of which only one is in memory; those without readable images leave no trace."""
     with atomic_write(out) as beside, table_writer(beside, schema_of(settings)) as writer:
         for file in parts:
-            table = _read_part(file, lambda file: pq.ParquetFile(file).read())
+            table = _read_part(file, lambda file: open_table(file).read())
             if len(table):
                 writer.write_table(table)
 
@@ -292,7 +292,7 @@ def _read_part(file: Path, read: Callable[[Path], Any]) -> Any:
 
 
 def _summary(out: Path, settings: Settings, computed: int) -> FeatureSummary:
-    with pq.ParquetFile(out) as parquet:
+    with open_table(out) as parquet:
         rows = parquet.metadata.num_rows
         classes = parquet.read(columns=["label"])["label"].unique().drop_null()
     return FeatureSummary(rows, settings.length, settings.images - rows, len(classes), computed)

@@ -78,7 +78,7 @@ def read_features(file: Path) -> FeatureTable:
     """
     settings = read_settings(file)
     try:
-        with pq.ParquetFile(file) as parquet:
+        with open_table(file) as parquet:
             values = np.empty((parquet.metadata.num_rows, settings.length), np.float32)
             first = 0
             for group in range(parquet.num_row_groups):  # one by one: they are never in memory twice
@@ -140,6 +140,12 @@ def to_table(
     return pa.table(columns, schema=schema_of(settings))
 
 
+def open_table(file: Path) -> pq.ParquetFile:
+    """Open a features file for reading, which compares the checksums that `table_writer` writes."""
+    return pq.ParquetFile(file, page_checksum_verification=True)
+
+
 def table_writer(file: Path, schema: pa.Schema) -> pq.ParquetWriter:
     """Open a features file for writing."""
-    return pq.ParquetWriter(file, schema, use_dictionary=["class_name"])  # numbers of features hardly repeat
+    dictionary = ["class_name"]  # numbers of features hardly repeat
+    return pq.ParquetWriter(file, schema, use_dictionary=dictionary, write_page_checksum=True)

@@ -9,14 +9,17 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.models.var import VAR, VARConfig
+from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_folder
-from var.utils.weights import load_strict, read_weights
+from var.utils.provenance import file_sha256
+from var.utils.weights import StateDict, check_finite, load_strict, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CHECKSUM = "sha256"  # entry of CONFIG: of WEIGHTS; files from before have none
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a pipeline's models
 PIPELINE_PARTS = {"VQVAE": TOKENIZER, "VAR": TRANSFORMER}
 
@@ -33,15 +36,16 @@ def save_model(
         extra: more entries for config.json, such as the names of the classes.
         dtype: type of the stored floating-point numbers; None keeps the model's.
 
-    Raises InputError: the folder cannot be written.
+    Raises InputError: the folder cannot be written; weights that are not finite, which are not worth keeping.
     """
     config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:
         state = {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    check_finite(state, f"the {type(model).__name__} to be written to {folder}")
     with atomic_folder(folder) as new:
-        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         safetensors.torch.save_file(state, new / WEIGHTS)
+        (new / CONFIG).write_text(json.dumps(config | {CHECKSUM: file_sha256(new / WEIGHTS)}, indent=2) + "\n")
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -54,9 +58,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     if missing := [name for name in (CONFIG, WEIGHTS) if not (folder / name).is_file()]:
         raise InputError(f"{folder} has no {missing[0]}: a model folder holds {CONFIG} and {WEIGHTS}")
     try:
-        config = json.loads((folder / CONFIG).read_text())
+        text = (folder / CONFIG).read_bytes()
+        if substitute := find_substitute(text[:HEAD]):
+            raise OSError(substitute)
+        config = json.loads(text)
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{folder / CONFIG} cannot be read: {error}") from error
+        raise InputError(f"{folder / CONFIG} cannot be read: {one_line(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise InputError(f"{folder / CONFIG} is not a model's configuration: it needs the entries model and config")
     return config
@@ -113,16 +120,29 @@ def load_weights(folder: Path, model: nn.Module) -> Started:
     kind = type(model).__name__
     part = folder / PIPELINE_PARTS.get(kind, "")
     folder = part if part.is_dir() else folder
-    if (given := read_config(folder).get("model")) != kind:
+    config = read_config(folder)
+    if (given := config.get("model")) != kind:
         raise InputError(f"init={str(folder)!r} holds a {given!r}, a {kind!r} is needed here")
     state, ours = read_weights(folder / WEIGHTS), model.state_dict()
     loaded = [name for name, value in ours.items() if name in state and state[name].shape == value.shape]
     if not loaded:
         raise InputError(f"init={str(folder)!r} has no tensor that fits this model: give one of similar sizes")
+    _check_values(folder, config, state)
     with torch.no_grad():
         for name in loaded:
             ours[name].copy_(state[name])
     return Started(loaded, sorted(ours.keys() - set(loaded)), sorted(state.keys() - set(loaded)))
+
+
+def _check_values(folder: Path, config: Mapping[str, Any], state: StateDict) -> None:
+    """Raise InputError if a model folder's weights are not those that it was written with, or are not finite."""
+    path = folder / WEIGHTS
+    if CHECKSUM in config and file_sha256(path) != config[CHECKSUM]:
+        raise InputError(
+            f"{path} is damaged, or not the file that {CONFIG} was written for, by its {CHECKSUM}: copy the folder "
+            f"again, or remove the entry {CHECKSUM} of {CONFIG} if you changed the weights yourself"
+        )
+    check_finite(state, path)
 
 
 def _load(folder: Path, kind: type, config_type: type) -> Any:
@@ -134,5 +154,7 @@ def _load(folder: Path, kind: type, config_type: type) -> Any:
             model: nn.Module = kind(config_type(**entries["config"]))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from error
-    load_strict(model, read_weights(folder / WEIGHTS), f"{folder / WEIGHTS} does not fit {CONFIG}")
+    state = read_weights(folder / WEIGHTS)
+    load_strict(model, state, folder / WEIGHTS, f"does not fit {CONFIG}")
+    _check_values(folder, entries, state)
     return model.eval()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.utils.weights import StateDict
+from var.utils.weights import StateDict, check_finite
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -26,7 +26,8 @@ def load_converted(
         official_key: the file's name of one of the module's tensors.
         derived: buffers that follow from the sizes: the file may have them, and then they must be these.
 
-    Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently.
+    Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently. Values that are
+    not finite.
     """
     with torch.device("meta"):
         module = kind(config)
@@ -50,6 +51,7 @@ def load_converted(
         if value.numel() != ours[key].numel() or value.squeeze().shape != ours[key].squeeze().shape:
             raise InputError(f"{name} has shape {tuple(value.shape)}, {tuple(ours[key].shape)} expected")
         converted[key] = value.reshape(ours[key].shape).to(ours[key].dtype)
+    check_finite(converted, f"the released {type(module).__name__} file")
     module.load_state_dict(converted, strict=True, assign=True)
     return module.eval().requires_grad_(True)
 

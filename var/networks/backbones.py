@@ -8,7 +8,7 @@ from torch import nn
 from tokenizer.errors import InputError
 from var.networks import convnets, dino, efficientnet_lite
 from var.networks.frozen import Backbone
-from var.utils.weights import load_strict
+from var.utils.weights import check_finite, load_strict
 
 # Each module has build(name): the original network on the meta device; read(name, file or None): its tensors;
 # extract_maps(name, network): the Backbone that gives its maps.
@@ -49,7 +49,9 @@ def load_network(name: str, weights: Path | None = None) -> nn.Module:
     """
     module = _module_of(name)
     network: nn.Module = module.build(name)
-    load_strict(network, module.read(name, weights), f"{weights or 'the usual file'} is not of this network")
+    state, file = module.read(name, weights), weights or "the usual file"
+    load_strict(network, state, file, "is not of this network")
+    check_finite(state, file)
     return network
 
 

@@ -9,14 +9,11 @@ _HTML = re.compile(rb"(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)*<(!doctype\s+html|html|h
 
 
 def find_substitute(head: bytes) -> str | None:
-    """Return what stands in place of a binary file's content and what to do, by its first HEAD bytes; None: nothing."""
+    """Return what stands in place of a file's content, by its first HEAD bytes; None: nothing of these."""
     if not head:
-        return "is an empty file: copy or download it again"
+        return "it is an empty file"
     if head.startswith(_LFS):
-        return "is a pointer of Git LFS, not the file that it stands for: fetch that with git lfs pull, or download it"
+        return "it is a pointer of Git LFS, in whose place git lfs pull puts the file itself"
     if _HTML.match(head):
-        return (
-            "is a web page (HTML), as a server gives that wants a login or does not have the file: "
-            "download it again, from a URL that gives the file itself"
-        )
+        return "it is a web page (HTML), as a server gives that wants a login or does not have the file"
     return None

@@ -2,7 +2,7 @@
 
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
@@ -11,8 +11,12 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError, one_line
+from var.utils.contents import HEAD, find_substitute
 
 StateDict = Mapping[str, Tensor]
+
+WRAPPERS = ("state_dict", "model")  # entries of training checkpoints that hold the state dict of the model
+_PARALLEL, _COMPILED = "module.", "_orig_mod."  # what torch's DDP and compile put into the names of tensors
 
 
 def check_weights_exist(path: Path) -> None:
@@ -21,20 +25,29 @@ def check_weights_exist(path: Path) -> None:
         raise InputError(f"weights file {path} does not exist: give the path of a file, or none for the usual weights")
 
 
-def read_weights(path: Path) -> StateDict:
-    """Read the tensors of a .safetensors file, or of a torch file (old or new format) that holds nothing else.
+def read_weights(path: Path, entries: Sequence[str] = ()) -> StateDict:
+    """Read the tensors of a .safetensors file, or of a torch file (old or new format).
+
+    Args:
+        entries: of a training checkpoint, see `unwrap`.
 
     Raises InputError: no such file, a damaged one, or one that holds anything else, of which nothing is run.
     """
     check_weights_exist(path)
     try:
+        with path.open("rb") as file:
+            if substitute := find_substitute(file.read(HEAD)):
+                raise OSError(substitute)
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
+        zipped = zipfile.is_zipfile(path)
+        if zipped:
+            _check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of foreign formats, which are refused
             # The old format, no zip, cannot be mapped.
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (SafetensorError, OSError) as error:
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except (SafetensorError, OSError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} is damaged or cannot be read ({one_line(error)}): copy or download it again"
         ) from error
@@ -43,20 +56,60 @@ def read_weights(path: Path) -> StateDict:
             f"{path} is damaged or holds something else than weights (nothing in it was run): download it again as "
             "its authors published it, or give .safetensors"
         ) from error
+    state = unwrap(state, entries)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(f"{path} is not a state dict of tensors: give the file as its authors published it")
     return state
 
 
-def load_strict(module: nn.Module, state: StateDict, misfit: str) -> None:
+def _check_sums(path: Path) -> None:
+    """Raise BadZipFile if a record of a torch file is not what its checksum says, which torch does not compare."""
+    with zipfile.ZipFile(path) as file:
+        if (damaged := file.testzip()) is not None:
+            raise zipfile.BadZipFile(f"the checksum of {damaged} is wrong")
+
+
+def unwrap(state: object, entries: Sequence[str] = ()) -> object:
+    """Return the state dict inside a training checkpoint, under the names that the module itself gives its tensors.
+
+    Args:
+        state: of any type; what is no mapping is returned as it is.
+        entries: where the checkpoint may keep the state dict, besides WRAPPERS, outermost first.
+
+    Raises InputError: two tensors of the same name.
+    """
+    for name in (*entries, *WRAPPERS):
+        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
+            state = state[name]
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        return state
+    names = {key: key.replace(_COMPILED, "") for key in state}
+    while names and all(name.startswith(_PARALLEL) for name in names.values()):
+        names = {key: name.removeprefix(_PARALLEL) for key, name in names.items()}
+    if len(set(names.values())) < len(names):
+        raise InputError(f"two tensors differ in {_COMPILED!r} of their names alone: give a state dict of one module")
+    return {name: state[key] for key, name in names.items()}
+
+
+def check_finite(state: StateDict, name: object) -> None:
+    """Raise InputError if a tensor has a value that is NaN or infinite; `name` is that of the file or model."""
+    for key, value in state.items():
+        if value.is_floating_point() and not value.is_meta and not value.isfinite().all():
+            raise InputError(
+                f"{name} holds values that are not finite (NaN or infinite), as after a training that diverged, "
+                f"the first in {key}: take weights from before that"
+            )
+
+
+def load_strict(module: nn.Module, state: StateDict, file: object, misfit: str) -> None:
     """Give a module on the meta device all of its tensors, each in the dtype that the module has.
 
-    Raises InputError: tensors that are missing, left over or of another shape; it begins with the misfit, such as
-    "a.pth is not of this network".
+    Raises InputError: tensors that are missing, left over or of another shape: the file, and the misfit, such as "is
+    not of this network".
     """
     expected = module.state_dict()
     wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]
     if wrong:
-        raise InputError(f"{misfit}: {len(wrong)} tensors differ, the first is {wrong[0]}")
+        raise InputError(f"{file} {misfit}: {len(wrong)} tensors differ, the first is {wrong[0]}")
     state = {key: value.to(expected[key].dtype) for key, value in state.items()}
     module.load_state_dict(state, strict=True, assign=True)
