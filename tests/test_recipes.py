@@ -203,7 +203,7 @@ def test_accelerate_reads_its_files(name: str, kind: DistributedType, processes:
     path = CONFIGS / "accelerate" / f"{name}.yaml"
     loaded = load_config_from_file(str(path))
     assert (loaded.distributed_type, loaded.num_processes) == (kind, processes)
-    assert loaded.mixed_precision == "no"  # the recipe's counts
+    assert loaded.mixed_precision == "bf16"  # as in the recipes that set it
     fields = header(path)
     assert f"--config_file configs/accelerate/{name}.yaml" in fields["Command"]
     assert "Hardware" in fields

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from helpers import normal, random_tokens, randomize, small_quantizer, small_var
-from tiny import tokenizer_recipe
+from helpers import normal, random_tokens, randomize, refused, small_quantizer, small_var
+from tiny import TOKENIZER, run, tokenizer_recipe, write_recipe
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
@@ -33,6 +33,7 @@ from var.training.distributed import (
     optimizer_state,
     shard,
     unshard,
+    with_launcher_settings,
 )
 from var.training.ema import EMA
 from var.training.optimizer import build_optimizer
@@ -382,3 +383,54 @@ def test_runs_of_several_precisions_in_one_process(tmp_path: Path) -> None:
     for precision, found in (("bfloat16", "bf16"), ("float32", "no")):
         recipe = tokenizer_recipe(tmp_path / "r", tmp_path, precision=precision)
         assert build_accelerator(recipe).mixed_precision == found
+
+
+def test_the_launcher_sets_what_the_recipe_leaves_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    left_open, explicit = {"precision": "auto"}, {"precision": "float32", "accumulate": 1}
+    for launched, precision in (("no", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+        caplog.clear()
+        taken = with_launcher_settings(tokenizer_recipe(tmp_path / "r", tmp_path, **left_open))
+        assert (taken.precision, taken.micro_batches) == (precision, 2)
+        assert not [record for record in caplog.records if record.levelname == "WARNING"]
+        kept = with_launcher_settings(tokenizer_recipe(tmp_path / "r", tmp_path, **explicit))
+        assert (kept.precision, kept.micro_batches) == ("float32", 1)
+        assert "accumulate=1 of the recipe wins over accelerate launch, which says 2" in caplog.messages
+        differs = f"precision=float32 of the recipe wins over accelerate launch, which says {precision}"
+        assert (differs in caplog.messages) == (precision != "float32")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
+    with refused("mixed_precision=fp8", "no, bf16, fp16"):
+        with_launcher_settings(tokenizer_recipe(tmp_path / "r", tmp_path, **left_open))
+
+
+def test_without_a_launcher_the_recipe_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    recipe = tokenizer_recipe(tmp_path / "r", tmp_path, precision="auto")
+    assert with_launcher_settings(recipe) is recipe
+    assert recipe.micro_batches == 1
+
+
+def test_accelerate_does_not_divide_losses_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    recipe = tokenizer_recipe(tmp_path / "r", tmp_path, accumulate=2)
+    assert build_accelerator(recipe).gradient_accumulation_steps == 1
+
+
+def test_flags_of_accelerate_launch_reach_the_run(tmp_path: Path) -> None:
+    """The launcher passes the number of micro-batches on to DeepSpeed alone."""
+    write_recipe(tmp_path / "r.yaml", TOKENIZER, data={"source": str(tmp_path)}, precision="auto")
+    script = """
+from pathlib import Path
+from var.training.distributed import with_launcher_settings
+from var.training.recipe import load_recipe
+taken = with_launcher_settings(load_recipe(Path("r.yaml")))
+print(taken.precision, taken.accumulate)
+"""
+    (tmp_path / "script.py").write_text(script)
+    launch = ("-m", "accelerate.commands.accelerate_cli", "launch", "--cpu", "--num_processes", 1)
+    flags = ("--mixed_precision", "bf16", "--gradient_accumulation_steps", 3)
+    done = run(*launch, *flags, "script.py", cwd=tmp_path)
+    assert done.stdout.splitlines()[-1:] == ["bfloat16 3"], done.stderr

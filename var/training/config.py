@@ -64,13 +64,15 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the weights, the order of the images and their augmentation
     data: DataConfig
     batch_size: Count  # images a step over all processes
-    accumulate: Count = 1  # micro-batches, one after another, of each process's share of a batch, to save memory
+    # Micro-batches, one after another, of each process's share of a batch, to save memory; None: the launcher's, or 1.
+    accumulate: Count | None = None
     epochs: Positive | None = None  # length of the run in passes over the images; either this or steps
     steps: Count | None = None
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of the weights; None: no average
-    # "auto" takes bfloat16 where the hardware is fast at it; float16, with a loss scaler, needs CUDA.
+    # "auto" takes the launcher's, else bfloat16 where the hardware is fast at it; float16, with a loss scaler, needs
+    # CUDA.
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     log_every: Count = 20
     validate_every: Count = 1000
@@ -94,6 +96,11 @@ class Recipe(Section):
         if self.steps is not None:
             return self.steps
         return max(1, math.ceil((self.epochs or 0) * length / self.batch_size))
+
+    @property
+    def micro_batches(self) -> int:
+        """Number of micro-batches of a process in a step."""
+        return self.accumulate or 1
 
     @property
     def headline(self) -> str:

@@ -1,10 +1,13 @@
 """A model over several processes: replicated or sharded, and back to plain tensors under plain names."""
 
+import logging
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,16 +22,75 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tokenizer.errors import InputError
 from var.training.config import Recipe
+from var.training.stages.base import RecipeT
 from var.utils.device import choose_device, choose_dtype
 
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the main process alone
 
-_FLAG = "ACCELERATE_USE_FSDP"  # how `accelerate launch` passes on `distributed_type: FSDP`
+# How `accelerate launch` passes on its settings.
+_FLAG = "ACCELERATE_USE_FSDP"  # `distributed_type: FSDP`
+_MIXED_PRECISION, _ACCUMULATE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+log = logging.getLogger(__name__)
 
 
 def is_sharding_requested() -> bool:
     """Return whether `accelerate launch` is configured to shard (FSDP), as by configs/accelerate/fsdp2.yaml."""
     return parse_flag_from_env(_FLAG, default=False)
+
+
+def with_launcher_settings(recipe: RecipeT) -> RecipeT:
+    """Return the recipe with precision and accumulate of `accelerate launch` where it leaves them open.
+
+    Both are logged, and so is a setting of the recipe that differs from the launcher's, over which it wins.
+
+    Raises InputError: a precision that training does not have.
+    """
+    launched = os.environ.get(_MIXED_PRECISION)
+    if launched is None:
+        return recipe
+    given = {"precision": _PRECISIONS.get(launched, launched), "accumulate": _launcher_accumulate()}
+    changes = {}
+    for name, value in given.items():
+        ours = getattr(recipe, name)
+        if ours in ("auto", None) and value is not None:
+            changes[name] = value
+            _log_once(f"{name}={value}, as accelerate launch says")
+        elif value not in (ours, None):
+            _log_once(f"{name}={ours} of the recipe wins over accelerate launch, which says {value}", logging.WARNING)
+    if changes.get("precision") == launched:
+        known = ", ".join(_PRECISIONS)
+        raise InputError(
+            f"accelerate launch says mixed_precision={launched}, which training does not have: give {known}"
+        )
+    return recipe.model_copy(update=changes)
+
+
+def _launcher_accumulate() -> int | None:
+    """Return the launcher's --gradient_accumulation_steps, which it passes on to DeepSpeed alone.
+
+    So it is read from the command line of the parent process, where the system shows that.
+    """
+    if steps := os.environ.get(_ACCUMULATE):
+        return int(steps)
+    try:
+        command = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
+    except (OSError, UnicodeDecodeError):
+        return None
+    at = next((i for i, part in enumerate(command) if Path(part).stem in ("launch", "accelerate-launch")), None)
+    if at is None:
+        return None
+    from accelerate.commands.launch import launch_command_parser  # slow, and rarely needed
+
+    found: int | None = launch_command_parser().parse_args(command[at + 1 :]).gradient_accumulation_steps
+    return found
+
+
+def _log_once(message: str, level: int = logging.INFO) -> None:
+    """Log on the main process of a launch alone."""
+    if os.environ.get("RANK", "0") == "0":
+        log.log(level, message)
 
 
 def build_accelerator(recipe: Recipe) -> Accelerator:
@@ -48,14 +110,15 @@ def build_accelerator(recipe: Recipe) -> Accelerator:
     # Processes wait until the slowest one has encoded its part of a token cache.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     AcceleratorState._reset_state()  # it keeps the precision of an earlier run in the same process
-    # Accelerate only replicates here: `shard` does the sharding, also on CPUs, where accelerate has none.
-    with patch_environment(**{_FLAG: "false"}):
+    # Accelerate only replicates here: `shard` does the sharding, also on CPUs, where accelerate has none; micro-batches
+    # are weighted by `PhaseRunner`, and accelerate would divide each loss by their number again.
+    with patch_environment(**{_FLAG: "false", _ACCUMULATE: "1"}):
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
-    parts = accelerator.num_processes * recipe.accumulate
+    parts = accelerator.num_processes * recipe.micro_batches
     if recipe.batch_size < parts:
         raise InputError(
             f"batch_size={recipe.batch_size} leaves some of {parts} parts without an image (processes: "
-            f"{accelerator.num_processes}, accumulate={recipe.accumulate}): it must be at least {parts}"
+            f"{accelerator.num_processes}, accumulate={recipe.micro_batches}): it must be at least {parts}"
         )
     return accelerator
 

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 
 from var.data.loader import StepSampler, loader, open_batches
 from var.training.config import Recipe
-from var.training.distributed import build_accelerator, destroy_process_group
+from var.training.distributed import build_accelerator, destroy_process_group, with_launcher_settings
 from var.training.health import disk_full_as_input_error
 from var.training.logger import Report, check_wandb
 from var.training.stages.base import find_stage
@@ -29,6 +29,7 @@ def train(recipe: Recipe) -> Path:
     a row without a finite loss and gradient; a full disk. Raises SystemExit: a second stop signal, see
     `catch_interrupts`; a first one only ends the run after its step.
     """
+    recipe = with_launcher_settings(recipe)
     accelerator = build_accelerator(recipe)
     with Ranks.of(accelerator).locked(recipe.output):
         exported = _train(recipe, accelerator)
@@ -46,7 +47,7 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
     trainer.resume()
     stage, start, steps = trainer.stage, trainer.step, trainer.stage.steps
     rank, world_size = accelerator.process_index, accelerator.num_processes
-    sampler = StepSampler(stage.train_data, recipe.batch_size, rank, world_size, start, steps, recipe.accumulate)
+    sampler = StepSampler(stage.train_data, recipe.batch_size, rank, world_size, start, steps, recipe.micro_batches)
 
     with (
         disk_full_as_input_error(recipe),
@@ -57,7 +58,7 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
     ):
         while trainer.step < steps:
             interrupts.work = f"the data of step {trainer.step + 1}"
-            micro_batches = list(islice(batches, recipe.accumulate))
+            micro_batches = list(islice(batches, recipe.micro_batches))
             trainer.health.check_readable(micro_batches)
             interrupts.work = f"step {trainer.step + 1}"
             logs = trainer.take_step(micro_batches)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from var.training.config import Recipe
-from var.training.distributed import is_sharding_requested
+from var.training.distributed import is_sharding_requested, with_launcher_settings
 from var.training.estimate.operations import Pass, count_work
 from var.training.stages.base import Stage, find_stage
 from var.utils.device import choose_device, choose_dtype
@@ -109,11 +109,12 @@ def estimate(recipe: Recipe) -> Estimate:
 
     Raises InputError: sizes that cannot work; no tokenizer to train a transformer on; a package that is not installed.
     """
+    recipe = with_launcher_settings(recipe)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     sharded = world_size > 1 and is_sharding_requested()
     device = choose_device()
     dtype = torch.float16 if recipe.precision == "float16" else choose_dtype(recipe.precision, device)
-    micro = math.ceil(recipe.batch_size / (world_size * recipe.accumulate))
+    micro = math.ceil(recipe.batch_size / (world_size * recipe.micro_batches))
 
     outline = find_stage(recipe.stage).outline(recipe)
     images = outline.images
@@ -128,7 +129,7 @@ def estimate(recipe: Recipe) -> Estimate:
         networks=networks,
         images=recipe.batch_size,
         tokens=recipe.batch_size * outline.tokens,
-        parts=recipe.accumulate,
+        parts=recipe.micro_batches,
         passes=[part._replace(flops=part.flops * recipe.batch_size / micro) for part in work.passes],
         preparation=work.preparation,
         prepared=outline.prepared,
