@@ -1,16 +1,24 @@
 """Input that cannot work: the one exception type, how errors are printed, and checks of types."""
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
+
+LONGEST_MESSAGE = 2000  # characters
 
 
 class InputError(ValueError):
     """Input that cannot work. The message states what was given, what is allowed and what to do.
 
-    Commands print it as one line and exit with code 2.
+    Commands print it as one line and exit with code 2. Of a longer text than LONGEST_MESSAGE the middle is left out:
+    what was given may be of any length.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        half = LONGEST_MESSAGE // 2
+        return text if len(text) <= LONGEST_MESSAGE else f"{text[:half]} ... {text[-half:]}"
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -25,16 +33,29 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def abbreviate(value: object, limit: int = 80) -> str:
+    """Return a value as Python writes it, cut after `limit` characters, for use inside a message."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits" if isinstance(value, int) else f"a nested {type(value).__name__}"
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+LARGEST = 2**24  # of a size that has no smaller bound: far above what is built anywhere, far below what overflows
+DEEPEST = 2**10  # of a number of blocks, each of which takes time to build
+
+
 def _is_whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38
 
 
 def check_whole_number(name: str, value: object, at_least: int, at_most: int | None = None) -> int:
-    """Return an argument, a whole number of any library (numpy, torch), as an int.
+    """Return an argument, a whole number of any library (numpy, torch), as an int of at most 64 bits.
 
     Raises InputError: another type, a bool among them, or out of range.
     """
@@ -43,11 +64,13 @@ def check_whole_number(name: str, value: object, at_least: int, at_most: int | N
     except TypeError:
         number = None
     if number is None or isinstance(value, bool):
-        raise InputError(f"{name}={value!r} must be a whole number")
+        raise InputError(f"{name}={abbreviate(value)} must be a whole number")
     if at_most is not None and not at_least <= number <= at_most:
-        raise InputError(f"{name}={number} must be in {at_least}..{at_most}")
+        raise InputError(f"{name}={abbreviate(number)} must be in {at_least}..{at_most}")
+    if number >= 2**63:
+        raise InputError(f"{name}={abbreviate(number)} is too large: less than 2^63 is needed")
     if number < at_least:
-        raise InputError(f"{name}={number} must be at least {at_least}")
+        raise InputError(f"{name}={abbreviate(number)} must be at least {at_least}")
     return number
 
 
@@ -60,11 +83,17 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_types(config: Any, at_least_one: Sequence[str] = (), bounded: Sequence[str] = ()) -> None:
+def check_types(
+    config: Any,
+    at_least_one: Sequence[str] = (),
+    bounded: Sequence[str] = (),
+    at_most: Mapping[str, int] | None = None,
+) -> None:
     """Raise InputError if a field of a configuration dataclass holds something else than its annotation says.
 
     Configurations also come from JSON files, where nothing else would notice a quoted number. Fields in `bounded` may
-    be infinite or NaN: the caller checks their range with a message of its own.
+    be infinite or NaN: the caller checks their range with a message of its own. Whole numbers are at most LARGEST, or
+    what `at_most` says of their field, so that nothing is built, or even counted, of a size that cannot work.
     """
     for field in fields(config):
         fits, wanted = _CHECKS[field.type]
@@ -72,6 +101,10 @@ def check_types(config: Any, at_least_one: Sequence[str] = (), bounded: Sequence
         if field.name in bounded and isinstance(value, float):
             continue
         if not fits(value):
-            raise InputError(f"{field.name}={value!r} must be {wanted}")
+            raise InputError(f"{field.name}={abbreviate(value)} must be {wanted}")
+        largest = (at_most or {}).get(field.name, LARGEST)
+        numbers = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(number, int) and abs(number) > largest for number in numbers):
+            raise InputError(f"{field.name}={abbreviate(value)} is too large: at most {largest}")
         if field.name in at_least_one and value < 1:
             raise InputError(f"{field.name}={value} must be at least 1")

@@ -9,7 +9,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate
+
+MOST_TOKENS = 2**17  # of all scales together, 49 times as many as of 512 px images
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,7 @@ class Scales:
     """Sides of the square token maps, coarse to fine. Tokens of a map are row-major; maps are joined coarse to fine.
 
     Raises:
-        InputError: the sides are empty, not positive, or not strictly increasing.
+        InputError: the sides are empty, not positive, or not strictly increasing; more than MOST_TOKENS.
     """
 
     sides: tuple[int, ...]
@@ -25,9 +27,10 @@ class Scales:
     def __post_init__(self) -> None:
         increasing = all(a < b for a, b in zip(self.sides, self.sides[1:], strict=False))
         if not self.sides or self.sides[0] < 1 or not increasing:
-            raise InputError(
-                f"scales {list(self.sides)} must be positive sides in increasing order, such as [1, 2, 4, 8]"
-            )
+            given = abbreviate(list(self.sides))
+            raise InputError(f"scales {given} must be positive sides in increasing order, such as [1, 2, 4, 8]")
+        if self.total > MOST_TOKENS:
+            raise InputError(f"scales {abbreviate(list(self.sides))} have {self.total} tokens: at most {MOST_TOKENS}")
 
     def __len__(self) -> int:
         return len(self.sides)

@@ -9,10 +9,12 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError, check_types
+from tokenizer.errors import DEEPEST, InputError, abbreviate, check_types
 from tokenizer.layers import Decoder, Encoder
 from tokenizer.quantizer import Quantizer
 from tokenizer.scales import SCALES_256, Scales
+
+MOST_LEVELS = 10  # 512 px to one token
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,17 @@ class TokenizerConfig:
     decoder_width: int = 0
 
     def __post_init__(self) -> None:
-        check_types(self, at_least_one=("vocab_size", "latent_dim", "base_width", "blocks", "norm_groups", "num_phi"))
+        check_types(
+            self,
+            at_least_one=("vocab_size", "latent_dim", "base_width", "blocks", "norm_groups", "num_phi"),
+            at_most={"latent_dim": 2**16, "base_width": 2**16, "decoder_width": 2**16, "multipliers": 2**10}
+            | dict.fromkeys(("blocks", "num_phi"), DEEPEST),
+        )
         object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
         object.__setattr__(self, "multipliers", tuple(self.multipliers))
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise InputError(f"multipliers={list(self.multipliers)} must be positive numbers, one per level")
+        if not 1 <= len(self.multipliers) <= MOST_LEVELS or min(self.multipliers) < 1:
+            given = abbreviate(list(self.multipliers))
+            raise InputError(f"multipliers={given} must be positive numbers, one per level, at most {MOST_LEVELS}")
         if self.decoder_width < 0:
             raise InputError(f"decoder_width={self.decoder_width} must not be negative; 0 takes base_width")
         for name, width in (("base_width", self.base_width), ("decoder_width", self.decoder_width)):

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import refused
 from pydantic import ValidationError
 from tiny import TOKENIZER_YAML as TOKENIZER
 
@@ -163,8 +164,9 @@ def test_overrides_of_keys_that_are_text_are_taken_literally(var_recipe: Path, t
         "wandb_project",
     )
     found = load_recipe(var_recipe, [f"{key}={text}" for key in keys])
-    assert (str(found.output), found.data.source, found.data.label_column) == (str(Path(text)), text, text)
-    assert found.data.cache == found.tokenizer == found.token_cache == found.init == Path(text)
+    path = Path(text).expanduser()
+    assert (found.output, found.data.source, found.data.label_column) == (path, text, text)
+    assert found.data.cache == found.tokenizer == found.token_cache == found.init == path
     assert found.wandb_project == text
 
 
@@ -276,7 +278,6 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("model.scales=[2, 1]", ["model.scales [2, 1]", "increasing order"]),
         ("model.base_width=50", ["model: ", "base_width 50", "change one of them"]),
         # the length of the run
-        ("steps=4", ["epochs=3 and steps=4", "null"]),
         ("epochs=null", ["epochs and steps are both missing", "epochs=100"]),
         # the stage
         ("stage=gan", ['stage="gan"', "aim, probe, tokenizer, var"]),
@@ -288,7 +289,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("a b=3", ["'a b=3'", "key=value"]),
         ("optimizer.betas[0]=3", ["'optimizer.betas[0]=3'", "key=value"]),
         ("batch_size=???", ["'batch_size=???'", "key=value"]),
-        ("optimizer.betas=[", ["'optimizer.betas=['", "cannot be read"]),
+        ("optimizer.betas=[", ["'optimizer.betas=['", "is not valid YAML"]),
         ("optimizer.lr=${nowhere}", ["optimizer.lr", "'nowhere' not found", "give optimizer.lr a value"]),
     ],
 )
@@ -373,3 +374,47 @@ def test_scales_that_do_not_fit_the_image_size_are_refused() -> None:
     path = Path(__file__).parents[2] / "configs" / "mini_tokenizer.yaml"
     with pytest.raises(InputError, match=r"end at 9.*36 pixels.*image_size=32.*image_size / 4"):
         load_recipe(path, ["model.scales=[1,2,9]"])
+
+
+def test_the_length_given_last_counts(tmp_path: Path) -> None:
+    """In passes or in steps: an override, or a recipe with a base, replaces the one by the other."""
+    path, above = tmp_path / "base.yaml", tmp_path / "above.yaml"
+    path.write_text(TOKENIZER)  # 3 epochs
+    above.write_text("base: base.yaml\nsteps: 9\n")
+    for recipe, expected in (
+        (load_recipe(path, ["steps=4"]), (None, 4)),
+        (load_recipe(above), (None, 9)),
+        (load_recipe(above, ["epochs=2"]), (2, None)),
+        (load_recipe(above, ["steps=null", "epochs=2"]), (2, None)),
+    ):
+        assert (recipe.epochs, recipe.steps) == expected
+    with refused("epochs=2 and steps=4 both given", "null"):
+        load_recipe(path, ["steps=4", "epochs=2"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("steps=1" + "0" * 30, "epochs=1e300", "batch_size=1" + "0" * 18, "data.workers=1000000000"),
+        *("model.blocks=1" + "0" * 18, "model.base_width=1" + "0" * 12, "model.scales=[1,1000000]"),
+        *("image_size=1000000000", "data.resize=1e300", "model.multipliers=[1,2,4,8,16,32,64,128,256,512,1024]"),
+        f"model.scales={list(range(1, 3000))}",
+    ],
+)
+def test_sizes_have_bounds(override: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(TOKENIZER)
+    with refused(override.partition("=")[0].rpartition(".")[2]):
+        load_recipe(tmp_path / "r.yaml", [override])
+
+
+@pytest.mark.parametrize("path", ["~nosuchuser/x", "x" * 300, "a/" * 3000, '"a\\0b"'])
+def test_paths_that_no_file_can_have(path: str, tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(TOKENIZER.replace("runs/tokenizer", path))
+    with refused("r.yaml: output="):
+        load_recipe(tmp_path / "r.yaml")
+
+
+def test_a_path_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "r.yaml").write_text(TOKENIZER)
+    assert load_recipe(tmp_path / "r.yaml", ["output=~/runs"]).output == tmp_path / "runs"

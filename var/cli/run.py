@@ -5,13 +5,15 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, get_type_hints
 
 import typer
 from typer.exceptions import TyperException
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, one_line
 from var.cli.streams import check_printed, guard_streams
+from var.utils.files import to_path
 from var.utils.optional_packages import optional_packages
 
 Command = Callable[..., None]
@@ -28,7 +30,8 @@ class Group(NamedTuple):
 def run(*commands: Command | Group, help: str | None = None) -> None:
     """Run a function as a command, or the one of several that the first argument names; of a group, the first two.
 
-    Input that cannot work ends it in one line; other exceptions are bugs and show. `help` is of all commands together.
+    Input that cannot work, or that the system refuses, ends it in one line; other exceptions are bugs and show. `help`
+    is of all commands together.
     """
     guard_streams()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
@@ -44,6 +47,8 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
         fail(f"{error.format_message()} (--help lists the options)")
     except InputError as error:
         fail(str(error))
+    except OSError as error:  # a full disk, a missing permission, a folder that was removed while it was written
+        fail(f"{one_line(error)}{f': {error.filename}' if error.filename is not None else ''}")
     if code:  # Ctrl-C
         raise SystemExit(code)
 
@@ -78,6 +83,7 @@ def flatten(command: Command) -> Command:
             parameters.append(of_command.replace(name=field.name, default=default, annotation=hints[field.name]))
 
     def flat(**values: Any) -> None:
+        values = {name: _expand_paths(name, value) for name, value in values.items()}
         for name, bundle in bundles.items():
             values[name] = bundle(**{field.name: values.pop(field.name) for field in fields(bundle)})
         command(**values)
@@ -85,6 +91,13 @@ def flatten(command: Command) -> Command:
     flat.__name__, flat.__doc__ = command.__name__, command.__doc__
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     return flat
+
+
+def _expand_paths(name: str, value: Any) -> Any:
+    """Replace the paths among an option's values by ones with ~ as the user's home; refuse what no file is called."""
+    if isinstance(value, list):
+        return [_expand_paths(name, each) for each in value]
+    return to_path(value, name) if isinstance(value, Path) else value
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -3,13 +3,23 @@
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from tokenizer.errors import InputError
+from tokenizer.errors import LARGEST, InputError
+from var.utils.files import to_path
 
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
+
+def _expand(given: object, info: ValidationInfo) -> object:
+    return str(to_path(given, info.field_name or "path")) if isinstance(given, str | Path) else given
+
+
+UserPath = Annotated[Path, BeforeValidator(_expand)]  # one that the file system can take, with ~ as the user's home
+
+# The upper bounds are far above all use: what exceeds them is a slip, and would take memory or time without end.
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Size = Annotated[int, Field(ge=1, le=2**14)]  # of an image's side or a network's layer
+Positive = Annotated[float, Field(gt=0, le=1e12)]
+NotNegative = Annotated[float, Field(ge=0, le=1e12)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]  # a probability at which something is dropped: at 1 nothing would be left
 
@@ -68,19 +78,19 @@ class DataConfig(Section):
     source: Annotated[str, Field(min_length=1)]
     image_column: str = "image"
     label_column: str | None = "label"
-    classes: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] | None = None
-    resize: Annotated[float, Field(ge=1)] = 1.125
+    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1)] | None = None
+    resize: Annotated[float, Field(ge=1, le=16)] = 1.125
     crop: Literal["random", "center", "resized"] = "random"
     crop_area: tuple[Positive, Fraction] = (0.4, 1.0)
     pad: Annotated[float, Field(ge=0, le=1)] = 0.0
     flip: bool = False
     jitter: JitterConfig | None = None
-    workers: Annotated[int, Field(ge=0)] = 2
+    workers: Annotated[int, Field(ge=0, le=1024)] = 2
     max_unreadable: Fraction = 0.01
     validation_images: Count | None = None
     validation_fraction: Rate = 0
     shuffle_shards: Count = 8
-    cache: Path | None = None
+    cache: UserPath | None = None
     cache_gigabytes: Positive = 50
 
     @model_validator(mode="after")

@@ -36,7 +36,8 @@ from filelock import FileLock, Timeout
 
 from tokenizer.errors import InputError, one_line
 from var.utils.contents import HEAD, find_substitute
-from var.utils.files import atomic_write
+from var.utils.files import atomic_write, to_path
+from var.utils.json_text import parse_json
 from var.utils.provenance import sha256
 
 WEB = frozenset(("http", "https"))  # read by urllib, all others by fsspec
@@ -75,7 +76,7 @@ class Index(NamedTuple):
 
 def read_index(location: str) -> Index:
     """Read an index from a path or URL. Raises InputError: it cannot be read or is not of the form above."""
-    location = location if is_remote(location) else str(Path(location).expanduser())
+    location = location if is_remote(location) else str(to_path(location, "data.source"))
     try:
         check_url(location)
     except ValueError as error:
@@ -84,7 +85,7 @@ def read_index(location: str) -> Index:
         text = _read_index_file(location)
         if text[:1] not in (b"{", b"[") and (substitute := find_substitute(text[:HEAD])):
             raise OSError(substitute)
-        content = json.loads(text)
+        content = parse_json(text)
         found = [split for split in ("train", "validation") if split in content]
         splits = {split: _shards(location, content[split]) for split in found}
         names = {
@@ -449,7 +450,7 @@ class OpenShard:
         if "cls" in members:
             value: object = int(self._read(number, "cls"))
         elif "json" in members:
-            content = json.loads(self._read(number, "json"))
+            content = parse_json(self._read(number, "json"))
             value = content.get(key) if isinstance(content, Mapping) else None
         else:
             raise ValueError("it has neither .cls nor .json, so no label")

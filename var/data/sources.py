@@ -15,7 +15,7 @@ from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, S
 from var.data.tables import list_hub, list_parquet, parquet_files
 from var.data.webdataset import list_shards
 from var.utils.classes import class_labels, named_classes
-from var.utils.files import subfolders
+from var.utils.files import subfolders, to_path
 from var.utils.images import find_images
 from var.utils.text import plural
 
@@ -84,7 +84,7 @@ def _select_classes(config: DataConfig, classes: tuple[int, ...], split: Split, 
 def _list_split(config: DataConfig, split: Split) -> Listing:
     if config.source.endswith(".json"):
         return list_shards(config, split)
-    folder = Path(config.source).expanduser()
+    folder = to_path(config.source, "data.source")
     if not folder.is_dir():
         return list_hub(config, split, folder)
     if split_folder_of(folder, "train") is not None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Collection, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +12,7 @@ from var.data.dataset import ImageDataset, SampleDataset, open_dataset
 from var.data.listing import Split
 from var.data.loader import loader, validation_batches
 from var.training.recipe import load_recipe
+from var.utils.files import to_path
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def read_source(source: str, overrides: Sequence[str] = ()) -> DataConfig:
         InputError: a recipe that cannot be read or used; overrides without a recipe.
     """
     if source.endswith(RECIPE_SUFFIXES):
-        return load_recipe(Path(source).expanduser(), overrides).data
+        return load_recipe(to_path(source, "data"), overrides).data
     if overrides:
         raise InputError(f"{overrides[0]!r} changes a recipe, but the data is {source!r}: give a recipe (.yaml)")
     return DataConfig(source=source)

@@ -32,6 +32,7 @@ from var.features.sources import FeatureSource, load_features
 from var.models.aim import EncoderConfig
 from var.utils.device import choose_device, choose_dtype
 from var.utils.files import atomic_write, check_no_other_files, check_target, follow_links, is_stream, locked, to_path
+from var.utils.json_text import parse_json
 from var.utils.provenance import as_key, sha256, version
 
 log = logging.getLogger(__name__)
@@ -200,7 +201,7 @@ def _parts(folder: Path, settings: Settings, batch: int) -> dict[Path, list[rang
         with atomic_write(file) as beside:
             beside.write_text(json.dumps({"part_images": whole * batch, "settings": asdict(settings)}, indent=1))
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = parse_json(file.read_bytes())
         size, theirs = int(manifest["part_images"]), Settings.parse(manifest["settings"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error)}): remove {folder} to begin anew") from error

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import InputError, one_line
 from var.features.images import LabeledImage
+from var.utils.json_text import parse_json
 from var.utils.optional_packages import optional_packages
 
 with optional_packages():
@@ -104,7 +105,7 @@ def read_settings(file: Path, remedy: str = "make one with var features extract"
     Raises InputError: no such file, no features file, one of another format; each with the remedy.
     """
     try:
-        settings = Settings.parse(json.loads((pq.read_schema(file).metadata or {})[METADATA]))
+        settings = Settings.parse(parse_json((pq.read_schema(file).metadata or {})[METADATA]))
     except FileNotFoundError as error:
         raise InputError(f"features file {file} does not exist: {remedy}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:

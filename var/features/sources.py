@@ -24,6 +24,7 @@ from var.models.masks import fastest
 from var.models.var import VAR
 from var.pipeline import VARPipeline
 from var.utils.device import choose_device, choose_dtype
+from var.utils.files import to_path
 from var.utils.images import check_images, normalize
 
 
@@ -180,7 +181,7 @@ def load_classifier(
         InputError: missing, damaged or foreign files, a model whose features are not what the probe reads, an
             impossible device or dtype.
     """
-    target, path = choose_device(device), Path(folder).expanduser()
+    target, path = choose_device(device), to_path(folder, "folder")
     computed_in = choose_dtype(dtype, target)
     probe = load_probe(path)
     source = _load_probed(path, probe.config, model).to(target, computed_in)
@@ -250,7 +251,7 @@ def check_sizes(model: str, source: FeatureSource, sizes: EncoderConfig) -> None
 
 
 def _load_trained(model: str) -> FeatureSource:
-    folder = Path(model).expanduser()
+    folder = to_path(model, "model")
     if model in RELEASED or model in SHIPPED or (folder / TRANSFORMER).is_dir():
         pipe = VARPipeline.from_pretrained(model, device="cpu", dtype="float32")
         return VARFeatures(pipe.model.requires_grad_(False), pipe.vqvae.requires_grad_(False))

@@ -15,6 +15,7 @@ from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeC
 from var.models.var import VAR, VARConfig
 from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_folder
+from var.utils.json_text import parse_json
 from var.utils.provenance import file_sha256
 from var.utils.weights import StateDict, check_finite, load_strict, read_weights
 
@@ -61,8 +62,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         text = (folder / CONFIG).read_bytes()
         if substitute := find_substitute(text[:HEAD]):
             raise OSError(substitute)
-        config = json.loads(text)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        config = parse_json(text)
+    except (OSError, ValueError) as error:
         raise InputError(f"{folder / CONFIG} cannot be read: {one_line(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise InputError(f"{folder / CONFIG} is not a model's configuration: it needs the entries model and config")

@@ -1,6 +1,5 @@
 """Released weights: found in a folder or downloaded, converted once, kept as a folder of ours."""
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -27,6 +26,7 @@ from var.hub.presets import (
 from var.models.aim import AIM
 from var.models.var import VAR
 from var.utils.files import cache_folder, to_path
+from var.utils.json_text import parse_json
 from var.utils.weights import check_weights_exist, read_weights
 
 
@@ -194,7 +194,7 @@ def _agree(requested: tuple[int, ...] | None, stated: tuple[int, ...] | None, he
 def _stated_layers(file: Path, preset: ReleasedAIM) -> tuple[int, ...] | None:
     """The layers that the config.json beside a file with encoder and head says that the head reads; None: none."""
     try:
-        layers = json.loads(file.read_text())["probe_layers"]
+        layers = parse_json(file.read_text())["probe_layers"]
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return preset.layers(layers) if isinstance(layers, list | str) else None

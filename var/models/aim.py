@@ -13,9 +13,11 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError, check_types
-from var.models.transformer import NORM_EPS, Block, BlockConfig, attend, hidden_states, run_blocks
+from tokenizer.errors import DEEPEST, InputError, abbreviate, check_types
+from var.models.transformer import NORM_EPS, Block, BlockConfig, attend, check_mlp_ratio, hidden_states, run_blocks
 from var.utils.images import check_images, normalize, resize_and_center_crop
+
+MOST_PATCHES = 2**17  # of an image
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,19 @@ class EncoderConfig:
     mlp_ratio: float = 4.0  # hidden width of the MLP over D
 
     def __post_init__(self) -> None:
-        check_types(self, at_least_one=("image_size", "patch_size", "width", "depth", "heads", "num_classes"))
+        check_types(
+            self,
+            at_least_one=("image_size", "patch_size", "width", "depth", "heads", "num_classes"),
+            at_most={"image_size": 2**14, "width": 2**16, "depth": DEEPEST},
+        )
         if self.image_size % self.patch_size:
             raise InputError(f"image_size={self.image_size} must be a multiple of patch_size={self.patch_size}")
         if self.width % self.heads or self.width % 4:
             raise InputError(f"width={self.width} must be a multiple of heads={self.heads} and of 4")
-        if self.mlp_ratio <= 0:
-            raise InputError(f"mlp_ratio={self.mlp_ratio} must be positive")
+        check_mlp_ratio(self.mlp_ratio)
+        if self.patches > MOST_PATCHES:
+            sizes = f"image_size={self.image_size} and patch_size={self.patch_size}"
+            raise InputError(f"{sizes} make {self.patches} patches: at most {MOST_PATCHES}, raise patch_size")
 
     @property
     def side(self) -> int:
@@ -78,9 +86,9 @@ class AIMConfig(EncoderConfig):
 def check_layers(layers: Sequence[int], depth: int) -> None:
     """Raise InputError unless the layers are a list of blocks of a model of that depth, each named once."""
     if not isinstance(layers, list | tuple | range) or not all(type(layer) is int for layer in layers):
-        raise InputError(f"layers={layers!r} must be a list of blocks, such as [0, 1], in 0..{depth - 1}")
+        raise InputError(f"layers={abbreviate(layers)} must be a list of blocks, such as [0, 1], in 0..{depth - 1}")
     if not layers or len(set(layers)) < len(layers) or not all(0 <= layer < depth for layer in layers):
-        raise InputError(f"layers {list(layers)} must be different blocks in 0..{depth - 1}, at least one")
+        raise InputError(f"layers {abbreviate(list(layers))} must be different blocks in 0..{depth - 1}, at least one")
 
 
 def sincos_2d_pos_embed(side: int, width: int) -> Tensor:
@@ -185,7 +193,9 @@ class ProbeConfig:
         check_types(self, at_least_one=("width", "heads", "num_classes"))
         object.__setattr__(self, "layers", tuple(self.layers))
         if not self.layers or min(self.layers) < 0 or len(set(self.layers)) < len(self.layers):
-            raise InputError(f"layers={list(self.layers)} must be different blocks, counted from 0, at least one")
+            raise InputError(
+                f"layers={abbreviate(list(self.layers))} must be different blocks, counted from 0, at least one"
+            )
         if self.width % self.heads:
             raise InputError(f"heads={self.heads} must divide the width of the features, {self.width}")
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError, check_types
+from tokenizer.errors import DEEPEST, InputError, check_types
 from var.models.aim import Encoder, EncoderConfig, initialize, sincos_2d_pos_embed
 from var.models.masks import prefix_causal
-from var.models.transformer import MLP, NORM_EPS, BlockConfig
+from var.models.transformer import MLP, NORM_EPS, BlockConfig, check_mlp_ratio
 
 VARIANCE_EPS = 1e-6  # of a patch, when targets are normalized
 
@@ -34,13 +34,12 @@ class HeadConfig:
     mlp_ratio: float = 4.0  # hidden width of a block's MLP over its width
 
     def __post_init__(self) -> None:
-        check_types(self)
+        check_types(self, at_most={"depth": DEEPEST, "width": 2**16})
         if self.depth < 0:
             raise InputError(f"depth={self.depth} must be 0 (one linear map) or more")
         if self.width < 4 or self.width % 4:
             raise InputError(f"width={self.width} must be a positive multiple of 4")
-        if self.mlp_ratio <= 0:
-            raise InputError(f"mlp_ratio={self.mlp_ratio} must be positive")
+        check_mlp_ratio(self.mlp_ratio)
 
 
 class PixelHead(nn.Module):

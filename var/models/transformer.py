@@ -14,10 +14,17 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tokenizer.errors import InputError, abbreviate
 from var.models.masks import Mask, Spans
 
 NORM_EPS = 1e-6
 MAX_LOG_SCALE = math.log(100)  # bound on the log of the learned attention scale
+
+
+def check_mlp_ratio(ratio: float) -> None:
+    """Raise InputError unless the hidden width of an MLP over its width is positive, and one that can be built."""
+    if not 0 < ratio <= 256:
+        raise InputError(f"mlp_ratio={abbreviate(ratio)} must be positive, at most 256")
 
 
 @dataclass(frozen=True)

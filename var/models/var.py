@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError, check_types
+from tokenizer.errors import DEEPEST, InputError, check_types
 from tokenizer.scales import SCALES_256, Scales
 from var.models.masks import block_causal, fastest
 from var.models.transformer import (
@@ -23,6 +23,7 @@ from var.models.transformer import (
     BlockConfig,
     KVCache,
     Modulation,
+    check_mlp_ratio,
     modulate,
     run_blocks,
     stochastic_depth,
@@ -73,7 +74,11 @@ class VARConfig(TransformerSizes):
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
-        check_types(self, at_least_one=("depth", "vocab_size", "latent_dim", "num_classes"))
+        check_types(
+            self,
+            at_least_one=("depth", "vocab_size", "latent_dim", "num_classes"),
+            at_most={"depth": DEEPEST, "width": 2**16, "latent_dim": 2**16},
+        )
         object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
         object.__setattr__(self, "width", self.width or 64 * self.depth)
         object.__setattr__(self, "heads", self.heads or self.depth)
@@ -81,8 +86,7 @@ class VARConfig(TransformerSizes):
             raise InputError(f"scales {list(self.scales)} must begin with 1: the class embedding stands for one token")
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise InputError(f"width={self.width} must be a positive multiple of heads={self.heads}")
-        if self.mlp_ratio <= 0:
-            raise InputError(f"mlp_ratio={self.mlp_ratio} must be positive")
+        check_mlp_ratio(self.mlp_ratio)
         if not 0 <= self.drop_rates[-1] < 1:
             raise InputError(f"drop_path={self.drop_rates[-1]} must be in [0, 1)")
 

@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tokenizer.errors import InputError
-from var.data.config import Count, DataConfig, Fraction, NotNegative, Positive, Rate, Section
+from var.data.config import Count, DataConfig, Fraction, NotNegative, Positive, Rate, Section, UserPath
 from var.hub.presets import encoder_sizes
 
 
@@ -59,14 +58,15 @@ class Recipe(Section):
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {}
 
     stage: str  # its name in the registry of stages
-    output: Path  # the run's folder
-    init: Path | None = None  # folder of an exported model, whose weights replace the random ones at the start
+    output: UserPath  # the run's folder
+    init: UserPath | None = None  # folder of an exported model, whose weights replace the random ones at the start
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the weights, the order of the images and their augmentation
     data: DataConfig
-    batch_size: Count  # images a step over all processes
+    batch_size: Annotated[int, Field(ge=1, le=2**24)]  # images a step over all processes
     # Micro-batches, one after another, of each process's share of a batch, to save memory; None: the launcher's, or 1.
     accumulate: Count | None = None
-    epochs: Positive | None = None  # length of the run in passes over the images; either this or steps
+    # Length of the run, in passes over the images or in steps: one of them is given.
+    epochs: Annotated[float, Field(gt=0, le=1e7)] | None = None
     steps: Count | None = None
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()

@@ -19,6 +19,7 @@ from tokenizer.errors import InputError
 from var.training.config import Recipe
 from var.utils.files import atomic_write
 from var.utils.images import save_image
+from var.utils.json_text import parse_json
 from var.utils.provenance import sha256
 
 METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"
@@ -166,6 +167,6 @@ def forget_after(metrics: Path, step: int) -> None:
 
 def _step_of(line: str) -> float:
     try:
-        return int(json.loads(line)["step"])
+        return int(parse_json(line)["step"])
     except (ValueError, KeyError, TypeError):  # cut off when the run that wrote it was killed
         return math.inf

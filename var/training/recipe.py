@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Sequence
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
@@ -13,11 +14,15 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from tokenizer.errors import InputError, one_line
+from tokenizer.errors import InputError, abbreviate, one_line
 from var.training.config import Recipe
 from var.training.recipe_errors import fields_of, refuse, show, type_at
 from var.training.renamed_keys import rename_keys
 from var.training.stages.base import find_stage, stage_names
+from var.utils.files import to_path
+
+LENGTHS = {"epochs", "steps"}  # of a run; a recipe has one of them
+DEEPEST, MOST_NODES, MOST_CHARACTERS = 20, 100_000, 2**20  # bounds on a recipe, far above those in use
 
 
 class Layer(NamedTuple):
@@ -31,7 +36,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read a recipe, apply overrides such as "optimizer.lr=1e-4" to it, and check every value.
 
     A recipe may name another one as its `base`, by a path relative to its own folder, and hold only what differs:
-    nested keys are merged, lists replaced. Types are strict: a quoted "16" is no number. In place of an encoder's sizes
+    nested keys are merged, lists replaced; where it or the overrides give one of epochs and steps, the other one below
+    no longer counts. Types are strict: a quoted "16" is no number. In place of an encoder's sizes
     a recipe may have a name in presets.AIM_SIZES, alone or as `preset` beside single sizes. Former names of keys are
     read too, with a warning.
 
@@ -45,12 +51,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     recipe = _recipe_type(
         path, [*layers, *(_read_override(given) for given in overrides if given.startswith("stage="))]
     )
-    layers += [_read_override(given, recipe) for given in overrides]
+    layers += _replace_length([_read_override(given, recipe) for given in overrides])
     merged: Any = OmegaConf.create({})
     for where, values in layers:
         try:
             merged = _merge(merged, rename_keys(values, recipe, where))
-        except (yaml.YAMLError, OmegaConfBaseException) as error:
+        except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:  # TypeError: a list for a group of keys
             raise InputError(f"{where} cannot be read: {one_line(error)}") from error
     try:
         resolved: Any = OmegaConf.to_container(merged, resolve=True, throw_on_missing=True)
@@ -78,22 +84,25 @@ def _recipe_type(path: Path, layers: Sequence[Layer]) -> type[Recipe]:
 def _read_override(override: str, recipe: type[Recipe] | None = None) -> Layer:
     """Read `key=value`: as YAML, or literally where the recipe's key is text."""
     if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*=(?!\?\?\?$).*", override, flags=re.DOTALL):
-        raise InputError(f"override {override!r} is not of the form key=value, such as optimizer.lr=1e-4")
+        raise InputError(f"override {abbreviate(override)} is not of the form key=value, such as optimizer.lr=1e-4")
     key, _, text = override.partition("=")
     parts = key.split(".")
+    if len(parts) > DEEPEST:
+        raise InputError(f"override {abbreviate(override)} is nested too deeply: no key of a recipe has so many parts")
     empty = text in ("", "null", "''", '""')
     if recipe is not None and key != "stage" and not empty and _is_text(_type_of(recipe, key)):
         values: Any = _escape(text, recipe)
         for part in reversed(parts):
             values = {part: values}
-        return Layer(f"override {override!r}", values)
+        return Layer(f"override {abbreviate(override)}", values)
+    _compose(text, f"override {abbreviate(override)}")
     try:
         values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise InputError(f"override {override!r} cannot be read: {one_line(error)}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
+        raise InputError(f"override {abbreviate(override)} cannot be read: {one_line(error)}") from error
     if "base" in values:
-        raise InputError(f"override {override!r}: only a recipe file can have a base, write it there")
-    return Layer(f"override {override!r}", values)
+        raise InputError(f"override {abbreviate(override)}: only a recipe file can have a base, write it there")
+    return Layer(f"override {abbreviate(override)}", values)
 
 
 def _type_of(recipe: type[Recipe], key: str) -> Any:
@@ -134,15 +143,15 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
         raise InputError(f"recipe {path} does not exist: give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {one_line(error)}") from error
+    root = _compose(text, f"recipe {path}")
+    if not isinstance(root, yaml.MappingNode | None):
+        kind = "a list" if isinstance(root, yaml.SequenceNode) else "text"
+        raise InputError(f"recipe {path} holds {kind}: a recipe has key: value pairs, such as stage: tokenizer")
     try:
-        root: Any = yaml.compose(text, yaml.SafeLoader)
-        if not isinstance(root, yaml.MappingNode | None):
-            kind = "a list" if isinstance(root, yaml.SequenceNode) else "text"
-            raise InputError(f"recipe {path} holds {kind}: a recipe has key: value pairs, such as stage: tokenizer")
         found: Any = OmegaConf.load(StringIO(text))
     except yaml.YAMLError as error:
         raise InputError(f"recipe {path} is not valid YAML: {one_line(error)}") from error
-    except (OmegaConfBaseException, OSError) as error:
+    except (OmegaConfBaseException, OSError, ValueError) as error:
         raise InputError(f"recipe {path} cannot be used: {one_line(error)}") from error
     values: Any = OmegaConf.to_container(found, resolve=False)
     if "base" not in values:
@@ -150,12 +159,43 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
     base = values.pop("base")
     if not isinstance(base, str):
         raise InputError(f"recipe {path}: base={show(base)} must be text: the path of another recipe")
-    below, files = path.parent / base, [*above, path]
+    below, files = to_path(path.parent / base, f"recipe {path}: base"), [*above, path]
     if not below.is_file():
         raise InputError(f"recipe {path}: base={base!r} does not exist: give a recipe's path, relative to this one's")
     if below.resolve() in [file.resolve() for file in files]:
         raise InputError(f"recipe {path}: base={base!r} leads back to itself: let one recipe have no base")
-    return [*_read_file(below, files), Layer(f"recipe {path}", values)]
+    return [*_read_file(below, files), *_replace_length([Layer(f"recipe {path}", values)])]
+
+
+def _replace_length(layers: Sequence[Layer]) -> list[Layer]:
+    """Return the layers, before them one that unsets epochs if they give steps alone, or steps if epochs alone."""
+    given = {key for _, values in layers for key in LENGTHS if values.get(key) is not None}
+    other = LENGTHS - given
+    return [*(Layer(layers[0].where, dict.fromkeys(other)) for _ in given if other), *layers]
+
+
+def _compose(text: str, where: str) -> Any:
+    """Return the nodes of a YAML document, before any value is made of them.
+
+    Raises InputError: it is not valid, too deep or, with the aliases in it written out, too large.
+    """
+    if len(text) > MOST_CHARACTERS:
+        raise InputError(f"{where} is no recipe: it has {len(text)} characters, at most {MOST_CHARACTERS} are read")
+    try:
+        root: Any = yaml.compose(text, yaml.SafeLoader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{where} is not valid YAML: {one_line(error)}") from error
+    except RecursionError:
+        raise InputError(f"{where} is no recipe: it is nested too deeply") from None
+    nodes = [(root, 0)]
+    for number, (node, depth) in enumerate(nodes):  # grows as it goes
+        if depth > DEEPEST or number > MOST_NODES:
+            raise InputError(f"{where} is no recipe: it is nested too deeply, or aliases make it too large")
+        children = getattr(node, "value", ())
+        if isinstance(children, list):
+            flat = chain.from_iterable(child if isinstance(child, tuple) else [child] for child in children)
+            nodes += [(each, depth + 1) for each in flat]
+    return root
 
 
 def _merge(base: Any, given: Any) -> Any:

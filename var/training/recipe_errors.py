@@ -41,6 +41,8 @@ def _explain(recipe: type[BaseModel], detail: ErrorDetails) -> str:
             return message
         first_word = re.match(r"\w+", message)
         fields = {*fields_of(type_at(recipe, location)), "preset"}
+        if first_word and first_word[0] == location[-1]:
+            return ".".join([*location[:-1], message])
         return f"{key}.{message}" if first_word and first_word[0] in fields else f"{key}: {message}"
     expected = re.sub(r"^\w+ should", "must", detail["msg"]).split(" after validation")[0]
     if detail["type"] in ("model_type", "dataclass_type"):

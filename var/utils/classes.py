@@ -1,12 +1,12 @@
 """Names of classes <-> labels."""
 
 import difflib
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from tokenizer.errors import InputError, one_line
+from var.utils.json_text import parse_json
 
 
 @cache
@@ -40,7 +40,7 @@ def named_classes(folder: Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     try:
-        return {int(label): str(entry["name"]) for label, entry in json.loads(path.read_bytes()).items()}
+        return {int(label): str(entry["name"]) for label, entry in parse_json(path.read_bytes()).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         form = '{"207": {"name": "golden retriever"}}'
         raise InputError(f"{path} is not of the form {form}: correct or remove it ({one_line(error)})") from error

@@ -16,7 +16,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from tokenizer.errors import InputError, one_line
+from tokenizer.errors import InputError, abbreviate, one_line
+
+LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, of Linux
 
 if sys.platform != "win32":
     import fcntl
@@ -30,20 +32,42 @@ _held: set[int] = set()  # descriptors of this process's locks
 
 
 def cache_folder() -> Path:
-    """The folder of converted models: $VAR_CACHE, else var-next-scale in the user's cache folder."""
+    """The folder of converted models: $VAR_CACHE, else var-next-scale in the user's cache folder.
+
+    Raises InputError: a home folder is needed and not known.
+    """
     if folder := os.environ.get("VAR_CACHE"):
-        return Path(folder).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "var-next-scale"
+        return to_path(folder, "VAR_CACHE")
+    return to_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "XDG_CACHE_HOME") / "var-next-scale"
 
 
 def to_path(given: str | os.PathLike[str], name: str) -> Path:
     """Return what an argument gives as a path, with ~ as the user's home.
 
-    Raises InputError: neither text nor a path.
+    Raises InputError: neither text nor a path, empty, or what no file can be called; a ~ that stands for no home.
     """
-    if not isinstance(given, str | os.PathLike):
-        raise InputError(f"{name}={given!r} must be a path or a name, as text or as pathlib.Path")
-    return Path(given).expanduser()
+    try:
+        text: object = os.fspath(given)
+    except TypeError:
+        text = None
+    if not isinstance(text, str):  # or bytes
+        raise InputError(f"{name}={abbreviate(given)} must be a path or a name, as text or as pathlib.Path")
+    if not text:
+        raise InputError(f"{name}='' is empty: give a path or a name")
+    try:
+        path = Path(text).expanduser()
+        encoded = os.fsencode(path)
+    except RuntimeError as error:
+        raise InputError(f"{name}={abbreviate(text)}: no home folder is known for ~: give the whole path") from error
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"{name}={abbreviate(text)} has characters that no file name can have: give another"
+        ) from error
+    if b"\0" in encoded:
+        raise InputError(f"{name}={abbreviate(text)} has a NUL character, which no file name can have: give another")
+    if len(encoded) > LONGEST_PATH or max(map(len, encoded.split(b"/"))) > LONGEST_NAME:
+        raise InputError(f"{name}={abbreviate(text)} is too long, {len(encoded)} bytes: no file can be called so")
+    return path
 
 
 def check_writable(folder: Path) -> None:
@@ -72,7 +96,7 @@ def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] =
     check_writable(follow_links(file).parent)
     if file.is_dir():
         raise InputError(f"{file} is a folder: give the name of a file, such as {file / example}")
-    for path in (Path(given).expanduser() for given in inputs if given is not None):
+    for path in (to_path(given, "input") for given in inputs if given is not None):
         if path.exists() and file.exists() and path.samefile(file):
             raise InputError(f"{file} would replace {path}, which is read: give another name, such as {example}")
         inside = path.is_dir() and file.resolve().is_relative_to(path.resolve())

@@ -17,7 +17,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.utils.files import atomic_write
+from var.utils.files import atomic_write, to_path
 from var.utils.ranks import is_first_process
 from var.utils.text import plural
 
@@ -138,10 +138,11 @@ def open_image(file: str | Path) -> Image.Image:
 
     Raises InputError: no such file, not an image in one of the known formats, damaged, more than MAX_PIXELS.
     """
+    path = to_path(file, "image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
-            image = Image.open(Path(file).expanduser(), formats=FORMATS)
+            image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
         raise InputError(
             f"{file} is not an image in one of the formats {', '.join(FORMATS)}, or its kind of pixels is not read"

@@ -8,6 +8,7 @@ from var.cli.evaluation import options
 from var.cli.evaluation.results import finish, parse_labels
 from var.cli.options import Batch, Device, JsonFile
 from var.cli.progress import progress_bar
+from var.utils.json_text import parse_json
 
 if TYPE_CHECKING:
     from var.evaluation.metrics.score import Report
@@ -51,12 +52,10 @@ def score(
 
 def read_labels(text: str) -> list[int] | None:
     """Parse `1,145`, or read the keys of a JSON file, as labels."""
-    import json
-
     if not text.endswith(".json"):
         return parse_labels(text, "--among")
     try:
-        return [int(label) for label in json.loads(Path(text).read_text(encoding="utf-8"))]
+        return [int(label) for label in parse_json(Path(text).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"--among {text} must hold an object whose keys are labels: {one_line(error)}") from error
 

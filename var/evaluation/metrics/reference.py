@@ -23,6 +23,7 @@ from var.evaluation.samples.image_sets import ImageSet, npz_images, open_image_s
 from var.evaluation.samples.npz import IMAGES, LABELS, Npz, open_npz, write_images
 from var.utils.files import atomic_write
 from var.utils.images import to_uint8
+from var.utils.json_text import parse_json
 
 COUNT = "statistics_count"  # name of the array with the number of images that mu and sigma are computed from
 
@@ -211,7 +212,7 @@ def _read_maker(npz: Npz) -> dict[str, str]:
     if "extractor" not in npz.names:
         return {"name": INCEPTION}
     with suppress(ValueError, TypeError, KeyError):
-        made = json.loads(npz.array("extractor").tobytes())
+        made = parse_json(npz.array("extractor").tobytes())
         return {"name": str(made["name"]), "version": str(made["version"])}
     raise InputError(f"{npz.path} has a damaged entry `extractor`: write the file again with var evaluate reference")
 

@@ -21,6 +21,7 @@ from var.evaluation.samples.rejection import best_indices
 from var.evaluation.samples.sample_set import Batch, Sample, Settings
 from var.utils.files import atomic_write, check_no_other_files, check_writable
 from var.utils.images import open_image
+from var.utils.json_text import parse_json
 
 SETTINGS, IMAGES, SCORES, NPZ = "settings.json", "images", "scores", "samples.npz"
 
@@ -46,7 +47,7 @@ class Records:
     def read(self, batch: Batch) -> list[float] | None:
         """Return the scores of a batch in order; None if missing or damaged."""
         try:
-            content = json.loads(self.file(batch).read_bytes())
+            content = parse_json(self.file(batch).read_bytes())
             return [float(content[sample.file]) for sample in batch.samples]
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -87,7 +88,7 @@ def check_same_set(folder: Path, settings: Settings) -> None:
     """Raise InputError unless the folder has these settings. The model's name may differ, its weights may not."""
     file = folder / SETTINGS
     try:
-        theirs = json.loads(file.read_bytes())
+        theirs = parse_json(file.read_bytes())
         ours = json.loads(json.dumps(asdict(settings)))
         different = [field.name for field in fields(Settings) if theirs.get(field.name) != ours[field.name]]
     except (OSError, ValueError, AttributeError) as error:

@@ -1,6 +1,5 @@
 """Runs of the VAR stage for scaling laws: size, compute, validations, and a check that they are comparable."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations, pairwise
@@ -17,6 +16,7 @@ from var.models.var import VAR, VARConfig
 from var.training.logger import METRICS, RECIPE
 from var.training.recipe import load_recipe
 from var.training.stages.var import VARRecipe
+from var.utils.json_text import parse_json
 from var.utils.provenance import file_sha256, sha256
 
 SIZES = ("depth", "width", "heads")
@@ -142,7 +142,7 @@ def read_run(folder: Path) -> Run:
 def _read_validations(path: Path, side: int) -> list[tuple[int, dict[Quantity, float]]]:
     """Read step and values of each validation of a run whose last scale has this side."""
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [parse_json(line) for line in path.read_text().splitlines()]
         found = [(int(line["step"]), line) for line in lines if line["split"] == "validation"]
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read: {one_line(error)}: give the output folder of a run") from error

@@ -1,6 +1,5 @@
 """Number of a recipe's images and classes, without reading or downloading any image."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +13,8 @@ from var.data.dataset import ImageDataset
 from var.data.listing import Listing
 from var.data.sources import FolderSource, list_images
 from var.data.tables import parquet_files
+from var.utils.files import to_path
+from var.utils.json_text import parse_json
 
 CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where they are unknown
 
@@ -40,7 +41,7 @@ class Images(NamedTuple):
 
 def find_images(data: DataConfig) -> Images:
     """Find the number of training images and classes from listings, file headers or the hub's cache."""
-    folder = Path(data.source).expanduser()
+    folder = to_path(data.source, "data.source")
     try:
         if folder.is_dir() and not (folder / "train").is_dir() and (files := parquet_files(folder, "train")):
             return _in_parquet(data, files)
@@ -73,7 +74,7 @@ def _on_the_hub(name: str) -> Images:
 
     folder = Path(datasets.config.HF_DATASETS_CACHE) / name.replace("/", "___")
     for path in sorted(folder.glob("*/*/*/dataset_info.json")):
-        number = json.loads(path.read_bytes()).get("splits", {}).get("train", {}).get("num_examples")
+        number = parse_json(path.read_bytes()).get("splits", {}).get("train", {}).get("num_examples")
         if number:
             return Images(int(number))
     return Images(unknown=f"the number of images is unknown: {name} is no folder, nor loaded from the hub before")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
+from var.data.config import UserPath
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
 from var.models.aim import EncoderConfig
@@ -56,7 +57,7 @@ class AIMRecipe(Recipe):
     # Predicted of a patch: its pixels, normalized or not, or its token in the last token map of a tokenizer, which must
     # have as many cells as the encoder has patches.
     targets: Literal["normalized", "pixels", "tokens"] = "normalized"
-    tokenizer: Path | None = None  # folder of a trained tokenizer, for targets=tokens
+    tokenizer: UserPath | None = None  # folder of a trained tokenizer, for targets=tokens
 
     @model_validator(mode="after")
     def _targets_fit(self) -> Self:

@@ -16,7 +16,7 @@ from PIL import Image
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError
+from tokenizer.errors import LARGEST, InputError
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.data.config import Count, Positive
 from var.data.dataset import Batch, SampleDataset
@@ -29,7 +29,7 @@ from var.training.config import OptimizerConfig, Recipe, preset_sizes
 from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels, open_images, register, require
-from var.utils.files import atomic_folder
+from var.utils.files import atomic_folder, to_path
 from var.utils.images import image_grid, to_pil
 
 if TYPE_CHECKING:  # features need the pipeline, too much to import for reading a recipe
@@ -66,7 +66,7 @@ class ProbeRecipe(Recipe):
     probe_layers: Literal["best", "last"] | tuple[int, ...] = "best"
     probed: Count = 6  # blocks of `last` and of each run of `best`; all blocks of a shallower model
     heads: Count | None = None  # of the probes' attention; None: the model's
-    num_classes: Annotated[int, Field(ge=2)] | None = None  # None: as many as the training data has
+    num_classes: Annotated[int, Field(ge=2, le=LARGEST)] | None = None  # None: as many as the training data has
     optimizer: ProbeOptimizerConfig  # each probe's
 
     @field_validator("probe_layers", mode="before")
@@ -323,7 +323,7 @@ def _known_features(recipe: ProbeRecipe) -> "tuple[FeatureSource, list[str]]":
         if name in RELEASED:
             vqvae = VQVAE(TokenizerConfig(scales=RELEASED[name].scales)).eval().requires_grad_(False)
             return VARFeatures(VAR(RELEASED[name]).eval().requires_grad_(False), vqvae), []
-        if sizes is not None and not Path(name).expanduser().exists() and name not in SHIPPED:
+        if sizes is not None and not to_path(name, "model").exists() and name not in SHIPPED:
             assumed = f"model={name!r} does not exist: assumed an encoder of the recipe's sizes"
             return EncoderFeatures(Encoder(sizes).eval().requires_grad_(False)), [assumed]
     return load_features(name, sizes), []

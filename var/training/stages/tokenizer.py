@@ -16,7 +16,7 @@ from tokenizer.discriminators import advance_spectral_norms
 from tokenizer.errors import InputError
 from tokenizer.losses import pixel_losses, psnr
 from tokenizer.vqvae import VQVAE, TokenizerConfig, VQVAEOutput
-from var.data.config import Count, NotNegative, Positive, Rate, Section
+from var.data.config import Count, NotNegative, Positive, Rate, Section, Size, UserPath
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
 from var.networks.backbones import build_backbone, load_backbone
@@ -37,7 +37,7 @@ class NetworkConfig(Section):
     """A frozen perceptual network: its name, and a file of its weights in place of a download."""
 
     network: str
-    weights: Path | None = None
+    weights: UserPath | None = None
 
     @model_validator(mode="after")
     def _known(self) -> Self:
@@ -52,7 +52,7 @@ class PerceptualConfig(NetworkConfig):
     weight: Positive = 1.0
     # Side in pixels to which both images are enlarged for the network (bicubic); None: they are not. A network trained
     # on large images extracts little from small ones.
-    image_size: Count | None = None
+    image_size: Size | None = None
 
 
 class TokenizerLossConfig(Section):
@@ -87,7 +87,7 @@ class TokenizerRecipe(Recipe):
     restart_dead_codes: Count | None = None  # steps that a codeword may go unused before the batch replaces it
     usage_window: Count = 100  # steps over which usage and perplexity of the codebook are computed
     metric: NetworkConfig | None = None  # of the validation's perceptual distance; better not the loss's network
-    image_size: Count | None = None  # side of the images in pixels, a check on model.scales
+    image_size: Size | None = None  # side of the images in pixels, a check on model.scales
 
     @model_validator(mode="after")
     def _scales_fit(self) -> Self:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.data.config import Count, Rate
+from var.data.config import Count, Rate, UserPath
 from var.data.dataset import Batch, SampleDataset
 from var.data.listing import SPLIT_NAMES
 from var.data.token_cache import MANIFEST, Manifest
@@ -62,11 +62,11 @@ class VARRecipe(Recipe):
 
     renamed: ClassVar[Mapping[str, str]] = {**Recipe.renamed, "tokens": "token_cache"}
 
-    tokenizer: Path  # folder of a trained one
+    tokenizer: UserPath  # folder of a trained one
     model: VARSizes
     label_drop: Rate = 0.1  # fraction of the labels replaced by the null class in training
     # Folder, completed at the start of the run; None encodes the images in every step.
-    token_cache: Path | None = None
+    token_cache: UserPath | None = None
     token_views: Count = 1  # augmented views of every image in the token cache; epoch e uses view e mod token_views
     gradient_checkpointing: bool = False  # recompute each block in the backward pass, to save memory
     self_correction: SelfCorrectionConfig | None = None  # replace some input tokens by wrong ones in training
