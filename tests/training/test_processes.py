@@ -125,6 +125,30 @@ def test_sharded_parameters_and_a_run_that_moves(images: Path, tokenizer_run: To
     assert json.loads((moved.output / "model" / "transformer" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("error", ["ValueError", "InputError"])
+def test_an_error_on_one_process_ends_all(error: str, images: Path, tmp_path: Path) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=10_000, data={"workers": 1}, checkpoint_every=2)
+    script = f"""
+import os
+from tokenizer.errors import InputError
+from var.cli.train import main
+from var.training.trainer import Trainer
+forward = Trainer.take_step
+def take_step(self, batches):
+    if self.step == 3 and os.environ["RANK"] == "1":
+        raise {error}("out of something")
+    return forward(self, batches)
+Trainer.take_step = take_step
+main()
+"""
+    (tmp_path / "script.py").write_text(script)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    done = run(*launch, "script.py", recipe.output.with_suffix(".yaml"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "out of something" in done.stderr
+    assert "lost: 1 step since step 2, the last that was saved; the same command goes on from there" in done.stderr
+
+
 def test_a_batch_that_does_not_divide(images: Path, tmp_path: Path) -> None:
     from helpers import refused
 

@@ -63,6 +63,7 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
             interrupts.work = f"step {trainer.step + 1}"
             logs = trainer.take_step(micro_batches)
             step, stop = trainer.step, trainer.health.any_process(bool(interrupts))
+            interrupts.work = f"what follows step {step}: validation, saving"
             last = step == steps or stop
             if step % recipe.log_every == 0 or last:
                 report.step(step, trainer.mean_logs(logs), trainer.health.counts())
