@@ -279,3 +279,10 @@ def test_parquet_that_cannot_be_used(tmp_path: Path, parquet: Path) -> None:
     (tmp_path / "damaged/train.parquet").write_bytes(b"PAR1 and nothing else")
     with refused("cannot be read as Parquet"):
         opened(tmp_path / "damaged")
+
+
+def test_of_a_single_image_none_is_held_out(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "train" / "a.png")
+    with refused("a single training image or shard", "add a validation split"):  # no other fraction would help
+        opened(tmp_path, "validation", validation_fraction=0.1)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import refused
 from PIL import Image
-from tiny import TOKENIZER, image_folder, write_recipe
+from tiny import TOKENIZER, image_folder, picture, write_recipe
 
 from var.data.config import DataConfig
 from var.data.dataset import ImageDataset, open_dataset
@@ -139,3 +139,10 @@ def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path) -> None:
 def test_labels_are_those_of_the_folders_classes_json(folder: Path) -> None:
     (folder / "classes.json").write_text(json.dumps({"0": {"name": "a bar"}, "1": {"name": "a cup"}}))
     assert open_images(str(folder), "validation", 8).class_names == {0: "a bar", 1: "a cup"}
+
+
+def test_without_a_validation_split_the_remedy_is_one_that_works(tmp_path: Path) -> None:
+    """Not data.validation_fraction=..., which a folder given as the source does not take."""
+    picture(0, 0).save((tmp_path / "train").mkdir() or tmp_path / "train" / "a.png")
+    with refused("has no validation images: take the other split, or give a recipe (.yaml) as the source"):
+        open_images(str(tmp_path), "validation", 8)

@@ -409,3 +409,12 @@ def test_a_clone_without_git_lfs_is_named(var_folder: Path, name: str) -> None:
     (var_folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     with refused(str(var_folder / name), "git lfs pull"):
         load_var(var_folder)
+
+
+def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:
+    former = os.umask(0o027)
+    try:
+        save_model(tmp_path / "model", small_vqvae())
+    finally:
+        os.umask(former)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {0o640}

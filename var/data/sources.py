@@ -53,6 +53,11 @@ def _hold_out(config: DataConfig, split: Split) -> Listing:
 
 
 def _spread_choice(count: int, config: DataConfig) -> NDArray[np.int64]:
+    if count < 2:
+        raise InputError(
+            f"data.source={config.source!r} has a single training image or shard, none of which can be held out: "
+            "add a validation split, or more of them"
+        )
     chosen = max(1, round(config.validation_fraction * count))
     if chosen >= count:
         raise InputError(

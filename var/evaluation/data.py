@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var.data.config import DataConfig
 from var.data.dataset import ImageDataset, SampleDataset, open_dataset
-from var.data.listing import Split
+from var.data.listing import MissingSplitError, Split
 from var.data.loader import loader, validation_batches
 from var.training.recipe import load_recipe
 from var.utils.files import to_path
@@ -53,7 +53,13 @@ def open_images(
     config = read_source(source) if isinstance(source, str) else source
     if classes is not None:
         config = config.model_copy(update={"classes": tuple(classes)})
-    dataset = open_dataset(config, split, side, seed=0)
+    try:
+        dataset = open_dataset(config, split, side, seed=0)
+    except MissingSplitError as error:
+        raise InputError(
+            f"{config.source!r} has no {split} images: take the other split, or give a recipe (.yaml) as the source, "
+            "whose data.validation_fraction holds out some of the training images"
+        ) from error
     return ImageDataset(dataset.listing, config, side, seed=0, augment=False)
 
 

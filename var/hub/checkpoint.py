@@ -47,6 +47,7 @@ def save_model(
     with atomic_folder(folder) as new:
         safetensors.torch.save_file(state, new / WEIGHTS)
         (new / CONFIG).write_text(json.dumps(config | {CHECKSUM: file_sha256(new / WEIGHTS)}, indent=2) + "\n")
+        (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # the umask's: safetensors 0.8 shuts out all others
 
 
 def read_config(folder: Path) -> dict[str, Any]:
