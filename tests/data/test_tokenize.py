@@ -28,6 +28,7 @@ from tiny_tokens import (
 from tokenizer.vqvae import VQVAE
 from var.data.tokenize import write_tokens
 from var.training.stages.var import VARRecipe
+from var.utils.files import locked
 from var.utils.ranks import ALONE, Ranks
 
 # Damage, kills and several processes
@@ -175,3 +176,16 @@ def test_a_full_disk(recipe: VARRecipe, vqvae: VQVAE, monkeypatch: pytest.Monkey
         *(f"train-v{view}-00000.{end}" for view in range(2) for end in ("bin", "json")),
     ]
     assert write(recipe, vqvae).encoded == VIEWS * TRAIN + VALIDATION - 2 * SHARD
+
+
+def test_one_process_at_a_time_encodes_and_any_number_reads(recipe: VARRecipe, vqvae: VQVAE) -> None:
+    folder = recipe.token_cache
+    assert folder is not None
+    with locked(folder), refused(f"{folder} is in use by process "):
+        write(recipe, vqvae)
+    write(recipe, vqvae)
+    with locked(folder):
+        assert write(recipe, vqvae).encoded == 0
+    file(recipe, "train-v1-00002.bin").unlink()
+    with locked(folder), refused(f"{folder} is in use by process "):
+        write(recipe, vqvae)

@@ -26,6 +26,7 @@ from var.hub.checkpoint import save_model
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, val_transforms
 from var.utils import files
 from var.utils.classes import class_labels
+from var.utils.files import locked
 from var.utils.images import resize_and_center_crop
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "width": 8, "depth": 3, "heads": 2}
@@ -694,3 +695,19 @@ def test_a_bug_in_reading_is_no_unreadable_image(folder: Path, tmp_path: Path) -
             tmp_path / "f.parquet",
             "tiny",
         )
+
+
+def test_a_second_process_that_writes_the_same_features_is_refused(folder: Path, tmp_path: Path) -> None:
+    with locked(tmp_path / "f.parquet.parts"), refused("f.parquet.parts is in use by process ", "another --out"):
+        write(tiny_encoder(), folder, tmp_path / "f.parquet")
+
+
+def test_features_go_through_a_link_and_not_into_a_pipe(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "f.parquet").symlink_to(tmp_path / "disk" / "real.parquet")
+    write(tiny_encoder(), folder, tmp_path / "f.parquet")
+    assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real.parquet"]
+    assert (tmp_path / "f.parquet").is_symlink()
+    os.mkfifo(tmp_path / "pipe")
+    with refused("pipe is a device or a pipe", "give a file"):
+        write(tiny_encoder(), folder, tmp_path / "pipe")

@@ -1,4 +1,4 @@
-"""What a run depends on besides its recipe: resuming refuses other classes, images and frozen networks."""
+"""What a run depends on besides its recipe, and who else is in its folder: resuming refuses other ones."""
 
 import logging
 import shutil
@@ -15,6 +15,7 @@ from var.training.distributed import build_accelerator
 from var.training.loop import train
 from var.training.stages.var import VARRecipe
 from var.training.trainer import Trainer
+from var.utils.files import locked
 
 
 @pytest.fixture
@@ -131,3 +132,21 @@ def test_a_checkpoint_from_before_resumes_with_a_warning(begun: VARRecipe, caplo
     with caplog.at_level(logging.WARNING):
         open_run(begun).resume()
     assert len([record for record in caplog.records if "did not record" in record.getMessage()]) == 1
+
+
+def test_a_second_run_in_one_output_is_refused_and_leaves_it_as_it_is(begun: VARRecipe) -> None:
+    before = sorted(begun.output.rglob("*"))
+    with locked(begun.output):
+        with refused(f"{begun.output} is in use by process "):
+            train(begun)
+        assert sorted(path for path in begun.output.rglob("*") if path.name != ".lock") == before
+
+
+def test_files_of_others_beside_the_model_end_no_run(begun: VARRecipe) -> None:
+    others = [begun.output / name for name in ("model/.DS_Store", "best/README.md", "best/tokenizer/._config.json")]
+    for path in others:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("mine")
+    train(begun)
+    assert [path.read_text() for path in others] == ["mine"] * 3
+    assert (begun.output / "best/transformer/model.safetensors").exists()

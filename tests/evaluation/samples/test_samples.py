@@ -29,6 +29,7 @@ from var.evaluation.samples.rejection import ClassProbability, best_indices, che
 from var.evaluation.samples.sample_folder import has_samples_npz, write_samples_npz
 from var.evaluation.samples.sample_set import Settings, sample_settings
 from var.pipeline import VARPipeline
+from var.utils.files import locked
 from var.utils.ranks import Ranks
 
 JUDGE = "brightness"
@@ -496,3 +497,14 @@ def test_what_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     with refused("the model has 5 classes", "ImageNet's 1000"):
         check_labels_are_imagenets(5)
     check_labels_are_imagenets(1000)
+
+
+def test_a_second_process_in_one_set_is_refused_and_hidden_files_are_none(pipe: VARPipeline, tmp_path: Path) -> None:
+    with locked(tmp_path / "set"), refused(f"{tmp_path / 'set'} is in use by process "):
+        generate_samples(pipe, settings_of(pipe), tmp_path / "set")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / ".DS_Store").touch()
+    generate_samples(pipe, settings_of(pipe), tmp_path / "set")
+    (tmp_path / "set" / "images" / ".DS_Store").touch()
+    assert generate_samples(pipe, settings_of(pipe), tmp_path / "set") == 0
+    write_samples_npz(tmp_path / "set", settings_of(pipe))
