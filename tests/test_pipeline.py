@@ -623,3 +623,17 @@ def test_a_place_that_cannot_be_written(pipe: VARPipeline, tmp_path: Path) -> No
     (tmp_path / "file").write_text("in the way")
     with refused("cannot write", "file"):
         pipe.save_pretrained(tmp_path / "file" / "model")
+
+
+def test_the_output_of_a_training_stands_for_the_model_in_it(pipe: VARPipeline, tmp_path: Path) -> None:
+    pipe.save_pretrained(tmp_path / "run" / "model")
+    found = VARPipeline.from_pretrained(tmp_path / "run", device="cpu", dtype="float32")
+    assert torch.equal(found.model.head.weight, pipe.model.head.weight)
+    (tmp_path / "run" / "transformer").mkdir()  # a damaged model is not passed over
+    with refused("has no folder tokenizer"):
+        VARPipeline.from_pretrained(tmp_path / "run")
+
+
+def test_arguments_of_a_tokenizer_file_need_one() -> None:
+    with refused("phi_ratio and cosine say how to read a vae_file"):
+        VARPipeline.from_pretrained("var-mini", cosine=True)

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 
-PHI_RESIDUAL = 0.5  # phi(h) = 0.5 h + 0.5 conv(h)
 SOFTNESS = 0.1  # temperature of the choice in `entropy_loss`, over the mean distance to the nearest codeword
 
 
@@ -66,6 +65,7 @@ class Quantizer(nn.Module):
         num_phi: how many phi convolutions the K scales share (released: 4; 1: one for all; K: one per scale).
         beta: weight of the commitment term of the VQ loss.
         cosine: nearest codeword by angle in place of distance.
+        phi_ratio: r of phi(h) = (1 - r) h + r conv(h); 0 makes phi the identity, without convolutions.
     """
 
     def __init__(
@@ -76,13 +76,16 @@ class Quantizer(nn.Module):
         num_phi: int = 4,
         beta: float = 0.25,
         cosine: bool = False,
+        phi_ratio: float = 0.5,
     ) -> None:
         super().__init__()
         self.scales = scales
         self.beta = beta
         self.cosine = cosine
         self.codebook = nn.Embedding(vocab_size, latent_dim)
-        self.phi = nn.ModuleList(nn.Conv2d(latent_dim, latent_dim, 3, padding=1) for _ in range(num_phi))
+        self.phi_ratio = phi_ratio
+        num_convolutions = num_phi if phi_ratio else 0
+        self.phi = nn.ModuleList(nn.Conv2d(latent_dim, latent_dim, 3, padding=1) for _ in range(num_convolutions))
         self.phi_index = phi_of_scale(num_phi, len(scales))
         # How often each scale used each codeword per step, a recent mean; training writes it, nothing here reads it.
         self.usage: Tensor
@@ -105,9 +108,11 @@ class Quantizer(nn.Module):
         """Scale k's part of f_hat: its codewords (B, side * side, C) -> (B, C, H, H)."""
         h = rearrange(codes, "b (h w) c -> b c h w", h=self.scales.sides[k])  # (B, C, side, side)
         h = resize_up(h, self.scales.sides[-1])  # (B, C, H, H)
+        if not self.phi_ratio:
+            return h
         phi = self.phi[self.phi_index[k]]
         with torch.autocast(h.device.type, enabled=False):
-            return (1 - PHI_RESIDUAL) * h + PHI_RESIDUAL * phi(h)
+            return (1 - self.phi_ratio) * h + self.phi_ratio * phi(h)
 
     def residual_pyramid(self, features: Tensor) -> Iterator[ScaleStep]:
         """Quantize (B, C, H, H) scale by scale, coarse to fine: each scale encodes the residual of the coarser ones.

@@ -34,6 +34,7 @@ class TokenizerConfig:
         cosine: nearest codeword by angle.
         dropout: inside residual blocks.
         decoder_width: base_width of the decoder; 0 for the encoder's.
+        phi_ratio: r of phi(h) = (1 - r) h + r conv(h); 0 makes phi the identity, whatever num_phi is.
 
     Raises:
         InputError: a value that cannot work, with the value and the remedy.
@@ -51,6 +52,7 @@ class TokenizerConfig:
     cosine: bool = False
     dropout: float = 0.0
     decoder_width: int = 0
+    phi_ratio: float = 0.5
 
     def __post_init__(self) -> None:
         check_types(
@@ -77,6 +79,8 @@ class TokenizerConfig:
             raise InputError(f"dropout={self.dropout} must be in [0, 1)")
         if self.beta < 0:
             raise InputError(f"beta={self.beta} must not be negative")
+        if self.phi_ratio < 0:
+            raise InputError(f"phi_ratio={self.phi_ratio} must not be negative")
 
     @property
     def downsample(self) -> int:
@@ -89,7 +93,11 @@ class TokenizerConfig:
         return self.scales[-1] * self.downsample
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """Return all sizes, without a phi_ratio that is the released one, as files from before it have none."""
+        sizes = asdict(self)
+        if self.phi_ratio == TokenizerConfig.phi_ratio:
+            del sizes["phi_ratio"]
+        return sizes
 
 
 class VQVAEOutput(NamedTuple):
@@ -112,7 +120,13 @@ class VQVAE(nn.Module):
         self.encoder = Encoder(config.base_width, *sizes)
         self.quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 3, padding=1)
         self.quantizer = Quantizer(
-            self.scales, config.vocab_size, config.latent_dim, config.num_phi, config.beta, config.cosine
+            self.scales,
+            config.vocab_size,
+            config.latent_dim,
+            config.num_phi,
+            config.beta,
+            config.cosine,
+            config.phi_ratio,
         )
         self.post_quant_conv = nn.Conv2d(config.latent_dim, config.latent_dim, 3, padding=1)
         self.decoder = Decoder(config.decoder_width or config.base_width, *sizes)

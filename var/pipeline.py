@@ -95,6 +95,8 @@ class VARPipeline:
         dtype: str = "auto",
         vae_file: str | Path | None = None,
         var_file: str | Path | None = None,
+        phi_ratio: float | None = None,
+        cosine: bool = False,
     ) -> Self:
         """Load a model.
 
@@ -105,13 +107,15 @@ class VARPipeline:
             dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
             vae_file: released tokenizer file on this machine, for released names.
             var_file: released transformer file on this machine, for released names.
+            phi_ratio, cosine: of the vae_file, where it is another than the released one: see
+                `var.convert.load_official`.
 
         Raises:
             InputError: unknown name, missing or damaged files, no connection, an impossible device or dtype.
         """
         target = choose_device(device)
         chosen = choose_dtype(dtype, target)
-        pipe = cls(*load_pipeline(name, vae_file, var_file))
+        pipe = cls(*load_pipeline(name, vae_file, var_file, phi_ratio, cosine))
         for network in (pipe.model, pipe.vqvae):
             network.cast(chosen).to(target)
         return pipe

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from helpers import CLASSES, LATENT, SIDES, VOCAB, Tensors, refused, small_var, small_vqvae
+from helpers import CLASSES, LATENT, SIDES, VOCAB, Tensors, random_images, refused, small_var, small_vqvae
 
 from var.hub.convert import load_official, load_official_tokenizer, load_official_var, to_official
 from var.models.var import VAR
@@ -153,3 +153,62 @@ def test_the_two_files_are_not_interchangeable() -> None:
     vae, var = released()
     with refused("missing"):
         load_official(var, vae, scales=SIDES)
+
+
+# --- variants of the tokenizer, and checkpoints of the reference's trainer
+
+
+@pytest.mark.parametrize(("share", "num_phi"), [(0, 3), (1, 1), (2, 2), (4, 4), (None, 4)])
+def test_phi_convolutions_are_read_under_each_of_their_names(share: int | None, num_phi: int) -> None:
+    vqvae = small_vqvae(base_width=32, norm_groups=32, num_phi=num_phi)
+    vae, _ = to_official(vqvae, small_var(heads=2), share)
+    phi = sorted(key.removesuffix(".weight") for key in vae if "quant_resi" in key and key.endswith("weight"))
+    assert phi == {
+        0: ["quantize.quant_resi.0", "quantize.quant_resi.1", "quantize.quant_resi.2"],
+        1: ["quantize.quant_resi.qresi"],
+    }.get(share, [f"quantize.quant_resi.qresi_ls.{j}" for j in range(num_phi)])
+    loaded = load_official_tokenizer(vae, SIDES)
+    assert loaded.config == vqvae.config
+    tokens = torch.arange(42).reshape(2, 21) % VOCAB
+    assert torch.equal(loaded.decode(tokens), vqvae.decode(tokens))
+
+
+def test_a_number_of_phi_convolutions_that_does_not_go_with_their_names() -> None:
+    for share in (0, 1, 2):
+        with refused(f"share_quant_resi={share} does not go with num_phi=4"):
+            to_official(small_vqvae(), small_var(), share)
+
+
+@pytest.mark.parametrize("variant", [{"phi_ratio": 0.0}, {"phi_ratio": 0.25}, {"cosine": True}], ids=str)
+@torch.no_grad()
+def test_what_no_tensor_shows_is_an_argument(variant: dict[str, float]) -> None:
+    vqvae = small_vqvae(base_width=32, norm_groups=32, **variant)
+    vae, var = to_official(vqvae, small_var(heads=2))
+    loaded, _ = load_official(vae, var, SIDES, **variant)  # type: ignore[arg-type]
+    assert loaded.config == vqvae.config
+    images = random_images(4, 8)
+    assert torch.equal(loaded.encode(images), vqvae.encode(images))
+    assert torch.equal(loaded.decode(loaded.encode(images)), vqvae.decode(vqvae.encode(images)))
+    other = load_official_tokenizer(vae, SIDES)
+    assert (other.config == vqvae.config) == (variant == {"phi_ratio": 0.0})  # the absence of phi shows this one
+
+
+def test_phi_that_is_there_is_not_dropped() -> None:
+    vae, _ = released()
+    with refused("8 unknown", "quantize.quant_resi.qresi_ls.0.bias"):
+        load_official_tokenizer(vae, SIDES, phi_ratio=0)
+    del vae["quantize.quant_resi.qresi_ls.2.bias"]
+    with refused("1 keys missing", "quantize.quant_resi.qresi_ls.2.bias"):
+        load_official_tokenizer(vae, SIDES)
+
+
+def test_both_models_are_taken_out_of_a_checkpoint_of_the_trainer() -> None:
+    vae, var = released()
+    compiled = {f"_orig_mod.{name}": value for name, value in var.items()}
+    parts = {"vae_local": vae, "var_wo_ddp": compiled, "var_opt": {"optimizer": {}}}
+    checkpoint = {"args": {"depth": 2}, "epoch": 3, "trainer": parts}
+    vqvae, model = load_official(checkpoint, checkpoint, SIDES)
+    for ours, theirs in zip(to_official(vqvae, model), (vae, var), strict=True):
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    with refused("missing"):
+        load_official_var({"trainer": {"var_wo_ddp": {"module." + name: var[name] for name in list(var)[1:]}}}, SIDES)

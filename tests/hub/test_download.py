@@ -36,6 +36,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", offline)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", lambda *_, **__: None)
     return tmp_path / "cache"
 
 
@@ -80,6 +81,27 @@ def test_whatever_the_client_raises_is_one_line(error: Exception, monkeypatch: p
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fails)
     with refused(type(error).__name__, RELEASED_TOKENIZER, "var_d30.pth"):
         locate_file("var_d30.pth", RELEASED_REPOSITORY, (RELEASED_TOKENIZER, "var_d30.pth"))
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its client would try again for 25 seconds, but for the mode in which it looks at its own files alone."""
+    asked = []
+
+    def metadata(url: str, timeout: float) -> None:
+        asked.append((url.rpartition("/")[2], timeout <= 5))
+        raise ConnectionError
+
+    def download(*_: object) -> str:
+        assert huggingface_hub.constants.HF_HUB_OFFLINE
+        raise huggingface_hub.errors.LocalEntryNotFoundError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    before = huggingface_hub.constants.HF_HUB_OFFLINE
+    with refused("var_d24.pth could not be downloaded", "fetch var_d24.pth"):
+        locate_file("var_d24.pth", RELEASED_REPOSITORY, ("var_d24.pth",))
+    assert asked == [("var_d24.pth", True)]
+    assert before == huggingface_hub.constants.HF_HUB_OFFLINE
 
 
 def test_the_hub_is_asked_for_the_right_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

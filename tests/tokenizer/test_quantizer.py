@@ -7,7 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import LATENT, VOCAB, largest_difference, normal, random_tokens, randomize, small_quantizer, small_vqvae
+from einops import rearrange
+from helpers import (
+    LATENT,
+    SIDES,
+    VOCAB,
+    largest_difference,
+    normal,
+    random_tokens,
+    randomize,
+    small_quantizer,
+    small_vqvae,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -109,6 +120,18 @@ def test_area_resize_is_the_mean_of_the_covered_cells(old: int, new: int) -> Non
 def test_bicubic_resize_equals_the_formula() -> None:
     maps = normal(1, 2, 3, 3)
     assert largest_difference(resize_up(maps, 7), torch.from_numpy(resized(maps.numpy(), bicubic_matrix(3, 7)))) < 1e-5
+
+
+@torch.no_grad()
+def test_phi_mixes_by_its_ratio() -> None:
+    codes, half = normal(2, 4, LATENT), small_quantizer()
+    halved = half.scale_update(codes, 1)
+    identity = small_quantizer(phi_ratio=0).scale_update(codes, 1)
+    assert not list(small_quantizer(phi_ratio=0).phi.parameters())
+    assert torch.equal(identity, resize_up(rearrange(codes, "b (h w) c -> b c h w", h=2), SIDES[-1]))
+    for ratio in (0.25, 1.0):
+        mixed = small_quantizer(phi_ratio=ratio).scale_update(codes, 1)
+        assert largest_difference(mixed, identity + 2 * ratio * (halved - identity)) < 1e-5
 
 
 @pytest.mark.parametrize("num_scales", [1, 3, 4, 6, 10])

@@ -138,6 +138,7 @@ def test_num_scales_out_of_range_is_refused(num_scales: int) -> None:
         ({"decoder_width": -32}, ("decoder_width=-32", "0 takes base_width")),
         ({"dropout": 1.0}, ("dropout=1.0", "[0, 1)")),
         ({"beta": -0.1}, ("beta=-0.1",)),
+        ({"phi_ratio": -0.5}, ("phi_ratio=-0.5", "negative")),
     ],
 )
 def test_sizes_that_cannot_work_are_refused(change: dict[str, object], parts: tuple[str, ...]) -> None:

@@ -21,6 +21,7 @@ from var.utils.weights import StateDict, check_finite, load_strict, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CHECKSUM = "sha256"  # entry of CONFIG: of WEIGHTS; files from before have none
+EXPORTED = "model"  # folder of a training's output
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a pipeline's models
 PIPELINE_PARTS = {"VQVAE": TOKENIZER, "VAR": TRANSFORMER}
 
@@ -48,6 +49,13 @@ def save_model(
         safetensors.torch.save_file(state, new / WEIGHTS)
         (new / CONFIG).write_text(json.dumps(config | {CHECKSUM: file_sha256(new / WEIGHTS)}, indent=2) + "\n")
         (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # the umask's: safetensors 0.8 shuts out all others
+
+
+def find_exported(folder: Path) -> Path:
+    """Return the folder `model` in the output of a training, which it exports; any other folder as it is."""
+    exported = folder / EXPORTED
+    is_output = exported.is_dir() and not any((folder / name).exists() for name in (CONFIG, TOKENIZER, TRANSFORMER))
+    return exported if is_output else folder
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -4,6 +4,8 @@ The released files come from the reference implementation of arXiv 2404.02905. S
 """
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,10 +13,13 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.scales import SCALES_256, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.hub.state_dicts import check_state, count_numbers, load_converted, rename, shape_of
+from var.hub.state_dicts import count_numbers, find_state, load_converted, rename, shape_of
 from var.models.masks import block_causal
 from var.models.var import VAR, VARConfig
 from var.utils.weights import StateDict
+
+# Where a checkpoint of the reference's trainer keeps the two models, outermost first.
+TOKENIZER_ENTRIES, VAR_ENTRIES = ("trainer", "vae_local"), ("trainer", "var_wo_ddp")
 
 # Our name -> theirs, of whole keys or of what stands before the last dot.
 _VAR_KEYS = {
@@ -45,12 +50,16 @@ _TOKENIZER_KEYS = {
 }
 
 
-def official_tokenizer_key(key: str, config: TokenizerConfig) -> str:
-    """The released name of one of VQVAE's parameters or buffers."""
+_PHI = "quantize.quant_resi"
+
+
+def official_tokenizer_key(key: str, config: TokenizerConfig, share_quant_resi: int) -> str:
+    """The released name of one of VQVAE's parameters or buffers; for share_quant_resi see `to_official`."""
     if key in _TOKENIZER_KEYS:
         return _TOKENIZER_KEYS[key]
     if match := re.fullmatch(r"quantizer\.phi\.(\d+)\.(.+)", key):
-        return f"quantize.quant_resi.qresi_ls.{match[1]}.{match[2]}"
+        names = {0: f"{_PHI}.{match[1]}", 1: f"{_PHI}.qresi"}
+        return f"{names.get(share_quant_resi, f'{_PHI}.qresi_ls.{match[1]}')}.{match[2]}"
     if match := re.fullmatch(r"(encoder|decoder)\.middle\.([012])\.(.+)", key):
         part = ("block_1", "attn_1", "block_2")[int(match[2])]
         return f"{match[1]}.mid.{part}.{_official_layer(match[3])}"
@@ -96,9 +105,26 @@ def _derived_buffers(config: VARConfig) -> dict[str, Tensor]:
     }
 
 
-def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConfig:
-    """Return the sizes of a released tokenizer, read off its tensors. Raises InputError if one is missing."""
-    check_state(state)
+def _read_phi(state: StateDict) -> tuple[int, int]:
+    """Return share_quant_resi by the names of the phi convolutions, and their number, which may be 0."""
+    if any(key.startswith(f"{_PHI}.qresi.") for key in state):
+        return 1, 1
+    if one_per_scale := count_numbers(state, rf"{_PHI}\.(\d+)\."):
+        return 0, one_per_scale
+    shared = count_numbers(state, rf"{_PHI}\.qresi_ls\.(\d+)\.")
+    return max(shared, 2), shared  # the names are the same for any number above 1
+
+
+def tokenizer_config(
+    state: StateDict, scales: tuple[int, ...], phi_ratio: float | None = None, cosine: bool = False
+) -> TokenizerConfig:
+    """Return the sizes of a released tokenizer, read off its tensors; for the arguments see load_official.
+
+    Raises InputError: a tensor that determines a size is missing.
+    """
+    _, num_phi = _read_phi(state)
+    if phi_ratio is None:
+        phi_ratio = TokenizerConfig.phi_ratio if num_phi else 0.0
     levels = count_numbers(state, r"encoder\.down\.(\d+)\.")
     base_width = shape_of(state, "encoder.conv_in.weight", 4)[0]
     widths = [shape_of(state, f"encoder.down.{i}.block.0.conv2.weight", 4)[0] for i in range(levels)]
@@ -110,7 +136,9 @@ def tokenizer_config(state: StateDict, scales: tuple[int, ...]) -> TokenizerConf
         base_width=base_width,
         multipliers=tuple(width // base_width for width in widths),
         blocks=count_numbers(state, r"encoder\.down\.0\.block\.(\d+)\."),
-        num_phi=count_numbers(state, r"quantize\.quant_resi\.qresi_ls\.(\d+)\."),
+        num_phi=num_phi or TokenizerConfig.num_phi,
+        cosine=cosine,
+        phi_ratio=phi_ratio,
     )
 
 
@@ -119,7 +147,6 @@ def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None)
 
     Raises InputError: a tensor that determines a size is missing, or the number of tokens is not that of the scales.
     """
-    check_state(state)
     depth = count_numbers(state, r"blocks\.(\d+)\.")
     length = shape_of(state, "pos_1LC", 3)[1]
     if length != Scales(scales).total:
@@ -146,43 +173,69 @@ def var_config(state: StateDict, scales: tuple[int, ...], num_heads: int | None)
 
 
 def load_official(
-    vae_state_dict: StateDict,
-    var_state_dict: StateDict,
+    vae_state_dict: Mapping[str, Any],
+    var_state_dict: Mapping[str, Any],
     scales: tuple[int, ...] = SCALES_256.sides,
     num_heads: int | None = None,
+    phi_ratio: float | None = None,
+    cosine: bool = False,
 ) -> tuple[VQVAE, VAR]:
     """Our modules with the weights of the released files, in float32 and evaluation mode.
 
     Tensors that are float32 already are used as they are, not copied: training the modules writes into them.
 
     Args:
-        vae_state_dict: of the released tokenizer.
-        var_state_dict: of a released transformer.
+        vae_state_dict: of the released tokenizer, or a checkpoint of the reference's trainer, which has both.
+        var_state_dict: of a released transformer, or such a checkpoint.
         scales: sides of the token maps that both were trained with.
         num_heads: None reads it off the attention temperatures, or takes the depth where there are none.
+        phi_ratio: r of the tokenizer's phi(h) = (1 - r) h + r conv(h), the absolute value of the reference's
+            quant_resi, which no tensor shows. None: 0.5, as in the released one; 0 where there is no phi convolution.
+        cosine: the tokenizer compares codes by angle (the reference's using_znorm), which no tensor shows either.
 
     Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently.
     """
-    return load_official_tokenizer(vae_state_dict, scales), load_official_var(var_state_dict, scales, num_heads)
+    vqvae = load_official_tokenizer(vae_state_dict, scales, phi_ratio, cosine)
+    return vqvae, load_official_var(var_state_dict, scales, num_heads)
 
 
-def load_official_tokenizer(state: StateDict, scales: tuple[int, ...] = SCALES_256.sides) -> VQVAE:
+def load_official_tokenizer(
+    state: Mapping[str, Any],
+    scales: tuple[int, ...] = SCALES_256.sides,
+    phi_ratio: float | None = None,
+    cosine: bool = False,
+) -> VQVAE:
     """The tokenizer's half of load_official."""
-    config = tokenizer_config(state, tuple(scales))
-    return load_converted(VQVAE, config, state, lambda key: official_tokenizer_key(key, config))
+    state = find_state(state, TOKENIZER_ENTRIES)
+    config = tokenizer_config(state, tuple(scales), phi_ratio, cosine)
+    share_quant_resi, _ = _read_phi(state)
+    return load_converted(VQVAE, config, state, lambda key: official_tokenizer_key(key, config, share_quant_resi))
 
 
 def load_official_var(
-    state: StateDict, scales: tuple[int, ...] = SCALES_256.sides, num_heads: int | None = None
+    state: Mapping[str, Any], scales: tuple[int, ...] = SCALES_256.sides, num_heads: int | None = None
 ) -> VAR:
     """The transformer's half of load_official."""
+    state = find_state(state, VAR_ENTRIES)
     config = var_config(state, tuple(scales), num_heads)
     return load_converted(VAR, config, state, official_var_key, _derived_buffers(config))
 
 
-def to_official(vqvae: VQVAE, model: VAR) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The inverse of load_official: state dicts with the released files' names, shapes and derived buffers."""
-    vae_state = {official_tokenizer_key(key, vqvae.config): value for key, value in vqvae.state_dict().items()}
+def to_official(
+    vqvae: VQVAE, model: VAR, share_quant_resi: int | None = None
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """The inverse of load_official: state dicts with the released files' names, shapes and derived buffers.
+
+    Args:
+        share_quant_resi: with which the reference builds its tokenizer: 0 for one phi convolution per scale, else
+            their number. None: their number.
+
+    Raises InputError: another number of phi convolutions than share_quant_resi says.
+    """
+    config, share = vqvae.config, vqvae.config.num_phi if share_quant_resi is None else share_quant_resi
+    if config.phi_ratio and (share or len(config.scales)) != config.num_phi:
+        raise InputError(f"share_quant_resi={share} does not go with num_phi={config.num_phi}: leave it out")
+    vae_state = {official_tokenizer_key(key, config, share): value for key, value in vqvae.state_dict().items()}
     var_state = {}
     for key, value in model.state_dict().items():
         if key.endswith("log_scale"):

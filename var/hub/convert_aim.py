@@ -4,14 +4,15 @@ The released files come from the reference implementation of arXiv 2401.08541. S
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any
 
 from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.hub.presets import AIM_RELEASED, best_layers, choose_layers
-from var.hub.state_dicts import check_state, count_numbers, load_converted, rename, shape_of
+from var.hub.state_dicts import count_numbers, find_state, load_converted, rename, shape_of
 from var.models.aim import AIM, AIMConfig, EncoderConfig
 from var.utils.weights import StateDict
 
@@ -50,7 +51,6 @@ def aim_config(
 
     Raises InputError: a tensor that determines a size is missing, or an unknown number of heads.
     """
-    check_state(state)
     width, _, _, patch_size = shape_of(state, "preprocessor.patchifier.proj.weight", 4)
     encoder = EncoderConfig(
         image_size=EncoderConfig.image_size if img_size is None else img_size,
@@ -79,7 +79,7 @@ def _released_heads(width: int) -> int:
 
 
 def load_official_aim(
-    state_dict: StateDict,
+    state_dict: Mapping[str, Any],
     img_size: int | None = None,
     num_heads: int | None = None,
     probe_layers: str | Sequence[int] = "last",
@@ -98,6 +98,7 @@ def load_official_aim(
     Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently; a number of heads
     or layers that are not known for these sizes.
     """
+    state_dict = find_state(state_dict)
     config = aim_config(state_dict, img_size, num_heads, probe_layers)
     return load_converted(AIM, config, state_dict, official_aim_key)
 

@@ -1,15 +1,15 @@
 """Released weights: found in a folder or downloaded, converted once, kept as a folder of ours."""
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.hub.checkpoint import CONFIG, WEIGHTS, load_aim, save_model
-from var.hub.convert import load_official
+from var.hub.checkpoint import CONFIG, WEIGHTS, find_exported, load_aim, save_model
+from var.hub.convert import TOKENIZER_ENTRIES, VAR_ENTRIES, load_official
 from var.hub.convert_aim import load_official_aim
 from var.hub.presets import (
     AIM_RELEASED,
@@ -29,15 +29,24 @@ from var.utils.files import cache_folder, to_path
 from var.utils.json_text import parse_json
 from var.utils.weights import check_weights_exist, read_weights
 
+HUB_TIMEOUT = 5  # seconds for its first answer
+
 
 class UnreachableError(InputError):
     """The hub did not answer."""
 
 
-def load_released(name: str, vae_file: Path | None = None, var_file: Path | None = None) -> tuple[VQVAE, VAR]:
+def load_released(
+    name: str,
+    vae_file: Path | None = None,
+    var_file: Path | None = None,
+    phi_ratio: float | None = None,
+    cosine: bool = False,
+) -> tuple[VQVAE, VAR]:
     """The tokenizer and transformer of one of presets.RELEASED, in float32 and evaluation mode.
 
-    A file that is not given is looked for in `released/` of the cache folder, then on the hub.
+    A file that is not given is looked for in `released/` of the cache folder, then on the hub; phi_ratio and cosine are
+    of the tokenizer, see `load_official`.
 
     Raises InputError: a file that is missing, damaged, or not of this model; no connection, with the files to fetch.
     """
@@ -46,9 +55,9 @@ def load_released(name: str, vae_file: Path | None = None, var_file: Path | None
         given or locate_file(file, RELEASED_REPOSITORY, files)
         for given, file in zip((vae_file, var_file), files, strict=True)
     )
-    vae_state, var_state = read_weights(vae_file), read_weights(var_file)
+    vae_state, var_state = read_weights(vae_file, TOKENIZER_ENTRIES), read_weights(var_file, VAR_ENTRIES)
     try:
-        vqvae, model = load_official(vae_state, var_state, scales=config.scales)
+        vqvae, model = load_official(vae_state, var_state, scales=config.scales, phi_ratio=phi_ratio, cosine=cosine)
     except InputError as error:
         raise InputError(f"{vae_file} and {var_file} are not the files of {name}: {error}") from error
     if model.config != config:
@@ -73,7 +82,7 @@ def load_aim_by_name(
             known = ", ".join(AIM_RELEASED)
             raise InputError(f"backbone_file and head_file go with a released name ({known}), not with {str(name)!r}")
         return load_released_aim(str(name), probe_layers, backbone, head)
-    folder = to_path(name, "model")
+    folder = find_exported(to_path(name, "model"))
     if not folder.is_dir():
         check_aim_name(str(name))
         preset = AIM_RELEASED[str(name)]
@@ -227,7 +236,27 @@ def download(file: str, repository: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        return Path(hf_hub_download(repository, file))
+        with _offline_if_unreachable(file, repository):
+            return Path(hf_hub_download(repository, file))
     except Exception as error:  # the HTTP library's errors, which differ by version
         kind = UnreachableError if isinstance(error, LocalEntryNotFoundError) else InputError
         raise kind(f"{file} could not be downloaded ({type(error).__name__})") from error
+
+
+@contextmanager
+def _offline_if_unreachable(file: str, repository: str) -> Iterator[None]:
+    """Keep the hub's client to its own files if the hub does not answer: it would try again for 25 seconds."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, file), timeout=HUB_TIMEOUT)
+    except HfHubHTTPError:
+        pass  # an answer
+    except Exception:  # the HTTP library's errors, which differ by version
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before

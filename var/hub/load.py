@@ -8,7 +8,7 @@ import torch
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.hub.checkpoint import TOKENIZER, TRANSFORMER, load_tokenizer, load_var, read_config, save_model
+from var.hub.checkpoint import TOKENIZER, TRANSFORMER, find_exported, load_tokenizer, load_var, read_config, save_model
 from var.hub.download import load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name
 from var.models.var import VAR
@@ -26,19 +26,25 @@ class PipelineParts(NamedTuple):
 
 
 def load_pipeline(
-    name: str | Path, vae_file: str | Path | None = None, var_file: str | Path | None = None
+    name: str | Path,
+    vae_file: str | Path | None = None,
+    var_file: str | Path | None = None,
+    phi_ratio: float | None = None,
+    cosine: bool = False,
 ) -> PipelineParts:
     """The parts of a pipeline, in float32: see VARPipeline.from_pretrained.
 
     Raises InputError: unknown name, missing or damaged files, no connection.
     """
-    given = (("vae_file", vae_file), ("var_file", var_file))
-    files = [to_path(file, argument) if file else None for argument, file in given]
-    if not any(files):
+    vae_path = to_path(vae_file, "vae_file") if vae_file else None
+    var_path = to_path(var_file, "var_file") if var_file else None
+    if vae_path is None and (phi_ratio is not None or cosine):
+        raise InputError("phi_ratio and cosine say how to read a vae_file: give one, or leave them out")
+    if vae_path is None and var_path is None:
         return _load_folder(find_folder(name))
     if str(name) not in RELEASED:
         raise InputError(f"vae_file and var_file go with a released name ({', '.join(RELEASED)}), not with {name!r}")
-    vqvae, model = load_released(str(name), *files)
+    vqvae, model = load_released(str(name), vae_path, var_path, phi_ratio, cosine)
     return PipelineParts(model, vqvae)
 
 
@@ -58,11 +64,11 @@ def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None 
 
 
 def find_folder(name: str | Path) -> Path:
-    """The folder of a model: the one given, a shipped one, or the conversion of a released one (made if need be).
+    """The folder of a model: that given, or in a training output; a shipped one; a released one, converted if need be.
 
     Raises InputError: an unknown name; released weights that cannot be had.
     """
-    folder = to_path(name, "model")
+    folder = find_exported(to_path(name, "model"))
     if folder.is_dir():
         return folder
     check_name(str(name))

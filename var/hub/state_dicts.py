@@ -1,14 +1,14 @@
 """State dicts of released files: the sizes read off them, and strict loading into our modules."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.utils.weights import StateDict, check_finite
+from var.utils.weights import StateDict, check_finite, unwrap
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -62,14 +62,19 @@ def rename(key: str, names: Mapping[str, str]) -> str:
     return names[key] if key in names else f"{names[part]}.{tensor}"
 
 
-def check_state(state: object) -> None:
-    """Raise InputError unless this is a mapping of names to tensors."""
+def find_state(state: object, entries: Sequence[str] = ()) -> StateDict:
+    """Return the state dict that is given or inside a training checkpoint, see `unwrap`; all values are tensors.
+
+    Raises InputError: anything else.
+    """
+    state = unwrap(state, entries)
     if not isinstance(state, Mapping):
         raise InputError(f"not a released file: a {type(state).__name__} is no state dict of tensors by name")
     for key, value in state.items():
         if not isinstance(key, str) or not isinstance(value, Tensor):
             found = f"{key!r} is the key of a {type(value).__name__}"
             raise InputError(f"not a released file: it must hold tensors by name, and {found}")
+    return state
 
 
 def shape_of(state: StateDict, key: str, dimensions: int) -> tuple[int, ...]:
