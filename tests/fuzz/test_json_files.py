@@ -90,7 +90,7 @@ def test_json_of_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"1e999", b'"\\ud800"', b"NaN", b"\xff", b""]
+    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"9" * 5000, b"1e999", b'"\\ud800"', b"\xff", b""]
 )
 def test_json_made_to_do_harm(content: bytes) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - each parser has its own words

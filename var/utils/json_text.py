@@ -1,17 +1,17 @@
 """Reading JSON that may be damaged or made to do harm."""
 
 import json
-from typing import Any, NoReturn
+from typing import Any
 
 
 def parse_json(content: bytes | str) -> Any:
-    """Return the value of a JSON document.
+    """Return the value of a JSON document; NaN and Infinity, which JSON does not have, are read as null.
 
     Raises ValueError: not JSON; nested too deeply; text that is no Unicode; numbers that are not finite, or whole ones
     beyond 64 bits.
     """
     try:
-        value = json.loads(content, parse_constant=_refuse, parse_float=_finite, parse_int=_whole)
+        value = json.loads(content, parse_constant=lambda _: None, parse_float=_finite, parse_int=_whole)
         json.dumps(value, ensure_ascii=False).encode()  # half a character, such as "\\ud800", can be parsed only
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
@@ -21,7 +21,7 @@ def parse_json(content: bytes | str) -> Any:
 def _finite(text: str) -> float:
     number = float(text)
     if number in (float("inf"), -float("inf")):
-        _refuse(text)
+        raise ValueError(f"{text} is not a finite number")
     return number
 
 
@@ -30,7 +30,3 @@ def _whole(text: str) -> int:
     if not -(2**63) <= number < 2**63:
         raise ValueError(f"a whole number of {len(text)} digits is too large")
     return number
-
-
-def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a finite number")
