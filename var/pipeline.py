@@ -1,7 +1,6 @@
 """VARPipeline, what users import: labels in, images out; and edits of images."""
 
 import operator
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.models.var import VAR
 from var.sampling.generate import check_fit, generate_batches, index_within_class
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
-from var.utils.classes import find_label, imagenet_names, listing
+from var.utils.classes import find_label, imagenet_names, label_of_text, listing
 from var.utils.device import choose_device, choose_dtype
 from var.utils.images import load_image, resize_and_crop, to_pil, to_rgb, to_tensor
 
@@ -129,16 +128,14 @@ class VARPipeline:
         save_pipeline(Path(folder), PipelineParts(self.model, self.vqvae, self.classes, self.sampling), dtype)
 
     def label(self, given: int | str) -> int:
-        """The label of a class given by index or name.
+        """The label of a class given by index or name; text that is the name of a class means it, even a number.
 
         Raises:
             InputError: a class that the model does not have or was not trained on, with those that it knows.
         """
-        if isinstance(given, str) and not re.fullmatch(r"-?\d+", given.strip()):
-            return find_label(given, self.known_classes())
         num_classes = self.model.config.num_classes
         try:
-            label = int(given) if isinstance(given, str) else operator.index(given)
+            label = self._label_of_text(given) if isinstance(given, str) else operator.index(given)
         except TypeError as error:
             raise InputError(f"class {given!r} must be the index of a class or its name") from error
         if not 0 <= label < num_classes:
@@ -148,6 +145,11 @@ class VARPipeline:
                 f"class {label} is not one that this model was trained on; it knows {listing(self.classes)}"
             )
         return label
+
+    def _label_of_text(self, text: str) -> int:
+        classes = self.known_classes()
+        label = label_of_text(text, classes)
+        return find_label(text, classes) if label is None else label
 
     def known_labels(self) -> list[int]:
         """Return all labels that the model was trained on, in ascending order."""

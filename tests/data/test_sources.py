@@ -12,7 +12,9 @@ from helpers import refused
 from PIL import Image
 from tiny_data import SIDE, encoded, opened, picture, sample, write_folder, write_parquet
 
+from var.data.config import DataConfig
 from var.data.dataset import ImageDataset
+from var.training.estimate.images import find_images
 from var.utils.images import resize_and_crop, to_tensor
 
 # --- where images come from
@@ -93,6 +95,34 @@ def test_class_folders_with_numbers_are_labels(tmp_path: Path) -> None:
     assert sorted(train.labels.tolist()) == [2, 10, 207]
     assert train.num_classes == 208
     assert train.class_names == {207: "golden retriever"}
+
+
+def test_class_folders_with_ids_are_numbered_from_0_and_named_by_them(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"20240101": 1, "20231231": 1}, "train")
+    train = opened(tmp_path)
+    assert (train.labels.tolist(), train.num_classes) == ([0, 1], 2)
+    assert train.class_names == {0: "20231231", 1: "20240101"}
+    (tmp_path / "classes.json").write_text('{"20240101": {"name": "new year"}, "7": {"name": "other"}}')
+    assert opened(tmp_path).class_names == {0: "20231231", 1: "new year"}
+
+
+@pytest.mark.parametrize("label", [10**12, 2**63 - 1, 2**63, 40_000])
+def test_labels_of_tables_that_are_ids_are_refused(tmp_path: Path, label: int) -> None:
+    labels = pa.array([0, label], pa.uint64() if label == 2**63 else pa.int64())
+    write_parquet(tmp_path / "train.parquet", [encoded(picture(i)) for i in range(2)], labels)
+    with refused("data.label_column='label'", f"has label {min(label, 2**63 - 1)} for 2 classes", "from 0"):
+        opened(tmp_path)
+    assert "for 2 classes: labels number the classes" in str(find_images(DataConfig(source=str(tmp_path))).unknown)
+    assert opened(tmp_path, label_column=None).num_classes == 1
+
+
+def test_images_outside_the_class_folders_are_passed_over_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_folder(tmp_path, {"a-b": 1, "a": 2}, "train")
+    picture(0).save(tmp_path / "train/cover.png")
+    assert opened(tmp_path).labels.tolist() == [0, 0, 1]
+    assert f"{tmp_path / 'train'}: 1 image outside the class folders passed over" in caplog.messages
 
 
 def hub_dataset(labels: list[int], **splits: int) -> datasets.DatasetDict:
@@ -286,3 +316,54 @@ def test_of_a_single_image_none_is_held_out(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "train" / "a.png")
     with refused("a single training image or shard", "add a validation split"):  # no other fraction would help
         opened(tmp_path, "validation", validation_fraction=0.1)
+
+
+# --- layouts
+
+
+def splits(source: Path, **options: Any) -> list[list[str]]:
+    return [
+        [place.removeprefix(f"{source}/") for place in places(opened(source, split, **options))]
+        for split in ("train", "validation")
+    ]
+
+
+def test_unlabeled_or_labeled_test_folder_gives_way_to_what_is_held_out(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cat": 2, "dog": 2}, "train")
+    (tmp_path / "test").mkdir()
+    picture(0).save(tmp_path / "test/0.jpg")
+    with refused("no classes in test/", "set data.validation_fraction"):
+        opened(tmp_path, "validation")
+    for labeled in (False, True):
+        if labeled:
+            write_folder(tmp_path, {"cat": 1}, "test")
+        train, validation = splits(tmp_path, validation_fraction=0.25)
+        assert len(train) == 3
+        assert validation[0] not in train
+        assert validation[0].startswith("train/")
+    write_parquet(tmp_path / "tables/train.parquet", [encoded(picture(i)) for i in range(4)], [0, 1, 0, 1])
+    write_parquet(tmp_path / "tables/test.parquet", [encoded(picture(5))], [0])
+    assert len(opened(tmp_path / "tables", "validation")) == 1
+    assert "(train)" in places(opened(tmp_path / "tables", "validation", validation_fraction=0.25))[0]
+
+
+def test_folder_of_images_or_of_class_folders_is_all_for_training(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cat": 2, "dog": 2}, "photos")
+    (tmp_path / "flat").mkdir()
+    for i in range(4):
+        picture(i).save(tmp_path / "flat" / f"{i}.jpg")
+    for name, classes in (("photos", {0: "cat", 1: "dog"}), ("flat", {})):
+        with refused("no validation folder", "set data.validation_fraction"):
+            opened(tmp_path / name, "validation")
+        assert opened(tmp_path / name).class_names == classes
+        train, validation = splits(tmp_path / name, validation_fraction=0.25)
+        assert (len(train), len(validation)) == (3, 1)
+
+
+def test_split_folders_are_no_classes_in_any_case_of_letters(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cat": 1}, "Train")
+    write_folder(tmp_path, {"cat": 2}, "VAL")
+    assert [len(opened(tmp_path, split)) for split in ("train", "validation")] == [1, 2]
+    write_folder(tmp_path / "half", {"cat": 2}, "val")
+    with refused("neither a train folder"):
+        opened(tmp_path / "half")

@@ -3,7 +3,7 @@
 import pytest
 from helpers import refused
 
-from var.utils.classes import find_label, imagenet_names, listing, spread
+from var.utils.classes import class_labels, find_label, folder_names, imagenet_names, label_of_text, listing, spread
 
 CLASSES = {1: "goldfish", 207: "golden retriever", 134: "crane", 517: "crane", 8: "Red_Fox", 9: "t-shirt"}
 
@@ -62,3 +62,25 @@ def test_imagenets_names() -> None:
 )
 def test_spread_takes_a_few_at_even_distances(known: int, expected: list[int]) -> None:
     assert spread(range(known), 8) == expected
+
+
+def test_text_that_is_a_name_means_that_class_even_if_it_is_a_number(caplog: pytest.LogCaptureFixture) -> None:
+    classes = {0: "1", 1: "10", 2: "2", 3: "none"}
+    assert [label_of_text(text, classes) for text in ("1", "10", "2", "none", "3", "7", "-1", " 1 ", "cat")] == [
+        *(0, 1, 2, 3, 3, 7, -1, 0),
+        None,
+    ]
+    assert caplog.messages[0] == ("class '1' is taken as the name of the class with label 0; label 1 is the class '10'")
+    assert len(caplog.messages) == 2  # ' 1 ' again: 10 is no label, 2 is the label of the class 2
+    assert label_of_text("9" * 5000, classes) is None
+
+
+def test_numbers_of_folders_that_are_too_large_for_labels_are_names() -> None:
+    assert class_labels(["20240101", "20231231"]) == {"20231231": 0, "20240101": 1}
+    assert class_labels(["9" * 255, "1"]) == {"1": 0, "9" * 255: 1}
+    assert class_labels(["10", "2", "21840"]) == {"10": 10, "2": 2, "21840": 21840}
+    assert len(class_labels(map(str, range(100_000)))) == 100_000  # so many there are
+    assert class_labels([]) == {}
+    assert folder_names({"20231231": 0, "20240101": 1}) == {0: "20231231", 1: "20240101"}
+    assert folder_names({"10": 10, "02": 2}) == {}
+    assert folder_names({"1": 0, "10": 1, "none": 2}) == {0: "1", 1: "10", 2: "none"}

@@ -50,7 +50,8 @@ class DataConfig(Section):
     """Source of the images, and their preprocessing to squares.
 
     Attributes:
-        source: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or without class folders; a folder with
+        source: a folder with train/CLASS/*.jpg and val/CLASS/*.jpg, or without class folders; a folder of CLASS/*.jpg
+            or *.jpg alone, all of them for training, with validation_fraction; a folder with
             train*.parquet and validation*.parquet in the Hugging Face image schema; a hub dataset such as
             zh-plus/tiny-imagenet; or the index of WebDataset shards, a path or URL ending in .json.
         image_column: column of the images, for Parquet and hub datasets.
@@ -69,7 +70,8 @@ class DataConfig(Section):
         workers: processes that read images, beside each training process; 0 reads in the training process.
         max_unreadable: largest fraction of unreadable images among the samples of a run, which stops at more.
         validation_images: use so many images of the validation split, spread over it; None for all.
-        validation_fraction: where there is no validation split, hold out this fraction of the training images.
+        validation_fraction: where there is no validation split, hold out this fraction of the training images; a split
+            named test is left aside then.
         shuffle_shards: number of streamed shards among which samples are shuffled.
         cache: folder for streamed shards; None: a folder below the user's cache.
         cache_gigabytes: bound on that folder.

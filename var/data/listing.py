@@ -12,6 +12,12 @@ from tokenizer.errors import InputError
 Split = Literal["train", "validation"]
 
 SPLIT_NAMES: dict[Split, tuple[str, ...]] = {"train": ("train",), "validation": ("validation", "valid", "val", "test")}
+TEST = "test"  # serves for validation only where no part of the training images is to be held out
+
+
+def split_names(split: Split, held_out: float = 0) -> tuple[str, ...]:
+    """Return the names of a split, the preferred first; `held_out` is data.validation_fraction."""
+    return tuple(name for name in SPLIT_NAMES[split] if not (held_out and name == TEST))
 
 
 class Encoded(NamedTuple):

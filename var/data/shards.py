@@ -35,10 +35,12 @@ import fsspec
 from filelock import FileLock, Timeout
 
 from tokenizer.errors import InputError, one_line
+from var.utils.classes import labels_fit
 from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_write, to_path
 from var.utils.json_text import parse_json
 from var.utils.provenance import sha256
+from var.utils.text import plural
 
 WEB = frozenset(("http", "https"))  # read by urllib, all others by fsspec
 SCHEMES = WEB | {"file", "s3", "s3a", "gs", "gcs", "hf", "az", "abfs", "abfss", "oci", "oss", "hdfs", "webhdfs"}
@@ -144,6 +146,11 @@ def write_index(folder: Path) -> Path:
     if "train" not in content:
         raise InputError(f"{folder} holds no train*.tar: name the shards so, and validation shards val*.tar")
     if labels:
+        if not labels_fit(max(labels), len(labels)):
+            raise InputError(
+                f"{folder} has label {max(labels)} for {plural(len(labels), 'class', 'es')}: labels number the classes "
+                "from 0, so replace ids by such numbers"
+            )
         content["num_classes"] = max(labels) + 1
     path = folder / "index.json"
     with atomic_write(path) as beside:

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import InputError
 from var.data.config import DataConfig
-from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, unlabeled
+from var.data.listing import Encoded, Listing, MissingSplitError, Split, split_names, unlabeled
 from var.data.tables import list_hub, list_parquet, parquet_files
 from var.data.webdataset import list_shards
-from var.utils.classes import class_labels, named_classes
+from var.utils.classes import class_labels, folder_names, named_classes
 from var.utils.files import subfolders, to_path
-from var.utils.images import find_images
+from var.utils.images import IMAGE_SUFFIXES, find_images
 from var.utils.text import plural
 
 log = logging.getLogger(__name__)
@@ -28,12 +28,14 @@ def list_images(config: DataConfig, split: Split) -> Listing:
     """List the images and labels of a split.
 
     Folders: train/CLASS and val/CLASS. Labels number the sorted class names of train/; if all names are numbers, they
-    are the labels themselves. Images directly below train/ are one class. Parquet files and hub datasets: the label
-    column. A classes.json in the folder, {"207": {"name": "golden retriever"}}, names the labels. The index of shards:
-    see `shards`. With data.label_column=null every label is 0.
+    are the labels themselves, unless they are too large for so few classes (`labels_fit`), as ids are. Images directly
+    below train/ are one class. A folder without train/ that holds CLASS/*.jpg or *.jpg is the training split. Parquet
+    files and hub datasets: the label column. A classes.json in the folder, {"207": {"name": "golden retriever"}}, names
+    the labels. The index of shards: see `shards`. With data.label_column=null every label is 0.
 
     Without a validation split, data.validation_fraction holds out that part of the training images: one drawn from
-    every 1 / fraction consecutive ones, so that all classes have their share; of shards, whole ones.
+    every 1 / fraction consecutive ones, so that all classes have their share; of shards, whole ones. A split named test
+    serves for validation where there is no other and nothing is held out.
 
     Raises InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
@@ -92,14 +94,15 @@ def _list_split(config: DataConfig, split: Split) -> Listing:
     folder = to_path(config.source, "data.source")
     if not folder.is_dir():
         return list_hub(config, split, folder)
-    if split_folder_of(folder, "train") is not None:
-        return list_folder(config, split, folder)
-    if parquet_files(folder, "train"):
+    if split_folder_of(folder, "train") is None and parquet_files(folder, "train"):
         return list_parquet(config, split, folder)
-    raise InputError(
-        f"data.source={config.source!r} holds neither a train folder nor train*.parquet files: "
-        "give a folder that does, the name of a hub dataset, or the index of shards"
-    )
+    return list_folder(config, split, folder)
+
+
+def _holds_images(folder: Path) -> bool:
+    """Return whether there are images in a folder or in a folder in it."""
+    suffixes = (path.suffix.lower() for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    return any(suffix in IMAGE_SUFFIXES for suffix in suffixes)
 
 
 class FolderSource:
@@ -118,9 +121,10 @@ class FolderSource:
         return Encoded(Path(location), location)
 
 
-def split_folder_of(folder: Path, split: Split) -> Path | None:
-    """Find the folder of a split, by any of its names; None: there is none."""
-    return next((folder / name for name in SPLIT_NAMES[split] if (folder / name).is_dir()), None)
+def split_folder_of(folder: Path, split: Split, held_out: float = 0) -> Path | None:
+    """Find the folder of a split, by any of its names in any case; None: there is none. See `split_names`."""
+    found = {name.lower(): folder / name for name in reversed(subfolders(folder))}
+    return next((found[name] for name in split_names(split, held_out) if name in found), None)
 
 
 def _class(name: str) -> str:
@@ -131,10 +135,21 @@ def _class(name: str) -> str:
 
 def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
     """List the images of a split below a folder. Raises InputError as `sources.list_images`."""
-    split_folder, train_folder = split_folder_of(folder, split), split_folder_of(folder, "train")
-    if split_folder is None or train_folder is None:
+    validation_folder = split_folder_of(folder, "validation", config.validation_fraction)
+    train_folder = split_folder_of(folder, "train")
+    if train_folder is None:
+        if split_folder_of(folder, "validation") is not None or not _holds_images(folder):
+            raise InputError(
+                f"data.source={str(folder)!r} holds neither a train folder nor train*.parquet files, nor only images: "
+                "give a folder that does, the name of a hub dataset, or the index of shards"
+            )
+        train_folder = folder  # CLASS/*.jpg or *.jpg
+    split_folder = train_folder if split == "train" else validation_folder
+    flat = split_folder is not None and not subfolders(split_folder)
+    if split_folder is None or (flat and config.label_column is not None and subfolders(train_folder)):
+        kind = "no validation folder" if split_folder is None else f"no classes in {split_folder.name}/"
         raise MissingSplitError(
-            f"data.source={str(folder)!r} has no {split} folder: add val/CLASS/*.jpg, or set data.validation_fraction "
+            f"data.source={str(folder)!r} has {kind}: add val/CLASS/*.jpg, or set data.validation_fraction "
             "to hold out that fraction of the training images"
         )
     if config.label_column is None or not subfolders(train_folder):
@@ -157,8 +172,11 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
         labels += [classes[name]] * len(found)
     if not files:
         raise InputError(f"{split_folder} holds no images: expected {split_folder.name}/CLASS/*.jpg, or png, webp")
-    names = named_classes(folder)
-    if not names and not all(name.isdecimal() for name in classes):
-        names = {label: name for name, label in classes.items()}
+    names, of_folders = named_classes(folder), folder_names(classes)
+    if of_folders and all(name.isdecimal() for name in classes):
+        log.info("%s: the numbers of the class folders are too large for labels, so they are names", train_folder)
+        named = {classes[str(number)]: name for number, name in names.items() if str(number) in classes}
+        names = of_folders | named
+    names = names or of_folders
     source = FolderSource(split_folder, files)
     return Listing(source, np.arange(len(files)), np.array(labels), max(classes.values()) + 1, names)

@@ -1,7 +1,7 @@
 """Images in Parquet files and hub datasets, in the Hugging Face image schema."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
-from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, unlabeled
-from var.utils.classes import named_classes
+from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, split_names, unlabeled
+from var.utils.classes import labels_fit, named_classes
 from var.utils.images import report_found
 from var.utils.text import plural
 
@@ -39,9 +39,9 @@ class TableSource:
         return Encoded(Path(path), location)
 
 
-def parquet_files(folder: Path, split: Split) -> list[str]:
-    """List the files of a split below a folder, sorted; [] if it has none."""
-    patterns = [f"{below}{name}*.parquet" for below in ("", "data/") for name in SPLIT_NAMES[split]]
+def parquet_files(folder: Path, split: Split, held_out: float = 0) -> list[str]:
+    """List the files of a split below a folder, sorted; [] if it has none. See `split_names` for `held_out`."""
+    patterns = [f"{below}{name}*.parquet" for below in ("", "data/") for name in split_names(split, held_out)]
     return next((files for pattern in patterns if (files := sorted(map(str, folder.glob(pattern))))), [])
 
 
@@ -49,7 +49,7 @@ def list_parquet(config: DataConfig, split: Split, folder: Path) -> Listing:
     """List the images of a split in a folder's Parquet files. Raises InputError as `sources.list_images`."""
     import datasets
 
-    files = parquet_files(folder, split)
+    files = parquet_files(folder, split, config.validation_fraction)
     if not files:
         raise MissingSplitError(
             f"data.source={config.source!r} has no {split}*.parquet beside the training files: add one, or set "
@@ -79,7 +79,7 @@ def list_hub(config: DataConfig, split: Split, folder: Path) -> Listing:
             f"data.source={name!r} is no folder here and could not be loaded from the hub ({one_line(error)}): "
             "check the name and the connection, or give a folder"
         ) from error
-    found = next((known for known in SPLIT_NAMES[split] if known in splits), None)
+    found = next((known for known in split_names(split, config.validation_fraction) if known in splits), None)
     if found is None:
         raise MissingSplitError(
             f"data.source={name!r} has no {split} split, only {', '.join(splits)}: choose a dataset that has "
@@ -111,13 +111,26 @@ def _list_table(config: DataConfig, split: Split, table: Any, names: dict[int, s
     if config.label_column is None:
         return unlabeled(source, len(table))
     labels = _labels(config, config.label_column, split, table)
-    num_classes = int(labels.max()) + 1
     feature = table.features[config.label_column]
     if isinstance(feature, datasets.ClassLabel):
         names = names or dict(enumerate(feature.names))
-        num_classes = max(num_classes, feature.num_classes)
-    num_classes = max([num_classes, *(label + 1 for label in names)])
+    num_classes = count_classes(config, labels, names)
     return Listing(source, np.arange(len(labels)), labels, num_classes, names)
+
+
+def count_classes(config: DataConfig, labels: NDArray[np.integer[Any]], names: Collection[int] = ()) -> int:
+    """Return one more than the largest label, in the data or with a name.
+
+    Raises InputError: it is too large for so few classes.
+    """
+    present = {*np.unique(labels).tolist(), *names}
+    if not labels_fit(max(present), len(present)):
+        raise InputError(
+            f"data.label_column={config.label_column!r} of {config.source!r} has label {max(present)} for "
+            f"{plural(len(present), 'class', 'es')}: labels number the classes from 0, so replace ids by such numbers, "
+            "or set data.label_column=null for unconditional training"
+        )
+    return int(max(present)) + 1
 
 
 def _labels(config: DataConfig, column: str, split: Split, table: Any) -> NDArray[np.int64]:
@@ -125,9 +138,11 @@ def _labels(config: DataConfig, column: str, split: Split, table: Any) -> NDArra
     where = f"data.label_column={column!r} of {config.source!r} ({split})"
     if labels.null_count:
         raise InputError(f"{where} lacks {labels.null_count} of {plural(len(labels), 'label')}: every image needs one")
-    array = np.asarray(labels.to_numpy())
+    array: NDArray[Any] = np.asarray(labels.to_numpy())
     if not np.issubdtype(array.dtype, np.integer):
         raise InputError(f"{where} holds {labels.type}: labels must be integers, 0 and up")
     if array.min() < 0:
         raise InputError(f"{where} holds {array.min()}, which means unlabeled: labels must be 0 and up")
+    if array.dtype == np.uint64:  # what is beyond 63 bits must not become negative
+        array = array.clip(max=np.uint64(2**63 - 1))
     return array.astype(np.int64)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.utils.classes import class_labels
+from var.utils.classes import class_labels, folder_names
 from var.utils.files import subfolders, to_path
 from var.utils.images import IMAGE_SUFFIXES, find_images, open_image, resize_and_center_crop
 from var.utils.optional_packages import optional_packages
@@ -49,7 +49,8 @@ def list_folder(folder: str | Path) -> ImageList:
     """All images below a folder, sorted by path; those in subfolders are labeled by the first of them.
 
     Labels number the folder's sorted subfolders; where all their names are numbers, they are the labels themselves, as
-    in training. Images directly in the folder have no label. Hidden files and folders are passed over.
+    in training, unless they are too large for so few classes (`var.utils.classes.labels_fit`). Images directly in the
+    folder have no label. Files are passed over as in `find_images`.
 
     Raises InputError: no such folder, one that cannot be read, no images.
     """
@@ -64,7 +65,6 @@ def list_folder(folder: str | Path) -> ImageList:
             found, remedy = "image files", f"known are {', '.join(sorted(IMAGE_SUFFIXES))}"
         raise InputError(f"{folder} holds no {found}: {remedy}")
     classes = class_labels(subfolders(folder))
-    numbered = all(name.isdecimal() for name in classes)
 
     def label_of(name: str) -> int | None:
         first, inside, _ = name.partition("/")
@@ -80,7 +80,7 @@ def list_folder(folder: str | Path) -> ImageList:
             raise InputError(f"cannot read {path}: {one_line(error)}") from error
         return LabeledImage(_text(names[i]), label_of(names[i]), pixels)
 
-    class_names = {} if numbered else {label: _text(name) for name, label in classes.items()}
+    class_names = {label: _text(name) for label, name in folder_names(classes).items()}
     # An image's class is in its path, but its label depends on the other subfolders too.
     checksum = _checksum(part for name in names for part in (os.fsencode(name), str(label_of(name)).encode()))
     return ImageList(len(names), checksum, class_names, read)

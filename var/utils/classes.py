@@ -1,12 +1,16 @@
 """Names of classes <-> labels."""
 
 import difflib
+import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 from tokenizer.errors import InputError, one_line
 from var.utils.json_text import parse_json
+
+log = logging.getLogger(__name__)
 
 
 @cache
@@ -20,18 +24,38 @@ def imagenet_names() -> Mapping[int, str]:
     return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
 
 
+# A class has a row in tables of weights, trained or not. Labels below this are taken however few classes there are:
+# ImageNet-21k has 21,841.
+SPARSE_LABELS = 2**15
+
+
+def labels_fit(largest: int, number: int) -> bool:
+    """Return whether the largest label suits so many classes: it is below SPARSE_LABELS or four times their number."""
+    return largest < max(SPARSE_LABELS, 4 * number)
+
+
 def class_labels(names: Iterable[str]) -> dict[str, int]:
     """Labels of class folders: indices of the sorted names; where all names are numbers, these.
+
+    Numbers too large for so few classes, such as dates and other ids, are names like any others.
 
     Raises InputError: numbers that are the same, such as 1 and 01.
     """
     ordered = sorted(names)
-    if not all(name.isdecimal() for name in ordered):
+    numbered = all(name.isdecimal() for name in ordered)
+    if not numbered or not labels_fit(max(map(int, ordered), default=0), len(ordered)):
         return {name: label for label, name in enumerate(ordered)}
     labels = {name: int(name) for name in ordered}
     if len(set(labels.values())) < len(labels):
         raise InputError("class folders have the same number, such as 1 and 01: rename one of them")
     return labels
+
+
+def folder_names(labels: Mapping[str, int]) -> dict[int, str]:
+    """Label -> name of class folders, by what `class_labels` gives; {} where the names are the labels themselves."""
+    if all(name.isdecimal() and int(name) == label for name, label in labels.items()):
+        return {}
+    return {label: name for name, label in labels.items()}
 
 
 def named_classes(folder: Path) -> dict[int, str]:
@@ -40,10 +64,35 @@ def named_classes(folder: Path) -> dict[int, str]:
     if not path.is_file():
         return {}
     try:
-        return {int(label): str(entry["name"]) for label, entry in parse_json(path.read_bytes()).items()}
+        names = {int(label): str(entry["name"]) for label, entry in parse_json(path.read_bytes()).items()}
+        if min(names, default=0) < 0:
+            raise ValueError(f"label {min(names)} is below 0")
+        return names
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         form = '{"207": {"name": "golden retriever"}}'
         raise InputError(f"{path} is not of the form {form}: correct or remove it ({one_line(error)})") from error
+
+
+def label_of_text(text: str, classes: Mapping[int, str]) -> int | None:
+    """The label of the class that has this name, else, of a whole number, that number; None: it is neither.
+
+    A name that is a number, and the label of another class too, is taken as the name, with a warning.
+
+    Raises InputError: a name of several classes.
+    """
+    number = int(text) if re.fullmatch(r"\s*[-+]?\d{1,18}\s*", text) else None
+    if plain_name(text) not in map(plain_name, classes.values()):
+        return number
+    label = find_label(text, classes)
+    if number is not None and number != label and number in classes:
+        log.warning(
+            "class %r is taken as the name of the class with label %d; label %d is the class %r",
+            text,
+            label,
+            number,
+            classes[number],
+        )
+    return label
 
 
 def find_label(name: str, classes: Mapping[int, str]) -> int:

@@ -176,9 +176,9 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     """Any image as Pillow opens it -> RGB, upright, 8 bits, transparent parts over `background`.
 
     - Upright by the EXIF orientation. One that is damaged, or none of the numbers 1 to 8, is not applied.
-    - Depth: 16-bit (or, in TIFF, 12-bit) gray is scaled to 8 bits, of 16-bit colors Pillow reads the upper 8. Of
-      floating-point images 0 is black and 1 is white; one with other values is refused. So are 32-bit and signed
-      integers, for nothing says which of their values is white.
+    - Depth: 16-bit (or, in TIFF, 12-bit) gray is scaled to 8 bits, of 16-bit colors Pillow reads the upper 8. In
+      floating-point images 0 is black and 1 is white, or 255 where any value is above 1, as in Pillow's own; others are
+      refused. So are 32-bit and signed integers, for nothing says which of their values is white.
     - Colors: CMYK, YCbCr and the like by Pillow's formulas. Pixels of RGB, with or without alpha, stay as they are, and
       so does a color profile of RGB; a profile of other channels is dropped.
 
@@ -254,13 +254,13 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     pixels, bits = np.asarray(image), _tiff_tag(image, _BITS)
     if image.mode == "F":
         low, high = pixels.min(), pixels.max()
-        half_step = 0.5 / 255  # a value so far outside is rounded to the same 8 bits
-        if not (low >= -half_step and high <= 1 + half_step):  # NaN compares as neither
+        white = 1 if high <= 1 + 0.5 / 255 else 255  # a value half a step of 8 bits above is rounded to white too
+        pixels = (pixels * (255 / white)).round()
+        if not (pixels.min() >= 0 and pixels.max() <= 255):  # NaN compares as neither
             raise InputError(
-                f"floating-point pixels from {low:g} to {high:g}: in such images 0 is black and 1 is white; scale "
-                "them to 0..1, or save the image with 8 or 16 bits"
+                f"floating-point pixels from {low:g} to {high:g}: 0 is black, and 1 or, where any is above, 255 is "
+                "white; scale them to 0..1, or save the image with 8 or 16 bits"
             )
-        pixels = (pixels * 255).round()
     elif image.mode.startswith("I;16") and not _is_signed(image):
         pixels = pixels / ((2**bits - 1) / 255 if isinstance(bits, int) and 8 < bits < 16 else 257)
     elif image.mode == "I" and image.format in ("PPM", "PNG"):  # 16 bits; Pillow has scaled a PGM's own maximum to them

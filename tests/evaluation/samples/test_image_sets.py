@@ -56,6 +56,9 @@ def test_labels_come_from_subfolders_named_by_a_number(tmp_path: Path) -> None:
     labels = open_image_set(folder).labels
     assert labels is not None
     assert labels.tolist() == [9, 10]
+    save(folder / ("9" * 20) / "a.png", pixels(0))
+    assert open_image_set(folder).labels is None  # no label has so many digits
+    (folder / ("9" * 20) / "a.png").unlink()
     save(folder / "unlabeled.png", pixels(0))
     assert open_image_set(folder).labels is None
 

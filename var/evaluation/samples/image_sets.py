@@ -27,6 +27,8 @@ from var.utils.images import FORMATS, IMAGE_SUFFIXES, exif_orientation, find_ima
 LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that are usually lossy
 THREADS = 8  # read images; Pillow releases the GIL
 
+MAX_DIGITS = 18  # of a label: more can be beyond 64 bits
+
 _LABEL_INDEX = re.compile(r"(\d+)_\d+")  # as `var evaluate generate` names images
 
 
@@ -120,10 +122,8 @@ def _parse_labels(names: Sequence[Path]) -> list[int] | None:
 
 def _parse_label(name: Path) -> int | None:
     """Return the label of an image by its path in the folder, or None."""
-    if name.parent.name.isdecimal():
-        return int(name.parent.name)
-    found = _LABEL_INDEX.fullmatch(name.stem)
-    return int(found[1]) if found else None
+    found = re.fullmatch(r"(\d+)", name.parent.name) or _LABEL_INDEX.fullmatch(name.stem)
+    return int(found[1]) if found and len(found[1]) <= MAX_DIGITS else None
 
 
 def _read_header(file: Path) -> tuple[tuple[int, int], str | None]:

@@ -5,14 +5,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
 from var.data.dataset import ImageDataset
 from var.data.listing import Listing
 from var.data.sources import FolderSource, list_images
-from var.data.tables import parquet_files
+from var.data.tables import count_classes, parquet_files
 from var.utils.files import to_path
 from var.utils.json_text import parse_json
 
@@ -61,11 +60,11 @@ def _in_parquet(data: DataConfig, files: Sequence[str]) -> Images:
         if data.label_column is None:
             return Images(sum(pyarrow.parquet.read_metadata(file).num_rows for file in files), 1)
         tables = [pyarrow.parquet.read_table(file, columns=[data.label_column]) for file in files]
-        labels = torch.cat([torch.tensor(table[data.label_column].to_numpy()) for table in tables])
+        labels = np.concatenate([table[data.label_column].to_numpy() for table in tables])
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own derive from these
         return Images(unknown=f"the number of images is unknown: {one_line(error)}")
-    chosen = labels if data.classes is None else labels[torch.isin(labels, torch.tensor(data.classes))]
-    return Images(len(chosen), int(labels.max()) + 1)
+    chosen = labels if data.classes is None else labels[np.isin(labels, data.classes)]
+    return Images(len(chosen), count_classes(data, labels))
 
 
 def _on_the_hub(name: str) -> Images:
