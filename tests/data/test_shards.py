@@ -727,3 +727,29 @@ def test_forked_readers_may_use_a_shard_opened_before(tmp_path: Path, monkeypatc
         before = os.lseek(file.fileno(), 0, os.SEEK_CUR)
         shard.image(3, ["png"])
         assert os.lseek(file.fileno(), 0, os.SEEK_CUR) == before
+
+
+def test_names_with_dots_keep_their_labels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    image = encoded(0)
+    names = {"a/x.5.png": image, "a/x.5.cls": b"1", "a/x.6.PNG": image, "a/x.6.json": b'{"label": 2}'}
+    names |= {"y.jpg": image, "y.seg.png": b"", "y.cls": b"3", "y.5.png": image, "y.5.cls": b"4", "z.1.png": image}
+    write_tar(tmp_path / "train-0.tar", names)
+    shard = OpenShard((tmp_path / "train-0.tar").open("rb"))
+    assert [sorted(members) for members in shard.samples] == [
+        ["cls", "png"],
+        ["json", "png"],
+        ["cls", "jpg", "seg.png"],
+        ["cls", "png"],
+        ["png"],
+    ]
+    assert [shard.label(i, "label") for i in range(4)] == [1, 2, 3, 4]
+    content = json.loads(write_index(tmp_path).read_text())
+    assert (content["train"][0]["nsamples"], content["num_classes"]) == (5, 5)
+    assert caplog.messages == [f"{tmp_path}: 1 sample without a label (.cls or .json)"]
+
+
+def test_labels_of_shards_that_are_ids_are_refused(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", {"a.png": encoded(0), "a.cls": b"123456"})
+    with refused("has label 123456 for 1 class"):
+        write_index(tmp_path)
+    assert not (tmp_path / "index.json").exists()

@@ -1,8 +1,8 @@
 """WebDataset shards: tar files, local or remote, of which only a few need to be on the local disk at a time.
 
 A sample is a group of members that share the name up to its first dot: `a/0017.jpg` with `a/0017.cls` (its label as
-text) or `a/0017.json` (an object with the label). An index lists the shards and the number of samples of each, so that
-every sample has a number before any shard is read:
+text) or `a/0017.json` (an object with the label); `_split_names` says what becomes of names with more dots. An index
+lists the shards and the number of samples of each, so that every sample has a number before any shard is read:
 
     {"train": [{"url": "train-0000.tar", "nsamples": 1281}, ...], "validation": [...],
      "num_classes": 1000, "class_names": {"207": "golden retriever"}}
@@ -18,6 +18,7 @@ comparing lengths, runs `pipe:` commands of an index, and decodes some members b
 """
 
 import json
+import logging
 import os
 import tarfile
 import threading
@@ -38,6 +39,7 @@ from tokenizer.errors import InputError, one_line
 from var.utils.classes import labels_fit
 from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_write, to_path
+from var.utils.images import IMAGE_SUFFIXES
 from var.utils.json_text import parse_json
 from var.utils.provenance import sha256
 from var.utils.text import plural
@@ -50,6 +52,9 @@ MAX_SHARDS = 10**6
 MAX_PER_SHARD = 10**7  # samples; a tar file of more would have over 20 GB
 MAX_SAMPLES = 10**9  # of a split
 MAX_CLASSES = 10**6
+LABEL_SUFFIXES = frozenset({".cls", ".json"})
+
+log = logging.getLogger(__name__)
 
 RETRIES = (1, 2, 4, 8, 16, 32, 60)  # seconds before each new attempt after a temporary error
 INDEX_RETRIES = 3  # of these, for an index: somebody waits for the run to start
@@ -131,20 +136,23 @@ def write_index(folder: Path) -> Path:
     """
     content: dict[str, Any] = {}
     labels: set[int] = set()
+    unlabeled = 0
     for split, pattern in (("train", "train*.tar"), ("validation", "val*.tar")):
         for path in sorted(folder.glob(pattern)):
             try:
                 with path.open("rb") as file:
                     shard = OpenShard(file)
-                    labels |= {
-                        shard.label(i, "label") for i, has in enumerate(shard.samples) if {"cls", "json"} & has.keys()
-                    }
+                    labeled = [i for i, has in enumerate(shard.samples) if {"cls", "json"} & has.keys()]
+                    labels |= {shard.label(i, "label") for i in labeled}
+                    unlabeled += len(shard) - len(labeled)
                 entry = {"url": path.name, "nsamples": _whole_number(len(shard), "nsamples", 1, MAX_PER_SHARD)}
             except (OSError, ValueError, tarfile.TarError) as error:
                 raise InputError(f"{path} cannot be read as a shard: {one_line(error)}") from error
             content.setdefault(split, []).append(entry)
     if "train" not in content:
         raise InputError(f"{folder} holds no train*.tar: name the shards so, and validation shards val*.tar")
+    if unlabeled:
+        log.warning("%s: %s without a label (.cls or .json)", folder, plural(unlabeled, "sample"))
     if labels:
         if not labels_fit(max(labels), len(labels)):
             raise InputError(
@@ -414,6 +422,30 @@ class ShardCache:
         return total <= limit
 
 
+def _split_names(members: Sequence[str]) -> list[tuple[str, str]]:
+    """Split the names of members into the sample's and the suffix.
+
+    A sample's name ends at the first dot, as in WebDataset. But where an image and its label share a name with dots
+    (`a.5.jpg`, `a.5.cls`), or nothing there is named as an image or label otherwise, it ends at the last dot.
+    """
+
+    def split(member: str, last: bool) -> tuple[str, str]:
+        folder, slash, name = member.rpartition("/")
+        start, _, suffix = name.rpartition(".") if last else name.partition(".")
+        return folder + slash + start, suffix
+
+    suffixes: dict[str, set[str]] = {}  # of each name up to its last dot
+    for member in members:
+        name, suffix = split(member, last=True)
+        suffixes.setdefault(name, set()).add(f".{suffix.lower()}")
+    whole = {name for name, found in suffixes.items() if found & IMAGE_SUFFIXES and found & LABEL_SUFFIXES}
+    plain = {name for name, found in suffixes.items() if found & (IMAGE_SUFFIXES | LABEL_SUFFIXES)}
+    return [
+        split(member, last=split(member, last=True)[0] in whole or split(member, last=False)[0] not in plain)
+        for member in members
+    ]
+
+
 class OpenShard:
     """A tar file whose samples are read by number, in file order; it is closed when this object is collected.
 
@@ -426,18 +458,19 @@ class OpenShard:
         if substitute := find_substitute(file.read(HEAD)):
             raise tarfile.ReadError(substitute)
         file.seek(0)
-        samples: dict[str, dict[str, tuple[int, int]]] = {}  # name up to its first dot -> suffix -> offset, size
+        found: dict[str, tuple[int, int]] = {}  # name -> offset, size
         with tarfile.open(fileobj=file, mode="r:") as tar:
             try:
                 for member in tar:
-                    folder, slash, file_name = member.name.rpartition("/")
-                    name, _, suffix = file_name.partition(".")
-                    if member.isfile() and name and suffix:
-                        members = samples.setdefault(folder + slash + name, {})
-                        members[suffix.lower()] = (member.offset_data, member.size)
+                    if member.isfile():
+                        found[member.name] = (member.offset_data, member.size)
             except tarfile.TarError:
-                if not samples:
+                if not found:
                     raise
+        samples: dict[str, dict[str, tuple[int, int]]] = {}  # its name -> suffix -> offset, size
+        for (name, suffix), at in zip(_split_names(list(found)), found.values(), strict=True):
+            if name.rpartition("/")[2] and suffix:
+                samples.setdefault(name, {})[suffix.lower()] = at
         self.samples = list(samples.values())
 
     def __len__(self) -> int:
