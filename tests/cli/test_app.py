@@ -129,7 +129,7 @@ def test_examples_of_every_help_can_be_typed() -> None:
 def test_what_can_be_gone_on_with_says_so() -> None:
     lasting = {"train", "data tokenize", "features extract", "scaling train", "evaluate generate"}
     for path, command in commands(PARSER):
-        assert ("Run the same command again to go on" in command.help) == (" ".join(path) in lasting)
+        assert ("Run the same command again to resume" in command.help) == (" ".join(path) in lasting)
 
 
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_a_part_held_out_is_the_one_that_training_holds_out(tmp_path: Path) -> N
 def test_mistakes_are_told_in_one_line(folder: Path, tmp_path: Path) -> None:
     with refused("nowhere", "does not exist"):
         open_images(str(tmp_path / "nowhere"), "validation", 8)
-    with refused("no validation images of the classes"):
+    with refused("no validation images of data.classes=[5]"):
         open_images(str(folder), "validation", 8, classes=[5])
     with refused("labels 0 to 1", "but the model knows 7"):
         restrict_to_labels(open_images(str(folder), "validation", 8), [7])

@@ -169,7 +169,7 @@ def test_the_command_prints_and_writes(var: Run, var_run: VARRecipe, tmp_path: P
     )
     assert (code, err) == (0, "")
     assert "6 images of 6" in out
-    assert "the 2 classes that the model knows" in out
+    assert "classes that the model knows: 2" in out
     assert "4x4, last" in out
     written = json.loads((tmp_path / "r.json").read_text())
     (line,) = metrics(var_run.output, "validation")
@@ -179,7 +179,7 @@ def test_the_command_prints_and_writes(var: Run, var_run: VARRecipe, tmp_path: P
     assert written["data"] == {
         "source": var_run.data.source,
         "split": "validation",
-        "classes": "the 2 classes that the model knows",
+        "classes": "classes that the model knows: 2",
         "images": 6,
         "unreadable": 0,
         "in_split": 6,

@@ -25,7 +25,7 @@ def index(folder: options.ShardFolder) -> None:
 def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> None:
     """Encode the images of RECIPE, of stage var, so that training needs no encoder.
 
-    Run the same command again to go on where it stopped.
+    Run the same command again to resume.
 
     Examples:
       var data tokenize configs/mini_var.yaml token_cache=runs/tokens

@@ -32,7 +32,7 @@ def extract(
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
 ) -> None:
-    """Write the features of all images of FOLDER. Run the same command again to go on where it stopped.
+    """Write the features of all images of FOLDER. Run the same command again to resume.
 
     Examples:
       var features extract photos --model var-mini --out photos.parquet

@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Train RECIPE, of stage var, in one size after the other, each in OUTPUT/d{depth}.
 
-    Run the same command again to go on where it stopped.
+    Run the same command again to resume.
 
     Examples:
       var scaling train configs/tiny_imagenet_scaling.yaml --depths 1,2,4 --dry-run

@@ -19,7 +19,7 @@ def main() -> None:
 
 
 def train(recipe: options.Recipe, overrides: options.Overrides = None, dry_run: options.DryRun = False) -> None:
-    """Train the stage that RECIPE describes. Run the same command again to go on where it stopped.
+    """Train the stage that RECIPE describes. Run the same command again to resume.
 
     Examples:
       var train configs/mini_var.yaml --dry-run

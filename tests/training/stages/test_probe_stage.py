@@ -592,7 +592,7 @@ def test_recipes_that_cannot_work(tmp_path: Path, images: Path) -> None:
         with refused("probe_layers: ", "must be best, last, or a list of blocks such as [3, 4, 5]"):
             probe_recipe(tmp_path / "r", images, "somewhere", probe_layers=layers)
     for word in ("untrained", "pixels"):
-        with refused(f"sizes is missing: model={word} needs image_size"):
+        with refused(f"sizes is missing: model={word} needs sizes.image_size"):
             probe_recipe(tmp_path / "r", images, word)
     with refused("sizes.width=10 must be a multiple of heads=3"):
         probe_recipe(tmp_path / "r", images, "untrained", sizes={"width": 10, "heads": 3})
