@@ -23,12 +23,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import picture
 
-from var.data import shards as module
+from var.data import shard_cache, shard_index, transfer
 from var.data.config import DataConfig
 from var.data.dataset import ImageDataset, Sample, Unreadable, open_dataset
 from var.data.loader import StepSampler, loader
 from var.data.order import ShardOrder, epoch_order
-from var.data.shards import OpenShard, ShardCache, read_index, write_index
+from var.data.shard_cache import ShardCache
+from var.data.shard_index import read_index, write_index
+from var.data.shards import OpenShard
 
 SIDE = 16
 PER_SHARD = 5
@@ -36,7 +38,8 @@ PER_SHARD = 5
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "RETRIES", (0.01, 0.01))
+    for module in (transfer, shard_index):
+        monkeypatch.setattr(module, "RETRIES", (0.01, 0.01))
 
 
 def encoded(index: int) -> bytes:
@@ -248,13 +251,13 @@ def test_size_and_depth_of_an_index_are_bounded(
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with refused("deep.json", "is not of the form"):
         opened(tmp_path / "deep.json")
-    monkeypatch.setattr(module, "MAX_INDEX", 50)
+    monkeypatch.setattr(shard_index, "MAX_INDEX", 50)
     remote.fails["index.json"] = ["no length"]
     for source in (tmp_path / "remote/index.json", f"{remote.url}/index.json", f"{remote.url}/index.json"):
         with refused("index.json", "more than the 50 bytes"):
             opened(source)
-    monkeypatch.setattr(module, "MAX_SHARDS", 3)
-    monkeypatch.setattr(module, "MAX_INDEX", 5000)
+    monkeypatch.setattr(shard_index, "MAX_SHARDS", 3)
+    monkeypatch.setattr(shard_index, "MAX_INDEX", 5000)
     with refused("the number of shards of a split is 4"):
         opened(tmp_path / "remote/index.json")
 
@@ -537,8 +540,8 @@ def test_the_bound_holds_while_shards_are_fetched_at_the_same_time(
 ) -> None:
     size = (tmp_path / "remote/train-0.tar").stat().st_size
     cache = ShardCache(tmp_path / "cache", 2.5 * size)
-    monkeypatch.setattr(module, "CHUNK", 1000)
-    monkeypatch.setattr(module, "POLL", 0.001)
+    monkeypatch.setattr(transfer, "CHUNK", 1000)
+    monkeypatch.setattr(shard_cache, "POLL", 0.001)
     largest = [0]
 
     def reserve(part: Path, wanted: int) -> None:
@@ -598,7 +601,7 @@ def test_a_login_page_is_told_at_once(remote: Server, tmp_path: Path) -> None:
 def test_a_server_that_is_slow_or_dead_is_given_up_on(
     remote: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "TIMEOUT", 0.2)
+    monkeypatch.setattr(transfer, "TIMEOUT", 0.2)
     remote.fails["index.json"] = ["slow"] * 9
     with refused("index.json", "bytes came in 0.2 seconds"):
         opened(f"{remote.url}/index.json")

@@ -28,7 +28,7 @@ from tiny_tokens import (
 from tokenizer.vqvae import VQVAE
 from var.data.tokenize import write_tokens
 from var.training.stages.var import VARRecipe
-from var.utils.files import locked
+from var.utils.locks import locked
 from var.utils.ranks import ALONE, Ranks
 
 # Damage, kills and several processes

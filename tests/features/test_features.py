@@ -26,8 +26,8 @@ from var.hub.checkpoint import save_model
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, val_transforms
 from var.utils import files
 from var.utils.classes import class_labels
-from var.utils.files import locked
 from var.utils.images import resize_and_center_crop
+from var.utils.locks import locked
 
 SIZES: dict[str, Any] = {"image_size": 16, "patch_size": 8, "width": 8, "depth": 3, "heads": 2}
 LENGTH, PATCHES = 8, 4

@@ -11,7 +11,7 @@ from tiny import NAMES, tiny_pipeline
 from tiny_fuzz import Findings, damaged, replaced
 
 from var.cli.evaluation.score import read_labels
-from var.data.shards import read_index
+from var.data.shard_index import read_index
 from var.data.token_cache import read_manifest
 from var.evaluation.samples.sample_folder import check_same_set
 from var.evaluation.samples.sample_set import Settings

@@ -22,7 +22,7 @@ from var.hub.download import load_released, locate_file
 from var.hub.presets import AIM_RELEASED, RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER, ReleasedAIM
 from var.models.aim import EncoderConfig
 from var.pipeline import VARPipeline
-from var.utils.files import cache_folder
+from var.utils.paths import cache_folder
 
 NAME, FILE = "var-d16", "var_d16.pth"
 

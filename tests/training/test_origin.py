@@ -15,7 +15,7 @@ from var.training.distributed import build_accelerator
 from var.training.loop import train
 from var.training.stages.var import VARRecipe
 from var.training.trainer import Trainer
-from var.utils.files import locked
+from var.utils.locks import locked
 
 
 @pytest.fixture

@@ -13,17 +13,9 @@ import pytest
 from helpers import refused
 from tiny import ROOT
 
-from var.utils.files import (
-    LOCK,
-    atomic_folder,
-    atomic_write,
-    check_no_other_files,
-    check_target,
-    check_writable,
-    is_stream,
-    locked,
-    subfolders,
-)
+from var.utils.files import atomic_folder, atomic_write
+from var.utils.locks import LOCK, locked
+from var.utils.paths import check_no_other_files, check_target, check_writable, is_stream, subfolders
 from var.utils.provenance import file_sha256, sha256
 
 
@@ -134,7 +126,8 @@ def test_standard_output_is_written_in_turn(name: str, piped: bool, tmp_path: Pa
     """As a pipe, and as a file, whose earlier and later lines stay."""
     (tmp_path / "link").symlink_to("/dev/stdout")
     script = (
-        "import sys; from pathlib import Path; from var.utils.files import atomic_write, check_target\n"
+        "import sys; from pathlib import Path\n"
+        "from var.utils.files import atomic_write; from var.utils.paths import check_target\n"
         "file = Path(sys.argv[1]); check_target(file, 'r.json'); print('before')\n"
         "with atomic_write(file) as beside:\n    beside.write_text('inside\\n')\n"
         "print('after')"
@@ -155,7 +148,8 @@ def test_standard_output_is_written_in_turn(name: str, piped: bool, tmp_path: Pa
 @contextmanager
 def another(code: str) -> Iterator[int]:
     """A process that has run the code, prints a line then, and is killed at the end of the block; its number."""
-    code = f"from pathlib import Path; from var.utils.files import *\n{code}\n    print(1, flush=True); input()"
+    imports = "from pathlib import Path\nfrom var.utils.files import *\nfrom var.utils.locks import *"
+    code = f"{imports}\n{code}\n    print(1, flush=True); input()"
     process = subprocess.Popen(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE,

@@ -13,15 +13,13 @@ import torch
 from helpers import largest_difference, normal, refused
 from PIL import Image, ImageOps
 
+from var.utils.image_files import FORMATS, IMAGE_SUFFIXES, find_images
 from var.utils.images import (
-    FORMATS,
-    IMAGE_SUFFIXES,
     MAX_PIXELS,
     check_images,
     crop_and_resize,
     enlarge,
     exif_orientation,
-    find_images,
     from_uint8,
     image_grid,
     load_image,

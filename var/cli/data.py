@@ -17,7 +17,7 @@ def index(folder: options.ShardFolder) -> None:
       var data index shards
       var data index /data/imagenet-wds
     """
-    from var.data.shards import write_index
+    from var.data.shard_index import write_index
 
     typer.echo(f"index: {write_index(folder)}")
 

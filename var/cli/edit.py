@@ -125,8 +125,8 @@ def upscale(
 
 def read_image(file: Path, edit: EditOptions, blend: BlendOptions | None = None) -> "Image.Image":
     """Read the image, RGB and upright; before that, refuse what can be refused without it."""
-    from var.utils.files import check_writable
     from var.utils.images import open_image, to_rgb
+    from var.utils.paths import check_writable
 
     check_writable(edit.out)
     apply_options(SamplingParams(), collect_options(edit))

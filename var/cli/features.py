@@ -43,7 +43,7 @@ def extract(
         blocks = options.whole_numbers(layers, f"--layers {layers!r} must be last, best, or blocks such as 0,3,5")
     from var.features.extract import EXAMPLE, open_source, write_features
     from var.features.images import list_folder, list_split
-    from var.utils.files import check_target
+    from var.utils.paths import check_target
 
     check_target(out, EXAMPLE)
     images = list_folder(Path(source)) if split is None else list_split(source, split)
@@ -98,7 +98,8 @@ def classify(
     """
     from var.features.classify import check_comparable, linear, nearest_neighbors
     from var.features.feature_file import read_features
-    from var.utils.files import atomic_write, check_target
+    from var.utils.files import atomic_write
+    from var.utils.paths import check_target
 
     if json_file is not None:
         check_target(json_file, "accuracy.json", [train, validation])

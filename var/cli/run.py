@@ -13,8 +13,8 @@ from typer.exceptions import TyperException
 
 from tokenizer.errors import InputError, one_line
 from var.cli.streams import check_printed, guard_streams
-from var.utils.files import to_path
 from var.utils.optional_packages import optional_packages
+from var.utils.paths import to_path
 
 Command = Callable[..., None]
 

@@ -44,7 +44,7 @@ def sample(
     began = time.perf_counter()
     from var.pipeline import VARPipeline
     from var.utils.classes import spread
-    from var.utils.files import check_writable
+    from var.utils.paths import check_writable
 
     check_writable(out)
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype)

@@ -71,7 +71,8 @@ def fit(
     from var.evaluation.scaling.figures import draw_compute, draw_parameters
     from var.evaluation.scaling.laws import analyze
     from var.evaluation.scaling.runs import read_runs
-    from var.utils.files import atomic_write, check_writable
+    from var.utils.files import atomic_write
+    from var.utils.paths import check_writable
 
     check_writable(out)
     read = read_runs(runs)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from tokenizer.errors import LARGEST, InputError
-from var.utils.files import to_path
+from var.utils.paths import to_path
 
 
 def _expand(given: object, info: ValidationInfo) -> object:

@@ -23,7 +23,8 @@ from var.data.listing import Listing, Source, Split
 from var.data.order import AUGMENTATION, ShardOrder, epoch_order, substitute
 from var.data.sources import FolderSource, list_images
 from var.data.webdataset import ShardSource
-from var.utils.images import FORMATS, crop_and_resize, resize_and_crop, to_rgb, to_tensor
+from var.utils.image_files import FORMATS
+from var.utils.images import crop_and_resize, resize_and_crop, to_rgb, to_tensor
 from var.utils.provenance import sha256
 from var.utils.torchvision_compat import import_torchvision
 

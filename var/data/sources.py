@@ -15,8 +15,8 @@ from var.data.listing import Encoded, Listing, MissingSplitError, Split, split_n
 from var.data.tables import list_hub, list_parquet, parquet_files
 from var.data.webdataset import list_shards
 from var.utils.classes import class_labels, folder_names, named_classes
-from var.utils.files import subfolders, to_path
-from var.utils.images import IMAGE_SUFFIXES, find_images
+from var.utils.image_files import IMAGE_SUFFIXES, find_images
+from var.utils.paths import subfolders, to_path
 from var.utils.text import plural
 
 log = logging.getLogger(__name__)

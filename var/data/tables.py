@@ -13,7 +13,7 @@ from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
 from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, split_names, unlabeled
 from var.utils.classes import labels_fit, named_classes
-from var.utils.images import report_found
+from var.utils.image_files import report_found
 from var.utils.text import plural
 
 

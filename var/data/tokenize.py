@@ -16,7 +16,8 @@ from var.data.dataset import Batch, ImageDataset, Sample, SampleDataset, open_da
 from var.data.listing import Split
 from var.data.loader import collate, loader, open_batches
 from var.data.token_cache import ENCODED_AT_ONCE, LEFT_OUT, MANIFEST, Manifest, Record, Shard, SplitInfo, TokenRecipe
-from var.utils.files import LOCK, check_no_other_files, check_writable, locked
+from var.utils.locks import LOCK, locked
+from var.utils.paths import check_no_other_files, check_writable
 from var.utils.provenance import sha256
 from var.utils.ranks import ALONE, Ranks
 

@@ -12,9 +12,12 @@ import numpy as np
 
 from var.data.config import DataConfig
 from var.data.listing import Encoded, Listing, MissingSplitError, Split, unlabeled
-from var.data.shards import OpenShard, Shard, ShardCache, is_remote, read_index
-from var.utils.files import cache_folder
-from var.utils.images import IMAGE_SUFFIXES, report_found
+from var.data.shard_cache import ShardCache
+from var.data.shard_index import Shard, read_index
+from var.data.shards import OpenShard
+from var.data.transfer import is_remote
+from var.utils.image_files import IMAGE_SUFFIXES, report_found
+from var.utils.paths import cache_folder
 from var.utils.text import plural
 
 _SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)

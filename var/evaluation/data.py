@@ -12,7 +12,7 @@ from var.data.dataset import ImageDataset, SampleDataset, open_dataset
 from var.data.listing import MissingSplitError, Split
 from var.data.loader import loader, validation_batches
 from var.training.recipe import load_recipe
-from var.utils.files import to_path
+from var.utils.paths import to_path
 
 log = logging.getLogger(__name__)
 

@@ -31,8 +31,10 @@ from var.features.images import ImageList, LabeledImage
 from var.features.sources import FeatureSource, load_features
 from var.models.aim import EncoderConfig
 from var.utils.device import choose_device, choose_dtype
-from var.utils.files import atomic_write, check_no_other_files, check_target, follow_links, is_stream, locked, to_path
+from var.utils.files import atomic_write
 from var.utils.json_text import parse_json
+from var.utils.locks import locked
+from var.utils.paths import check_no_other_files, check_target, follow_links, is_stream, to_path
 from var.utils.provenance import as_key, sha256, version
 
 log = logging.getLogger(__name__)

@@ -17,9 +17,10 @@ from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.utils.classes import class_labels, folder_names
-from var.utils.files import subfolders, to_path
-from var.utils.images import IMAGE_SUFFIXES, find_images, open_image, resize_and_center_crop
+from var.utils.image_files import IMAGE_SUFFIXES, find_images
+from var.utils.images import open_image, resize_and_center_crop
 from var.utils.optional_packages import optional_packages
+from var.utils.paths import subfolders, to_path
 from var.utils.provenance import sha256
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from var.models.masks import fastest
 from var.models.var import VAR
 from var.pipeline import VARPipeline
 from var.utils.device import choose_device, choose_dtype
-from var.utils.files import to_path
 from var.utils.images import check_images, normalize
+from var.utils.paths import to_path
 
 
 @dataclass

@@ -25,8 +25,8 @@ from var.hub.presets import (
 )
 from var.models.aim import AIM
 from var.models.var import VAR
-from var.utils.files import cache_folder, to_path
 from var.utils.json_text import parse_json
+from var.utils.paths import cache_folder, to_path
 from var.utils.weights import check_weights_exist, read_weights
 
 HUB_TIMEOUT = 5  # seconds for its first answer

@@ -13,7 +13,8 @@ from var.hub.download import load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
-from var.utils.files import atomic_folder, cache_folder, to_path
+from var.utils.files import atomic_folder
+from var.utils.paths import cache_folder, to_path
 
 
 class PipelineParts(NamedTuple):

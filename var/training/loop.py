@@ -13,7 +13,7 @@ from var.training.health import disk_full_as_input_error
 from var.training.logger import Report, check_wandb
 from var.training.stages.base import find_stage
 from var.training.trainer import Trainer
-from var.utils.files import check_writable
+from var.utils.paths import check_writable
 from var.utils.ranks import Ranks
 from var.utils.signals import catch_interrupts
 

@@ -19,7 +19,7 @@ from var.training.config import Recipe
 from var.training.recipe_errors import fields_of, refuse, show, type_at
 from var.training.renamed_keys import rename_keys
 from var.training.stages.base import find_stage, stage_names
-from var.utils.files import to_path
+from var.utils.paths import to_path
 
 LENGTHS = {"epochs", "steps"}  # of a run; a recipe has one of them
 DEEPEST, MOST_NODES, MOST_CHARACTERS = 20, 100_000, 2**20  # bounds on a recipe, far above those in use

@@ -1,120 +1,24 @@
 """Between images of any kind, square RGB ones, and tensors."""
 
-import logging
-import os
-import re
 import warnings
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
-from var.utils.files import atomic_write, to_path
-from var.utils.ranks import is_first_process
-from var.utils.text import plural
-
-log = logging.getLogger(__name__)
-
-_AVIF = features.check("avif")  # Pillow can be built without it
-
-# Pillow tries all its forty formats one by one otherwise (a third of the time of a small WebP), Ghostscript among them.
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", *(("AVIF",) if _AVIF else ()))
-
-IMAGE_SUFFIXES = frozenset(  # of these formats
-    f".{suffix}"
-    for suffix in (
-        *("apng", "bmp", "gif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpeg", "jpf", "jpg", "jpx", "mpo"),
-        *("pbm", "pfm", "pgm", "png", "pnm", "ppm", "tif", "tiff", "webp"),
-        *(("avif", "avifs") if _AVIF else ()),
-    )
-)
-
-# Beside images that our commands name so lie sheets of them, the scales of each and masks.
-_GENERATED = re.compile(r"\d+_\d+\.png|.+_(inpaint|outpaint|class|upscale)_\d+\.png")
-_SHEETS = re.compile(
-    r"grid\.png|growth\.gif|\d+_\d+_scale\d+\.png|.+_(inpaint|outpaint|class|upscale)_(mask|sheet)\.png"
-)
+from var.utils.files import atomic_write
+from var.utils.image_files import FORMATS
+from var.utils.paths import to_path
 
 MAX_PIXELS = 2**26  # of an image that is edited, 8192 x 8192
 
 # Of ImageNet's training images in [0, 1], as encoders of images have them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def find_images(folder: Path) -> list[str]:
-    """List the image files below a folder by their paths in it ("b/1.png"), sorted; links to folders are followed.
-
-    Passed over are hidden files and folders (the `._1.png` that some systems leave are no images), files whose suffix
-    is not in IMAGE_SUFFIXES, links that lead back to a folder above, and the sheets that our commands write beside the
-    images they make: grid.png, growth.gif and images of single scales where there are images named LABEL_INDEX.png,
-    sheet and mask of an edit. The log says how many images were found and what was passed over.
-
-    Raises InputError: a folder that cannot be read.
-    """
-
-    def refuse(error: OSError) -> NoReturn:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
-
-    found: list[str] = []
-    passed_over: Counter[str] = Counter()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        entered = [name for name in folders if not name.startswith(".")]
-        passed_over["hidden"] += len(folders) - len(entered)
-        folders[:] = [name for name in entered if not _leads_back(Path(parent, name))]
-        passed_over["linked to a folder above"] += len(entered) - len(folders)
-        own_sheets = any(map(_GENERATED.fullmatch, files))
-        for name in files:
-            reason = _reason_to_pass_over(name, own_sheets)
-            if reason is None:
-                found.append((Path(parent).relative_to(folder) / name).as_posix())
-            else:
-                passed_over[reason] += 1
-    report_found(folder, len(found), passed_over)
-    return sorted(found)
-
-
-def _leads_back(folder: Path) -> bool:
-    return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
-
-
-def _reason_to_pass_over(name: str, own_sheets: bool) -> str | None:
-    if name.startswith("."):
-        return "hidden"
-    suffix = Path(name).suffix
-    if suffix.lower() not in IMAGE_SUFFIXES:
-        return suffix.lower() or "without a suffix"
-    if own_sheets and _SHEETS.fullmatch(name):
-        return "of a single scale" if "_scale" in name else f"{name} (made of the images beside it)"
-    return None
-
-
-def report_found(origin: object, count: int, passed_over: Mapping[str, int]) -> None:
-    """Log how many images were found, and what was passed over as `{reason: number}`; each line once a process."""
-    reasons = [reason for reason in sorted(passed_over) if passed_over[reason]]
-    line = f"{origin}: {plural(count, 'image')} found"
-    if reasons:
-        line += f"; passed over: {', '.join(_shorten_reasons(reasons, passed_over))}"
-    if is_first_process():
-        _log_once(logging.WARNING if reasons else logging.INFO, line)
-
-
-@cache
-def _log_once(level: int, line: str) -> None:
-    log.log(level, "%s", line)
-
-
-def _shorten_reasons(reasons: Sequence[str], passed_over: Mapping[str, int], most: int = 8) -> Iterable[str]:
-    yield from (f"{passed_over[reason]} {reason}" for reason in reasons[:most])
-    if len(reasons) > most:
-        yield f"{sum(passed_over[reason] for reason in reasons[most:])} others"
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from tokenizer.errors import InputError
-from var.utils.files import locked
+from var.utils.locks import locked
 
 
 def is_first_process() -> bool:

@@ -29,7 +29,7 @@ from var.evaluation.samples.rejection import ClassProbability, best_indices, che
 from var.evaluation.samples.sample_folder import has_samples_npz, write_samples_npz
 from var.evaluation.samples.sample_set import Settings, sample_settings
 from var.pipeline import VARPipeline
-from var.utils.files import locked
+from var.utils.locks import locked
 from var.utils.ranks import Ranks
 
 JUDGE = "brightness"

@@ -39,7 +39,7 @@ def generate(
     from var.pipeline import VARPipeline
     from var.training.distributed import destroy_process_group
     from var.utils.device import choose_device
-    from var.utils.files import check_writable
+    from var.utils.paths import check_writable
     from var.utils.ranks import Ranks
 
     check_writable(out)

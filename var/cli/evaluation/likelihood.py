@@ -25,7 +25,7 @@ def likelihood(data: DataOptions, model: ModelOptions) -> None:
     from var.evaluation.likelihood import likelihood as measure
     from var.pipeline import VARPipeline
     from var.utils.device import choose_device, choose_dtype
-    from var.utils.files import check_target
+    from var.utils.paths import check_target
     from var.utils.provenance import device_name, fingerprint, versions
 
     source = read_source(data.data, data.overrides or [])

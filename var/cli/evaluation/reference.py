@@ -45,7 +45,7 @@ def reference(
     from var.evaluation.metrics.extractors import open_extractor
     from var.evaluation.metrics.reference import write_reference, write_statistics
     from var.evaluation.samples.image_sets import open_image_set
-    from var.utils.files import check_target
+    from var.utils.paths import check_target
 
     check_target(out, "reference.npz", [source, weights])
     network = None if extractor is None else open_extractor(extractor, weights, device)

@@ -34,7 +34,7 @@ def score(
     from var.evaluation.metrics.reference import open_reference
     from var.evaluation.metrics.score import score as measure
     from var.evaluation.samples.image_sets import open_image_set
-    from var.utils.files import check_target
+    from var.utils.paths import check_target
 
     if json_file is not None:
         check_target(json_file, "score.json", [images, reference, weights])

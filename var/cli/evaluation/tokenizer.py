@@ -43,7 +43,7 @@ def tokenizer(
     from var.evaluation.reconstruction import find_tokenizer, psnr_of_scales, reconstruction
     from var.networks.perceptual import load_perceptual
     from var.utils.device import choose_device
-    from var.utils.files import check_target
+    from var.utils.paths import check_target
     from var.utils.provenance import device_name, fingerprint, versions
 
     source = read_source(data.data, data.overrides or [])

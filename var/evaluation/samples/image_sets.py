@@ -22,7 +22,8 @@ from torch import Tensor
 from tokenizer.errors import InputError, one_line
 from var.evaluation.samples.npz import LABELS, Npz, open_npz
 from var.sampling.generate import index_within_class
-from var.utils.images import FORMATS, IMAGE_SUFFIXES, exif_orientation, find_images, open_image, to_rgb
+from var.utils.image_files import FORMATS, IMAGE_SUFFIXES, find_images
+from var.utils.images import exif_orientation, open_image, to_rgb
 
 LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that are usually lossy
 THREADS = 8  # read images; Pillow releases the GIL

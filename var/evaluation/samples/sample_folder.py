@@ -19,9 +19,10 @@ from tokenizer.errors import InputError, one_line
 from var.evaluation.samples.npz import LABELS, open_npz, write_images
 from var.evaluation.samples.rejection import best_indices
 from var.evaluation.samples.sample_set import Batch, Sample, Settings
-from var.utils.files import atomic_write, check_no_other_files, check_writable
+from var.utils.files import atomic_write
 from var.utils.images import open_image
 from var.utils.json_text import parse_json
+from var.utils.paths import check_no_other_files, check_writable
 
 SETTINGS, IMAGES, SCORES, NPZ = "settings.json", "images", "scores", "samples.npz"
 

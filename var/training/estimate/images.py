@@ -12,8 +12,8 @@ from var.data.dataset import ImageDataset
 from var.data.listing import Listing
 from var.data.sources import FolderSource, list_images
 from var.data.tables import count_classes, parquet_files
-from var.utils.files import to_path
 from var.utils.json_text import parse_json
+from var.utils.paths import to_path
 
 CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where they are unknown
 

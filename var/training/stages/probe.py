@@ -29,8 +29,9 @@ from var.training.config import OptimizerConfig, Recipe, preset_sizes
 from var.training.estimate.images import find_images
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels, open_images, register, require
-from var.utils.files import atomic_folder, to_path
+from var.utils.files import atomic_folder
 from var.utils.images import image_grid, to_pil
+from var.utils.paths import to_path
 
 if TYPE_CHECKING:  # features need the pipeline, too much to import for reading a recipe
     from var.features.sources import FeatureSource
