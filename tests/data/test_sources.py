@@ -1,5 +1,6 @@
 """Where images come from: folders, tables and hub datasets, labeled, chosen, held out or refused."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,11 @@ def test_class_folders_with_ids_are_numbered_from_0_and_named_by_them(tmp_path: 
     assert train.class_names == {0: "20231231", 1: "20240101"}
     (tmp_path / "classes.json").write_text('{"20240101": {"name": "new year"}, "7": {"name": "other"}}')
     assert opened(tmp_path).class_names == {0: "20231231", 1: "new year"}
+
+
+def test_names_of_class_folders_are_valid_unicode(tmp_path: Path) -> None:
+    write_folder(tmp_path, {os.fsdecode(b"caf\xe9"): 1, "żółw 🐢": 1, "zoo": 1}, "train")
+    assert opened(tmp_path).class_names == {0: "caf\\xe9", 1: "zoo", 2: "żółw 🐢"}
 
 
 @pytest.mark.parametrize("label", [10**12, 2**63 - 1, 2**63, 40_000])

@@ -22,6 +22,7 @@ from var.utils.images import open_image, resize_and_center_crop
 from var.utils.optional_packages import optional_packages
 from var.utils.paths import subfolders, to_path
 from var.utils.provenance import sha256
+from var.utils.text import as_unicode
 
 if TYPE_CHECKING:
     from var.data.listing import Encoded, Source, Split
@@ -79,9 +80,9 @@ def list_folder(folder: str | Path) -> ImageList:
             raise
         except Exception as error:  # damaged metadata makes Pillow raise nearly anything
             raise InputError(f"cannot read {path}: {one_line(error)}") from error
-        return LabeledImage(_text(names[i]), label_of(names[i]), pixels)
+        return LabeledImage(as_unicode(names[i]), label_of(names[i]), pixels)
 
-    class_names = {label: _text(name) for label, name in folder_names(classes).items()}
+    class_names = folder_names(classes)
     # An image's class is in its path, but its label depends on the other subfolders too.
     checksum = _checksum(part for name in names for part in (os.fsencode(name), str(label_of(name)).encode()))
     return ImageList(len(names), checksum, class_names, read)
@@ -117,7 +118,7 @@ def list_split(source: str, split: "Split") -> ImageList:
         found = dataset(side)[0, i]
         if isinstance(found, Unreadable):
             raise InputError(f"cannot read {found.location}: {found.reason}")
-        return LabeledImage(_text(found.location.removeprefix(prefix)), found.label, found.content)
+        return LabeledImage(as_unicode(found.location.removeprefix(prefix)), found.label, found.content)
 
     paths = [os.fsencode(listing.source.location(int(row))) for row in listing.rows]
     labels = [] if listing.labels is None else [listing.labels.tobytes()]
@@ -159,8 +160,3 @@ class _OneByOne:
 
 def _checksum(texts: Iterable[bytes]) -> str:
     return sha256(text + b"\0" for text in texts)  # which no path contains
-
-
-def _text(given: str) -> str:
-    """Return a file's name as valid Unicode, which Parquet needs."""
-    return os.fsencode(given).decode(errors="backslashreplace")

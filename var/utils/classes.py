@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tokenizer.errors import InputError, one_line
 from var.utils.json_text import parse_json
+from var.utils.text import as_unicode
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +53,13 @@ def class_labels(names: Iterable[str]) -> dict[str, int]:
 
 
 def folder_names(labels: Mapping[str, int]) -> dict[int, str]:
-    """Label -> name of class folders, by what `class_labels` gives; {} where the names are the labels themselves."""
+    """Label -> name of class folders, by what `class_labels` gives; {} where the names are the labels themselves.
+
+    The names are valid Unicode, which a model's config needs and names of files need not be.
+    """
     if all(name.isdecimal() and int(name) == label for name, label in labels.items()):
         return {}
-    return {label: name for name, label in labels.items()}
+    return {label: as_unicode(name) for name, label in labels.items()}
 
 
 def named_classes(folder: Path) -> dict[int, str]:

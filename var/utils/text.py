@@ -1,6 +1,13 @@
-"""Text of messages."""
+"""Text of messages and of files' names."""
+
+import os
 
 
 def plural(number: int, noun: str, ending: str = "s") -> str:
     """`1 image`, `2 images`, `0 images`."""
     return f"{number} {noun}{'' if number == 1 else ending}"
+
+
+def as_unicode(name: str) -> str:
+    """Return a file's name as valid Unicode, as UTF-8 in any locale; bytes that are not UTF-8 are escaped."""
+    return os.fsencode(name).decode(errors="backslashreplace")
