@@ -1,5 +1,7 @@
 """Which token caches are refused, and what may change under one."""
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,50 @@ def test_images_that_came_or_went_in_between(recipe: VARRecipe, vqvae: VQVAE) ->
     picture(0, 99).save(Path(recipe.data.source) / "train" / "bar" / "99.png")
     with refused("the train images of data.source=", "21 now, 20 then", "give another folder"):
         write(recipe, vqvae)
+
+
+def renamed(images: Path, *names: tuple[str, str]) -> None:
+    for split in ("train", "val"):
+        for old, new in names:
+            (images / split / old).rename(images / split / new)
+
+
+@pytest.mark.parametrize("complete", [True, False])
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (lambda images: renamed(images, ("bar", "dog")), "label 0 was 'bar' and is now 'cup'"),
+        (lambda images: renamed(images, ("bar", "x"), ("cup", "bar"), ("x", "cup")), "other images under the same"),
+        (lambda images: (images / "train/bar/0.png").rename(images / "train/cup/99.png"), "with other labels"),
+        (lambda images: (images / "train/cup/0.png").unlink(), "19 now, 20 then"),
+    ],
+)
+def test_images_that_changed_under_a_cache(
+    recipe: VARRecipe, vqvae: VQVAE, complete: bool, change: Callable[[Path], object], difference: str
+) -> None:
+    write(recipe, vqvae)
+    if not complete:
+        file(recipe, "validation-v0-00000.json").unlink()
+    before = identities(recipe)
+    change(Path(recipe.data.source))
+    with refused("the train images of data.source=", difference, "give another folder, or restore the images"):
+        write(recipe, vqvae)
+    assert {name: is_now for name, is_now in identities(recipe).items() if name in before} == before
+
+
+def test_a_complete_cache_goes_without_images_or_with_a_few_repaired(
+    recipe: VARRecipe, vqvae: VQVAE, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(recipe, vqvae)
+    images = Path(recipe.data.source)
+    picture(2, 0).save(images / "train/bar/0.png")
+    assert write(recipe, vqvae).encoded == 0
+    assert not caplog.records
+    shutil.rmtree(images)
+    images.mkdir()  # where a disk is not mounted, for instance
+    assert write(recipe, vqvae).encoded == 0
+    (record,) = caplog.records
+    assert "it is not checked that token_cache=" in record.getMessage()
 
 
 def test_folders_that_cannot_be_used(recipe: VARRecipe, vqvae: VQVAE, tmp_path: Path) -> None:

@@ -41,6 +41,23 @@ def rename(old: str, new: str) -> Callable[[Path], None]:
     return change
 
 
+def swap(split: str, one: str = "bar", other: str = "cup") -> Callable[[Path], None]:
+    """Exchange the contents of two folders, or two images, which keep their names."""
+
+    def change(folder: Path) -> None:
+        first, second, aside = (folder / "data" / split / name for name in (one, other, "aside"))
+        first.rename(aside)
+        second.rename(first)
+        aside.rename(second)
+
+    return change
+
+
+def replace_images(folder: Path) -> None:
+    for path in (folder / "data/train").glob("*/[0-2].png"):
+        picture(2, int(path.stem)).save(path)
+
+
 def replace_tokenizer(folder: Path) -> None:
     save_model(folder / "tokenizer", small_vqvae(seed=1))
 
@@ -74,6 +91,10 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda folder: (folder / "data/train/bar/0.png").rename(folder / "data/train/bar/z.png"),
         "the training images had other names",
     ),
+    "classes that change places": (swap("train"), "data holds other training images under the same names"),
+    "classes of validation": (swap("val"), "data holds other validation images under the same names"),
+    "two images of two classes": (swap("train", "bar/0.png", "cup/0.png"), "other training images under the same"),
+    "most of the images": (replace_images, "other training images under the same names"),
     "another tokenizer": (replace_tokenizer, "the tokenizer had other weights"),
     "another decoder": (finetune_decoder, "the tokenizer had other weights"),
 }

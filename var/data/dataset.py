@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from tokenizer.errors import InputError
 from var.data.config import DataConfig, JitterConfig
+from var.data.fingerprint import choose_images, fingerprint_of
 from var.data.listing import Listing, Source, Split
 from var.data.order import AUGMENTATION, ShardOrder, epoch_order, substitute
 from var.data.sources import FolderSource, list_images
@@ -30,7 +31,6 @@ from var.utils.torchvision_compat import import_torchvision
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
 
-DESCRIBED = 16  # images whose content describes the whole split
 SUBSTITUTES = 16  # tried in place of a training image that cannot be read
 ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # of resized crops
 
@@ -102,9 +102,9 @@ class SampleDataset(Dataset[Sample | Unreadable]):
         return epoch_order(len(self), self.seed, epoch) if self.shards is None else self.shards.order(epoch)
 
     def describe(self) -> dict[str, Any]:
-        """Return the number of images, and SHA-256 of labels, names and content by which to tell them from others.
+        """Return the number of images, and SHA-256 of labels and names, and fingerprints of the content of some.
 
-        What is not known without reading all images is None.
+        They tell the images from others. What is not known without reading all images is None.
         """
         labels = None if self.labels is None else sha256([self.labels.astype("<i8").tobytes()])
         return {"images": len(self), "labels": labels, "names": None, "content": None}
@@ -146,8 +146,8 @@ class ImageDataset(SampleDataset):
             return described | {"names": sha256(f"{Path(url).name}\0".encode() for url in source.urls)}
         if isinstance(source, FolderSource):
             described["names"] = sha256([b"\0".join(source.names[rows].tolist())])
-        chosen = rows[np.linspace(0, len(rows) - 1, min(DESCRIBED, len(rows))).astype(int)]
-        return described | {"content": sha256(_read_encoded(source, int(row)) for row in chosen)}
+        chosen = rows[choose_images(len(rows), self.labels)]
+        return described | {"content": [fingerprint_of(_read_encoded(source, int(row))) for row in chosen]}
 
     def _choose_substitute(self, epoch: int, index: int, attempt: int) -> int:
         if self.shards is None:

@@ -81,6 +81,7 @@ class SplitInfo(Section):
     num_classes: int | None
     class_names: dict[int, str]
     streamed: list[int] | None  # samples in each of the data's own shards; None: it has none
+    content: list[str] | None = None  # fingerprints of some images; None: unknown
 
 
 class Manifest(Section):

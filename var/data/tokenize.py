@@ -13,6 +13,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data import token_cache
 from var.data.dataset import Batch, ImageDataset, Sample, SampleDataset, open_dataset
+from var.data.fingerprint import are_other_images, find_renamed_class
 from var.data.listing import Split
 from var.data.loader import collate, loader, open_batches
 from var.data.token_cache import ENCODED_AT_ONCE, LEFT_OUT, MANIFEST, Manifest, Record, Shard, SplitInfo, TokenRecipe
@@ -51,9 +52,9 @@ def write_tokens(
 ) -> TokenSummary:
     """Complete the cache in `recipe.token_cache`: verify all checksums, and encode missing or damaged shards.
 
-    View v of a training image is that of epoch v. The images are opened only if a shard is missing; a complete cache
-    needs none. Further views are added to a cache with fewer. If it is killed, the same call goes on from the shards
-    that are complete.
+    View v of a training image is that of epoch v. A complete cache needs no images; where they are there, it is checked
+    that they are still the same. Further views are added to a cache with fewer. If it is killed, the same call goes on
+    from the shards that are complete.
 
     Args:
         recipe: its token_cache, a folder shared by all processes, token_views, seed and data.
@@ -63,7 +64,7 @@ def write_tokens(
         shard_samples: samples a shard of a new cache.
 
     Raises InputError: no folder, one of another tokenizer, data or seed, or one that cannot be written; data that
-    cannot be opened.
+    cannot be opened, or that has changed since the cache was begun.
     """
     folder = token_cache.folder_of(recipe)
     settings = token_cache.settings_of(recipe, vqvae)
@@ -84,9 +85,13 @@ def write_tokens(
                 shown = progress if ranks.is_main else lambda done, total: None
                 _encode(folder, missing, manifest, recipe, vqvae, shown)
             ranks.barrier()
-    elif ranks.is_main and (folder / LOCK).exists():
-        with suppress(InputError), locked(folder):  # removes what a killed process left; a living one goes on
-            pass
+    else:
+        with ranks.in_step():
+            if ranks.is_main:
+                _check_images(folder, manifest, recipe, vqvae)
+        if ranks.is_main and (folder / LOCK).exists():
+            with suppress(InputError), locked(folder):  # removes what a killed process left; a living one goes on
+                pass
     records = [token_cache.read_record(folder, shard) for shard in shards]
     return TokenSummary(
         samples=sum(shard.samples for shard in shards),
@@ -124,7 +129,40 @@ def _info(dataset: ImageDataset) -> SplitInfo:
         num_classes=listing.num_classes,
         class_names=dataset.class_names,
         streamed=None if listing.shards is None else np.unique(listing.shards, return_counts=True)[1].tolist(),
+        content=dataset.describe()["content"],
     )
+
+
+def _check_images(folder: Path, manifest: Manifest, recipe: TokenRecipe, vqvae: VQVAE) -> None:
+    """Raise InputError if the images of a complete cache have changed; they need not be there."""
+    if not Path(recipe.data.source).exists():  # removed, or of a hub, which may be out of reach
+        return
+    for split in SPLITS:
+        try:
+            images = _images(recipe, vqvae, split)
+        except InputError as error:
+            log.warning("it is not checked that token_cache=%r goes with the images: %s", str(folder), error)
+            return
+        _check_same(images, split, folder, manifest)
+
+
+def _check_same(images: ImageDataset, split: Split, folder: Path, manifest: Manifest) -> None:
+    """Raise InputError if the images of a split are not those that the cache was begun with."""
+    if change := _find_change(manifest.splits[split], _info(images)):
+        raise InputError(
+            f"the {split} images of data.source={images.config.source!r} differ from those that "
+            f"token_cache={str(folder)!r} was begun with ({change}): give another folder, or restore the images"
+        )
+
+
+def _find_change(before: SplitInfo, now: SplitInfo) -> str | None:
+    if now.samples != before.samples:
+        return f"{now.samples} now, {before.samples} then"
+    if renamed := find_renamed_class(before.class_names, now.class_names):
+        return renamed
+    if now.model_copy(update={"content": before.content}) != before:
+        return "with other labels"
+    return "other images under the same names" if are_other_images(before.content, now.content) else None
 
 
 def _encode(
@@ -144,15 +182,10 @@ def _encode(
 
     for split in SPLITS:
         shards = [shard for shard in missing if shard.split == split]
+        dataset = _images(recipe, vqvae, split)
+        _check_same(dataset, split, folder, manifest)
         if not shards:
             continue
-        dataset = _images(recipe, vqvae, split)
-        if _info(dataset) != manifest.splits[split]:
-            raise InputError(
-                f"the {split} images of data.source={recipe.data.source!r} differ from those that "
-                f"token_cache={str(folder)!r} was begun with ({len(dataset)} now, {manifest.splits[split].samples} "
-                "then): give another folder"
-            )
         keys = [keys for shard in shards for keys in shard.batches()]
         with open_batches(loader(dataset, keys, recipe.data.workers)) as batches:
             for shard in shards:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from var.data.fingerprint import are_other_images, find_changed_images, find_renamed_class
 from var.training.stages.base import Stage
 from var.utils.provenance import fingerprint
 
@@ -26,17 +27,14 @@ def describe_origin(stage: Stage[Any]) -> dict[str, Any]:
 def find_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None:
     """Return in words the first difference of two origins, or None.
 
-    Images may move: their folder matters only where their content differs too. What one of the origins does not know,
-    such as the names of images that a token cache replaces, is not compared.
+    Images may move, and some may be repaired where they are, but none may change places with those of another class.
+    What one of the origins does not know, such as the names of images that a token cache replaces, is not compared.
     """
     for role, ours in now["networks"].items():
         if before["networks"].get(role, ours) != ours:
             return f"the {role} had other weights"
-    for label in sorted(before["classes"].keys() | now["classes"].keys()):
-        theirs, ours = (origin["classes"].get(label) for origin in (before, now))
-        if theirs != ours:
-            was, now_is = (f"{name!r}" if name is not None else "without a name" for name in (theirs, ours))
-            return f"label {label} was {was} and is now {now_is}"
+    if renamed := find_renamed_class(before["classes"], now["classes"]):
+        return renamed
     for split in SPLITS:
         theirs, ours = before[split], now[split]
         if theirs["images"] != ours["images"]:
@@ -44,7 +42,9 @@ def find_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str | None
         for part in ("labels", "names"):
             if None not in (theirs[part], ours[part]) and theirs[part] != ours[part]:
                 return f"the {split} images had other {part}"
-        moved = before["source"] != now["source"]
-        if moved and None not in (theirs["content"], ours["content"]) and theirs["content"] != ours["content"]:
+        was, is_now = (None if isinstance(known["content"], str) else known["content"] for known in (theirs, ours))
+        if before["source"] != now["source"] and find_changed_images(was, is_now):
             return f"data.source was {before['source']}, and {now['source']} holds other images"
+        if are_other_images(was, is_now):
+            return f"{now['source']} holds other {split} images under the same names"
     return None
