@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import TIMEOUT, tokenizer_recipe
+from tiny import TIMEOUT, assert_same_weights, metrics, tokenizer_recipe
 
 from var.data.dataset import ImageDataset
 from var.training.checkpointing import checkpoints
+from var.training.logger import Report
 from var.training.loop import train
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.trainer import Trainer
@@ -112,13 +113,12 @@ def test_an_error_in_a_step_ends_the_run(
 
     take_step = Trainer.take_step
 
-    def fail_in_step(self: Trainer, batches: Any) -> Any:
+    def fail_in_step(self: Trainer, batches: Any) -> None:
         torn = self.step == 2
-        logs = take_step(self, batches)
+        take_step(self, batches)
         if torn:
             self.step, self.in_step = 2, True
             raise ValueError("out of something")
-        return logs
 
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "take_step", fail_in_step)
@@ -190,3 +190,83 @@ def test_the_second_signal_ends_a_run_that_waits_for_data(
     code, messages = run.end()
     assert (code, run.saved()) == (128 + number, 4)
     assert "step 4 was saved: the same command goes on from there" in messages
+
+
+# --- what follows a step
+
+
+@pytest.fixture(scope="module")
+def short_run(images: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenizerRecipe:
+    """A run that nothing happened to, with a validation and a sheet after the third step, its last."""
+    recipe = tokenizer_recipe(tmp_path_factory.mktemp("runs") / "whole", images, steps=3)
+    train(recipe)
+    return recipe
+
+
+def assert_same_run(a: TokenizerRecipe, b: TokenizerRecipe) -> None:
+    assert metrics(a.output) == metrics(b.output)
+    for name in ("best", "model"):
+        assert_same_weights(a.output / name, b.output / name)
+    sheets = [{file.name: file.read_bytes() for file in (r.output / "pictures").iterdir()} for r in (a, b)]
+    assert sheets[0] == sheets[1] != {}
+
+
+@pytest.mark.parametrize("method", ["mean_logs", "validate", "export", "preview"])
+def test_what_an_error_kept_from_following_a_step_is_made_up_for(
+    method: str, short_run: TokenizerRecipe, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=3)
+    forward = getattr(Trainer, method)
+
+    def fail(self: Trainer, *arguments: Any) -> Any:
+        if self.step == 3:
+            raise ValueError("out of something")
+        return forward(self, *arguments)
+
+    for _ in range(2):  # the run that goes on may fail there again
+        with monkeypatch.context() as patch:
+            patch.setattr(Trainer, method, fail)
+            with pytest.raises(ValueError, match="out of something"):
+                train(recipe)
+        assert [path.name for path in checkpoints(recipe.output / "checkpoints")] == ["step-00000003.pt"]
+    train(recipe)
+    assert_same_run(recipe, short_run)
+
+
+@pytest.mark.parametrize(("where", "method"), [(Trainer, "preview"), (Report, "sheet")])
+def test_what_a_kill_kept_from_following_a_step_is_made_up_for(
+    where: type, method: str, short_run: TokenizerRecipe, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=3)
+    with monkeypatch.context() as patch:
+        patch.setattr(where, method, lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+        assert Started(recipe).end()[0] == -signal.SIGKILL
+    train(recipe)
+    assert_same_run(recipe, short_run)
+
+
+def test_what_the_recipe_no_longer_wants_is_not_made_up_for(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sheet for which the memory is too small must not keep the run from going on."""
+
+    def fail(self: Trainer) -> None:
+        if self.step == 2:
+            raise MemoryError
+
+    monkeypatch.setattr(Trainer, "preview", fail)
+    with pytest.raises(MemoryError):
+        train(tokenizer_recipe(tmp_path / "r", images, steps=3, sample_every=2))
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=3, sample_every=3)
+    train(recipe)
+    assert [line["step"] for line in metrics(recipe.output, "train")] == [1, 2, 3]
+
+
+def test_a_torn_checkpoint_is_removed_when_the_run_is_opened_again(images: Path, tmp_path: Path) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=1)
+    train(recipe)
+    folder = recipe.output / "checkpoints"
+    for name in ("step-00000002.new", "step-00000002.sha256.new", "notes.new"):
+        (folder / name).write_text("half of it")
+    train(recipe)  # saves nothing
+    assert sorted(path.name for path in folder.iterdir()) == ["notes.new", "step-00000001.pt", "step-00000001.sha256"]

@@ -143,6 +143,41 @@ def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
     assert {"notes.txt", "step-final.pt", "model.sha256"} < {path.name for path in tmp_path.iterdir()}
 
 
+def test_folders_of_others_end_no_save(tmp_path: Path) -> None:
+    for name in ("foo.new", "step-00000009.new", "step-00000011.pt", "step-00000001.sha256.new"):
+        (tmp_path / name / "inside").mkdir(parents=True)
+    for name in ("mine.new", "step-best.sha256"):
+        (tmp_path / name).write_text("mine")
+    before = set(tmp_path.iterdir())
+    for step in (2, 3, 4):
+        save_checkpoint(tmp_path, step, state(step), keep_last=1)
+    assert newest(tmp_path) == 4
+    assert set(tmp_path.iterdir()) == before | {tmp_path / "step-00000004.pt", tmp_path / "step-00000004.sha256"}
+
+
+@pytest.mark.parametrize("name", ["step-00000002.pt", "step-00000002.new", "step-00000002.sha256"])
+def test_a_folder_in_the_way_of_a_checkpoint(name: str, tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 1, state(1), keep_last=1)
+    (tmp_path / name).mkdir()
+    with refused(f"step 2 cannot be written: {tmp_path / name} is a folder: move it away", "from step-00000001.pt"):
+        save_checkpoint(tmp_path, 2, state(2), keep_last=1)
+    assert newest(tmp_path) == 1
+
+
+def test_an_old_one_that_cannot_be_removed_ends_no_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_checkpoint(tmp_path, 1, state(1), keep_last=1)
+
+    def refuse(path: Path, missing_ok: bool = False) -> None:
+        raise PermissionError(1, "Operation not permitted", str(path))
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    save_checkpoint(tmp_path, 2, state(2), keep_last=1)
+    assert newest(tmp_path) == 2
+    assert "step-00000001.pt is not needed any more and cannot be removed: " in caplog.text
+
+
 # --- damage
 
 

@@ -186,6 +186,16 @@ def test_there_may_be_nothing_to_forget(tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir())
 
 
+def test_what_is_due_after_the_last_step_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    lines = [
+        json.dumps({"step": step, "split": split}) + "\n" for step in (2, 3, 4) for split in ("train", "validation")
+    ]
+    path.write_text("".join(lines))
+    forget_after(path, 3, due=("validation", "sheet"))
+    assert path.read_text() == "".join(lines[:3])
+
+
 def test_an_output_that_cannot_be_made(recipe: TokenizerRecipe) -> None:
     recipe.output.write_text("a file")
     with refused(f"output='{recipe.output}'", "File exists", "another folder"):

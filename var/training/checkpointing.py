@@ -15,12 +15,18 @@ from var.utils.provenance import file_sha256
 log = logging.getLogger(__name__)
 
 CHECKSUM = ".sha256"
+NEW = ".new"  # while it is written
 _whole: set[tuple[Path, int, int]] = set()  # checkpoints that this process wrote or verified, see `_state_of`
 
 
 def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run, oldest first."""
-    return sorted(folder.glob(f"step-{'[0-9]' * 8}.pt"))
+    return _files(folder, ".pt")
+
+
+def _files(folder: Path, suffix: str) -> list[Path]:
+    """Return the files that have names of ours, by step; whatever else is in the folder is of others."""
+    return sorted(path for path in folder.glob(f"step-{'[0-9]' * 8}{suffix}") if path.is_file())
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -34,14 +40,19 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: i
     Kept are this one and the newest of the others, of which whole ones go before damaged ones of later steps. The file
     gets its name only when it is complete and on the disk, after its checksum.
 
-    Raises InputError: the disk is full or not writable; earlier checkpoints are kept.
+    Raises InputError: the disk is full or not writable, or a folder has the file's name; earlier checkpoints are kept.
     """
     path = checkpoint_path(folder, step)
-    beside = path.with_suffix(".new")
+    beside = path.with_suffix(NEW)
+    for own in (path, beside, path.with_suffix(CHECKSUM), path.with_suffix(CHECKSUM + NEW)):
+        if own.is_dir():
+            raise InputError(
+                f"the checkpoint of step {step} cannot be written: {own} is a folder: move it away, then the same "
+                f"command goes on from {_last_name(folder)}"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for torn in folder.glob("*.new"):  # of a run that was killed while it saved
-            torn.unlink()
+        remove_torn(folder)
         with beside.open("wb") as file:
             hashing = _HashingFile(file)
             torch.save(state, hashing)  # type: ignore[arg-type]  # it only writes, front to back
@@ -54,12 +65,30 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep_last: i
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError when a write fails inside its own code
         with suppress(OSError):  # it may not exist, or the disk may have become read-only
             beside.unlink()
-        kept = [found.name for found in checkpoints(folder)]
         raise InputError(
             f"the checkpoint of step {step} cannot be written to {folder} ({one_line(error)}): make room there, then "
-            f"the same command goes on from {kept[-1] if kept else 'the start'}"
+            f"the same command goes on from {_last_name(folder)}"
         ) from error
     return path
+
+
+def _last_name(folder: Path) -> str:
+    found = checkpoints(folder)
+    return found[-1].name if found else "the start"
+
+
+def remove_torn(folder: Path) -> None:
+    """Remove what a run that was killed while it saved left half-written."""
+    for suffix in (NEW, CHECKSUM + NEW):
+        for torn in _files(folder, suffix):
+            _remove(torn)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:  # no reason to end a run
+        log.warning("%s is not needed any more and cannot be removed: %s", path, one_line(error))
 
 
 def load_newest(folder: Path) -> dict[str, Any] | None:
@@ -95,7 +124,7 @@ class _HashingFile:
 
 
 def _write_checksum(path: Path, digest: str) -> None:
-    beside = path.with_suffix(CHECKSUM + ".new")
+    beside = path.with_suffix(CHECKSUM + NEW)
     with beside.open("w") as file:
         file.write(digest + "\n")
         _to_disk(file)
@@ -147,7 +176,7 @@ def _remove_old(newest: Path, keep_last: int, best: int | None) -> None:
         others.sort(key=lambda path: (_is_whole(path), path), reverse=True)
         for old in others[keep_last - 1 :]:
             if best is None or old != checkpoint_path(folder, best):
-                old.unlink()
-    for checksum in folder.glob(f"step-*{CHECKSUM}"):
+                _remove(old)
+    for checksum in _files(folder, CHECKSUM):
         if not checksum.with_suffix(".pt").exists():
-            checksum.unlink()
+            _remove(checksum)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import math
 import time
+from collections.abc import Collection
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self
@@ -49,7 +50,15 @@ class Clock:
 class Report:
     """Write recipe.yaml, metrics.jsonl, tensorboard/ and pictures/ in the output folder; only on the main process."""
 
-    def __init__(self, recipe: Recipe, steps: int, start: int, is_main_process: bool, best: str = "loss") -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        steps: int,
+        start: int,
+        is_main_process: bool,
+        best: str = "loss",
+        due: Collection[str] = (),
+    ) -> None:
         self.recipe = recipe
         self.steps = steps
         self.is_main_process = is_main_process
@@ -70,7 +79,7 @@ class Report:
             self.writer = SummaryWriter(str(recipe.output / "tensorboard"), purge_step=start + 1)
             self.wandb = open_wandb(recipe) if recipe.wandb_project else None
             self.metrics = recipe.output / METRICS
-            forget_after(self.metrics, start)
+            forget_after(self.metrics, start, due)
 
     def __enter__(self) -> Self:
         self.progress.start()
@@ -157,16 +166,17 @@ def write_recipe(recipe: Recipe, file: Path) -> None:
         beside.write_text(OmegaConf.to_yaml(OmegaConf.create(json.loads(text))), encoding="utf-8")
 
 
-def forget_after(metrics: Path, step: int) -> None:
-    """Drop the lines of steps that a resumed run will repeat."""
+def forget_after(metrics: Path, step: int, due: Collection[str] = ()) -> None:
+    """Drop the lines that a resumed run will write again: of later steps, and of this step those of the splits due."""
     if metrics.exists():
-        lines = [line for line in metrics.read_text().splitlines() if _step_of(line) <= step]
+        lines = [line for line in metrics.read_text().splitlines() if _is_kept(line, step, due)]
         with atomic_write(metrics) as beside:
             beside.write_text("".join(f"{line}\n" for line in lines))
 
 
-def _step_of(line: str) -> float:
+def _is_kept(line: str, step: int, due: Collection[str]) -> bool:
     try:
-        return int(parse_json(line)["step"])
+        found = parse_json(line)
+        return int(found["step"]) < step or (int(found["step"]) == step and found.get("split") not in due)
     except (ValueError, KeyError, TypeError):  # cut off when the run that wrote it was killed
-        return math.inf
+        return False

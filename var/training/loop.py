@@ -51,35 +51,51 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
 
     with (
         disk_full_as_input_error(recipe),
-        Report(recipe, steps, start, accelerator.is_main_process, stage.best) as report,
+        Report(recipe, steps, start, accelerator.is_main_process, stage.best, trainer.due) as report,
         catch_interrupts() as interrupts,
         open_batches(loader(stage.train_data, sampler, stage.workers)) as batches,
         trainer.saved_if_it_fails(),
     ):
+        if trainer.due:  # an error ended the run after that step
+            interrupts.work = f"what follows step {start}: validation, saving"
+            follow_step(trainer, report)
+            trainer.save()
         while trainer.step < steps:
             interrupts.work = f"the data of step {trainer.step + 1}"
             micro_batches = list(islice(batches, recipe.micro_batches))
             trainer.health.check_readable(micro_batches)
             interrupts.work = f"step {trainer.step + 1}"
-            logs = trainer.take_step(micro_batches)
+            trainer.take_step(micro_batches)
             step, stop = trainer.step, trainer.health.any_process(bool(interrupts))
             interrupts.work = f"what follows step {step}: validation, saving"
-            last = step == steps or stop
-            if step % recipe.log_every == 0 or last:
-                report.step(step, trainer.mean_logs(logs), trainer.health.counts())
-            saves = step % recipe.checkpoint_every == 0 or last
-            if step % recipe.validate_every == 0 or step == steps:
-                validation = trainer.validate()
-                report.validation(step, validation)
-                if trainer.is_best(validation):
-                    trainer.export("best")
-                    saves = True
-            if saves:
-                trainer.save()
-            if (step % recipe.sample_every == 0 or step == steps) and (sheet := trainer.preview()) is not None:
-                report.sheet(step, sheet)
+            if stop:
+                trainer.due.add("train")
+            is_best = follow_step(trainer, report)
+            if is_best or step % recipe.checkpoint_every == 0 or step == steps or stop:
+                trainer.save()  # last: a run that is killed before does the step and what follows it again
             if stop:
                 break
         if trainer.step < steps:
             log.warning("stopped after step %d of %d: the same command goes on from there", trainer.step, steps)
         return trainer.export("model")
+
+
+def follow_step(trainer: Trainer, report: Report) -> bool:
+    """Log, validate and sample, where due after the trainer's step; return whether its validation is the best so far.
+
+    Every process must call this. What is done is due no more; an error leaves the rest due.
+    """
+    step, is_best = trainer.step, False
+    if "train" in trainer.due:
+        report.step(step, trainer.mean_logs(trainer.logs), trainer.health.counts())
+        trainer.due.remove("train")
+    if "validation" in trainer.due:
+        validation = trainer.validate()
+        report.validation(step, validation)
+        is_best = trainer.export_if_best(validation)
+        trainer.due.remove("validation")
+    if "sheet" in trainer.due:
+        if (sheet := trainer.preview()) is not None:
+            report.sheet(step, sheet)
+        trainer.due.remove("sheet")
+    return is_best

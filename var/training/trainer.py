@@ -19,7 +19,7 @@ from var.data.dataset import Batch
 from var.data.loader import validation_loader
 from var.hub.checkpoint import load_weights
 from var.sampling.logits import mix_seed
-from var.training.checkpointing import checkpoints, load_newest, save_checkpoint
+from var.training.checkpointing import checkpoints, load_newest, remove_torn, save_checkpoint
 from var.training.config import Recipe
 from var.training.distributed import is_sharding_requested, load_model_state, model_state, shard, unshard
 from var.training.ema import EMA
@@ -69,10 +69,12 @@ class Trainer:
         self.step = 0  # steps done
         self.saved_step = 0  # that of the newest checkpoint
         self.in_step = False  # what a step changes is changed in part
+        self.logs: dict[str, Tensor] = {}  # this process's share of the last step's numbers
+        self.due: set[str] = set()  # what has still to follow the last step, see `_due_now`
         self.best: dict[str, float] | None = None  # step and value of the best validation so far
 
-    def take_step(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """Run the next step's phases on this process's micro-batches; return its share of the numbers to log."""
+    def take_step(self, batches: Sequence[Batch]) -> None:
+        """Run the next step's phases on this process's micro-batches; set `logs`, and `due` to what follows it."""
         self.in_step = True
         recipe, accelerator = self.recipe, self.accelerator
         world, device = accelerator.num_processes, accelerator.device
@@ -103,8 +105,15 @@ class Trainer:
             if self.ema:
                 self.ema.update(self.stage.phases[0].model, self.step)
         self.step += 1
+        self.logs = {name: value.detach() for name, value in logs.items()}
+        self.due = self._due_now()
         self.in_step = False
-        return logs
+
+    def _due_now(self) -> set[str]:
+        """Return what follows this step by the recipe: a line of numbers ("train"), "validation", a "sheet"."""
+        recipe, last = self.recipe, self.step == self.stage.steps
+        every = {"train": recipe.log_every, "validation": recipe.validate_every, "sheet": recipe.sample_every}
+        return {name for name, steps in every.items() if last or self.step % steps == 0}
 
     def mean_logs(self, logs: dict[str, Tensor]) -> dict[str, float]:
         """Sum the shares of all processes; every process must call this with the same names."""
@@ -123,6 +132,8 @@ class Trainer:
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else None,
             "guard": self.health.state_dict(),
             "best": self.best,
+            "due": sorted(self.due),
+            "logs": {name: value.cpu() for name, value in self.logs.items()} if "train" in self.due else {},
         }
         if self.accelerator.is_main_process:
             best = int(self.best["step"]) if self.best else None
@@ -133,7 +144,8 @@ class Trainer:
     def saved_if_it_fails(self) -> Iterator[None]:
         """Inside, an error or a stop between two steps of a single process saves the last one; else say what is lost.
 
-        Several processes save together, which those that wait for one that failed cannot.
+        What is still due after that step is saved with it, and done by the run that goes on. Several processes save
+        together, which those that wait for one that failed cannot.
         """
         try:
             yield
@@ -153,7 +165,10 @@ class Trainer:
         Raises InputError: it is of another stage, model, seed, batch size or use of EMA; or the classes, the images or
         a frozen network, such as the tokenizer, have changed.
         """
-        state = load_newest(self.recipe.output / "checkpoints")
+        folder = self.recipe.output / "checkpoints"
+        if self.accelerator.is_main_process:
+            remove_torn(folder)
+        state = load_newest(folder)
         if state is None:
             return
         remedy = "give another output, or move them away"
@@ -185,6 +200,9 @@ class Trainer:
             self.health.load_state_dict(state["guard"])
             self.step, self.best = int(state["step"]), state["best"]
             self.saved_step = self.step
+            self.due = self._due_now() & set(state.get("due", ()))  # older checkpoints do not say
+            world = self.accelerator.num_processes  # one alone saves logs that are due, see `saved_if_it_fails`
+            self.logs = {name: value / world for name, value in state.get("logs", {}).items()}
         except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
             if isinstance(error, InputError):
                 raise
@@ -218,11 +236,15 @@ class Trainer:
         batches = validation_loader(self.stage.validation_data, self.recipe.data, size, rank, world)
         return (send_to_device(batch, self.accelerator.device) for batch in batches)
 
-    def is_best(self, validation: dict[str, float]) -> bool:
-        """Return whether this validation is the best so far, and remember it if so."""
+    def export_if_best(self, validation: dict[str, float]) -> bool:
+        """Export the model as "best" if this validation is the best so far, and then remember it; return whether it is.
+
+        Every process must call this.
+        """
         value = validation[self.stage.best]
         if not math.isfinite(value) or (self.best is not None and value >= self.best["value"]):
             return False
+        self.export("best")
         self.best = {"step": self.step, "value": value}
         return True
 
