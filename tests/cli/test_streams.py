@@ -19,7 +19,8 @@ def write(folder: Path) -> None:
         Console().print("step 1 of 2 \\u96ea \\udcff")
         typer.echo("p\\xe9")
         print("\\u96ea")
-    (folder / "result").write_text("whole")
+    with (folder / "result").open("w") as result:
+        result.write("whole" if result.fileno() > 2 else "a standard descriptor")
     print("warning: \\u96ea", file=sys.stderr)
 
 run(write)
@@ -43,6 +44,7 @@ def write(folder: Path, ending: str, **variables: str) -> subprocess.CompletedPr
         ("2>&1 | head -1", {}),
         (">&-", {}),
         (">&- 2>&-", {}),
+        ("<&- >&- 2>&-", {}),
         ("| cat", {"PYTHONIOENCODING": "ascii"}),
         ("| cat", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
     ],

@@ -35,10 +35,18 @@ def guard_streams() -> None:
 
     The work behind is worth more than its progress. Streams that a notebook or a test has replaced stay as they are.
     """
+    _occupy_standard_descriptors()
     if sys.stdout is sys.__stdout__:
         sys.stdout = _guard(sys.stdout, 1)
     if sys.stderr is sys.__stderr__:
         sys.stderr = _guard(sys.stderr, 2)
+
+
+def _occupy_standard_descriptors() -> None:
+    """Open /dev/null for those of 0, 1 and 2 that were closed, or the next files opened would get what is printed."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
 
 
 def check_printed() -> None:
