@@ -114,7 +114,7 @@ def test_an_unknown_class(sample: Run) -> None:
         (("--num", 10**9), ("--num", "1000")),
         (("--seed", -1), ("seed=-1",)),
         (("--out", "/proc/x", "--model", "no/such/folder"), ("cannot write /proc/x",)),
-        (("--out", "a" * 300, "--model", "no/such/folder"), ("cannot write aaa", "File name too long")),
+        (("--out", "a" * 300, "--model", "no/such/folder"), ("out='aaa", "is too long, 300 bytes")),
         (("--num", "abc"), ("--num", "integer", "--help lists the options")),
         (("--nmu", 3), ("--nmu", "--num")),
         (("207",), ("207", "--help lists the options")),

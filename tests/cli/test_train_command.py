@@ -40,7 +40,7 @@ def test_both_stages_one_after_the_other(var: Run, recipe: Path, images: Path, t
         ("model.scales=[1,3,2]", ("scales [1, 3, 2]", "increasing order")),
         ("model.base_width=10", ("base_width 10", "norm_groups=4")),
         ("stage=both", ('stage="both" is unknown', "tokenizer, var")),
-        ("epochs=3", ("epochs=3 and steps=6 both given",)),
+        ("epochs=-1", ("epochs=-1", "greater than 0")),
         ("data.source=nowhere/at/all", ("data.source='nowhere/at/all'", "does not exist")),
         ("data.classes=[0,7]", ("data.classes", "[7]", "only of 0, 1")),
         ("nonsense", ("'nonsense'", "key=value")),

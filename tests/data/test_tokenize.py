@@ -73,9 +73,8 @@ def test_only_a_damaged_shard_is_encoded_again(
     now = identities(recipe)
     assert {name for name in before if before[name] != now[name]} == {"train-v1-00002.bin", "train-v1-00002.json"}
     gone = damage is Path.unlink and name.endswith("json")
-    assert [record.getMessage() for record in caplog.records] == (
-        [] if gone else [f"{file(recipe, 'train-v1-00002.bin')} is damaged: encoding it again"]
-    )
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert warnings == ([] if gone else [f"{file(recipe, 'train-v1-00002.bin')} is damaged: encoding it again"])
 
 
 def killed_at(recipe: VARRecipe, vqvae: VQVAE, moment: int) -> bool:

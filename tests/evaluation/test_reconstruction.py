@@ -219,8 +219,9 @@ def test_a_tokenizer_is_found_alone_and_in_a_model(tmp_path: Path) -> None:
     save_model(tmp_path / "var", small_var())
     with refused("'VAR'", "'VQVAE'"):
         find_tokenizer(tmp_path / "var")
+    (tmp_path / "empty").mkdir()
     with refused("tokenizer does not exist"):
-        find_tokenizer(tmp_path)
+        find_tokenizer(tmp_path / "empty")
 
 
 # --- the command

@@ -347,8 +347,9 @@ def test_foreign_folders(tmp_path: Path, folder: Path) -> None:
     save_model(tmp_path / "var", small_var())
     with refused("'VAR'", "'AIM' is needed"):
         AIM.from_pretrained(tmp_path / "var")
-    with refused(str(tmp_path), "has no config.json"):
-        AIM.from_pretrained(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with refused(str(tmp_path / "empty"), "has no config.json"):
+        AIM.from_pretrained(tmp_path / "empty")
     entries = json.loads((folder / CONFIG).read_text())
     entries["config"]["probe_layers"] = [0, 7]
     (folder / CONFIG).write_text(json.dumps(entries))

@@ -122,7 +122,11 @@ _TURNS = {
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1, upright, where there is none, it is damaged or no such number."""
+    """Return the EXIF orientation, 1 to 8; 1, upright, where there is none, it is damaged or no such number.
+
+    Raises what Pillow does for damaged pixels.
+    """
+    image.load()  # getexif would do so for a PNG, and its error must not be taken for one of the metadata
     try:
         value = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # Pillow raises nearly anything on damaged metadata, without which the pixels are as good
