@@ -131,6 +131,21 @@ def test_images_outside_the_class_folders_are_passed_over_aloud(
     assert f"{tmp_path / 'train'}: 1 image outside the class folders passed over" in caplog.messages
 
 
+def test_folders_without_images_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, {"a": 1, "b": 2}, "train")
+    for other in ("__MACOSX/a/._0.jpg", "Empty/notes.txt"):
+        (tmp_path / "train" / other).parent.mkdir(parents=True)
+        (tmp_path / "train" / other).write_bytes(b"no image")
+    write_folder(tmp_path, {"b": 1}, "val")
+    train, validation = opened(tmp_path), opened(tmp_path, "validation")
+    assert (train.labels.tolist(), train.class_names) == ([0, 1, 1], {0: "a", 1: "b"})
+    assert (validation.labels.tolist(), validation.num_classes) == ([1], 2)
+    assert caplog.messages.count(f"{tmp_path / 'train'}: no class, as without images: Empty, __MACOSX") == 1
+    (tmp_path / "flat/train/__MACOSX").mkdir(parents=True)
+    picture(0).save(tmp_path / "flat/train/0.png")
+    assert opened(tmp_path / "flat").num_classes == 1
+
+
 def hub_dataset(labels: list[int], **splits: int) -> datasets.DatasetDict:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "owl"])})
     rows = {"image": [{"bytes": encoded(picture(i)), "path": None} for i in range(len(labels))], "label": labels}

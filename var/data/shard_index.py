@@ -34,9 +34,9 @@ from var.utils.paths import to_path
 from var.utils.text import plural
 
 MAX_INDEX = 1 << 26  # bytes of an index
-MAX_SHARDS = 10**6
+MAX_SHARDS = 10**5
 MAX_PER_SHARD = 10**7  # samples; a tar file of more would have over 20 GB
-MAX_SAMPLES = 10**9  # of a split
+MAX_SAMPLES = 10**8  # of a split, whose order is held in memory
 INDEX_RETRIES = 3  # of RETRIES, for an index: somebody waits for the run to start
 FORM = '{"train": [{"url": "train-0000.tar", "nsamples": 1281}], "validation": [...], "num_classes": 1000}'
 

@@ -15,7 +15,7 @@ from var.data.listing import Encoded, Listing, MissingSplitError, Split, split_n
 from var.data.tables import list_hub, list_parquet, parquet_files
 from var.data.webdataset import list_shards
 from var.utils.classes import class_labels, folder_names, named_classes
-from var.utils.image_files import IMAGE_SUFFIXES, find_images
+from var.utils.image_files import IMAGE_SUFFIXES, class_folders, find_images
 from var.utils.paths import subfolders, to_path
 from var.utils.text import plural
 
@@ -28,8 +28,8 @@ def list_images(config: DataConfig, split: Split) -> Listing:
     """List the images and labels of a split.
 
     Folders: train/CLASS and val/CLASS. Labels number the sorted class names of train/; if all names are numbers, they
-    are the labels themselves, unless they are too large for so few classes (`labels_fit`), as ids are. Images directly
-    below train/ are one class. A folder without train/ that holds CLASS/*.jpg or *.jpg is the training split. Parquet
+    are the labels themselves, unless they are too large for so few classes (`labels_fit`), as ids are. Folders without
+    images are no classes. Images directly below train/ are one class. A folder without train/ that holds CLASS/*.jpg or *.jpg is the training split. Parquet
     files and hub datasets: the label column. A classes.json in the folder, {"207": {"name": "golden retriever"}}, names
     the labels. The index of shards: see `shards`. With data.label_column=null every label is 0.
 
@@ -145,20 +145,20 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
             )
         train_folder = folder  # CLASS/*.jpg or *.jpg
     split_folder = train_folder if split == "train" else validation_folder
-    flat = split_folder is not None and not subfolders(split_folder)
-    if split_folder is None or (flat and config.label_column is not None and subfolders(train_folder)):
+    folders = [] if config.label_column is None else class_folders(train_folder)
+    if split_folder is None or (folders and not subfolders(split_folder)):
         kind = "no validation folder" if split_folder is None else f"no classes in {split_folder.name}/"
         raise MissingSplitError(
             f"data.source={str(folder)!r} has {kind}: add val/CLASS/*.jpg, or set data.validation_fraction "
             "to hold out that fraction of the training images"
         )
-    if config.label_column is None or not subfolders(train_folder):
+    if not folders:
         files = sorted(find_images(split_folder), key=lambda name: "/" in name)  # those outside subfolders first
         if not files:
             raise InputError(f"{split_folder} holds no images: expected {split_folder.name}/CLASS/*.jpg, or *.jpg")
         return unlabeled(FolderSource(split_folder, files), len(files))
     try:
-        classes = class_labels(subfolders(train_folder))
+        classes = class_labels(folders)
     except InputError as error:
         raise InputError(f"{train_folder}: {error}") from error
     files, labels = [], []
@@ -167,7 +167,9 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
         log.warning("%s: %s outside the class folders passed over", split_folder, plural(len(outside), "image"))
     for name, found in by_class.items():
         if name not in classes:
-            raise InputError(f"class folder {split_folder / name} is not in {train_folder}: add or remove it")
+            raise InputError(
+                f"class folder {split_folder / name} is not in {train_folder}, or empty there: add or remove it"
+            )
         files += found
         labels += [classes[name]] * len(found)
     if not files:

@@ -12,6 +12,7 @@ from typing import NoReturn
 from PIL import features
 
 from tokenizer.errors import InputError
+from var.utils.paths import subfolders
 from var.utils.ranks import is_first_process
 from var.utils.text import plural
 
@@ -68,6 +69,38 @@ def find_images(folder: Path) -> list[str]:
                 passed_over[reason] += 1
     report_found(folder, len(found), passed_over)
     return sorted(found)
+
+
+def holds_images(folder: Path) -> bool:
+    """Return whether `find_images` finds any in a folder; nothing is listed beyond the first.
+
+    Raises InputError: a folder that cannot be read.
+    """
+    below = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    if not entry.name.startswith(".") and not _leads_back(Path(entry)):
+                        below.append(Path(entry))
+                elif _reason_to_pass_over(entry.name, own_sheets=False) is None:  # sheets are beside images
+                    return True
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+    return any(map(holds_images, below))
+
+
+def class_folders(folder: Path) -> list[str]:
+    """List the names of the folders in a folder that hold images, sorted; the log names the others, once a process.
+
+    Raises InputError: a folder that cannot be read.
+    """
+    names = subfolders(folder)
+    found = [name for name in names if holds_images(folder / name)]
+    if (empty := [name for name in names if name not in set(found)]) and is_first_process():
+        some = ", ".join(empty[:8]) + (f" and {len(empty) - 8} others" if len(empty) > 8 else "")
+        _log_once(logging.WARNING, f"{folder}: no class, as without images: {some}")
+    return found
 
 
 def _leads_back(folder: Path) -> bool:
