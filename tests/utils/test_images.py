@@ -115,6 +115,8 @@ def tiff(bits: int, sample_format: int, pixels: bytes, photometric: int = 1) -> 
         (tiff(32, 3, np.array([0.5, 1], "<f4").tobytes()), [128, 255]),
         (tiff(32, 3, np.array([0.0, 1], "<f4").tobytes(), photometric=0), [255, 0]),
         (tiff(32, 3, np.array([1, 255], "<f4").tobytes()), [1, 255]),
+        (tiff(32, 3, np.array([0.5, 1.05], "<f4").tobytes()), [128, 255]),
+        (tiff(32, 3, np.array([1, 16], "<f4").tobytes()), [1, 16]),
         (tiff(16, 1, np.array([0, 65535], "<u2").tobytes()), [0, 255]),
         (tiff(16, 1, np.array([0, 65535], "<u2").tobytes(), photometric=0), [255, 0]),
         (tiff(12, 1, b"\xff\xf8\x00"), [255, 127]),
@@ -130,6 +132,8 @@ def test_gray_of_any_depth_is_scaled_to_eight_bits(file: BytesIO, expected: list
     ("file", "told"),
     [
         (tiff(32, 3, np.array([0, 256], "<f4").tobytes()), "floating-point pixels from 0 to 256"),
+        (tiff(32, 3, np.array([0, 2.5], "<f4").tobytes()), "floating-point pixels from 0 to 2.5"),
+        (tiff(32, 3, np.array([0, 15], "<f4").tobytes()), "floating-point pixels from 0 to 15"),
         (tiff(32, 3, np.array([-1, 1], "<f4").tobytes()), "floating-point pixels from -1 to 1"),
         (tiff(32, 3, np.array([0, np.nan], "<f4").tobytes()), "floating-point pixels from nan to nan"),
         (tiff(32, 1, np.array([0, 2**31], "<u4").tobytes()), "pixels of 32-bit integers"),

@@ -162,12 +162,12 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     pixels, bits = np.asarray(image), _tiff_tag(image, _BITS)
     if image.mode == "F":
         low, high = pixels.min(), pixels.max()
-        white = 1 if high <= 1 + 0.5 / 255 else 255  # a value half a step of 8 bits above is rounded to white too
-        pixels = (pixels * (255 / white)).round()
-        if not (pixels.min() >= 0 and pixels.max() <= 255):  # NaN compares as neither
+        fraction = high <= 2  # resizing overshoots white
+        pixels = (pixels * (255 if fraction else 1)).round()
+        if not (pixels.min() >= 0 and (fraction or (high >= 16 and pixels.max() <= 255))):  # NaN compares as neither
             raise InputError(
-                f"floating-point pixels from {low:g} to {high:g}: 0 is black, and 1 or, where any is above, 255 is "
-                "white; scale them to 0..1, or save the image with 8 or 16 bits"
+                f"floating-point pixels from {low:g} to {high:g}: 0 is black, and white is 1 where none is above 2, "
+                "255 where the largest is in 16..255; scale them to 0..1, or save the image with 8 or 16 bits"
             )
     elif image.mode.startswith("I;16") and not _is_signed(image):
         pixels = pixels / ((2**bits - 1) / 255 if isinstance(bits, int) and 8 < bits < 16 else 257)
