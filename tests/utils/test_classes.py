@@ -75,6 +75,17 @@ def test_text_that_is_a_name_means_that_class_even_if_it_is_a_number(caplog: pyt
     assert label_of_text("9" * 5000, classes) is None
 
 
+@pytest.mark.parametrize(("text", "label"), [("01", 1), ("002", 2), ("+1", 1)])
+def test_a_label_that_looks_like_the_name_of_another_class_is_taken_with_a_warning(
+    text: str, label: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = {0: "1", 1: "10", 2: "owl", 3: "02", 4: "cat"}
+    assert label_of_text(text, classes) == label
+    assert caplog.messages == [f"class {text!r} is taken as label {label}, which is the class {classes[label]!r}"]
+    assert label_of_text("4", classes) == 4
+    assert len(caplog.messages) == 1
+
+
 def test_numbers_of_folders_that_are_too_large_for_labels_are_names() -> None:
     assert class_labels(["20240101", "20231231"]) == {"20231231": 0, "20240101": 1}
     assert class_labels(["9" * 255, "1"]) == {"1": 0, "9" * 255: 1}

@@ -80,12 +80,17 @@ def named_classes(folder: Path) -> dict[int, str]:
 def label_of_text(text: str, classes: Mapping[int, str]) -> int | None:
     """The label of the class that has this name, else, of a whole number, that number; None: it is neither.
 
-    A name that is a number, and the label of another class too, is taken as the name, with a warning.
+    A name that is a number, and the label of another class too, is taken as the name, with a warning. One also
+    comes with a label where, by names that are numbers, another class is meant: 01 is not the name 1.
 
     Raises InputError: a name of several classes.
     """
     number = int(text) if re.fullmatch(r"\s*[-+]?\d{1,18}\s*", text) else None
     if plain_name(text) not in map(plain_name, classes.values()):
+        named = {label: int(name) for label, name in classes.items() if re.fullmatch(r"\d{1,18}", name)}
+        ambiguous = any((label == number) != (value == number) for label, value in named.items())
+        if number is not None and number in classes and ambiguous:
+            log.warning("class %r is taken as label %d, which is the class %r", text, number, classes[number])
         return number
     label = find_label(text, classes)
     if number is not None and number != label and number in classes:
