@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import re
 import tarfile
 import threading
 import time
@@ -31,6 +32,7 @@ from var.data.order import ShardOrder, epoch_order
 from var.data.shard_cache import ShardCache
 from var.data.shard_index import read_index, write_index
 from var.data.shards import OpenShard
+from var.data.transfer import check_url
 
 SIDE = 16
 PER_SHARD = 5
@@ -204,12 +206,24 @@ def test_other_schemes_and_chains_are_refused_before_anything_is_opened(
             opened(source)
 
 
+@pytest.mark.parametrize(
+    "url",
+    ["s3://", "http://", "http:///a.tar", "http://[", "http://a b/c.tar", "http://:80/a", "http://h:x/a", "file://"],
+)
+def test_urls_without_a_host_are_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(repr(url))} .*SCHEME://HOST/FILE"):
+        check_url(url)
+
+
 def test_schemes_that_are_read(tmp_path: Path) -> None:
     urls = [
         "http://[::1]:80/a.tar",
         "HTTPS://h/a.tar",
         "gs://b/a.tar",
         "hf://datasets/u/n/a.tar",
+        "file:///a.tar",
+        "hdfs:///a.tar",
+        "abfs://container@account.host/a b.tar",
         "a::b.tar",
         "a:b.tar",
     ]

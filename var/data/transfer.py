@@ -3,6 +3,7 @@
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
 from typing import BinaryIO
@@ -35,13 +36,21 @@ def scheme_of(url: str) -> str:
 
 
 def check_url(url: str) -> None:
-    """Raise ValueError for a URL of another scheme than SCHEMES, or a chain of several; any path is fine."""
+    """Raise ValueError for a URL of another scheme than SCHEMES, a chain of several, or no host; any path is fine."""
     if not is_remote(url):
         return
     if scheme_of(url) not in SCHEMES:
         raise ValueError(f"{url!r} has another scheme: {ALLOWED}")
     if "::" in url and scheme_of(url) not in WEB:  # in these it is part of an address, and fsspec is not asked
         raise ValueError(f"{url!r} is a chain of protocols: {ALLOWED}")
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host, _ = parts.hostname, parts.port  # both are checked when they are read
+    except ValueError as error:
+        raise ValueError(f"{url!r} is no URL ({error}): give SCHEME://HOST/FILE") from error
+    local = scheme_of(url) in ("file", "hdfs") and parts.path.strip("/")  # HDFS knows a host by its settings
+    if not (host or local) or any(map(str.isspace, parts.netloc)):
+        raise ValueError(f"{url!r} has no host or one with blanks: give SCHEME://HOST/FILE")
 
 
 def copy(url: str, file: BinaryIO, reserve: Callable[[int], None], retries: Sequence[float] | None = None) -> None:
