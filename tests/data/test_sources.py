@@ -146,6 +146,25 @@ def test_folders_without_images_are_no_classes(tmp_path: Path, caplog: pytest.Lo
     assert opened(tmp_path / "flat").num_classes == 1
 
 
+@pytest.mark.parametrize(
+    "below", ["train_images test_images", "trainA testB", "train2017 Validation_2017", "train/train"]
+)
+def test_folders_that_name_splits_are_no_classes(tmp_path: Path, below: str) -> None:
+    for name in below.split():
+        (tmp_path / name).mkdir(parents=True)
+        picture(0).save(tmp_path / name / "0.png")
+    with refused(f"holds the folders {', '.join(sorted(below.removeprefix('train/').split()))}, which name splits"):
+        opened(tmp_path)
+    assert opened(tmp_path / below.split()[0]).num_classes == 1
+
+
+def test_classes_whose_names_are_like_those_of_splits(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"trainer": 1, "valley": 1, "testimony": 1}, "photos")
+    assert opened(tmp_path / "photos").num_classes == 3
+    write_folder(tmp_path / "vehicles", {"train": 1, "bus": 1}, "train")
+    assert opened(tmp_path / "vehicles").num_classes == 2
+
+
 def hub_dataset(labels: list[int], **splits: int) -> datasets.DatasetDict:
     features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog", "owl"])})
     rows = {"image": [{"bytes": encoded(picture(i)), "path": None} for i in range(len(labels))], "label": labels}

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
@@ -29,9 +30,10 @@ def list_images(config: DataConfig, split: Split) -> Listing:
 
     Folders: train/CLASS and val/CLASS. Labels number the sorted class names of train/; if all names are numbers, they
     are the labels themselves, unless they are too large for so few classes (`labels_fit`), as ids are. Folders without
-    images are no classes. Images directly below train/ are one class. A folder without train/ that holds CLASS/*.jpg or *.jpg is the training split. Parquet
-    files and hub datasets: the label column. A classes.json in the folder, {"207": {"name": "golden retriever"}}, names
-    the labels. The index of shards: see `shards`. With data.label_column=null every label is 0.
+    images are no classes. Images directly below train/ are one class. A folder without train/ that holds CLASS/*.jpg or
+    *.jpg is the training split, unless the names CLASS are those of splits. Parquet files and hub datasets: the label
+    column. A classes.json in the folder, {"207": {"name": "golden retriever"}}, names the labels. The index of shards:
+    see `shards`. With data.label_column=null every label is 0.
 
     Without a validation split, data.validation_fraction holds out that part of the training images: one drawn from
     every 1 / fraction consecutive ones, so that all classes have their share; of shards, whole ones. A split named test
@@ -133,6 +135,22 @@ def _class(name: str) -> str:
     return folder if inside else ""
 
 
+_SPLIT_LIKE = re.compile(  # train_images, trainA, val2017; not valley
+    r"(?i:(train|val|test)(?:ing|id|idation)?(?:images|imgs|set|data)?)(?![a-z]).*"
+)
+
+
+def _refuse_splits_as_classes(folder: Path) -> None:
+    """Raise InputError where the folders in a folder name splits: train_images beside test_images, or train alone."""
+    names = subfolders(folder)
+    kinds = {name: match[1].lower() for name in names if (match := _SPLIT_LIKE.fullmatch(name))}
+    if "train" in kinds.values() and (len(set(kinds.values())) > 1 or len(names) == 1):
+        raise InputError(
+            f"{folder} holds the folders {', '.join(kinds)}, which name splits rather than classes: rename them "
+            "to train/CLASS and val/CLASS, or give the one with the training images as data.source"
+        )
+
+
 def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
     """List the images of a split below a folder. Raises InputError as `sources.list_images`."""
     validation_folder = split_folder_of(folder, "validation", config.validation_fraction)
@@ -144,6 +162,7 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
                 "give a folder that does, the name of a hub dataset, or the index of shards"
             )
         train_folder = folder  # CLASS/*.jpg or *.jpg
+    _refuse_splits_as_classes(train_folder)
     split_folder = train_folder if split == "train" else validation_folder
     folders = [] if config.label_column is None else class_folders(train_folder)
     if split_folder is None or (folders and not subfolders(split_folder)):
