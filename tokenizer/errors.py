@@ -43,7 +43,7 @@ def abbreviate(value: object, limit: int = 80) -> str:
 
 
 LARGEST = 2**24  # of a size that has no smaller bound: far above what is built anywhere, far below what overflows
-DEEPEST = 2**10  # of a number of blocks, each of which takes time to build
+DEEPEST = 2**7  # of a number of blocks, each of which takes time to build
 
 
 def _is_whole(value: object) -> bool:

@@ -302,6 +302,10 @@ def test_tokenizer_recipe_refuses(tokenizer_recipe: Path, override: str, parts: 
     ("override", "parts"),
     [
         ("model.depth=0", ["model.depth=0", "at least 1"]),
+        ("model.depth=129", ["model.depth=129", "at most 128"]),
+        ("model.depth=!!bool zz", ["model.depth", "!!bool zz", "leave out the tag"]),
+        ("model.depth=!!timestamp zz", ["model.depth", "leave out the tag"]),
+        ("output=\xe9\udcff", ["output=", "not valid UTF-8"]),
         ("model.num_classes=0", ["model.num_classes=0", "at least 1"]),
         ("model.num_classes=900", ["label 970", "model.num_classes=900", "at least 971"]),
         ("model.width=102", ["model.width=102", "multiple of heads=4"]),
@@ -323,6 +327,9 @@ def test_var_recipe_refuses(var_recipe: Path, override: str, parts: list[str]) -
     ("content", "parts"),
     [
         ("a: [1", ["not valid YAML", "line "]),
+        ("x: !!bool zz", ["leave out the tag"]),
+        ("x: !!timestamp zz", ["leave out the tag"]),
+        (TOKENIZER + "!!binary aGk=: 1", ["a key that is no text"]),
         ("a: 1\na: 2", ["not valid YAML", "duplicate key a"]),
         ("- 1", ["holds a list", "key: value"]),
         ("", ["the file is empty", "stage, one of aim, probe, tokenizer, var"]),

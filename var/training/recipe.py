@@ -24,6 +24,10 @@ from var.utils.paths import to_path
 LENGTHS = {"epochs", "steps"}  # of a run; a recipe has one of them
 DEEPEST, MOST_NODES, MOST_CHARACTERS = 20, 100_000, 2**20  # bounds on a recipe, far above those in use
 
+# What yaml raises, besides its own errors, on text that a tag says is of another type: `!!bool zz`.
+MISTAGGED = (AttributeError, LookupError, TypeError)
+MISTAGGED_CAUSE = "a value is not of the type that its tag, such as !!bool, says: leave out the tag"
+
 
 class Layer(NamedTuple):
     """Values of one file or override, which replace those of the layers before it."""
@@ -54,6 +58,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     layers += _replace_length([_read_override(given, recipe) for given in overrides])
     merged: Any = OmegaConf.create({})
     for where, values in layers:
+        _check_text(values, where)
         try:
             merged = _merge(merged, rename_keys(values, recipe, where))
         except (yaml.YAMLError, OmegaConfBaseException, TypeError) as error:  # TypeError: a list for a group of keys
@@ -100,6 +105,8 @@ def _read_override(override: str, recipe: type[Recipe] | None = None) -> Layer:
         values = OmegaConf.to_container(OmegaConf.from_dotlist([override]))
     except (yaml.YAMLError, OmegaConfBaseException, ValueError) as error:
         raise InputError(f"override {abbreviate(override)} cannot be read: {one_line(error)}") from error
+    except MISTAGGED as error:
+        raise InputError(f"override {abbreviate(override)} cannot be read: {MISTAGGED_CAUSE}") from error
     if "base" in values:
         raise InputError(f"override {abbreviate(override)}: only a recipe file can have a base, write it there")
     return Layer(f"override {abbreviate(override)}", values)
@@ -153,6 +160,8 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
         raise InputError(f"recipe {path} is not valid YAML: {one_line(error)}") from error
     except (OmegaConfBaseException, OSError, ValueError) as error:
         raise InputError(f"recipe {path} cannot be used: {one_line(error)}") from error
+    except MISTAGGED as error:
+        raise InputError(f"recipe {path} cannot be used: {MISTAGGED_CAUSE}") from error
     values: Any = OmegaConf.to_container(found, resolve=False)
     if "base" not in values:
         return [Layer(f"recipe {path}", values)]
@@ -196,6 +205,17 @@ def _compose(text: str, where: str) -> Any:
             flat = chain.from_iterable(child if isinstance(child, tuple) else [child] for child in children)
             nodes += [(each, depth + 1) for each in flat]
     return root
+
+
+def _check_text(values: dict[str, Any], where: str) -> None:
+    """Raise InputError if a key is no text, or a text is not valid Unicode, which no file of the run could hold."""
+    try:
+        json.dumps(values, default=str, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        found = abbreviate(error.object[max(error.start - 40, 0) : error.end])
+        raise InputError(f"{where} has text that is not valid UTF-8, {found}: rename it, or write it in UTF-8") from error
+    except TypeError as error:
+        raise InputError(f"{where} has a key that is no text: the keys of a recipe are names") from error
 
 
 def _merge(base: Any, given: Any) -> Any:
