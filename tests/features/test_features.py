@@ -166,6 +166,22 @@ def test_names_that_are_no_text(tmp_path: Path) -> None:
     assert column(tmp_path / "f.parquet", "path") == ["\\xff.png"]
 
 
+def test_a_class_folder_of_a_split_whose_name_is_no_text(tmp_path: Path) -> None:
+    try:
+        folder = images(tmp_path / "images", os.fsdecode(b"train/\xff\xfe/a.png"), "train/b/b.png", "val/b/c.png")
+    except OSError:
+        pytest.skip("this file system takes text only")
+    write_features(EncoderFeatures(tiny_encoder()), list_split(str(folder), "train"), tmp_path / "f.parquet", "tiny")
+    assert sorted(column(tmp_path / "f.parquet", "class_name")) == ["\\xff\\xfe", "b"]
+
+
+def test_the_output_of_a_training_stands_for_its_model(tmp_path: Path) -> None:
+    save_model(tmp_path / "run" / "model", tiny_encoder())
+    assert load_features(str(tmp_path / "run")).depth == SIZES["depth"]
+    tiny_pipeline().save_pretrained(tmp_path / "var" / "model")
+    assert load_features(str(tmp_path / "var")).networks.keys() == {"transformer", "tokenizer"}
+
+
 def test_a_split_of_a_recipe_source(tmp_path: Path) -> None:
     """Parquet in the image schema: the same features as of the files, labels from the table."""
     encoder = tiny_encoder()

@@ -1,5 +1,6 @@
 """The dry run: its counts against closed forms and a real pass, and that it touches nothing."""
 
+import shutil
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,21 @@ def test_missing_data_is_told_and_the_rest_estimated(tmp_path: Path) -> None:
 def test_a_tokenizer_that_is_not_there(tmp_path: Path, images: Path) -> None:
     with refused("tokenizer=", "does not exist", "train stage 1 first"):
         estimate(transformer(tmp_path, images, tmp_path / "nothing"))
+
+
+def test_a_model_to_begin_with_is_looked_for(tmp_path: Path, images: Path, tokenizer: Path) -> None:
+    for folder, part in ((tmp_path / "none", "does not exist"), (images, "has no config.json")):
+        with refused(str(folder), part):
+            estimate(tokenizer_recipe(tmp_path / "r", images, init=str(folder)))
+    with refused("'VQVAE', a 'VAR' is needed"):
+        estimate(var_recipe(tmp_path / "r", images, tokenizer, init=str(tokenizer)))
+
+
+def test_the_output_of_a_training_stands_for_its_model(tmp_path: Path, images: Path, tokenizer: Path) -> None:
+    shutil.copytree(tokenizer, tmp_path / "run" / "model")
+    estimate(tokenizer_recipe(tmp_path / "r", images, init=str(tmp_path / "run")))
+    recipe = var_recipe(tmp_path / "r", images, tmp_path / "run")
+    assert estimate(recipe).networks == estimate(var_recipe(tmp_path / "r", images, tokenizer)).networks
 
 
 def test_float16_without_cuda_has_no_time(tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,7 +236,7 @@ def test_init_from_a_model_begins_with_its_weights(
     tokenizer = tokenizer_run.output / "model"
     begun = [
         tokenizer_recipe(tmp_path / "tokenizer", images, steps=1, init=str(tokenizer)),
-        var_recipe(tmp_path / "var", images, tokenizer, steps=1, init=str(var_run.output / "model")),
+        var_recipe(tmp_path / "var", images, tokenizer.parent, steps=1, init=str(var_run.output)),
     ]
     for recipe, folder in zip(begun, (tokenizer, var_run.output / "model" / "transformer"), strict=True):
         run = Trainer(recipe, build_accelerator(recipe))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.hub.checkpoint import TRANSFORMER, load_encoder, load_probe, read_config
+from var.hub.checkpoint import TRANSFORMER, find_exported, load_encoder, load_probe, read_config
 from var.hub.download import load_aim_by_name
 from var.hub.presets import AIM_RELEASED, AIM_SIZES, BASELINES, PIXELS, RELEASED, SHIPPED, best_layers, choose_layers
 from var.models import transformer
@@ -172,7 +172,7 @@ def load_classifier(
     """A probe alone, as the stage `probe` exports one on a VAR's hidden states or on pixels, and what it reads.
 
     Args:
-        folder: of the probe.
+        folder: of the probe, or the output of its training.
         model: what gave the features, where it is no longer where the folder says; as load_features takes it.
         device: auto, cpu, cuda, cuda:N or mps.
         dtype: of the features: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
@@ -181,7 +181,7 @@ def load_classifier(
         InputError: missing, damaged or foreign files, a model whose features are not what the probe reads, an
             impossible device or dtype.
     """
-    target, path = choose_device(device), to_path(folder, "folder")
+    target, path = choose_device(device), find_exported(to_path(folder, "folder"))
     computed_in = choose_dtype(dtype, target)
     probe = load_probe(path)
     source = _load_probed(path, probe.config, model).to(target, computed_in)
@@ -214,8 +214,8 @@ def load_features(model: str, sizes: EncoderConfig | None = None) -> FeatureSour
 
     Args:
         model: the folder of an encoder, with or without its probe; a released AIM's name; the folder or the name of
-            a VAR pipeline; the folder of a probe alone, for what it reads; `untrained`, an encoder with initial
-            weights, drawn from torch's global random stream; `pixels`.
+            a VAR pipeline; the folder of a probe alone, for what it reads; the output of a training, for the model in
+            it; `untrained`, an encoder with initial weights, drawn from torch's global random stream; `pixels`.
         sizes: needed for `untrained`, and for `pixels` (which ignores width, depth and mlp_ratio); those that the
             encoder is expected to have otherwise; None: any.
 
@@ -251,7 +251,7 @@ def check_sizes(model: str, source: FeatureSource, sizes: EncoderConfig) -> None
 
 
 def _load_trained(model: str) -> FeatureSource:
-    folder = to_path(model, "model")
+    folder = find_exported(to_path(model, "model"))
     if model in RELEASED or model in SHIPPED or (folder / TRANSFORMER).is_dir():
         pipe = VARPipeline.from_pretrained(model, device="cpu", dtype="float32")
         return VARFeatures(pipe.model.requires_grad_(False), pipe.vqvae.requires_grad_(False))

@@ -58,6 +58,13 @@ def find_exported(folder: Path) -> Path:
     return exported if is_output else folder
 
 
+def find_part(folder: Path, kind: str) -> Path:
+    """Return the folder of a VQVAE or VAR in that of a pipeline or a training's output; any other folder as it is."""
+    folder = find_exported(folder)
+    part = folder / PIPELINE_PARTS.get(kind, "")
+    return part if part.is_dir() else folder
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The entries of a model folder's config.json.
 
@@ -119,20 +126,28 @@ class Started(NamedTuple):
     dropped: list[str]  # the folder's that the model has not, or in another shape
 
 
+def find_weights(folder: Path, model: nn.Module) -> tuple[Path, dict[str, Any]]:
+    """Return the folder that `load_weights` reads for a model, and its config.
+
+    Raises InputError: missing files, a damaged config, another kind of model.
+    """
+    kind = type(model).__name__
+    folder = find_part(folder, kind)
+    config = read_config(folder)
+    if (given := config.get("model")) != kind:
+        raise InputError(f"init={str(folder)!r} holds a {given!r}, a {kind!r} is needed here")
+    return folder, config
+
+
 def load_weights(folder: Path, model: nn.Module) -> Started:
     """Give a VQVAE or VAR the weights of an exported one, in place, where names and shapes are the same.
 
     Args:
-        folder: of a model of the same kind, or of a pipeline that has one; sizes may differ.
+        folder: of a model of the same kind, or of a pipeline or a training's output that has one; sizes may differ.
 
     Raises InputError: missing or damaged files; a folder of another kind of model, or one of which no tensor fits.
     """
-    kind = type(model).__name__
-    part = folder / PIPELINE_PARTS.get(kind, "")
-    folder = part if part.is_dir() else folder
-    config = read_config(folder)
-    if (given := config.get("model")) != kind:
-        raise InputError(f"init={str(folder)!r} holds a {given!r}, a {kind!r} is needed here")
+    folder, config = find_weights(folder, model)
     state, ours = read_weights(folder / WEIGHTS), model.state_dict()
     loaded = [name for name, value in ours.items() if name in state and state[name].shape == value.shape]
     if not loaded:

@@ -213,7 +213,9 @@ def _check_text(values: dict[str, Any], where: str) -> None:
         json.dumps(values, default=str, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         found = abbreviate(error.object[max(error.start - 40, 0) : error.end])
-        raise InputError(f"{where} has text that is not valid UTF-8, {found}: rename it, or write it in UTF-8") from error
+        raise InputError(
+            f"{where} has text that is not valid UTF-8, {found}: rename it, or write it in UTF-8"
+        ) from error
     except TypeError as error:
         raise InputError(f"{where} has a key that is no text: the keys of a recipe are names") from error
 

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from var.hub.checkpoint import find_weights
+from var.training.checkpointing import checkpoints
 from var.training.config import Recipe
 from var.training.distributed import is_sharding_requested, with_launcher_settings
 from var.training.estimate.operations import Pass, count_work
@@ -107,7 +109,8 @@ def estimate(recipe: Recipe) -> Estimate:
     Speed is measured in a fraction of a second; the number of processes comes from the environment that torchrun or
     `accelerate launch` sets.
 
-    Raises InputError: sizes that cannot work; no tokenizer to train a transformer on; a package that is not installed.
+    Raises InputError: sizes that cannot work; no tokenizer to train a transformer on; no model to begin with; a
+    package that is not installed.
     """
     recipe = with_launcher_settings(recipe)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
@@ -117,6 +120,8 @@ def estimate(recipe: Recipe) -> Estimate:
     micro = math.ceil(recipe.batch_size / (world_size * recipe.micro_batches))
 
     outline = find_stage(recipe.stage).outline(recipe)
+    if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
+        find_weights(recipe.init, outline.stage.phases[0].model)
     images = outline.images
     notes = [images.unknown] if images.unknown else []
     networks, work = _networks(outline.stage, recipe), count_work(outline, micro, dtype)
