@@ -1,6 +1,7 @@
 """Released files in and out: every key accounted for, every misfit named."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -153,6 +154,12 @@ def test_the_two_files_are_not_interchangeable() -> None:
     vae, var = released()
     with refused("missing"):
         load_official(var, vae, scales=SIDES)
+
+
+@pytest.mark.parametrize("scales", [None, 5, [1, "2"], [1, 2.5]])
+def test_scales_that_are_no_list_of_sides_are_refused(scales: Any) -> None:
+    with refused("scales="):
+        load_official(*released(), scales=scales)
 
 
 # --- variants of the tokenizer, and checkpoints of the reference's trainer

@@ -38,6 +38,15 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
+@pytest.mark.parametrize("order", [("model", "state_dict"), ("state_dict", "model"), ("model", "inner", "state_dict")])
+def test_wrappers_stand_in_any_order(order: tuple[str, ...]) -> None:
+    inside = {"a": torch.zeros(1)}
+    wrapped: Any = inside
+    for name in reversed(order):
+        wrapped = {name: wrapped, "epoch": 3}
+    assert unwrap(wrapped, ["inner"]) == inside
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 @pytest.mark.parametrize("damage", ["truncated", "empty", "zeros", "text"])
 def test_damaged_files(suffix: str, damage: str, tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ The released files come from the reference implementation of arXiv 2404.02905. S
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate, check_whole_number
 from tokenizer.scales import SCALES_256, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.state_dicts import count_numbers, find_state, load_converted, rename, shape_of
@@ -207,7 +207,7 @@ def load_official_tokenizer(
 ) -> VQVAE:
     """The tokenizer's half of load_official."""
     state = find_state(state, TOKENIZER_ENTRIES)
-    config = tokenizer_config(state, tuple(scales), phi_ratio, cosine)
+    config = tokenizer_config(state, _check_sides(scales), phi_ratio, cosine)
     share_quant_resi, _ = _read_phi(state)
     return load_converted(VQVAE, config, state, lambda key: official_tokenizer_key(key, config, share_quant_resi))
 
@@ -217,8 +217,14 @@ def load_official_var(
 ) -> VAR:
     """The transformer's half of load_official."""
     state = find_state(state, VAR_ENTRIES)
-    config = var_config(state, tuple(scales), num_heads)
+    config = var_config(state, _check_sides(scales), num_heads)
     return load_converted(VAR, config, state, official_var_key, _derived_buffers(config))
+
+
+def _check_sides(scales: Iterable[int]) -> tuple[int, ...]:
+    if not isinstance(scales, Iterable):
+        raise InputError(f"scales={abbreviate(scales)} must be a list of sides, such as [1, 2, 4, 8]")
+    return tuple(check_whole_number("scales", side, 1) for side in scales)
 
 
 def to_official(

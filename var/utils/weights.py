@@ -74,13 +74,17 @@ def unwrap(state: object, entries: Sequence[str] = ()) -> object:
 
     Args:
         state: of any type; what is no mapping is returned as it is.
-        entries: where the checkpoint may keep the state dict, besides WRAPPERS, outermost first.
+        entries: where the checkpoint may keep the state dict, besides WRAPPERS: one inside another, in any order.
 
     Raises InputError: two tensors of the same name.
     """
-    for name in (*entries, *WRAPPERS):
-        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-            state = state[name]
+    wrappers = [*entries, *WRAPPERS]
+    while isinstance(state, Mapping):
+        name = next((name for name in wrappers if isinstance(state.get(name), Mapping)), None)
+        if name is None:
+            break
+        wrappers.remove(name)  # each counts once: a state dict that holds itself has an end too
+        state = state[name]
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         return state
     names = {key: key.replace(_COMPILED, "") for key in state}
