@@ -313,6 +313,18 @@ def test_ways_that_cannot_work() -> None:
         outpaint_windows((3000, 4), mask, "zoom")
 
 
+def test_squares_that_are_too_large_to_draw_are_refused() -> None:
+    """Those of images that are long and thin, and not too large themselves."""
+    _, mask = pad_canvas(Image.new("RGB", (10000, 1)), 0, 0, 1, 0)
+    for method in ("auto", "shrink"):
+        with refused("10000x10000 px", f"{MAX_PIXELS:,} pixels", "reduce the image"):
+            outpaint_windows((10000, 1), mask, method)
+    with refused("10000x10000 px", f"{MAX_PIXELS:,} pixels"):
+        window_around(np.ones((1, 10000), dtype=bool))
+    _, mask = pad_canvas(Image.new("RGB", (8200, 6000)), 0, 0, 8, 0)
+    assert len(outpaint_windows((8200, 6000), mask, "auto")) > 1
+
+
 def test_windows_that_have_nothing_to_fill_do_not_count() -> None:
     """A long image that is extended at one end slides there, whatever its length."""
     _, mask = pad_canvas(Image.new("RGB", (4000, 4)), 0, 8, 0, 0)

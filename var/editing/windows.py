@@ -53,7 +53,7 @@ def window_around(mask: Mask, context: float | None = None) -> Window:
             never reaches over the image's edges unless the mask is longer than the image's shorter side.
 
     Raises:
-        InputError: a context that is no number from 1 on.
+        InputError: a context that is no number from 1 on; a square of more than MAX_PIXELS.
     """
     if context is not None and not (isinstance(context, Real) and 1 <= context < float("inf")):
         raise InputError(f"context={context!r} must be 1 (the mask alone) or more times the mask's longer side")
@@ -64,12 +64,19 @@ def window_around(mask: Mask, context: float | None = None) -> Window:
     side = max(min(width, height), extent)
     if context is not None and extent:
         side = min(side, max(round(context * extent), 1))
+    _check_area(side, "reduce the image first")
 
     def start(low: int, high: int, length: int) -> int:
         middle = (low + high - side) // 2
         return min(max(middle, 0), length - side) if side <= length else (length - side) // 2
 
     return Window(start(left, right, width), start(top, bottom, height), side)
+
+
+def _check_area(side: int, remedy: str) -> None:
+    """Raise InputError unless a window, all of which is drawn, has at most MAX_PIXELS."""
+    if side * side > MAX_PIXELS:
+        raise InputError(f"a square of {side}x{side} px would be drawn, at most {MAX_PIXELS:,} pixels are: {remedy}")
 
 
 def outpaint_windows(size: tuple[int, int], mask: Mask, method: str) -> list[Window]:
@@ -79,10 +86,11 @@ def outpaint_windows(size: tuple[int, int], mask: Mask, method: str) -> list[Win
         size: of the image that is extended.
         mask: of the extended image.
         method: `shrink`, a window with all of it; `slide`: `slide_windows`; `auto`, shrink until the extended image is
-            twice as long as the given one's shorter side, or where sliding would take too many steps.
+            twice as long as the given one's shorter side or too large for one window, or where sliding would take too
+            many steps.
 
     Raises:
-        InputError: another method; more than MAX_WINDOWS to slide through.
+        InputError: another method; more than MAX_WINDOWS to slide through; a window of more than MAX_PIXELS.
     """
     if method not in METHODS:
         raise InputError(f"method {method!r} is unknown: take {', '.join(METHODS)}")
@@ -90,9 +98,12 @@ def outpaint_windows(size: tuple[int, int], mask: Mask, method: str) -> list[Win
     steps = len(_grid(mask, side))
     if method == "slide" and steps > MAX_WINDOWS:
         raise InputError(f"windows of {side} px take {steps} steps, at most {MAX_WINDOWS}: use the method shrink")
-    far = max(extended_size) > 2 * side and steps <= MAX_WINDOWS
-    slides = method == "slide" or (method == "auto" and far)
-    return list(slide_windows(mask, side)) if slides else [bounding_square(extended_size)]
+    far = max(extended_size) > 2 * side or max(extended_size) ** 2 > MAX_PIXELS
+    slides = method == "slide" or (method == "auto" and far and steps <= MAX_WINDOWS)
+    if slides:
+        return list(slide_windows(mask, side))
+    _check_area(max(extended_size), "reduce the image first, or use the method slide")
+    return [bounding_square(extended_size)]
 
 
 def slide_windows(mask: Mask, side: int) -> Iterator[Window]:
