@@ -52,7 +52,7 @@ ANY_TRAINING = (
         ("accelerate", "train", (("evaluate", "generate", "--model", "var-mini", "--out", "drawn"),)),
         (
             "pyarrow,sklearn",
-            "train",
+            "features",
             (
                 ("features", "extract", "photos", "--model", "var-mini", "--out", "f.parquet"),
                 ("features", "classify", "a.parquet", "b.parquet"),

@@ -13,7 +13,7 @@ from tokenizer.errors import InputError
 from var.features.feature_file import FeatureTable
 from var.utils.optional_packages import optional_packages
 
-with optional_packages():
+with optional_packages("features"):
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier

@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -34,8 +32,13 @@ from var.utils.device import choose_device, choose_dtype
 from var.utils.files import atomic_write
 from var.utils.json_text import parse_json
 from var.utils.locks import locked
+from var.utils.optional_packages import optional_packages
 from var.utils.paths import check_no_other_files, check_target, follow_links, is_stream, to_path
 from var.utils.provenance import as_key, sha256, version
+
+with optional_packages("features"):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
 log = logging.getLogger(__name__)
 

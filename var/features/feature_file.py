@@ -20,7 +20,7 @@ from var.features.images import LabeledImage
 from var.utils.json_text import parse_json
 from var.utils.optional_packages import optional_packages
 
-with optional_packages():
+with optional_packages("features"):
     import pyarrow as pa
     import pyarrow.parquet as pq
 

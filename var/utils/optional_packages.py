@@ -14,8 +14,12 @@ PYPI_NAMES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml"
 
 
 @contextmanager
-def optional_packages() -> Iterator[None]:
-    """Around imports of packages that may be missing: raise InputError that names the extra which installs them."""
+def optional_packages(extra: str | None = None) -> Iterator[None]:
+    """Around imports of packages that may be missing: raise InputError that names the extra which installs them.
+
+    Args:
+        extra: the one that has all that the caller imports; None: the first that lists the missing package.
+    """
     try:
         yield
     except ModuleNotFoundError as error:
@@ -23,8 +27,8 @@ def optional_packages() -> Iterator[None]:
         if not module or module in OURS:
             raise
         package = PYPI_NAMES.get(module, module.replace("_", "-"))
-        extra = find_extra(package)
-        wanted = package if extra is None else f"'var-next-scale[{extra}]'"
+        named = extra or find_extra(package)
+        wanted = package if named is None else f"'var-next-scale[{named}]'"
         raise InputError(f"{package} is not installed: make develop, or pip install {wanted}") from error
 
 
