@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 CLASS ?= 207
+CONCEPTS := red_apple hamburger watermelon cactus rainbow jack-o\'-lantern balloon doughnut
 
 venv_python := .venv/bin/python
 pip_install := $(venv_python) -m pip install --disable-pip-version-check -c constraints.txt
@@ -27,6 +28,8 @@ lint: .venv/.installed-dev ## Check format, lint and types
 figures: .venv/.installed-dev ## Draw the figures of the README again
 	$(venv_python) sample.py --scales --out build/figures
 	cp build/figures/grid.png build/figures/growth.gif docs/
+	$(venv_python) sample.py --model var-emoji --num 4 --out build/emoji $(foreach name,$(CONCEPTS),--class $(name))
+	cp build/emoji/grid.png docs/emoji.png
 
 install: .venv/.installed ## Install what sampling needs into .venv
 

@@ -179,15 +179,16 @@ def test_the_papers_probe_reads_six_blocks() -> None:
     assert round(loaded.data.resize * 224) == 256  # as var.models.aim.val_transforms
 
 
-def test_the_shipped_model_is_of_its_recipes() -> None:
-    shipped = CONFIGS.parent / "var" / "pretrained" / "var-mini"
-    first, second = tokenizer_recipe("mini_tokenizer"), var_recipe("mini_var")
+@pytest.mark.parametrize(("name", "num_classes"), [("mini", 1000), ("emoji", 1389)])
+def test_a_shipped_model_is_of_its_recipes(name: str, num_classes: int) -> None:
+    shipped = CONFIGS.parent / "var" / "pretrained" / f"var-{name}"
+    first, second = tokenizer_recipe(f"{name}_tokenizer"), var_recipe(f"{name}_var")
     known = yaml.safe_load((shipped / "tokenizer" / "config.json").read_text())["config"]
     assert TokenizerConfig(**known) == first.model
     known = yaml.safe_load((shipped / "transformer" / "config.json").read_text())["config"]
-    ours = second.model.config(first.model, 1000).to_dict()
+    ours = second.model.config(first.model, num_classes).to_dict()
     assert {key: list(value) if isinstance(value, tuple) else value for key, value in ours.items()} == known
-    assert "measured" in header(CONFIGS / "mini_var.yaml")["Result"]
+    assert "measured" in header(CONFIGS / f"{name}_var.yaml")["Result"]
 
 
 @pytest.mark.parametrize(

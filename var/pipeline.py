@@ -100,8 +100,8 @@ class VARPipeline:
         """Load a model.
 
         Args:
-            name: a shipped model (`var-mini`), a released one (`var-d16` ... `var-d36`: downloaded from the
-                Hugging Face hub and converted once), or a folder that `save_pretrained` or training wrote.
+            name: a shipped model (`var-mini`, `var-emoji`), a released one (`var-d16` ... `var-d36`: downloaded from
+                the Hugging Face hub and converted once), or a folder that `save_pretrained` or training wrote.
             device: auto, cpu, cuda, cuda:N or mps.
             dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
             vae_file: released tokenizer file on this machine, for released names.

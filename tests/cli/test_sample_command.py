@@ -121,7 +121,7 @@ def test_an_unknown_class(sample: Run) -> None:
         (("--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
         (("--device", "cuda:77"), ("device 'cuda:77'",)),
         (("--dtype", "half"), ("dtype 'half'", "auto, float32 or bfloat16")),
-        (("--model", "var-d99"), ("'var-d99'", "var-mini, var-d16")),
+        (("--model", "var-d99"), ("'var-d99'", "var-mini, var-emoji, var-d16")),
         (("--model", "no/such/folder"), ("'no/such/folder'", "give a model folder")),
     ],
 )

@@ -61,7 +61,7 @@ def test_known_and_unknown_names() -> None:
     for name in (*SHIPPED, *RELEASED):
         check_name(name)
     for name in ("var-d17", "", "VAR-D16", "var_d16"):
-        with refused(repr(name), "var-mini, var-d16", "var-d36", "model folder"):
+        with refused(repr(name), "var-mini, var-emoji, var-d16", "var-d36", "model folder"):
             check_name(name)
 
 

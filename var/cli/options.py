@@ -19,7 +19,7 @@ SAMPLING, BLENDING = SamplingParams(), BlendParams()
 ON_OFF = {True: "on", False: "off"}
 
 CLASS = "Index or name of a class, such as 207 or 'golden retriever'"
-MODEL = "var-mini, var-d16 ... var-d36, or a model folder"
+MODEL = "var-mini, var-emoji, var-d16 ... var-d36, or a model folder"
 SPLIT = Literal["train", "validation"]
 
 OWN = {"model", "device", "dtype", "out", "mask", "box"}  # what commands read, load and write themselves

@@ -1,4 +1,4 @@
-"""The models that have a name: the one shipped here, the released ones, and sizes of AIM to train."""
+"""The models that have a name: the ones shipped here, the released ones, and sizes of AIM to train."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,7 +9,8 @@ from tokenizer.scales import SCALES_512
 from var.models.aim import EncoderConfig, check_layers
 from var.models.var import VARConfig
 
-SHIPPED = {"var-mini": Path(__file__).parents[1] / "pretrained" / "var-mini"}
+_PRETRAINED = Path(__file__).parents[1] / "pretrained"
+SHIPPED = {name: _PRETRAINED / name for name in ("var-mini", "var-emoji")}
 
 RELEASED_REPOSITORY = "FoundationVision/var"  # on the Hugging Face hub
 RELEASED_TOKENIZER = "vae_ch160v4096z32.pth"  # one tokenizer for all of them
