@@ -12,7 +12,7 @@ from typing import NoReturn
 from PIL import features
 
 from tokenizer.errors import InputError
-from var.utils.paths import subfolders
+from var.utils.paths import is_hidden, subfolders
 from var.utils.ranks import is_first_process
 from var.utils.text import plural
 
@@ -56,7 +56,7 @@ def find_images(folder: Path) -> list[str]:
     found: list[str] = []
     passed_over: Counter[str] = Counter()
     for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        entered = [name for name in folders if not name.startswith(".")]
+        entered = [name for name in folders if not is_hidden(name)]
         passed_over["hidden"] += len(folders) - len(entered)
         folders[:] = [name for name in entered if not _leads_back(Path(parent, name))]
         passed_over["linked to a folder above"] += len(entered) - len(folders)
@@ -81,7 +81,7 @@ def holds_images(folder: Path) -> bool:
         with os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_dir():
-                    if not entry.name.startswith(".") and not _leads_back(Path(entry)):
+                    if not is_hidden(entry.name) and not _leads_back(Path(entry)):
                         below.append(Path(entry))
                 elif _reason_to_pass_over(entry.name, own_sheets=False) is None:  # sheets are beside images
                     return True
@@ -108,7 +108,7 @@ def _leads_back(folder: Path) -> bool:
 
 
 def _reason_to_pass_over(name: str, own_sheets: bool) -> str | None:
-    if name.startswith("."):
+    if is_hidden(name):
         return "hidden"
     suffix = Path(name).suffix
     if suffix.lower() not in IMAGE_SUFFIXES:

@@ -126,11 +126,16 @@ def check_no_other_files(folder: Path, entries: Collection[str], remedy: str = "
     """Raise InputError if the folder, which need not exist, holds anything but these and hidden files."""
     if not folder.is_dir():
         return
-    others = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    others = sorted(path.name for path in folder.iterdir() if not is_hidden(path.name))
     if foreign := [name for name in others if name not in entries]:
         raise InputError(f"{folder} holds other files, such as {foreign[0]}: {remedy}")
 
 
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is passed over: a hidden one, or what a Mac adds to its archives."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
 def subfolders(folder: Path) -> list[str]:
     """List the names of the folders in a folder, sorted, without hidden ones."""
-    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
