@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.utils.classes import class_labels, folder_names
-from var.utils.image_files import IMAGE_SUFFIXES, find_images
+from var.utils.image_files import IMAGE_SUFFIXES, class_folders, find_images
 from var.utils.images import open_image, resize_and_center_crop
 from var.utils.optional_packages import optional_packages
-from var.utils.paths import subfolders, to_path
+from var.utils.paths import to_path
 from var.utils.provenance import sha256
 from var.utils.text import as_unicode
 
@@ -50,7 +50,7 @@ class ImageList:
 def list_folder(folder: str | Path) -> ImageList:
     """All images below a folder, sorted by path; those in subfolders are labeled by the first of them.
 
-    Labels number the folder's sorted subfolders, empty ones too; where all their names are numbers, they are the
+    Labels number the folder's sorted subfolders that hold images; where all their names are numbers, they are the
     labels themselves, as in training, unless they are too large for so few classes (`var.utils.classes.labels_fit`).
     Images directly in the folder have no label. Files are passed over as in `find_images`.
 
@@ -66,7 +66,7 @@ def list_folder(folder: str | Path) -> ImageList:
         else:
             found, remedy = "image files", f"known are {', '.join(sorted(IMAGE_SUFFIXES))}"
         raise InputError(f"{folder} holds no {found}: {remedy}")
-    classes = class_labels(subfolders(folder))
+    classes = class_labels(class_folders(folder))
 
     def label_of(name: str) -> int | None:
         first, inside, _ = name.partition("/")
@@ -83,7 +83,7 @@ def list_folder(folder: str | Path) -> ImageList:
         return LabeledImage(as_unicode(names[i]), label_of(names[i]), pixels)
 
     class_names = folder_names(classes)
-    # An image's class is in its path, but its label depends on the other subfolders too.
+    # An image's class is in its path, but its label depends on the other classes too.
     checksum = _checksum(part for name in names for part in (os.fsencode(name), str(label_of(name)).encode()))
     return ImageList(len(names), checksum, class_names, read)
 
