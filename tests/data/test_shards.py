@@ -19,6 +19,7 @@ import fsspec
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from helpers import refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -565,9 +566,10 @@ def test_the_bound_holds_while_shards_are_fetched_at_the_same_time(
     def reserve(part: Path, wanted: int) -> None:
         original(part, wanted)
         sizes = []
-        for path in cache.folder.iterdir():
-            with suppress(FileNotFoundError):
-                sizes.append(path.stat().st_size)
+        with FileLock(cache.folder / "removal.lock"):  # else one is removed for another while they are added up
+            for path in cache.folder.iterdir():
+                with suppress(FileNotFoundError):
+                    sizes.append(path.stat().st_size)
         largest.append(sum(sizes))
 
     original = cache._reserve

@@ -178,7 +178,11 @@ def test_the_second_signal_ends_a_run_that_waits_for_data(
     long_run: Callable[..., TokenizerRecipe], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, workers: int
 ) -> None:
     read_differently(monkeypatch, lambda: time.sleep(10 * TIMEOUT))
+    before = signal.getsignal(number)
+    if before is signal.SIG_IGN:  # by nohup, which a run respects
+        signal.signal(number, signal.SIG_DFL)
     run = Started(long_run(workers))
+    signal.signal(number, before)
     run.wait(lambda: run.steps() == 4)
     time.sleep(0.2)
     os.kill(run.pid, number)
