@@ -1,6 +1,7 @@
 """Mistakes of all kinds, and a loop that tries them: each must end in a refusal of one line, or work.
 
-All is drawn from a seed, so a failure comes again. The time of a case is that of the processor, which a busy machine
+All is drawn from a seed, so a failure comes again. No text leads out of the folder that a test works in, whoever runs
+it: commands really write where their options say. The time of a case is that of the processor, which a busy machine
 does not lengthen.
 """
 
@@ -18,13 +19,13 @@ SECONDS = 10  # of the processor, for one case
 MOST_CHARACTERS = 2500  # of a refusal
 
 TEXTS = (
-    *("", " ", "\t", "\n", ".", "..", "/", "~", "~nosuchuser", "~nosuchuser/x", "-", "--", "=", "x", "none", "null"),
-    *("x" * 5000, "/" * 5000, "a/" * 3000, "9" * 5000, "é" * 200, "\udcff", "a\udcffb", "\ud800", "\u202e", "\x07"),
+    *("", " ", "\t", "\n", ".", "~", "~nosuchuser", "~nosuchuser/x", "-", "--", "=", "x", "none", "null"),
+    *("x" * 5000, "a/" * 3000, "9" * 5000, "é" * 200, "\udcff", "a\udcffb", "\ud800", "\u202e", "\x07"),
     *("\0", "a\0b", "%s%n", "{}", "[]", "{", "[", "*", "&", "*a", "&a [*a]", "!!python/object:os.system x", "? ? ?"),
     *("[" * 3000, "{a: " * 3000, "${", "${oc.env:NOSUCHVARIABLE}", "${x}", "${stage}", "???", "${oc.decode:'['}"),
-    *("/dev/null", "/dev/null/x", "/proc/1/mem", "/root/x/y", "nowhere/a.json", "a.yaml", "b.npz", "c.parquet"),
+    *("photo.png/x", "photos", "nowhere/a.json", "a.yaml", "b.npz", "c.parquet"),
     *("true", "1,2", "1,,2", "1,2,", ",", "0x10", "1_000", "2020-01-01", "1:30", "<<", "@", "`", "#", "\\", '"', "'"),
-    *("https://", "file:///etc/passwd", "s3::x", "a::b.json", "hf://", "../" * 50 + "x", "C:\\x", "a b c", "🦊"),
+    *("https://", "file:///nowhere/x.json", "s3::x", "a::b.json", "hf://", "C:\\x", "a b c", "🦊"),
 )
 NUMBERS = (
     *(
@@ -59,9 +60,10 @@ def mistakes(seed: int) -> Iterator[str]:
         elif kind < 0.85:
             yield rng.choice(NUMBERS)
         else:
-            yield "".join(
-                chr(rng.choice((rng.randrange(32, 127), rng.randrange(1, 0xD800)))) for _ in range(rng.randrange(1, 12))
+            codes = (
+                rng.choice((rng.randrange(32, 127), rng.randrange(1, 0xD800))) for _ in range(rng.randrange(1, 12))
             )
+            yield "".join(map(chr, codes)).replace("/", "|").replace("..", ".|")
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:

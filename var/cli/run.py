@@ -108,5 +108,7 @@ def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:
 
 def fail(message: str) -> NoReturn:
     """Print the message in one line and leave with exit code 2."""
-    print("error: " + " ".join(message.split()), file=sys.stderr)
+    line = "error: " + " ".join(message.split())
+    # What was typed may hold bytes that are no text, which a stream of a notebook's or a test's own cannot print.
+    print(line.encode("utf-8", "backslashreplace").decode(), file=sys.stderr)
     raise SystemExit(2)
