@@ -2,7 +2,6 @@
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, Unpack
 
@@ -15,49 +14,19 @@ from tokenizer.errors import InputError, check_whole_number
 from tokenizer.vqvae import VQVAE
 from var.editing.edit import DEFAULT_SAMPLING, inpaint_windows, upscale
 from var.editing.image_masks import Mask, MaskLike, read_mask
+from var.editing.output import EditOutput
 from var.editing.params import BlendParams, EditKeywords
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
 from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.models.var import VAR
 from var.sampling.generate import check_fit, generate_batches, index_within_class
+from var.sampling.output import PipelineOutput
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
 from var.utils.classes import find_label, imagenet_names, label_of_text, listing
 from var.utils.device import choose_device, choose_dtype
 from var.utils.images import load_image, resize_and_crop, to_pil, to_rgb, to_tensor
 
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """Images in the order of the labels, `num` of each.
-
-    Attributes:
-        images: RGB images of the model's size.
-        labels: label of each image.
-        indices: number of each image within its class; with the seed and the label it names the random stream.
-        tokens: (B, L) int64 on the CPU.
-        intermediates: for each image, what it looks like after each scale; None unless requested.
-    """
-
-    images: list[Image.Image]
-    labels: list[int]
-    indices: list[int]
-    tokens: Tensor
-    intermediates: list[list[Image.Image]] | None
-
-
-@dataclass(frozen=True)
-class EditOutput:
-    """Results of an edit.
-
-    Attributes:
-        images: RGB, all of one size.
-        image: what was edited: RGB, upright, with gray room where it was extended.
-        mask: (height, width) of `image`, True where it was inpainted.
-    """
-
-    images: list[Image.Image]
-    image: Image.Image
-    mask: Mask
+__all__ = ["EditOutput", "PipelineOutput", "VARPipeline"]
 
 
 class VARPipeline:
