@@ -381,9 +381,23 @@ def test_weights_of_another_model_of_the_same_sizes_are_noticed(tmp_path: Path) 
         load_var(tmp_path / "0")
 
 
+def test_a_changed_argument_that_no_tensor_shows_is_noticed(tmp_path: Path) -> None:
+    save_model(tmp_path, small_vqvae(base_width=32, norm_groups=32))
+    entries = read_config(tmp_path)
+    (tmp_path / CONFIG).write_text(json.dumps(entries | {"config": entries["config"] | {"norm_groups": 16}}))
+    with refused(str(tmp_path / CONFIG), "damaged", "copy the folder again"):
+        load_tokenizer(tmp_path)
+
+
+def test_class_names_and_sampling_defaults_are_the_users_to_change(var_folder: Path) -> None:
+    (var_folder / CONFIG).write_text(json.dumps(read_config(var_folder) | {"classes": {"1": "a"}, "sampling": {}}))
+    assert equal(load_var(var_folder), small_var())
+
+
 def test_a_folder_from_before_has_no_checksum_and_is_read(var_folder: Path) -> None:
     entries = read_config(var_folder)
     assert entries.pop("sha256") == file_sha256(var_folder / WEIGHTS)
+    del entries["config_sha256"]
     (var_folder / CONFIG).write_text(json.dumps(entries))
     assert equal(load_var(var_folder), small_var())
 

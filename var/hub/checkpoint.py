@@ -16,11 +16,12 @@ from var.models.var import VAR, VARConfig
 from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_folder
 from var.utils.json_text import parse_json
-from var.utils.provenance import file_sha256
+from var.utils.provenance import as_key, file_sha256, sha256
 from var.utils.weights import StateDict, check_finite, load_strict, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-CHECKSUM = "sha256"  # entry of CONFIG: of WEIGHTS; files from before have none
+# Entries of CONFIG: of WEIGHTS, and of the entries that say what to build. Files from before have none.
+CHECKSUM, CONFIG_CHECKSUM = "sha256", "config_sha256"
 EXPORTED = "model"  # folder of a training's output
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a pipeline's models
 PIPELINE_PARTS = {"VQVAE": TOKENIZER, "VAR": TRANSFORMER}
@@ -47,8 +48,14 @@ def save_model(
     check_finite(state, f"the {type(model).__name__} to be written to {folder}")
     with atomic_folder(folder) as new:
         safetensors.torch.save_file(state, new / WEIGHTS)
-        (new / CONFIG).write_text(json.dumps(config | {CHECKSUM: file_sha256(new / WEIGHTS)}, indent=2) + "\n")
+        checksums = {CHECKSUM: file_sha256(new / WEIGHTS), CONFIG_CHECKSUM: config_sha256(config)}
+        (new / CONFIG).write_text(json.dumps(config | checksums, indent=2) + "\n")
         (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # the umask's: safetensors 0.8 shuts out all others
+
+
+def config_sha256(config: Mapping[str, Any]) -> str:
+    """Checksum of the entries of config.json that say what to build; the others, such as class names, may change."""
+    return sha256([as_key({name: config[name] for name in ("model", "config")})])
 
 
 def find_exported(folder: Path) -> Path:
@@ -160,7 +167,12 @@ def load_weights(folder: Path, model: nn.Module) -> Started:
 
 
 def _check_values(folder: Path, config: Mapping[str, Any], state: StateDict) -> None:
-    """Raise InputError if a model folder's weights are not those that it was written with, or are not finite."""
+    """Raise InputError if a model folder's weights or sizes are not those that it was written with, or not finite."""
+    if CONFIG_CHECKSUM in config and config_sha256(config) != config[CONFIG_CHECKSUM]:
+        raise InputError(
+            f"{folder / CONFIG} is damaged: what it says of the model is not what was written, by its "
+            f"{CONFIG_CHECKSUM}: copy the folder again, or remove that entry if you changed the model yourself"
+        )
     path = folder / WEIGHTS
     if CHECKSUM in config and file_sha256(path) != config[CHECKSUM]:
         raise InputError(
