@@ -69,6 +69,14 @@ def test_tables_are_listed_without_a_word_before_the_error(work: Path) -> None:
     assert done.returncode == 2
 
 
+def test_a_split_that_is_not_there_has_a_remedy_of_this_command(var: Run, work: Path) -> None:
+    """Not data.validation_fraction, which it cannot be given."""
+    (work / "val").rename(work / "train" / "other")
+    ended = var("features", "extract", ".", "--split", "validation", "--model", "model", "--out", "f.parquet")
+    refusal(ended, "'.' has no validation images: take the other split, or give the folder of the images without")
+    assert "validation_fraction" not in ended[2]
+
+
 def test_unreadable_images_are_lines_on_standard_error(var: Run, work: Path) -> None:
     (work / "val" / "cup" / "13.png").write_bytes(b"no picture")
     code, out, err = var("features", "extract", "val", "--model", "model", "--out", "f.parquet", "--pool", "none")

@@ -249,8 +249,10 @@ def test_part_held_out_is_the_same_for_every_seed(parquet: Path) -> None:
     assert len(first) == 4
 
 
-def test_nothing_is_held_out_where_there_is_a_validation_split(parquet: Path) -> None:
+def test_nothing_is_held_out_where_there_is_a_validation_split(parquet: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(opened(parquet, validation_fraction=0.5)) == 12
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert told == [f"data.validation_fraction=0.5 is not used: {parquet} has a validation split"]
     assert places(opened(parquet, "validation", validation_fraction=0.5)) == places(opened(parquet, "validation"))
 
 

@@ -71,7 +71,7 @@ class DataConfig(Section):
         max_unreadable: largest fraction of unreadable images among the samples of a run, which stops at more.
         validation_images: use so many images of the validation split, spread over it; None for all.
         validation_fraction: where there is no validation split, hold out this fraction of the training images; a split
-            named test is left aside then.
+            named test is left aside then. Where there is one, a warning says that the fraction is not used.
         shuffle_shards: number of streamed shards among which samples are shuffled.
         cache: folder for streamed shards; None: a folder below the user's cache.
         cache_gigabytes: bound on that folder.

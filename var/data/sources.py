@@ -16,7 +16,7 @@ from var.data.listing import Encoded, Listing, MissingSplitError, Split, split_n
 from var.data.tables import list_hub, list_parquet, parquet_files
 from var.data.webdataset import list_shards
 from var.utils.classes import class_labels, folder_names, named_classes
-from var.utils.image_files import IMAGE_SUFFIXES, class_folders, find_images
+from var.utils.image_files import IMAGE_SUFFIXES, class_folders, find_images, log_once
 from var.utils.paths import subfolders, to_path
 from var.utils.text import plural
 
@@ -53,6 +53,10 @@ def _hold_out(config: DataConfig, split: Split) -> Listing:
         units = np.arange(len(whole.rows)) if whole.shards is None else whole.shards
         held_out = np.isin(units, _spread_choice(int(units[-1]) + 1, config))
         return whole.select(held_out if split == "validation" else ~held_out)
+    log_once(
+        logging.WARNING,
+        f"data.validation_fraction={config.validation_fraction:g} is not used: {config.source} has a validation split",
+    )
     return validation if split == "validation" else _list_split(config, split)
 
 

@@ -102,11 +102,17 @@ def list_split(source: str, split: "Split") -> ImageList:
     with optional_packages():
         from var.data.config import DataConfig
         from var.data.dataset import ImageDataset, Unreadable
+        from var.data.listing import MissingSplitError
         from var.data.sources import list_images
 
     config = DataConfig(source=source, resize=256 / 224)  # as `resize_and_center_crop` has it
-    with _without_bars():
-        listing = list_images(config, split)
+    try:
+        with _without_bars():
+            listing = list_images(config, split)
+    except MissingSplitError as error:
+        raise InputError(
+            f"{source!r} has no {split} images: take the other split, or give the folder of the images without --split"
+        ) from error
     listing = listing._replace(source=_OneByOne(listing.source))
     prefix = f"{Path(source)}/"
 

@@ -97,9 +97,9 @@ def class_folders(folder: Path) -> list[str]:
     """
     names = subfolders(folder)
     found = [name for name in names if holds_images(folder / name)]
-    if (empty := [name for name in names if name not in set(found)]) and is_first_process():
+    if empty := [name for name in names if name not in set(found)]:
         some = ", ".join(empty[:8]) + (f" and {len(empty) - 8} others" if len(empty) > 8 else "")
-        _log_once(logging.WARNING, f"{folder}: no class, as without images: {some}")
+        log_once(logging.WARNING, f"{folder}: no class, as without images: {some}")
     return found
 
 
@@ -124,13 +124,14 @@ def report_found(origin: object, count: int, passed_over: Mapping[str, int]) -> 
     line = f"{origin}: {plural(count, 'image')} found"
     if reasons:
         line += f"; passed over: {', '.join(_shorten_reasons(reasons, passed_over))}"
-    if is_first_process():
-        _log_once(logging.WARNING if reasons else logging.INFO, line)
+    log_once(logging.WARNING if reasons else logging.INFO, line)
 
 
 @cache
-def _log_once(level: int, line: str) -> None:
-    log.log(level, "%s", line)
+def log_once(level: int, line: str) -> None:
+    """Log a line once a process, and on the first one of several alone."""
+    if is_first_process():
+        log.log(level, "%s", line)
 
 
 def _shorten_reasons(reasons: Sequence[str], passed_over: Mapping[str, int], most: int = 8) -> Iterable[str]:
