@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import small_var, small_vqvae
+from helpers import refused, small_var, small_vqvae
 from tiny import NAMES, TIMEOUT, Ended, Run, environment, refusal, run, tiny_pipeline
 
-from var.evaluation.samples import rejection
+from tokenizer.errors import InputError
+from var.evaluation.samples import rejection, sample_folder
 from var.pipeline import VARPipeline
+from var.utils.locks import locked
 
 # A classifier of 1000 classes that needs no weights: a fixed projection of the pixels.
 CLASSIFIER = """
@@ -108,6 +110,17 @@ def test_it_tells_what_was_drawn_and_then_that_nothing_is_left_to_do(draw: Run, 
     assert draw(*options) == (0, told, "writing told/samples.npz\n")
     with np.load(work / "told" / "samples.npz") as npz:
         assert (npz["arr_0"].shape, npz["arr_1"].tolist()) == ((20, 8, 8, 3), [0, 1, 3, 4] * 5)
+
+
+def test_the_folder_is_locked_until_samples_npz_is_written(draw: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(folder: Path, _: object) -> None:
+        with refused("is in use by process"), locked(folder):
+            pass
+        raise InputError("came here")
+
+    monkeypatch.setattr(sample_folder, "write_samples_npz", write)
+    code, _, err = draw("--num-per-class", 1, "--out", "locked")
+    assert (code, err) == (2, "writing locked/samples.npz\nerror: came here\n")
 
 
 def test_two_processes_write_the_same_files(draw: Run, work: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,16 +65,20 @@ def generate(
             f"torchrun --nproc_per_node {cores} -m var evaluate generate ... uses all cores",
             err=True,
         )
-    began = time.perf_counter()
-    with stopping(is_main_process), progress_bar("generated", is_main_process) as progress:
-        generated = generate_samples(pipe, settings, out, scorer, ranks, progress)
-    rate = generated / (time.perf_counter() - began)
-    with ranks.in_step():
-        if is_main_process and npz and not (generated == 0 and has_samples_npz(out, settings)):
+    began = ended = time.perf_counter()
+
+    def write_npz(generated: int) -> None:
+        nonlocal ended
+        ended = time.perf_counter()
+        if npz and not (generated == 0 and has_samples_npz(out, settings)):
             typer.echo(f"writing {out / NPZ}", err=True)
             write_samples_npz(out, settings)
+
+    with stopping(is_main_process), progress_bar("generated", is_main_process) as progress:
+        generated = generate_samples(pipe, settings, out, scorer, ranks, progress, write_npz)
     if is_main_process:
         count = len(settings.labels) * settings.num_per_class
+        rate = generated / (ended - began)
         now = f"{generated} generated now, {rate:.1f} images/s" if generated else "all existed already"
         best = f", the best of {settings.candidates} per class by {scorer.extractor.name}" if scorer else ""
         written = f"; also {out / NPZ}" if npz else ""
