@@ -2,8 +2,11 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import huggingface_hub
@@ -18,7 +21,7 @@ from var.aim import AIM
 from var.hub.checkpoint import CONFIG, WEIGHTS
 from var.hub.convert import to_official
 from var.hub.convert_aim import to_official_aim
-from var.hub.download import load_released, locate_file
+from var.hub.download import convert_once, load_released, locate_file
 from var.hub.presets import AIM_RELEASED, RELEASED, RELEASED_REPOSITORY, RELEASED_TOKENIZER, ReleasedAIM
 from var.models.aim import EncoderConfig
 from var.pipeline import VARPipeline
@@ -141,6 +144,27 @@ def test_one_file_by_path_and_the_other_from_the_cache(tiny: VARPipeline, tmp_pa
     shutil.move(vae, cache / "released")
     vqvae, _ = load_released(NAME, var_file=var)
     assert vqvae.config == tiny.vqvae.config
+
+
+def test_of_two_at_once_the_second_waits_for_the_conversion_of_the_first(cache: Path) -> None:
+    converting, release = Event(), Event()
+    converted = []
+
+    def convert(folder: Path) -> None:
+        converting.set()
+        assert release.wait(10)
+        converted.append(folder.mkdir())
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(convert_once, NAME, convert)
+        assert converting.wait(10)
+        second = pool.submit(convert_once, NAME, convert)
+        time.sleep(0.05)
+        assert not second.done()
+        release.set()
+        assert first.result() == second.result() == cache / NAME
+    assert len(converted) == 1
+    assert list(cache.iterdir()) == [cache / NAME]
 
 
 def test_a_conversion_is_kept(tiny: VARPipeline, cache: Path) -> None:

@@ -1,6 +1,6 @@
 """Released weights: found in a folder or downloaded, converted once, kept as a folder of ours."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from var.hub.presets import (
 from var.models.aim import AIM
 from var.models.var import VAR
 from var.utils.json_text import parse_json
+from var.utils.locks import in_turn
 from var.utils.paths import cache_folder, to_path
 from var.utils.weights import check_weights_exist, read_weights
 
@@ -65,6 +66,19 @@ def load_released(
     return vqvae, model
 
 
+def convert_once(name: str, convert: Callable[[Path], None]) -> Path:
+    """Return a folder of the cache, written first if it is not there: by one process, for which others wait.
+
+    Raises InputError: as `convert` does; the cache folder cannot be written.
+    """
+    folder = cache_folder() / name
+    if not folder.is_dir():
+        with in_turn(folder.with_name(f".{name}.lock")):
+            if not folder.is_dir():
+                convert(folder)
+    return folder
+
+
 def load_aim_by_name(
     name: str | Path,
     probe_layers: Layers | None = None,
@@ -87,9 +101,7 @@ def load_aim_by_name(
         check_aim_name(str(name))
         preset = AIM_RELEASED[str(name)]
         read = _head(preset, preset.layers(probe_layers))
-        folder = cache_folder() / f"{name}-{read}"
-        if not folder.is_dir():
-            save_model(folder, load_released_aim(str(name), read))
+        folder = convert_once(f"{name}-{read}", lambda folder: save_model(folder, load_released_aim(str(name), read)))
     model = load_aim(folder)
     own = model.config.probe_layers
     requested = None if probe_layers is None else choose_layers(probe_layers, model.config.depth, own)

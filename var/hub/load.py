@@ -9,12 +9,12 @@ import torch
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import TOKENIZER, TRANSFORMER, find_exported, load_tokenizer, load_var, read_config, save_model
-from var.hub.download import load_released
+from var.hub.download import convert_once, load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
 from var.utils.files import atomic_folder
-from var.utils.paths import cache_folder, to_path
+from var.utils.paths import to_path
 
 
 class PipelineParts(NamedTuple):
@@ -75,11 +75,12 @@ def find_folder(name: str | Path) -> Path:
     check_name(str(name))
     if str(name) in SHIPPED:
         return SHIPPED[str(name)]
-    converted = cache_folder() / str(name)
-    if not converted.is_dir():
-        vqvae, model = load_released(str(name))
-        save_pipeline(converted, PipelineParts(model, vqvae))
-    return converted
+    return convert_once(str(name), lambda folder: _convert(str(name), folder))
+
+
+def _convert(name: str, folder: Path) -> None:
+    vqvae, model = load_released(name)
+    save_pipeline(folder, PipelineParts(model, vqvae))
 
 
 def _load_folder(folder: Path) -> PipelineParts:

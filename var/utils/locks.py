@@ -7,6 +7,7 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}|\d+)\.new", re.DOTALL)  # with a number: of an earlier version
 _LONGEST_STEM = 200  # bytes of a name that its temporary name repeats; file systems allow 255
+_TURN = 0.1  # seconds between two attempts
 _held: set[int] = set()  # descriptors of this process's locks
 
 
@@ -44,7 +46,7 @@ def locked(folder: Path, name: str = LOCK, remedy: str = "give another folder") 
     file = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(file, lambda path: os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+        descriptor = _lock(file, _open_or_make)
         if descriptor is None:
             holder = _read_holder(file)
             raise InputError(f"{folder} is in use by {holder}: wait until it ends, stop it, or {remedy}")
@@ -66,6 +68,31 @@ def locked(folder: Path, name: str = LOCK, remedy: str = "give another folder") 
             for path in made:
                 with suppress(OSError):
                     path.rmdir()
+
+
+@contextmanager
+def in_turn(file: Path) -> Iterator[None]:
+    """Wait until no other process is in such a block for this file, which is made for it and removed at the end.
+
+    Raises InputError: the file cannot be written.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        while (descriptor := _lock(file, _open_or_make)) is None:
+            time.sleep(_TURN)
+    except OSError as error:
+        raise InputError(f"cannot write {file}: {one_line(error)}: make room there or write elsewhere") from error
+    try:
+        yield
+    finally:
+        if descriptor in _held:  # not in a forked process
+            with suppress(OSError):
+                file.unlink()
+            _unlock(descriptor)
+
+
+def _open_or_make(path: Path) -> int:
+    return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
 
 
 def _read_holder(file: Path) -> str:
