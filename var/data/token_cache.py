@@ -141,7 +141,7 @@ def _encoder_checksum(vqvae: VQVAE) -> str:
 def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
     """Read a cache's manifest. Raises InputError if it is damaged, or of other settings."""
     remedy = "give another folder, or remove this one to encode anew"
-    manifest = _read(Manifest, folder / MANIFEST, remedy)
+    manifest = read_file(Manifest, folder / MANIFEST, remedy)
     # A setting that is newer than the cache had its default.
     defaults = {f"data.{name}": DataConfig.model_fields[name].default for name in DATA_SETTINGS}
     theirs = defaults | manifest.settings
@@ -169,10 +169,11 @@ def is_whole(folder: Path, shard: Shard, manifest: Manifest) -> bool:
 
 def read_record(folder: Path, shard: Shard) -> Record:
     """Read a shard's record. Raises InputError if it is missing or damaged."""
-    return _read(Record, folder / shard.record, "run var data tokenize with this recipe")
+    return read_file(Record, folder / shard.record, "run var data tokenize with this recipe")
 
 
-def _read(kind: type[File], file: Path, remedy: str) -> File:
+def read_file(kind: type[File], file: Path, remedy: str) -> File:
+    """Read a manifest or record. Raises InputError, with the remedy, if it is missing or damaged."""
     try:
         return kind.model_validate_json(file.read_bytes())
     except (OSError, ValidationError) as error:
@@ -184,11 +185,9 @@ def checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[
     return sha256([tokens, json.dumps([labels, sorted(unreadable.items())]).encode()])
 
 
-def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Write files one after the other, each atomically and flushed to the disk."""
-    remedy = (
-        "make room there or give another folder (token_cache=FOLDER); the same command encodes only what is missing"
-    )
+def write_files(folder: Path, files: dict[str, bytes], key: str = "token_cache") -> None:
+    """Write files one after the other, each atomically and flushed to the disk; `key` is the recipe's, for messages."""
+    remedy = f"make room there or give another folder ({key}=FOLDER); the same command makes only what is missing"
     for name, content in files.items():
         with atomic_write(folder / name, remedy) as beside:
             beside.write_bytes(content)

@@ -119,7 +119,7 @@ def read_run(folder: Path) -> Run:
     if not (folder / RECIPE).is_file():
         raise InputError(f"run {folder} has no {RECIPE}: run its command again, which writes it")
     recipe = load_recipe(folder / RECIPE)
-    if not isinstance(recipe, VARRecipe):
+    if not isinstance(recipe, VARRecipe) or recipe.stage != "var":
         raise InputError(f"run {folder} is of stage={recipe.stage}: give runs of stage var")
     try:
         config = VARConfig(**read_config(folder / "model" / "transformer")["config"])

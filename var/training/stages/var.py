@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -114,14 +114,17 @@ class VARRecipe(Recipe):
         )
 
 
+VARRecipeT = TypeVar("VARRecipeT", bound=VARRecipe)
+
+
 @register("var")
-class VARStage(Stage[VARRecipe]):
+class VARStage(Stage[VARRecipeT]):
     """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache."""
 
     recipe_type = VARRecipe
 
     def __init__(
-        self, recipe: VARRecipe, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset
+        self, recipe: VARRecipeT, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:
         super().__init__(recipe, train_data, validation_data, {"tokenizer": vqvae})
         self.vqvae = vqvae
@@ -140,7 +143,7 @@ class VARStage(Stage[VARRecipe]):
             self.workers = 0  # reading tokens is faster than passing them between processes
 
     @classmethod
-    def prepare(cls, recipe: VARRecipe, device: torch.device, ranks: Ranks) -> None:
+    def prepare(cls, recipe: VARRecipeT, device: torch.device, ranks: Ranks) -> None:
         """Encode the missing parts of the recipe's token cache, if it has one, on all processes."""
         if recipe.token_cache is None:
             return
@@ -151,14 +154,14 @@ class VARStage(Stage[VARRecipe]):
         write_tokens(recipe, vqvae, ranks)
 
     @classmethod
-    def from_recipe(cls, recipe: VARRecipe) -> Self:
+    def from_recipe(cls, recipe: VARRecipeT) -> Self:
         vqvae = open_tokenizer(recipe.tokenizer)
         if recipe.token_cache is None:
             return cls(recipe, vqvae, *open_images(recipe, vqvae.config.image_side))
         return cls(recipe, vqvae, *(TokenDataset(recipe, vqvae, split) for split in SPLIT_NAMES))
 
     @classmethod
-    def outline(cls, recipe: VARRecipe) -> Outline:
+    def outline(cls, recipe: VARRecipeT) -> Outline:
         tokenizer, notes = _known_tokenizer(recipe)
         images, written = _find_images(recipe)
         notes += images.list_assumptions(recipe.model.num_classes)
@@ -194,9 +197,13 @@ class VARStage(Stage[VARRecipe]):
         with torch.no_grad(), torch.autocast(batch.content.device.type, enabled=False):  # as for the cache
             return self.vqvae.encode(batch.content)
 
-    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
+    def _check_streamed_labels(self, batch: Batch) -> None:
+        """Raise InputError for a label without a class, where labels are known only when read."""
         if self.train_data.labels is None:
             check_labels(batch.labels, self.num_classes, "model.num_classes")
+
+    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
+        self._check_streamed_labels(batch)
         tokens = self._tokens(batch)
         dropped = rng.uniform("label drop") < self.recipe.label_drop
         labels = batch.labels.masked_fill(dropped, self.num_classes)

@@ -1,0 +1,133 @@
+"""Direct discriminative optimization of a trained VAR (DDO, arXiv 2503.01103): images against the reference's own.
+
+For another round of self-play, run the recipe again with another output and `init` at the last one.
+"""
+
+import math
+from functools import lru_cache
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from var.data.config import Count
+from var.data.order import epoch_order
+from var.data.token_cache import MANIFEST
+from var.sampling.logits import mix_seed
+from var.training.alignment import proportional_labels
+from var.training.alignment_stage import AlignmentRecipe, AlignmentStage, Labeled
+from var.training.fakes import Fakes, Labels, open_fakes, write_fakes
+from var.training.rng import StepRNG
+from var.training.stages.base import Outline, register
+from var.utils.ranks import Ranks
+
+HELD_OUT = 0.1  # images for validation, as a share of those for training
+_FAKES = 4  # first word of the random stream of their order
+
+
+class DDORecipe(AlignmentRecipe):
+    """Direct discriminative optimization."""
+
+    fixed = AlignmentRecipe.fixed | {"fakes"}
+
+    # Images drawn by the reference at the start of the run, and a tenth as many more for validation; None: one for each
+    # training image.
+    fakes: Count | None = None
+
+    @property
+    def weight(self) -> float:
+        """Alpha: that given, or 1, with which the classifier is that of a GAN's discriminator."""
+        return self.negative_weight or 1.0
+
+    @property
+    def fakes_folder(self) -> Path:
+        """Folder of the images that the reference draws."""
+        return self.output / "fakes"
+
+
+@register("ddo")
+class DDOStage(AlignmentStage[DDORecipe]):
+    """Images of the data against images that the reference drew without guidance, with labels in the same proportion.
+
+    Our reading of dropped labels: an image of the data and its negative both lose their label, or both keep it.
+    """
+
+    recipe_type = DDORecipe
+    fakes: Fakes
+    held_out_fakes: Fakes
+
+    @classmethod
+    def prepare(cls, recipe: DDORecipe, device: torch.device, ranks: Ranks) -> None:
+        """Complete the token cache, if there is one, and the images that the reference draws, on all processes."""
+        super().prepare(recipe, device, ranks)
+        stage = super().from_recipe(recipe)
+        stage.to(device)
+        write_fakes(recipe.fakes_folder, stage.reference, stage.vqvae, stage.list_fakes(), recipe.seed, ranks)
+
+    @classmethod
+    def from_recipe(cls, recipe: DDORecipe) -> Self:
+        stage = super().from_recipe(recipe)
+        stage.fakes = open_fakes(recipe.fakes_folder, "train")
+        stage.held_out_fakes = open_fakes(recipe.fakes_folder, "validation")
+        return stage
+
+    @classmethod
+    def outline(cls, recipe: DDORecipe) -> Outline:
+        outline = super().outline(recipe)
+        stage = outline.stage
+        if not isinstance(stage, cls):
+            raise TypeError(f"the outline of {cls.__name__} has a {type(stage).__name__}")
+        stage.fakes = Fakes.none(outline.tokens)
+        if (recipe.fakes_folder / MANIFEST).is_file():
+            return outline
+        number = sum(_numbers(recipe, outline.images.number or 0))
+        notes = [*outline.notes, f"the run starts by drawing {number} images with the reference"]
+        if outline.to_prepare:
+            return outline._replace(notes=[*notes, "the time that this takes is not estimated"])
+
+        def draw(count: int) -> Tensor:
+            side = stage.config.scales[-1]
+            inputs = torch.empty(count, outline.tokens - 1, stage.config.latent_dim)
+            stage.reference(torch.zeros(count, dtype=torch.int64), inputs)  # as many products as scale by scale
+            return stage.vqvae.pixels(torch.empty(count, stage.config.latent_dim, side, side))
+
+        return outline._replace(prepare=draw, to_prepare=number, prepared="drawn images", notes=notes)
+
+    def list_fakes(self) -> Labels:
+        """Return the labels of the images that the reference draws, in proportion to those of the training images."""
+        train, held_out = _numbers(self.recipe, len(self.train_data))
+        counts = self.counts.cpu()
+        return {
+            "train": proportional_labels(counts, train).tolist(),
+            "validation": proportional_labels(counts, held_out).tolist(),
+        }
+
+    def draw_negatives(self, images: Labeled, dropped: Tensor, rng: StepRNG) -> Labeled:
+        """Take the next drawn images, in an order of their own for each pass over them."""
+        negatives = self._take(self.fakes, [self._choose(rng, index) for index in rng.indices], images)
+        return negatives._replace(labels=negatives.labels.masked_fill(dropped, self.num_classes))
+
+    def held_out_negatives(self, images: Labeled) -> Labeled:
+        """Take for each image a held-out one, chosen by its tokens, so by the image alone."""
+        weights = torch.arange(1, images.tokens.shape[1] + 1, device=images.tokens.device)
+        chosen = (images.tokens * weights).sum(dim=1) % len(self.held_out_fakes.labels)
+        return self._take(self.held_out_fakes, chosen.tolist(), images)
+
+    def _choose(self, rng: StepRNG, index: int) -> int:
+        number = len(self.fakes.labels)
+        epoch, position = divmod(rng.step * rng.batch_size + index, number)
+        return int(_order(number, mix_seed(_FAKES, rng.seed), epoch)[position])
+
+    def _take(self, fakes: Fakes, indices: list[int], like: Labeled) -> Labeled:
+        tokens, labels = fakes.take(indices)
+        return Labeled(tokens.to(like.tokens.device), labels.to(like.labels.device))
+
+
+_order = lru_cache(maxsize=2)(epoch_order)
+
+
+def _numbers(recipe: DDORecipe, images: int) -> tuple[int, int]:
+    """Return the numbers of images to draw for training and for validation."""
+    number = recipe.fakes or images
+    return number, math.ceil(HELD_OUT * number)
