@@ -242,3 +242,30 @@ def test_a_name_as_long_as_can_be_is_written(tmp_path: Path) -> None:
         with atomic_write(tmp_path / name) as beside:
             beside.write_text(name)
         assert (tmp_path / name).read_text() == name
+
+
+@pytest.mark.parametrize("moves", range(5))
+def test_a_move_that_a_kill_cut_short_is_finished_by_the_next_writer(moves: int, tmp_path: Path) -> None:
+    folder = tmp_path / "best"
+    with atomic_folder(folder) as new:
+        for name in ("a", "b"):
+            (new / name).write_text("old")
+    child = os.fork()
+    if child == 0:
+        done, rename = 0, Path.rename
+
+        def rename_or_end(path: Path, target: Path) -> Path:
+            nonlocal done
+            if done == moves:
+                os._exit(0)
+            done += 1
+            return rename(path, target)
+
+        Path.rename = rename_or_end  # type: ignore[method-assign]
+        with atomic_folder(folder) as new:
+            for name in ("a", "b"):
+                (new / name).write_text("new")
+        os._exit(1)
+    assert os.waitpid(child, 0)[1] == (256 if moves == 4 else 0)  # four moves are all
+    with locked(tmp_path):
+        assert {path.name: path.read_text() for path in folder.iterdir()} == {"a": "new", "b": "new"}

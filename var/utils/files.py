@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from tokenizer.errors import InputError, one_line
-from var.utils.locks import make_file, make_folder, remove_abandoned, temporary
+from var.utils.locks import REPLACED, make_file, make_folder, remove_abandoned, temporary
 from var.utils.paths import descriptor_of, follow_links, is_stream
 
 
@@ -21,7 +21,8 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
 
     A target that does not exist appears whole. In one that exists, other files stay as they are, and all files that
     are replaced leave before the first new one arrives: killed in between, the folder does not load, where old and new
-    ones together might. If the block raises, the target stays as it was.
+    ones together might, until whoever writes there next lets the rest arrive (`remove_abandoned`). If the block raises,
+    the target stays as it was.
 
     Raises InputError: the folder cannot be written, or has folders under the names of files.
     """
@@ -47,7 +48,8 @@ def _move_files(new: Path, folder: Path) -> None:
     files = [path.relative_to(new) for path in new.rglob("*") if not path.is_dir()]
     if taken := [folder / file for file in files if (folder / file).is_dir()]:
         raise InputError(f"cannot write {taken[0]}: it is a folder: move it away, or give another folder")
-    old = new / ".old"
+    old = new / REPLACED
+    old.mkdir()
     away: list[Path] = []
     arrived: list[Path] = []
     try:

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 LOCK = ".lock"
 _TEMPORARY = re.compile(r"\..+\.([0-9a-f]{8}|\d+)\.new", re.DOTALL)  # with a number: of an earlier version
 _LONGEST_STEM = 200  # bytes of a name that its temporary name repeats; file systems allow 255
+REPLACED = ".old"  # in a temporary folder: what its files replace; with it they are whole, and were being moved
 _TURN = 0.1  # seconds between two attempts
 _held: set[int] = set()  # descriptors of this process's locks
 
@@ -191,14 +192,27 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
+def _finish_move(new: Path, folder: Path) -> None:
+    for path in list(new.rglob("*")):
+        file = path.relative_to(new)
+        if file.parts[0] != REPLACED and not path.is_dir():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            path.replace(folder / file)
+
+
 def remove_abandoned(folder: Path, name: str = "") -> None:
-    """Remove what killed processes left in a folder under temporary names, of one file or of all; not below it."""
+    """Remove what killed processes left in a folder under temporary names, of one file or of all; not below it.
+
+    Files of a temporary folder that were on the move to this one arrive first.
+    """
     for path in folder.iterdir():
         if _TEMPORARY.fullmatch(path.name) and path.name.startswith(_stem(name) if name else "."):
             with suppress(OSError):  # that of a living process, or of another user
                 descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
                 try:
                     if _flock(descriptor):
+                        if (path / REPLACED).is_dir():
+                            _finish_move(path, folder)
                         _remove(path)
                 finally:
                     os.close(descriptor)
