@@ -92,6 +92,18 @@ def test_what_cannot_be_read_is_left_out_and_logged(folder: Path, caplog: pytest
     assert warnings == ["2 of 6 images could not be read and are skipped"]
 
 
+def test_classes_are_chosen_by_name_too(folder: Path, tmp_path: Path) -> None:
+    assert open_images(str(folder), "validation", 8, classes=["Cup"]).class_names == {1: "cup"}
+    assert open_images(str(folder), "validation", 8, classes=["1", 0]).class_names == {0: "bar", 1: "cup"}
+    with refused("data.classes", "has no class 'cap', but 0 bar, 1 cup"):
+        open_images(str(folder), "validation", 8, classes=["cap"])
+    recipe = str(write_recipe(tmp_path / "r.yaml", TOKENIZER, data={"source": str(folder), "classes": ["cup"]}))
+    assert open_images(recipe, "train", 8).class_names == {1: "cup"}
+    for split in ("train", "val"):  # a number that is a name means the class of that name
+        (folder / split / "bar").rename(folder / split / "1")
+    assert set(open_images(str(folder), "validation", 8, classes=["1"]).labels.tolist()) == {0}
+
+
 def test_nothing_readable_is_refused(folder: Path) -> None:
     for path in (folder / "val").rglob("*.png"):
         path.write_bytes(b"no image")

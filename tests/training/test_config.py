@@ -265,7 +265,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("log_every=0", ["log_every=0", "greater than or equal to 1"]),
         ("data.crop=left", ['data.crop="left"', "'random', 'center' or 'resized'"]),
         ("data.classes=[]", ["data.classes=[]", "at least 1 item"]),
-        ("data.classes=[-1]", ["data.classes.0=-1", "greater than or equal to 0"]),
+        ("data.classes=[-1]", ["data.classes.0", "label=-1 must be in 0.."]),
         ("data.resize=0.9", ["data.resize=0.9", "greater than or equal to 1"]),
         ("data.workers=-1", ["data.workers=-1", "greater than or equal to 0"]),
         ("data.max_unreadable=2", ["data.max_unreadable=2", "less than or equal to 1"]),

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
-from tokenizer.errors import LARGEST, InputError
+from tokenizer.errors import LARGEST, InputError, check_whole_number
 from var.utils.paths import to_path
 
 
@@ -22,6 +22,13 @@ Positive = Annotated[float, Field(gt=0, le=1e12)]
 NotNegative = Annotated[float, Field(ge=0, le=1e12)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]  # a probability at which something is dropped: at 1 nothing would be left
+
+
+def _check_class(given: object) -> object:
+    return given if isinstance(given, str) and given else check_whole_number("label", given, 0, LARGEST)
+
+
+ClassChoice = Annotated[int | str, BeforeValidator(_check_class)]  # a label, or the text of a name or label
 
 
 class Section(BaseModel):
@@ -56,7 +63,8 @@ class DataConfig(Section):
             zh-plus/tiny-imagenet; or the index of WebDataset shards, a path or URL ending in .json.
         image_column: column of the images, for Parquet and hub datasets.
         label_column: column of the integer labels, for Parquet and hub datasets; None: unconditional training.
-        classes: keep only images of these labels; the labels keep their numbers. None keeps all.
+        classes: keep only images of these labels, or of classes of these names; the labels keep their numbers. None
+            keeps all. A text that is the name of a class means it, else a whole number is its label.
         resize: the short side becomes resize * side (Lanczos) before the crop (VAR's training: 1.125).
         crop: of the training images: a square at random or in the center, or `resized`, a part of random area and
             aspect (3:4 to 4:3), resized to the square; it is clipped at the image's edges, which reduces its area, and
@@ -80,7 +88,7 @@ class DataConfig(Section):
     source: Annotated[str, Field(min_length=1)]
     image_column: str = "image"
     label_column: str | None = "label"
-    classes: Annotated[tuple[Annotated[int, Field(ge=0, le=LARGEST)], ...], Field(min_length=1)] | None = None
+    classes: Annotated[tuple[ClassChoice, ...], Field(min_length=1)] | None = None
     resize: Annotated[float, Field(ge=1, le=16)] = 1.125
     crop: Literal["random", "center", "resized"] = "random"
     crop_area: tuple[Positive, Fraction] = (0.4, 1.0)

@@ -3,7 +3,7 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from var.data.config import DataConfig
 from var.data.listing import Encoded, Listing, MissingSplitError, Split, split_names, unlabeled
 from var.data.tables import list_hub, list_parquet, parquet_files
 from var.data.webdataset import list_shards
-from var.utils.classes import class_labels, folder_names, named_classes
+from var.utils.classes import class_labels, folder_names, label_of_text, named_classes
+from var.utils.classes import listing as listing_of
 from var.utils.image_files import IMAGE_SUFFIXES, class_folders, find_images, log_once
 from var.utils.paths import subfolders, to_path
 from var.utils.text import plural
@@ -76,13 +77,14 @@ def _spread_choice(count: int, config: DataConfig) -> NDArray[np.int64]:
     return np.random.default_rng(_HELD_OUT).integers(edges[:-1], edges[1:])
 
 
-def _select_classes(config: DataConfig, classes: tuple[int, ...], split: Split, listing: Listing) -> Listing:
+def _select_classes(config: DataConfig, given: Sequence[int | str], split: Split, listing: Listing) -> Listing:
     labels = listing.labels
     if labels is None:
         raise InputError(
             f"data.classes cannot choose from the shards of {config.source!r}, whose labels are inside them: "
             "leave it out, or make shards of these classes"
         )
+    classes = [_label_of(config, each, listing.class_names) for each in given]
     chosen = listing.select(np.isin(labels, classes))
     present = np.unique(labels).tolist()
     absent = sorted(set(classes) - set(present))
@@ -90,8 +92,16 @@ def _select_classes(config: DataConfig, classes: tuple[int, ...], split: Split, 
         some = ", ".join(map(str, present[:40])) + (", ..." if len(present) > 40 else "")
         raise InputError(f"data.classes: {config.source!r} has no training images of {absent}, only of {some}")
     if not len(chosen.rows):
-        raise InputError(f"data.source={config.source!r} has no {split} images of data.classes={list(classes)}")
+        raise InputError(f"data.source={config.source!r} has no {split} images of data.classes={list(given)}")
     return chosen._replace(class_names={label: name for label, name in listing.class_names.items() if label in classes})
+
+
+def _label_of(config: DataConfig, given: int | str, names: Mapping[int, str]) -> int:
+    label = label_of_text(given, names) if isinstance(given, str) else given
+    if label is None:
+        known = listing_of(names) if names else "no names of classes: give labels"
+        raise InputError(f"data.classes: {config.source!r} has no class {given!r}, but {known}")
+    return label
 
 
 def _list_split(config: DataConfig, split: Split) -> Listing:

@@ -37,7 +37,7 @@ def read_source(source: str, overrides: Sequence[str] = ()) -> DataConfig:
 
 
 def open_images(
-    source: str | DataConfig, split: Split, side: int, classes: Sequence[int] | None = None
+    source: str | DataConfig, split: Split, side: int, classes: Sequence[int | str] | None = None
 ) -> ImageDataset:
     """Open a split as squares: short side resized to data.resize * side (default 1.125 * side), center crop.
 
@@ -45,7 +45,7 @@ def open_images(
         source: as `read_source` takes or returns it.
         split: train or validation; neither is augmented.
         side: height and width of the squares in pixels.
-        classes: only images of these labels; None: those of the recipe, or all.
+        classes: only images of these labels or names of classes; None: those of the recipe, or all.
 
     Raises:
         InputError: no such source, split, column or class; no images; labels that are missing.

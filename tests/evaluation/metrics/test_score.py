@@ -470,7 +470,7 @@ def test_reference_writes_a_split_or_statistics(
         (["--split", "train"], "--split needs --size"),
         (["--split", "train", "--size", "0"], "--size 0"),
         (["--split", "train", "--size", "8", "--weights", "w.pth"], "--weights w.pth needs --extractor"),
-        (["--split", "train", "--size", "8", "--classes", "a,b"], "--classes 'a,b'"),
+        (["--split", "train", "--size", "8", "--classes", "a,,b"], "--classes 'a,,b'"),
     ],
 )
 def test_reference_refuses_what_cannot_be(

@@ -3,7 +3,15 @@
 from typing import TYPE_CHECKING, Any
 
 from var.cli.evaluation.options import DataOptions
-from var.cli.evaluation.results import data_entry, finish, format_mean, format_size, heading, parse_labels, read_batches
+from var.cli.evaluation.results import (
+    data_entry,
+    finish,
+    format_mean,
+    format_size,
+    heading,
+    parse_classes,
+    read_batches,
+)
 from var.cli.options import ModelOptions
 from var.cli.run import in_columns
 
@@ -20,7 +28,7 @@ def likelihood(data: DataOptions, model: ModelOptions) -> None:
       var evaluate likelihood --data imagenet --model var-d16 --num 5000
       var evaluate likelihood --data configs/mini_var.yaml data.source=imagenet --json likelihood.json
     """
-    labels = parse_labels(data.classes)
+    chosen_classes = parse_classes(data.classes)
     from var.evaluation.data import open_images, read_source, restrict_to_labels
     from var.evaluation.likelihood import likelihood as measure
     from var.pipeline import VARPipeline
@@ -34,13 +42,14 @@ def likelihood(data: DataOptions, model: ModelOptions) -> None:
     chosen = choose_dtype(model.dtype, choose_device(model.device))
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype="float32")
     pipe.model.cast(chosen)  # the tokenizer stays in float32, so that the tokens are training's
-    for label in labels or []:
-        pipe.label(label)
     side = pipe.vqvae.config.image_side
-    whole = open_images(source, data.split, side, labels)
+    whole = open_images(source, data.split, side, chosen_classes)
+    if chosen_classes and whole.labels is not None:
+        for label in sorted(set(whole.labels.tolist())):
+            pipe.label(label)
     dataset = restrict_to_labels(whole, pipe.known_labels())
     found = measure(pipe, read_batches(dataset, data, "measured"))
-    choice = f"labels {data.classes}" if labels else describe_known_labels(whole, dataset)
+    choice = f"labels {data.classes}" if chosen_classes else describe_known_labels(whole, dataset)
     results = {
         "command": "likelihood",
         "model": {

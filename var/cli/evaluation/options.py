@@ -11,7 +11,10 @@ from var.cli.options import MODEL, SPLIT, Batch, JsonFile
 WEIGHTS = "by default cached, downloaded or from a package."
 
 Labels = Annotated[
-    str | None, Option("--classes", help="Only these labels, such as 1,145. Default: all, or all that the model knows.")
+    str | None,
+    Option(
+        "--classes", help="Only these labels or names of classes: 1,lemon. Default: all, or all that the model knows."
+    ),
 ]
 MaxImages = Annotated[int | None, Option("--num", help="Maximum number of images, spread over the split.")]
 

@@ -6,7 +6,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli.evaluation import options
-from var.cli.evaluation.results import parse_labels
+from var.cli.evaluation.results import parse_classes
 from var.cli.options import Batch, Device
 from var.cli.progress import progress_bar
 
@@ -29,7 +29,7 @@ def reference(
       var evaluate reference imagenet --split validation --size 256 --out reference.npz
       var evaluate reference photos --extractor inception-v3-compat --out statistics.npz
     """
-    labels = parse_labels(classes)
+    chosen_classes = parse_classes(classes)
     if split is None:
         extra = {"--size": size, "--classes": classes, "--num": num}
         if any(value is not None for value in extra.values()):
@@ -52,7 +52,7 @@ def reference(
     statistics = "" if network is None else f" and statistics of {network.name}"
     with progress_bar("processed") as progress:
         if split is not None and size is not None:
-            dataset = open_images(source, split, size, labels)
+            dataset = open_images(source, split, size, chosen_classes)
             total, batches = count_requested(dataset, num), image_batches(dataset, batch, num)
             count = write_reference(batches, size, out, network, lambda done: progress(done, total))
             content = f"{count} images{statistics}"

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from tokenizer.errors import InputError
 from var.cli.evaluation.options import DataOptions
-from var.cli.options import whole_numbers
 from var.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -18,9 +18,14 @@ if TYPE_CHECKING:
     from var.evaluation.metrics.stats import MeanStderr
 
 
-def parse_labels(classes: str | None, option: str = "--classes") -> list[int] | None:
-    """Parse `1,145` into labels."""
-    return None if classes is None else whole_numbers(classes, f"{option} {classes!r} must be labels such as 1,145")
+def parse_classes(text: str | None) -> list[str] | None:
+    """Parse `1,lemon` into labels and names of classes, which the data tells apart."""
+    if text is None:
+        return None
+    classes = [part.strip() for part in text.split(",")]
+    if not all(classes):
+        raise InputError(f"--classes {text!r} must be labels or names of classes, such as 1,lemon")
+    return classes
 
 
 def read_batches(dataset: "ImageDataset", data: DataOptions, done_word: str) -> "Iterator[tuple[Tensor, list[int]]]":

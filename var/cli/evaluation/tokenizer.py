@@ -4,7 +4,15 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizer.errors import InputError
 from var.cli.evaluation import options
-from var.cli.evaluation.results import data_entry, finish, format_mean, format_size, heading, parse_labels, read_batches
+from var.cli.evaluation.results import (
+    data_entry,
+    finish,
+    format_mean,
+    format_size,
+    heading,
+    parse_classes,
+    read_batches,
+)
 from var.cli.options import Device
 from var.cli.run import in_columns
 
@@ -33,7 +41,7 @@ def tokenizer(
       var evaluate tokenizer --data imagenet --model var-d16 --lpips lpips-vgg
       var evaluate tokenizer --data configs/mini_tokenizer.yaml data.source=imagenet --extractor efficientnet-lite0
     """
-    labels = parse_labels(data.classes)
+    chosen_classes = parse_classes(data.classes)
     if weights is not None and not fid:
         raise InputError(f"--weights {weights} are for rFID, which --no-fid leaves out: remove one of the two")
     if lpips_weights is not None and lpips is None:
@@ -52,12 +60,12 @@ def tokenizer(
         check_target(data.json_file, "tokenizer.json", inputs)
     target = choose_device(device)
     vqvae = find_tokenizer(model).to(target)
-    dataset = open_images(source, data.split, vqvae.config.image_side, labels)
+    dataset = open_images(source, data.split, vqvae.config.image_side, chosen_classes)
     network = open_extractor(extractor, weights, device) if fid else None
     distance = None if lpips is None else load_perceptual(lpips, lpips_weights).to(target)
     found = reconstruction(vqvae, read_batches(dataset, data, "measured"), distance, network)
     after = psnr_of_scales(vqvae, read_batches(dataset, data, "decoded")) if per_scale else None
-    choice = f"labels {data.classes}" if labels else "all its classes"
+    choice = f"labels {data.classes}" if chosen_classes else "all its classes"
     results = {
         "command": "tokenizer",
         "model": {

@@ -42,7 +42,13 @@ def find_images(data: DataConfig) -> Images:
     """Find the number of training images and classes from listings, file headers or the hub's cache."""
     folder = to_path(data.source, "data.source")
     try:
-        if folder.is_dir() and not (folder / "train").is_dir() and (files := parquet_files(folder, "train")):
+        named = any(isinstance(each, str) for each in data.classes or ())
+        if (
+            not named
+            and folder.is_dir()
+            and not (folder / "train").is_dir()
+            and (files := parquet_files(folder, "train"))
+        ):
             return _in_parquet(data, files)
         if not folder.exists() and data.source.count("/") == 1 and not data.source.endswith(".json"):
             return _on_the_hub(data.source)

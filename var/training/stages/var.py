@@ -74,11 +74,12 @@ class VARRecipe(Recipe):
 
     @model_validator(mode="after")
     def _classes_fit(self) -> Self:
-        classes, room = self.data.classes, self.model.num_classes
-        if classes is not None and room is not None and max(classes) >= room:
+        room = self.model.num_classes
+        largest = max((label for label in self.data.classes or () if isinstance(label, int)), default=0)
+        if room is not None and largest >= room:
             raise InputError(
-                f"data.classes has label {max(classes)}, but model.num_classes={room} allows labels 0..{room - 1}: "
-                f"set model.num_classes to at least {max(classes) + 1}, or to null"
+                f"data.classes has label {largest}, but model.num_classes={room} allows labels 0..{room - 1}: "
+                f"set model.num_classes to at least {largest + 1}, or to null"
             )
         return self
 
