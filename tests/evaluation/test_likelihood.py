@@ -214,7 +214,8 @@ def test_the_command_tells_mistakes_in_one_line(var: Run, tmp_path: Path) -> Non
     given = ("--data", folder, "--model", "model")
     for more, parts in {
         ("--classes", "0"): ["class 0", "not one that this model was trained on"],
-        ("--classes", "0,x"): ["--classes '0,x'"],
+        ("--classes", "0,x"): ["has no class 'x'"],
+        ("--classes", "0,,1"): ["--classes '0,,1'"],
         ("--num", "0"): ["num=0"],
         ("--batch", "0"): ["batch=0"],
         ("--dtype", "int8"): ["int8"],
