@@ -102,12 +102,34 @@ def test_what_is_not_asked_for_is_the_models_own_default(pipe: VARPipeline, tmp_
     assert pixels(edits[0]) == pixels(edits[1])
 
 
+def test_a_models_own_window_and_temperature(pipe: VARPipeline, tmp_path: Path) -> None:
+    params = SamplingParams(top_k=9, cfg_scales=(1, 1), temperature=(1.0, 0.5, 0.7))
+    VARPipeline(pipe.model, pipe.vqvae, pipe.classes, params).save_pretrained(tmp_path / "model")
+    loaded = VARPipeline.from_pretrained(tmp_path / "model", dtype="float32")
+    assert loaded.sampling == params
+    options: dict[str, Any] = {"cfg": 4.0, "top_k": 9, "top_p": 0.96, "cfg_scales": (1, 1)}
+    drawn = generate(pipe.model, pipe.vqvae, [3], **options, temperature=(1.0, 0.5, 0.7))
+    assert torch.equal(loaded(3).tokens, drawn.tokens)
+    assert torch.equal(loaded(3, temperature=1).tokens, generate(pipe.model, pipe.vqvae, [3], **options).tokens)
+
+
+def test_edits_take_a_window_and_temperatures(pipe: VARPipeline) -> None:
+    image, box = to_pil(normal(1, 3, 8, 8).clamp(-1, 1))[0], (2, 2, 6, 6)
+    plain = pipe.inpaint(image, box, 3, top_k=0)
+    assert pixels(pipe.inpaint(image, box, 3, top_k=0, cfg_scales=(0, 2), temperature=1).images) == pixels(plain.images)
+    assert pixels(pipe.inpaint(image, box, 3, top_k=0, temperature=(9, 9, 9)).images) != pixels(plain.images)
+    with refused("cfg_scales=[0, 3] must be in 0..2"):
+        pipe.inpaint(image, box, 3, cfg_scales=(0, 3))
+
+
 @pytest.mark.parametrize(
     ("entry", "part"),
     [
         ({"cfg": -1}, "cfg=-1"),
         ({"top_k": "5"}, "top_k='5'"),
-        ({"temperature": 1.0}, "must map cfg, top_k, top_p, smooth"),
+        ({"cfg_scales": [2, 1]}, "sampling has cfg_scales=[2, 1]"),
+        ({"temperature": {"0": 1}}, "sampling has temperature={'0': 1}"),
+        ({"heat": 1.0}, "must map cfg, top_k, top_p, smooth, cfg_scales, temperature"),
         ([1], "must map"),
     ],
 )

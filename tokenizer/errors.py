@@ -54,6 +54,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e38
 
 
+def _is_sequence_of(fits: Callable[[object], bool]) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(fits, value))
+
+
 def check_whole_number(name: str, value: object, at_least: int, at_most: int | None = None) -> int:
     """Return an argument, a whole number of any library (numpy, torch), as an int of at most 64 bits.
 
@@ -79,7 +83,12 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     float: (_is_number, "a number"),
     float | None: (lambda value: value is None or _is_number(value), "a number or null"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
-    tuple[int, ...]: (lambda value: isinstance(value, list | tuple) and all(map(_is_whole, value)), "whole numbers"),
+    tuple[int, ...]: (_is_sequence_of(_is_whole), "whole numbers"),
+    tuple[int, ...] | None: (lambda value: value is None or _is_sequence_of(_is_whole)(value), "whole numbers or null"),
+    float | tuple[float, ...]: (
+        lambda value: _is_number(value) or _is_sequence_of(_is_number)(value),
+        "a number or several",
+    ),
 }
 
 

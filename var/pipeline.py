@@ -18,10 +18,12 @@ from var.editing.output import EditOutput
 from var.editing.params import BlendParams, EditKeywords
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
 from var.hub.load import PipelineParts, load_pipeline, save_pipeline
+from var.hub.refiner import open_refiner
 from var.models.var import VAR
 from var.sampling.generate import check_fit, generate_batches, index_within_class
 from var.sampling.output import PipelineOutput
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
+from var.sampling.refiner import Refiner
 from var.utils.classes import find_label, imagenet_names, label_of_text, listing
 from var.utils.device import choose_device, choose_dtype
 from var.utils.images import load_image, resize_and_crop, to_pil, to_rgb, to_tensor
@@ -94,7 +96,12 @@ class VARPipeline:
         Raises:
             InputError: the folder cannot be written.
         """
-        save_pipeline(Path(folder), PipelineParts(self.model, self.vqvae, self.classes, self.sampling), dtype)
+        save_pipeline(Path(folder), self.parts, dtype)
+
+    @property
+    def parts(self) -> PipelineParts:
+        """Return its networks, classes and sampling as they are."""
+        return PipelineParts(self.model, self.vqvae, self.classes, self.sampling)
 
     def label(self, given: int | str) -> int:
         """The label of a class given by index or name; text that is the name of a class means it, even a number.
@@ -142,6 +149,10 @@ class VARPipeline:
         smooth: bool | None = None,
         intermediates: bool = False,
         batch_size: int = 16,
+        cfg_scales: tuple[int, int] | None = None,
+        temperature: float | tuple[float, ...] | None = None,
+        refiner: "VARPipeline | str | Path | None" = None,
+        refine_from: int | None = None,
     ) -> PipelineOutput:
         """Generate `num` images of each class.
 
@@ -150,21 +161,26 @@ class VARPipeline:
         Args:
             labels: indices or names of classes.
             num: images a class.
-            cfg, top_k, top_p, smooth: as `SamplingParams` has them.
+            cfg, top_k, top_p, smooth, cfg_scales, temperature: as `SamplingParams` has them.
             seed: an image's random draws follow from the seed, its label and its number within the class alone.
             intermediates: also decode the image after every scale.
             batch_size: images generated at once.
+            refiner: pipeline or name of another model on the same tokenizer, which draws the fine scales (a name is
+                loaded in every call).
+            refine_from: first scale that it draws, counted from 0.
 
         Raises:
-            InputError: an unknown class, or an option out of range.
+            InputError: an unknown class, an option out of range, or a refiner that does not fit.
         """
         classes = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
         rows = [label for label in map(self.label, classes) for _ in range(check_whole_number("num", num, 1))]
-        sampling = self.choose_sampling({"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth})
+        given = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth}
+        sampling = self.choose_sampling(given | {"cfg_scales": cfg_scales, "temperature": temperature})
+        finer = self.choose_refiner(refiner, refine_from)
         images: list[Image.Image] = []
         growth: list[list[Image.Image]] | None = [] if intermediates else None
         tokens: list[Tensor] = []
-        for batch in generate_batches(self.model, self.vqvae, rows, batch_size, sampling, seed):
+        for batch in generate_batches(self.model, self.vqvae, rows, batch_size, sampling, seed, refiner=finer):
             images += to_pil(batch.images)
             tokens.append(batch.tokens.cpu())
             if growth is not None:
@@ -194,7 +210,7 @@ class VARPipeline:
             context: side of the square that the model sees, with the mask near its middle, over the mask's longer side.
                 None: as large as fits the image. A small one gives a small mask more of the model's pixels, and less to
                 go by; 1 shows nothing but the mask. It reaches over the edges where the mask is longer than the image.
-            options: fields of `SamplingParams` (cfg, top_k, top_p, smooth) and of `BlendParams` (dilate, hide_masked,
+            options: fields of `SamplingParams` (cfg, top_k, top_p, ...) and of `BlendParams` (dilate, hide_masked,
                 composite, color_match, feather); seed (0), batch_size (16).
 
         Raises:
@@ -288,7 +304,7 @@ class VARPipeline:
                 small image, as the last scale's are in one of full size.
             consistent: the results, reduced to the small image's size, are the small image.
             seed, batch_size: as `__call__` takes them.
-            options: fields of `SamplingParams`: cfg, top_k, top_p, smooth.
+            options: fields of `SamplingParams`: cfg, top_k, top_p, smooth, cfg_scales, temperature.
 
         Raises:
             InputError: an image that is not smaller; and as `inpaint`.
@@ -310,7 +326,13 @@ class VARPipeline:
         params, vocab_size = apply_options(self.sampling or default, options), self.model.config.vocab_size
         if options.get("top_k") is not None and params.top_k > vocab_size:
             raise InputError(f"top_k={params.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
+        params.check_scales(len(self.model.scales))
         return params
+
+    def choose_refiner(self, refiner: "VARPipeline | str | Path | None", refine_from: int | None) -> Refiner | None:
+        """Return what draws from scale `refine_from` on, as `open_refiner` makes it; None if neither is given."""
+        given = refiner.parts if isinstance(refiner, VARPipeline) else refiner
+        return open_refiner(given, refine_from, self.parts)
 
     def _rows(self, label: int | str | None, num: int) -> list[int]:
         row = self.model.config.num_classes if label is None else self.label(label)

@@ -214,3 +214,41 @@ def test_the_shipped_model_refuses_classes_it_never_saw() -> None:
         pipe(unseen)
     assert SHIPPED["var-mini"].is_dir()
     assert not torch.equal(pipe(207).tokens, pipe(207, seed=1).tokens)
+
+
+# --- options that are off by default
+
+
+def test_a_window_temperatures_and_a_refiner(sample: Run, model: Path, tmp_path: Path) -> None:
+    options = ("--class", 3, "--num", 1, "--cfg-scales", "0:1", "--temperature", "1,0.5,2")
+    code, _, err = sample(*options, "--refiner", model, "--refine-from", 2, "--out", "o")
+    assert (code, err) == (0, "")
+    pipe = tiny_pipeline(NAMES)
+    drawn = pipe(3, cfg_scales=(0, 1), temperature=(1.0, 0.5, 2.0), refiner=pipe, refine_from=2)
+    with Image.open(tmp_path / "o" / "3_0.png") as saved:
+        assert saved.tobytes() == drawn.images[0].tobytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "parts"),
+    [
+        (("--cfg-scales", "7"), ("cfg_scales='7' must be FIRST:LAST", "such as 0:7")),
+        (("--cfg-scales", "0,7"), ("cfg_scales='0,7' must be FIRST:LAST",)),
+        (("--cfg-scales", "a:b"), ("cfg_scales='a:b' must be FIRST:LAST",)),
+        (("--cfg-scales", "2:1"), ("cfg_scales=[2, 1] must be the first and the last scale",)),
+        (("--cfg-scales", "0:3"), ("cfg_scales=[0, 3] must be in 0..2",)),
+        (("--temperature", "warm"), ("temperature='warm' must be a number, or one for each scale",)),
+        (("--temperature", "0"), ("temperature=0.0 must be in 0.01..100",)),
+        (("--temperature", "1,1"), ("temperature=[1.0, 1.0] must be one number, or 3",)),
+        (("--refine-from", "2"), ("refiner and refine_from go together",)),
+        (("--refiner", "var-mini"), ("refiner and refine_from go together",)),
+        (("--refiner", "var-mini", "--refine-from", "2"), ("the refiner has scales=",)),
+        (("--refiner", "nothing", "--refine-from", "2"), ("nothing",)),
+        (("--refine-from", "0"), ("refine_from=0 must be at least 1",)),
+    ],
+)
+def test_refusals_of_windows_temperatures_and_refiners(
+    sample: Run, tmp_path: Path, options: tuple[object, ...], parts: tuple[str, ...]
+) -> None:
+    refusal(sample("--class", 3, *options), *parts)
+    assert not (tmp_path / "samples").exists()

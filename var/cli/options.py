@@ -47,6 +47,30 @@ def whole_numbers(text: str, refusal: str) -> list[int]:
         raise InputError(refusal) from error
 
 
+def parse_window(text: str | None) -> tuple[int, ...] | None:
+    """`0:7` -> (0, 7), the scales at which guidance acts; InputError for anything else."""
+    if text is None:
+        return None
+    refusal = f"cfg_scales={text!r} must be FIRST:LAST, scales counted from 0, such as 0:7"
+    window = tuple(whole_numbers(text.replace(":", ","), refusal))
+    if ":" not in text or "," in text:
+        raise InputError(refusal)
+    return SamplingParams(cfg_scales=window).cfg_scales
+
+
+def parse_temperature(text: str | None) -> float | tuple[float, ...] | None:
+    """`0.9`, or one number for each scale, `1,1,0.9`; InputError for anything else."""
+    if text is None:
+        return None
+    try:
+        numbers = tuple(float(number) for number in text.split(","))
+    except ValueError as error:
+        raise InputError(
+            f"temperature={text!r} must be a number, or one for each scale with commas between them, such as 1,1,0.9"
+        ) from error
+    return SamplingParams(temperature=numbers if len(numbers) > 1 else numbers[0]).temperature
+
+
 def collect_options(*bundles: object, **more: object) -> dict[str, Any]:
     """The options that are not None, as keywords of the pipeline's methods."""
     values = {name: value for bundle in bundles for name, value in vars(bundle).items()} | more
@@ -90,6 +114,38 @@ class MetricsSamplingOptions:
             help="Of these keep the best up to that probability, 0 to 1; 0 keeps all. "
             f"Default: the model's, else {SAMPLING.top_p:g}."
         ),
+    ] = None
+    cfg_scales: Annotated[
+        str | None,
+        sampling_option(
+            callback=parse_window,
+            metavar="FIRST:LAST",
+            help="Guidance acts at these scales alone, counted from 0, and costs nothing at others. Default: the "
+            "model's, else all.",
+        ),
+    ] = None
+    temperature: Annotated[
+        str | None,
+        sampling_option(
+            callback=parse_temperature,
+            metavar="NUMBERS",
+            help="Logits are divided by it before top-k and top-p; one number, or one for each scale, such as "
+            f"1,1,0.9. Default: the model's, else {SAMPLING.temperature:g}.",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class RefinerOptions:
+    """A second model that draws the fine scales."""
+
+    refiner: Annotated[
+        str | None,
+        sampling_option(help="Model on the same tokenizer that draws the fine scales. Needs --refine-from."),
+    ] = None
+    refine_from: Annotated[
+        int | None,
+        sampling_option(callback=check_at_least("refine_from", 1), help="First scale that it draws, counted from 0."),
     ] = None
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from var.cli import options
-from var.cli.options import ModelOptions, SamplingOptions, collect_options
+from var.cli.options import ModelOptions, RefinerOptions, SamplingOptions, collect_options
 from var.cli.run import run
 
 if TYPE_CHECKING:
@@ -34,12 +34,14 @@ def sample(
     *,
     model: ModelOptions,
     sampling: SamplingOptions,
+    refiner: RefinerOptions,
 ) -> None:
     """Generate images scale by scale, coarse to fine, and save them as PNG with a grid of all.
 
     Examples:
       var sample --class 207 --class "king penguin" --num 8
       var sample --model var-d16 --cfg 2 --top-k 600 --scales
+      var sample --model var-d16 --cfg-scales 0:7 --refiner var-d30 --refine-from 8
     """
     began = time.perf_counter()
     from var.pipeline import VARPipeline
@@ -50,7 +52,7 @@ def sample(
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype)
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
-    output = pipe(labels, num, intermediates=scales, **collect_options(sampling))
+    output = pipe(labels, num, intermediates=scales, **collect_options(sampling, refiner))
     seconds = time.perf_counter() - loaded
     for path in save(output, out, columns=min(num, COLUMNS)):
         typer.echo(path)

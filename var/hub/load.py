@@ -1,12 +1,13 @@
 """Pipelines on disk and by name: a folder of `tokenizer/` and `transformer/`, each as `checkpoint` writes it."""
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import TOKENIZER, TRANSFORMER, find_exported, load_tokenizer, load_var, read_config, save_model
 from var.hub.download import convert_once, load_released
@@ -100,10 +101,10 @@ def _load_folder(folder: Path) -> PipelineParts:
 def _read_sampling(entry: object, folder: Path) -> SamplingParams | None:
     if entry is None:
         return None
-    known = SamplingParams().to_dict()
-    if not isinstance(entry, dict) or not entry.keys() <= known.keys():
-        raise InputError(f"{folder}: sampling={entry!r} must map {', '.join(known)} to values")
-    for name, value in entry.items():
-        if type(value) is not type(known[name]) and not (name in ("cfg", "top_p") and type(value) is int):
-            raise InputError(f"{folder}: sampling has {name}={value!r}, which must be like {known[name]}")
-    return SamplingParams(**entry)
+    known = [field.name for field in fields(SamplingParams)]
+    if not isinstance(entry, dict) or not entry.keys() <= set(known):
+        raise InputError(f"{folder}: sampling={abbreviate(entry)} must map {', '.join(known)} to values")
+    try:
+        return SamplingParams(**entry)
+    except InputError as error:
+        raise InputError(f"{folder}: sampling has {error}") from error

@@ -75,6 +75,10 @@ class KVCache:
         shape = (blocks, batch, length, heads, head_dim)
         return cls(like.new_empty(shape), like.new_empty(shape))
 
+    def select(self, rows: slice) -> "KVCache":
+        """Return the part of some rows of the batch, as views."""
+        return KVCache(self.keys[:, rows], self.values[:, rows])
+
     def layer(self, i: int) -> "LayerCache":
         """Return the part of block i, as views."""
         return LayerCache(self.keys[i], self.values[i])

@@ -115,6 +115,11 @@ class Condition(NamedTuple):
     head_scale: Tensor  # (B, 1, D) float32
     head_shift: Tensor
 
+    def select(self, rows: slice) -> "Condition":
+        """Return the part of some rows of the batch, as views."""
+        modulations = [Modulation(*(part[rows] for part in modulation)) for modulation in self.modulations]
+        return Condition(self.start[rows], modulations, self.head_scale[rows], self.head_shift[rows])
+
 
 class VAR(nn.Module):
     """Labels and the coarser scales' features -> logits of the tokens."""
@@ -158,10 +163,14 @@ class VAR(nn.Module):
         return Condition(embedding[:, None], modulations, head_scale, head_shift)
 
     def embed(self, condition: Condition, teacher_forcing_input: Tensor) -> Tensor:
-        """Input of the first block, (B, L, D): the start token, then every scale's input (B, L - 1, C)."""
+        """Input of the first block, (B, L, D): the start token, then every scale's input (B, L - 1, C).
+
+        L may also be the tokens of the coarser scales alone.
+        """
         tokens = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))  # (B, L - 1, D)
         x = torch.cat([condition.start + self.start_position, tokens.to(condition.start.dtype)], dim=1)  # (B, L, D)
-        return x + (self.position + self.level_embedding(self.levels))
+        length = x.shape[1]
+        return x + (self.position[:, :length] + self.level_embedding(self.levels[:length]))
 
     def _logits(self, x: Tensor, condition: Condition) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
@@ -207,6 +216,19 @@ class VAR(nn.Module):
         c = self.config
         head_dim = c.width // c.heads
         return KVCache.allocate(c.depth, batch, c.heads, self.scales.total, head_dim, like=self.position)
+
+    def prefill(self, next_inputs: Tensor, condition: Condition, cache: KVCache) -> None:
+        """Write the coarser scales into the cache in one pass, as `step` does scale by scale.
+
+        Args:
+            next_inputs: (B, n - 1, C), the inputs of all of these scales but the first, which have n tokens together.
+            condition: of the labels, for the same batch.
+            cache: written at these scales.
+        """
+        length = next_inputs.shape[1] + 1
+        coarser = Scales(self.scales.sides[: self.scales.offsets.index(length)])
+        mask = fastest(coarser, self.mask[:length, :length])
+        run_blocks(self.blocks, self.embed(condition, next_inputs), condition.modulations, mask, cache)
 
     def step(self, k: int, next_input: Tensor | None, condition: Condition, cache: KVCache) -> Tensor:
         """Predict scale k, after scales 0..k-1 with the same cache.

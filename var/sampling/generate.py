@@ -15,7 +15,8 @@ from torch import Tensor
 
 from tokenizer.errors import InputError, check_whole_number
 from tokenizer.vqvae import VQVAE
-from var.models.var import VAR
+from var.models.transformer import KVCache
+from var.models.var import VAR, Condition
 from var.sampling.logits import (
     RandomStreams,
     cfg_at_scale,
@@ -25,6 +26,7 @@ from var.sampling.logits import (
     sample_tokens,
 )
 from var.sampling.params import FOR_METRICS, SamplingParams
+from var.sampling.refiner import Refiner, check_refiner
 
 
 class Generated(NamedTuple):
@@ -59,6 +61,9 @@ def generate(
     smooth: bool = FOR_METRICS.smooth,
     indices: list[int] | None = None,
     forced: ForcedTokens | None = None,
+    cfg_scales: tuple[int, ...] | None = FOR_METRICS.cfg_scales,
+    temperature: float | tuple[float, ...] = FOR_METRICS.temperature,
+    refiner: Refiner | None = None,
 ) -> Generated:
     """Generate one image per label; tokens that are forced are kept.
 
@@ -69,22 +74,26 @@ def generate(
         model: the transformer, in evaluation mode.
         vqvae: the tokenizer that it was trained on.
         labels: B class labels; model.config.num_classes is the null class.
-        cfg, top_k, top_p, smooth: see SamplingParams; the defaults here are FOR_METRICS. Guidance is skipped, which
-            halves the work, if cfg is 0 or all labels are the null class. With smooth the tokens returned are those of
-            largest weight; the images show the mixtures.
+        cfg, top_k, top_p, smooth, cfg_scales, temperature: see SamplingParams; the defaults here are FOR_METRICS.
+            Guidance is skipped, which halves the work, if cfg is 0 or all labels are the null class. With smooth the
+            tokens returned are those of largest weight; the images show the mixtures.
         seed: together with the label and the index it fixes an image's random draws.
         indices: B numbers, different for images of one class; None counts them up within each class.
         forced: tokens that are given; None generates all.
+        refiner: another transformer that predicts the fine scales; None: the model predicts all.
 
     Raises:
-        InputError: an option out of range, an unknown label, a tokenizer that does not fit the transformer, forced
-            tokens that do not fit.
+        InputError: an option out of range, an unknown label, a tokenizer or a refiner that does not fit the
+            transformer, forced tokens that do not fit.
     """
     labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     indices = index_within_class(labels) if indices is None else indices
     check_fit(model, vqvae)
     check_labels(labels, indices, model.config.num_classes)
-    SamplingParams(cfg, top_k, top_p, smooth)  # raises if one is out of range
+    params = SamplingParams(cfg, top_k, top_p, smooth, cfg_scales, temperature)  # raises if one is out of range
+    params.check_scales(len(model.scales))
+    if refiner is not None:
+        check_refiner(refiner, model)
     if model.training or vqvae.training:
         raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
     streams = RandomStreams(seed, labels, indices)
@@ -92,21 +101,25 @@ def generate(
     scales, quantizer, device = model.scales, vqvae.quantizer, model.position.device
     codebook = quantizer.codebook.weight  # (V, C)
     null = model.config.num_classes
-    guided = cfg > 0 and any(label != null for label in labels)
-    rows = labels + [null] * len(labels) if guided else labels  # 2B with guidance, else B
+    guidable = cfg > 0 and any(label != null for label in labels)
+    rows = torch.tensor(labels + [null] * len(labels) if guidable else labels, device=device)  # (2B,), or (B,)
     given = None if forced is None else forced_at_scales(forced, vqvae, len(labels))
-    next_input: Tensor | None = None
+    next_inputs: list[Tensor] = []
     f_hat = torch.zeros((), device=device)
     tokens: list[Tensor] = []
     f_hats: list[Tensor] = []
     with torch.inference_mode():
-        condition = model.condition(torch.tensor(rows, device=device))
-        cache = model.new_cache(len(rows))
+        running = begin(model, rows)
         for k in range(len(scales)):
-            logits = model.step(k, next_input, condition, cache)  # (B or 2B, n, V)
-            if guided:
+            guided = guidable and params.guides(k)
+            if refiner is not None and k == refiner.first_scale:
+                running = begin(refiner.model, rows)
+            logits, running = predict(running, k, next_inputs, 2 * len(labels) if guided else len(labels))
+            if guided:  # (2B, n, V)
                 conditional, unconditional = logits.chunk(2)  # (B, n, V) each
                 logits = classifier_free_guidance(conditional, unconditional, cfg_at_scale(cfg, k, len(scales)))
+            if params.temperature_at(k) != 1:
+                logits = logits / params.temperature_at(k)
             logits = filter_logits(logits, top_k, top_p)  # (B, n, V)
             if smooth:
                 weights = gumbel_softmax(logits, streams.uniform(*logits.shape[1:]), k, len(scales))  # (B, n, V)
@@ -122,8 +135,7 @@ def generate(
             tokens.append(tokens_k)
             f_hats.append(f_hat)
             if k + 1 < len(scales):
-                next_input = quantizer.next_input(f_hat, k + 1)  # (B, n of the next scale, C)
-                next_input = next_input.repeat(2, 1, 1) if guided else next_input
+                next_inputs.append(quantizer.next_input(f_hat, k + 1))  # (B, n of the next scale, C)
         pixels = vqvae.pixels(f_hat)  # (B, 3, S, S)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
     return Generated(scales.join(tokens), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
@@ -137,6 +149,7 @@ def generate_batches(
     sampling: SamplingParams = FOR_METRICS,
     seed: int = 0,
     forced: ForcedTokens | None = None,
+    refiner: Refiner | None = None,
 ) -> Iterator[Generated]:
     """Generate the images of `generate`, at most batch_size at a time.
 
@@ -149,7 +162,53 @@ def generate_batches(
         part = slice(first, first + batch_size)
         given = None if forced is None else ForcedTokens(forced.tokens[part], forced.forced[part])
         options = sampling.to_dict()
-        yield generate(model, vqvae, labels[part], **options, seed=seed, indices=indices[part], forced=given)
+        yield generate(
+            model, vqvae, labels[part], **options, seed=seed, indices=indices[part], forced=given, refiner=refiner
+        )
+
+
+class Running(NamedTuple):
+    """A network at work on a batch of B conditional rows and, with guidance, B unconditional ones after them."""
+
+    model: VAR
+    condition: Condition  # of all rows
+    cache: KVCache  # of all rows
+    filled: int  # number of rows, from the first, that have all scales so far in the cache
+
+
+def begin(model: VAR, rows: Tensor) -> Running:
+    """Put a network to work on rows with these labels, whose cache is empty."""
+    return Running(model, model.condition(rows), model.new_cache(len(rows)), 0)
+
+
+def predict(running: Running, k: int, next_inputs: list[Tensor], rows: int) -> tuple[Tensor, Running]:
+    """Predict scale k for the first `rows` rows.
+
+    Those of them that were not run before, as they begin with a guidance window or a refiner, first have the coarser
+    scales written into their cache, in one pass.
+
+    Args:
+        running: at scale k; rows that are left out here stay out.
+        k: the scale.
+        next_inputs: k inputs (B, n, C), of scales 1..k.
+        rows: B or 2B.
+
+    Returns:
+        (rows, n, V) logits, and what runs on.
+    """
+    model, condition, cache, filled = running
+
+    def repeat(x: Tensor, rows: int) -> Tensor:
+        return x.repeat(rows // len(x), 1, 1)
+
+    if k > 0 and filled < rows:
+        coarser = torch.cat(next_inputs, dim=1)[:, : model.scales.offsets[k] - 1]
+        new = slice(filled, rows)
+        model.prefill(repeat(coarser, rows - filled), condition.select(new), cache.select(new))
+    now = slice(rows)
+    next_input = repeat(next_inputs[-1], rows) if next_inputs else None
+    logits = model.step(k, next_input, condition.select(now), cache.select(now))
+    return logits, running._replace(filled=rows)
 
 
 def forced_at_scales(given: ForcedTokens, vqvae: VQVAE, batch: int) -> list[tuple[Tensor, Tensor]]:

@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 Params = TypeVar("Params", bound="DataclassInstance")
 
+OFF = {"cfg_scales": None, "temperature": 1.0}  # files without these options can be read by versions that have none
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -22,6 +24,9 @@ class SamplingParams:
             pipeline refuses such a value as an argument).
         top_p: of these keep the smallest set whose probability exceeds it; 0 keeps all.
         smooth: mix codewords by a Gumbel softmax; smoother images, not for metrics.
+        cfg_scales: first and last scale, counted from 0, at which guidance acts (arXiv 2404.07724), as strong there as
+            without a window; None: all. The unconditional half of the batch runs at these scales alone.
+        temperature: logits are divided by it before top_k and top_p; one number, or one for each scale.
 
     Raises:
         InputError: a value of another type or out of range.
@@ -31,19 +36,55 @@ class SamplingParams:
     top_k: int = 900
     top_p: float = 0.96
     smooth: bool = False
+    cfg_scales: tuple[int, ...] | None = None
+    temperature: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        check_types(self, bounded=("cfg", "top_p"))
+        check_types(self, bounded=("cfg", "top_p", "temperature"))
+        for name in ("cfg_scales", "temperature"):
+            if isinstance(getattr(self, name), list):  # from JSON
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 0 <= self.cfg < float("inf"):
             raise InputError(f"cfg={self.cfg} must be a finite number, 0 (no guidance) or more; 1.5 to 4 is usual")
         if self.top_k < 0:
             raise InputError(f"top_k={self.top_k} must be 0 (keeps all tokens) or more")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top_p={self.top_p} must be in [0, 1]; 0 keeps all tokens")
+        window = self.cfg_scales
+        if window is not None and not (len(window) == 2 and 0 <= window[0] <= window[1]):
+            raise InputError(
+                f"cfg_scales={list(window)} must be the first and the last scale at which guidance acts, counted from "
+                "0, such as 0 and 7"
+            )
+        temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
+        if not all(0.01 <= temperature <= 100 for temperature in temperatures):
+            raise InputError(
+                f"temperature={self.temperature} must be in 0.01..100; 1 leaves the logits as they are, top_k=1 draws "
+                "the best token alone"
+            )
+
+    def check_scales(self, num_scales: int) -> None:
+        """Raise InputError for an option that does not fit a model with that many scales."""
+        if self.cfg_scales is not None and self.cfg_scales[1] >= num_scales:
+            raise InputError(f"cfg_scales={list(self.cfg_scales)} must be in 0..{num_scales - 1}, the model's scales")
+        if isinstance(self.temperature, tuple) and len(self.temperature) != num_scales:
+            raise InputError(
+                f"temperature={list(self.temperature)} must be one number, or {num_scales}, one for each of the "
+                "model's scales"
+            )
+
+    def guides(self, k: int) -> bool:
+        """Return whether guidance acts at scale k."""
+        first, last = self.cfg_scales or (0, k)
+        return self.cfg > 0 and first <= k <= last
+
+    def temperature_at(self, k: int) -> float:
+        """Return the temperature of scale k."""
+        return self.temperature[k] if isinstance(self.temperature, tuple) else self.temperature
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields by name, as config.json stores them."""
-        return asdict(self)
+        """Return the fields by name, as config.json stores them; options that are off are left out."""
+        return {name: value for name, value in asdict(self).items() if name not in OFF or value != OFF[name]}
 
 
 FOR_METRICS = SamplingParams(cfg=1.5)  # of the paper's FID
@@ -56,6 +97,8 @@ class SamplingKeywords(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     smooth: bool | None
+    cfg_scales: tuple[int, ...] | None
+    temperature: float | tuple[float, ...] | None
 
 
 def apply_options(params: Params, options: Mapping[str, object]) -> Params:

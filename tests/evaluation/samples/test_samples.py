@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import refused
+from helpers import refused, small_var
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -29,6 +30,9 @@ from var.evaluation.samples.rejection import ClassProbability, best_indices, che
 from var.evaluation.samples.sample_folder import has_samples_npz, write_samples_npz
 from var.evaluation.samples.sample_set import Settings, sample_settings
 from var.pipeline import VARPipeline
+from var.sampling.generate import generate
+from var.sampling.refiner import Refiner
+from var.utils.images import to_pil
 from var.utils.locks import locked
 from var.utils.ranks import Ranks
 
@@ -293,6 +297,8 @@ def test_a_part_of_the_classes_and_their_order(pipe: VARPipeline, whole: Path, t
         ({"top_k": 5}, "with top_k=0, not 5"),
         ({"top_p": 0.5}, "with top_p=0.96, not 0.5"),
         ({"batch": 4}, "with batch=3, not 4"),
+        ({"cfg_scales": (0, 1)}, "with cfg_scales=None, not 0, 1"),
+        ({"temperature": 0.5}, "with temperature=1.0, not 0.5"),
         ({"num_per_class": 6}, "with num_per_class=5, not 6"),
         ({"classes": [0, 1]}, "with labels=0, 1, 3, 4, not 0, 1"),
         ({"reject": 0.5, "judge": JUDGE}, "with candidates=5, not 10"),
@@ -305,6 +311,39 @@ def test_a_folder_keeps_its_settings(pipe: VARPipeline, whole: Path, changes: di
         judge = brightness if "reject" in changes else None
         generate_samples(pipe, settings_of(pipe, **changes), whole, judge)
     assert hashes(whole) == before
+
+
+def test_a_set_of_an_earlier_version_resumes(pipe: VARPipeline, whole: Path, tmp_path: Path) -> None:
+    """Its settings lack the options that came later."""
+    shutil.copytree(whole, tmp_path / "set")
+    file = tmp_path / "set" / "settings.json"
+    settings = json.loads(file.read_text())
+    for name in ("cfg_scales", "temperature", "refiner", "refine_from"):
+        del settings[name]
+    file.write_text(json.dumps(settings))
+    (tmp_path / "set" / "images" / "000000_000000.png").unlink()
+    assert generate_samples(pipe, settings_of(pipe), tmp_path / "set") == 3  # the batch that has it
+    with refused("was begun with temperature=1.0, not 0.5"):
+        generate_samples(pipe, settings_of(pipe, temperature=0.5), tmp_path / "set")
+
+
+def test_a_set_with_a_refiner(pipe: VARPipeline, tmp_path: Path) -> None:
+    other, folder = small_var(seed=5), tmp_path / "set"
+
+    def settings(scale: int) -> Settings:
+        return settings_of(pipe, num_per_class=1, refiner=Refiner(other, scale), refiner_name="other")
+
+    with refused("refine_from=2", "need the refiner"):
+        generate_samples(pipe, settings(2), folder)
+    assert generate_samples(pipe, settings(2), folder, refiner=Refiner(other, 2)) == 4
+    saved = json.loads((folder / "settings.json").read_text())
+    assert {"refiner": "other", "refine_from": 2}.items() <= saved.items()
+    expected = to_pil(generate(pipe.model, pipe.vqvae, [0, 1, 3], top_k=0, refiner=Refiner(other, 2)).images)
+    np.testing.assert_array_equal(pixels(folder, 0, 0), np.asarray(expected[0]))
+    with refused("was begun with refine_from=2, not 1"):
+        generate_samples(pipe, replace(settings(1), weights=saved["weights"]), folder, refiner=Refiner(other, 1))
+    with refused("was begun by another model"):
+        generate_samples(pipe, settings_of(pipe, num_per_class=1), folder)
 
 
 def test_a_folder_keeps_its_model_and_versions(pipe: VARPipeline, whole: Path) -> None:

@@ -7,7 +7,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli.evaluation import options
-from var.cli.options import Batch, Classes, MetricsSamplingOptions, ModelOptions, collect_options
+from var.cli.options import Batch, Classes, MetricsSamplingOptions, ModelOptions, RefinerOptions, collect_options
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
 
 
@@ -21,6 +21,7 @@ def generate(
     npz: options.Npz = True,
     *,
     sampling: MetricsSamplingOptions,
+    refiner: RefinerOptions,
     model: ModelOptions,
 ) -> None:
     """Generate images of each class for metrics. Run the same command again to resume.
@@ -29,6 +30,7 @@ def generate(
       var evaluate generate --model var-mini --num-per-class 50 --out samples
       torchrun --nproc_per_node 8 -m var evaluate generate --model var-d16 --out samples/d16
       var evaluate generate --model var-d30 --reject 0.5 --out samples/d30-best
+      var evaluate generate --model var-d16 --refiner var-d30 --refine-from 8 --out samples/d16-d30
     """
     from accelerate import PartialState
 
@@ -51,12 +53,14 @@ def generate(
     with ranks.in_step():
         target = model.device if ranks.world_size == 1 else str(state.device)
         pipe = VARPipeline.from_pretrained(model.model, device=target, dtype=model.dtype)
+        finer = pipe.choose_refiner(refiner.refiner, refiner.refine_from)
         scorer = None
         if reject is not None:
             check_labels_are_imagenets(pipe.model.config.num_classes)
             scorer = ClassProbability(reject_by or REJECT_BY, target)
         description = None if scorer is None else scorer.description
-        options_given = collect_options(sampling, batch=batch, reject=reject, judge=description)
+        more = {"refiner": finer, "refiner_name": refiner.refiner}
+        options_given = collect_options(sampling, batch=batch, reject=reject, judge=description, **more)
         settings = sample_settings(pipe, model.model, classes or None, num_per_class, **options_given)
     cores = os.cpu_count() or 1
     if is_main_process and pipe.model.position.device.type == "cpu" and ranks.world_size < cores:
@@ -75,7 +79,7 @@ def generate(
             write_samples_npz(out, settings)
 
     with stopping(is_main_process), progress_bar("generated", is_main_process) as progress:
-        generated = generate_samples(pipe, settings, out, scorer, ranks, progress, write_npz)
+        generated = generate_samples(pipe, settings, out, scorer, ranks, progress, write_npz, finer)
     if is_main_process:
         count = len(settings.labels) * settings.num_per_class
         rate = generated / (ended - began)

@@ -8,7 +8,7 @@ samples.npz            all images in the format of ADM's evaluator; written last
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, fields
+from dataclasses import MISSING, asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +86,17 @@ def begin_set(folder: Path, settings: Settings) -> None:
 
 
 def check_same_set(folder: Path, settings: Settings) -> None:
-    """Raise InputError unless the folder has these settings. The model's name may differ, its weights may not."""
+    """Raise InputError unless the folder has these settings. The models' names may differ, their weights may not."""
     file = folder / SETTINGS
     try:
         theirs = parse_json(file.read_bytes())
         ours = json.loads(json.dumps(asdict(settings)))
-        different = [field.name for field in fields(Settings) if theirs.get(field.name) != ours[field.name]]
+        later = {field.name: field.default for field in fields(Settings) if field.default is not MISSING}
+        theirs = {name: theirs.get(name, later.get(name)) for name in ours}
+        different = [name for name, value in theirs.items() if value != ours[name]]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error)}): give another folder") from error
-    different = [name for name in different if name != "model"]
+    different = [name for name in different if name not in ("model", "refiner")]
     if different:
         name = different[0]
         was = f"with {name}={_shorten(theirs.get(name))}, not {_shorten(ours[name])}"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from tokenizer.errors import InputError
 from var.pipeline import VARPipeline
 from var.sampling.params import FOR_METRICS
+from var.sampling.refiner import Refiner
 from var.utils.provenance import device_name, fingerprint, version, versions
 
 MOST = 10**6  # labels, and samples per class: file names have six digits for each
@@ -56,6 +57,11 @@ class Settings:
     top_k: int
     top_p: float
     batch: int  # samples per batch
+    # Sampling options of later versions: a set without them has their defaults.
+    cfg_scales: tuple[int, ...] | None = FOR_METRICS.cfg_scales
+    temperature: float | tuple[float, ...] = FOR_METRICS.temperature
+    refiner: str | None = None  # name or folder; its network is among the weights
+    refine_from: int | None = None
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -84,6 +90,10 @@ def sample_settings(
     batch: int = 32,
     reject: float | None = None,
     judge: str | None = None,
+    cfg_scales: tuple[int, ...] | None = None,
+    temperature: float | tuple[float, ...] | None = None,
+    refiner: Refiner | None = None,
+    refiner_name: str | None = None,
 ) -> Settings:
     """Return the checked settings of a set for `generate_samples`.
 
@@ -96,6 +106,9 @@ def sample_settings(
         batch: samples per batch; another number gives the same samples up to rounding.
         reject: fraction of the generated samples to keep, in (0, 1]; None: no rejection.
         judge: description of the scorer; only with reject.
+        cfg_scales, temperature: as cfg.
+        refiner: what draws the fine scales, for `generate_samples` too.
+        refiner_name: name of that model.
 
     Raises:
         InputError: an unknown class, or an option out of range.
@@ -103,7 +116,8 @@ def sample_settings(
     labels = pipe.known_labels() if classes is None else sorted({pipe.label(given) for given in classes})
     if not labels or labels[-1] >= MOST:
         raise InputError(f"classes {list(labels[-1:])}: give at least one class, with labels below {MOST:,}")
-    params = pipe.choose_sampling({"cfg": cfg, "top_k": top_k, "top_p": top_p}, FOR_METRICS)
+    given = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "cfg_scales": cfg_scales, "temperature": temperature}
+    params = pipe.choose_sampling(given, FOR_METRICS)
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
     if reject is not None and not 0 < reject <= 1:
@@ -121,7 +135,7 @@ def sample_settings(
         dtype=str(weight.dtype).removeprefix("torch."),
         device=device_name(weight.device),
         versions=versions() | {name: version(name) for name in ("numpy", "pillow")},
-        weights=fingerprint(pipe.model, pipe.vqvae),
+        weights=fingerprint(pipe.model, pipe.vqvae, *([] if refiner is None else [refiner.model])),
         labels=tuple(labels),
         num_per_class=num_per_class,
         candidates=candidates,
@@ -131,4 +145,8 @@ def sample_settings(
         top_k=params.top_k,
         top_p=float(params.top_p),
         batch=batch,
+        cfg_scales=params.cfg_scales,
+        temperature=params.temperature,
+        refiner=refiner_name,
+        refine_from=None if refiner is None else refiner.first_scale,
     )

@@ -1,0 +1,61 @@
+"""A model by name or as a pipeline's parts, made ready to draw the fine scales of what another has begun."""
+
+from pathlib import Path
+
+import torch
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.hub.load import PipelineParts, load_pipeline
+from var.sampling.refiner import Refiner, check_refiner
+
+
+def open_refiner(
+    refiner: str | Path | PipelineParts | None, first_scale: int | None, draws: PipelineParts
+) -> Refiner | None:
+    """Return the refiner of a model, checked; one given by name is loaded in its number type, to its device.
+
+    Args:
+        refiner: name, folder, or parts of a pipeline.
+        first_scale: first scale that it draws, in 1..K - 1, counted from 0. None with no refiner: there is none.
+        draws: the model that draws the coarser scales.
+
+    Raises:
+        InputError: one without the other; a model that cannot be loaded; another tokenizer, other classes, a scale out
+            of range.
+    """
+    if refiner is None and first_scale is None:
+        return None
+    if refiner is None or first_scale is None:
+        raise InputError("refiner and refine_from go together: a model, and the first scale that it draws")
+    if isinstance(refiner, PipelineParts):
+        parts = refiner
+    else:
+        parts = load_pipeline(refiner)
+        weight = draws.model.position
+        for network in (parts.model, parts.vqvae):
+            network.cast(weight.dtype).eval().to(weight.device)
+    found = Refiner(parts.model, first_scale)
+    check_refiner(found, draws.model)
+    if not is_same_tokenizer(parts.vqvae, draws.vqvae):
+        raise InputError("the refiner has another tokenizer than the model: give one that was trained on the same")
+    for label, name in (draws.classes or {}).items():
+        if parts.classes is not None and parts.classes.get(label) != name:
+            raise InputError(
+                f"class {label} is {name!r} to the model and {parts.classes.get(label, 'unknown')!r} to the refiner: "
+                "give one with the same classes"
+            )
+    return found
+
+
+def is_same_tokenizer(a: VQVAE, b: VQVAE) -> bool:
+    """Return whether two tokenizers have the same config and weights, compared in the narrower of their types."""
+    ours, theirs = a.state_dict(), b.state_dict()
+    if a.config != b.config or ours.keys() != theirs.keys():
+        return False
+
+    def equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+        narrower = min(x.dtype, y.dtype, key=lambda dtype: dtype.itemsize)
+        return torch.equal(x.to(narrower).cpu(), y.to(narrower).cpu())
+
+    return all(equal(ours[name], theirs[name]) for name in ours)
