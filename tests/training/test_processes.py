@@ -149,6 +149,32 @@ main()
     assert "lost: 1 step since step 2, the last that was saved; the same command goes on from there" in done.stderr
 
 
+@pytest.mark.parametrize("what", ["Trainer.preview", "Report.validation"])
+def test_an_error_of_the_main_process_alone_saves_the_last_step(what: str, images: Path, tmp_path: Path) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=100, validate_every=3, sample_every=3, checkpoint_every=50)
+    script = f"""
+import os
+from var.cli.train import main
+from var.training.logger import Report
+from var.training.trainer import Trainer
+whole = {what}
+def part(*arguments):
+    if os.environ["RANK"] == "0":
+        raise ValueError("out of something")
+    return whole(*arguments)
+{what} = part
+main()
+"""
+    (tmp_path / "script.py").write_text(script)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    done = run(*launch, "script.py", recipe.output.with_suffix(".yaml"), cwd=tmp_path)
+    assert done.returncode == 1
+    assert "ValueError: out of something" in done.stderr
+    assert done.stderr.count("step 3 was saved: the same command goes on from there") == 1
+    assert "lost" not in done.stderr
+    assert [path.name for path in checkpoints(recipe.output / "checkpoints")] == ["step-00000003.pt"]
+
+
 def test_a_batch_that_does_not_divide(images: Path, tmp_path: Path) -> None:
     from helpers import refused
 

@@ -87,15 +87,20 @@ def follow_step(trainer: Trainer, report: Report) -> bool:
     """
     step, is_best = trainer.step, False
     if "train" in trainer.due:
-        report.step(step, trainer.mean_logs(trainer.logs), trainer.health.counts())
+        means, counts = trainer.mean_logs(trainer.logs), trainer.health.counts()
+        with trainer.failing_together():
+            report.step(step, means, counts)
         trainer.due.remove("train")
     if "validation" in trainer.due:
         validation = trainer.validate()
-        report.validation(step, validation)
-        is_best = trainer.export_if_best(validation)
+        with trainer.failing_together():
+            report.validation(step, validation)
+        with trainer.failing_together():
+            is_best = trainer.export_if_best(validation)
         trainer.due.remove("validation")
     if "sheet" in trainer.due:
-        if (sheet := trainer.preview()) is not None:
-            report.sheet(step, sheet)
+        with trainer.failing_together():
+            if (sheet := trainer.preview()) is not None:
+                report.sheet(step, sheet)
         trainer.due.remove("sheet")
     return is_best

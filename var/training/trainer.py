@@ -69,6 +69,7 @@ class Trainer:
         self.step = 0  # steps done
         self.saved_step = 0  # that of the newest checkpoint
         self.in_step = False  # what a step changes is changed in part
+        self.failed_together = False  # all processes know of the error of one, see `failing_together`
         self.logs: dict[str, Tensor] = {}  # this process's share of the last step's numbers
         self.due: set[str] = set()  # what has still to follow the last step, see `_due_now`
         self.best: dict[str, float] | None = None  # step and value of the best validation so far
@@ -142,22 +143,44 @@ class Trainer:
 
     @contextmanager
     def saved_if_it_fails(self) -> Iterator[None]:
-        """Inside, an error or a stop between two steps of a single process saves the last one; else say what is lost.
+        """Inside, an error or a stop between two steps saves the last one, if it can; else say what is lost.
 
         What is still due after that step is saved with it, and done by the run that goes on. Several processes save
-        together, which those that wait for one that failed cannot.
+        together, which those that wait for one that failed cannot: they do it after `failing_together` alone.
         """
         try:
             yield
         except BaseException:
-            if self.step > self.saved_step and not self.in_step and self.accelerator.num_processes == 1:
+            alone = self.accelerator.num_processes == 1
+            if self.step > self.saved_step and not self.in_step and (alone or self.failed_together):
                 with suppress(InputError):  # the same as the error under way, such as a full disk
                     self.save()
-                    log.warning("step %d was saved: the same command goes on from there", self.step)
+                    if self.accelerator.is_main_process:
+                        log.warning("step %d was saved: the same command goes on from there", self.step)
+                self.accelerator.wait_for_everyone()  # a launcher ends the others when the first one leaves
             if lost := self.step - self.saved_step:
                 kept = f"step {self.saved_step}, the last that was saved" if self.saved_step else "the start"
                 log.warning("lost: %s since %s; the same command goes on from there", plural(lost, "step"), kept)
             raise
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """Inside, an error of one process, such as the main one drawing alone, ends the run on all of them.
+
+        Every process must call this.
+
+        Raises SystemExit, on those without an error of their own.
+        """
+        error: Exception | None = None
+        try:
+            yield
+        except Exception as caught:
+            error = caught
+        self.failed_together = self.health.any_process(error is not None)
+        if error is not None:
+            raise error
+        if self.failed_together:
+            raise SystemExit(1)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint in the output folder, if there is one.
