@@ -18,9 +18,14 @@ class TokenLosses(NamedTuple):
     accuracy: Tensor  # 1 where the token is the most probable one, else 0
 
 
+def cross_entropy(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Cross-entropy in nats of each of (B, L) tokens under (B, L, V) logits: (B, L) in the logits' type."""
+    return F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+
+
 def token_losses(logits: Tensor, tokens: Tensor) -> TokenLosses:
     """Cross-entropy and accuracy of (B, L) tokens under (B, L, V) teacher-forced logits, in the logits' type."""
-    loss = F.cross_entropy(logits.flatten(0, 1), tokens.flatten(), reduction="none").view_as(tokens)
+    loss = cross_entropy(logits, tokens)
     return TokenLosses(loss, (logits.detach().argmax(dim=-1) == tokens).to(loss.dtype))
 
 
