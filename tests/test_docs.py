@@ -51,6 +51,7 @@ SHORTER = {
     "evaluate score": "--extractor efficientnet-lite0",  # whose package brings its weights
     "evaluate tokenizer": "--extractor efficientnet-lite0 --num 4",
     "evaluate likelihood": "--num 4",
+    "evaluate classification": "--num 4",
 }
 
 

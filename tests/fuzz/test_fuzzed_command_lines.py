@@ -36,6 +36,7 @@ COMMANDS = (
         "--out",
         "out/c",
     ),
+    ("classify", "photo.png", "--model", "model"),
     ("train", str(ROOT / "configs" / "mini_var.yaml"), "steps=none"),
     ("data", "index", "photos"),
     ("data", "tokenize", str(ROOT / "configs" / "mini_var.yaml"), "steps=none"),
@@ -48,6 +49,7 @@ COMMANDS = (
     ("evaluate", "reference", "none", "--out", "out/r.npz", "--extractor", "vgg16"),
     ("evaluate", "tokenizer", "--data", "photos", "--model", "none", "--num", "1"),
     ("evaluate", "likelihood", "--data", "photos", "--model", "model", "--num", "1"),
+    ("evaluate", "classification", "--data", "photos", "--model", "model", "--num", "1"),
 )
 OUTPUTS = ("--out", "--json")
 PARSER = typer.main.get_command(build(*app.COMMANDS, help=app.HELP))

@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
 
 from tokenizer.errors import LARGEST, InputError, check_whole_number
+from var.utils.images import VAR_RESIZE
 from var.utils.paths import to_path
 
 
@@ -89,7 +90,7 @@ class DataConfig(Section):
     image_column: str = "image"
     label_column: str | None = "label"
     classes: Annotated[tuple[ClassChoice, ...], Field(min_length=1)] | None = None
-    resize: Annotated[float, Field(ge=1, le=16)] = 1.125
+    resize: Annotated[float, Field(ge=1, le=16)] = VAR_RESIZE
     crop: Literal["random", "center", "resized"] = "random"
     crop_area: tuple[Positive, Fraction] = (0.4, 1.0)
     pad: Annotated[float, Field(ge=0, le=1)] = 0.0

@@ -10,6 +10,7 @@ B batch, N images.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from tokenizer.scales import Scales
 from var.evaluation.metrics.stats import MeanStderr, check_float32, concatenate, mean_stderr
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.pipeline import VARPipeline
+from var.utils.device import choose_device, choose_dtype
 
 BITS = 1 / math.log(2)  # of a nat
 
@@ -75,6 +77,18 @@ class LabeledLikelihood:
     given: Likelihood  # conditioned on each image's label
     null: Likelihood  # conditioned on the null class, which training with label drop uses
     gain: MeanStderr  # nats per image that the label saves; the standard error is that of the paired difference
+
+
+def load_pipeline(name: str | Path, device: str = "auto", dtype: str = "auto") -> VARPipeline:
+    """Load a model as VARPipeline.from_pretrained does, the tokenizer in float32, so that tokens are training's.
+
+    Raises:
+        InputError: as VARPipeline.from_pretrained.
+    """
+    chosen = choose_dtype(dtype, choose_device(device))
+    pipe = VARPipeline.from_pretrained(name, device=device, dtype="float32")
+    pipe.model.cast(chosen)
+    return pipe
 
 
 @torch.inference_mode()

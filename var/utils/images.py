@@ -17,6 +17,8 @@ from var.utils.paths import to_path
 
 MAX_PIXELS = 2**26  # of an image that is edited, 8192 x 8192
 
+VAR_RESIZE = 1.125  # as VAR is trained: short side of an image before the crop over the side of the crop
+
 # Of ImageNet's training images in [0, 1], as encoders of images have them.
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -2,23 +2,14 @@
 
 from typing import TYPE_CHECKING, Any
 
+from var.cli.evaluation.labeled_images import describe, find_renamed_labels, open_labeled_images
 from var.cli.evaluation.options import DataOptions
-from var.cli.evaluation.results import (
-    data_entry,
-    finish,
-    format_mean,
-    format_size,
-    heading,
-    parse_classes,
-    read_batches,
-)
+from var.cli.evaluation.results import finish, format_mean, heading, read_batches
 from var.cli.options import ModelOptions
 from var.cli.run import in_columns
 
 if TYPE_CHECKING:
-    from var.data.dataset import ImageDataset
     from var.evaluation.likelihood import LabeledLikelihood, Likelihood, TokenLikelihood
-    from var.pipeline import VARPipeline
 
 
 def likelihood(data: DataOptions, model: ModelOptions) -> None:
@@ -28,68 +19,19 @@ def likelihood(data: DataOptions, model: ModelOptions) -> None:
       var evaluate likelihood --data imagenet --model var-d16 --num 5000
       var evaluate likelihood --data configs/mini_var.yaml data.source=imagenet --json likelihood.json
     """
-    chosen_classes = parse_classes(data.classes)
-    from var.evaluation.data import open_images, read_source, restrict_to_labels
+    opened = open_labeled_images(data, model, "likelihood.json")
     from var.evaluation.likelihood import likelihood as measure
-    from var.pipeline import VARPipeline
-    from var.utils.device import choose_device, choose_dtype
-    from var.utils.paths import check_target
-    from var.utils.provenance import device_name, fingerprint, versions
 
-    source = read_source(data.data, data.overrides or [])
-    if data.json_file is not None:
-        check_target(data.json_file, "likelihood.json", [data.data, source.source, model.model])
-    chosen = choose_dtype(model.dtype, choose_device(model.device))
-    pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype="float32")
-    pipe.model.cast(chosen)  # the tokenizer stays in float32, so that the tokens are training's
+    pipe, dataset, _ = opened
     side = pipe.vqvae.config.image_side
-    whole = open_images(source, data.split, side, chosen_classes)
-    if chosen_classes and whole.labels is not None:
-        for label in sorted(set(whole.labels.tolist())):
-            pipe.label(label)
-    dataset = restrict_to_labels(whole, pipe.known_labels())
     found = measure(pipe, read_batches(dataset, data, "measured"))
-    choice = f"labels {data.classes}" if chosen_classes else describe_known_labels(whole, dataset)
     results = {
         "command": "likelihood",
-        "model": {
-            "name": model.model,
-            "parts": f"transformer of {format_size(pipe.model)}, tokenizer of {format_size(pipe.vqvae)}",
-            "weights": fingerprint(pipe.model, pipe.vqvae),
-            "dtype": f"transformer in {str(chosen).removeprefix('torch.')}, tokenizer in float32",
-            "device": device_name(pipe.model.position.device),
-        },
-        "data": data_entry(dataset, data, found.num_images, choice),
-        "versions": versions(),
+        **describe(opened, data, model, found.num_images),
         **to_dict(found, side),
     }
     lines = [*heading(results), "", *format_table(found), "", *format_summary(found, side)]
-    finish(lines, find_renamed_labels(dataset, pipe), results, data.json_file)
-
-
-def describe_known_labels(whole: "ImageDataset", dataset: "ImageDataset") -> str:
-    """Describe the choice of classes without --classes."""
-    if whole.labels is None or dataset.labels is None:
-        return "labels as stored in the shards, all known to the model"
-    kept, left_out = set(dataset.labels.tolist()), set(whole.labels.tolist()) - set(dataset.labels.tolist())
-    others = f"; others left out: {len(left_out)} (images: {len(whole) - len(dataset)})" if left_out else ""
-    return f"classes that the model knows: {len(kept)}{others}"
-
-
-def find_renamed_labels(dataset: "ImageDataset", pipe: "VARPipeline") -> list[str]:
-    """Return a warning if labels have different class names in data and model: they may be different classes."""
-    from var.utils.classes import plain_name
-
-    ours, theirs = pipe.classes or {}, dataset.class_names
-    present = ours.keys() & theirs.keys() & set([] if dataset.labels is None else dataset.labels.tolist())
-    different = sorted(label for label in present if plain_name(ours[label]) != plain_name(theirs[label]))
-    if not different:
-        return []
-    first = different[0]
-    return [
-        f"the class names of data and model differ for {len(different)} of {len(present)} labels, such as {first}: "
-        f"{theirs[first]!r} and {ours[first]!r}; if the classes differ too, the numbers are meaningless"
-    ]
+    finish(lines, find_renamed_labels(pipe, dataset), results, data.json_file)
 
 
 def to_dict(found: "LabeledLikelihood", side: int) -> dict[str, Any]:

@@ -1,0 +1,175 @@
+"""Classes of images: by a VAR's likelihood, or by the probe of an encoder.
+
+M classes, K scales, S side of the images in pixels.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tokenizer.errors import InputError
+from var.aim import AIM
+from var.evaluation.class_likelihood import WHOLE, Pruning, class_likelihood
+from var.evaluation.metrics.stats import check_float32
+from var.features.sources import ProbeClassifier, load_classifier
+from var.hub.checkpoint import CONFIG, find_exported, read_config
+from var.hub.presets import RELEASED, SHIPPED
+from var.models.aim import Encoder, Probe, val_transforms
+from var.pipeline import VARPipeline
+from var.utils.classes import imagenet_names
+from var.utils.images import VAR_RESIZE, load_image, resize_and_center_crop, resize_and_crop, to_rgb, to_tensor
+from var.utils.paths import to_path
+
+By = Literal["likelihood", "probe"]
+
+SINGLE = (AIM.__name__, Encoder.__name__, Probe.__name__)  # models that are a folder of their own, not a pipeline's
+
+
+class ClassScore(NamedTuple):
+    """A class of an image."""
+
+    label: int
+    name: str
+    posterior: float  # probability in [0, 1]; 0 if the class was pruned
+    score: float | None  # log-likelihood of all tokens in nats, or a probe's logit; None if the class was pruned
+    by_scale: tuple[float, ...] = ()  # log-likelihood of the tokens of each scale up to the one where it was pruned
+
+
+def choose_by(model: str, by: By | None = None) -> By:
+    """Return how a model classifies; None is what it can do.
+
+    Args:
+        model: a name or a folder; what is neither is taken to be what `by` says.
+
+    Raises:
+        InputError: the model cannot do that; a damaged folder.
+    """
+    folder, able = find_exported(to_path(model, "model")), by or "likelihood"
+    if model in SHIPPED or model in RELEASED:
+        able = "likelihood"
+    elif folder.is_dir():
+        single = (folder / CONFIG).is_file() and read_config(folder).get("model") in SINGLE
+        able = "probe" if single else "likelihood"
+    elif Path(model).name.lower().startswith("aim"):
+        able = "probe"
+    if by not in (None, able):
+        other = "a VAR classifies by likelihood" if able == "likelihood" else "an encoder classifies by its probe"
+        raise InputError(f"{model} cannot classify by {by}: {other}; leave it out, or give another model")
+    return able
+
+
+@torch.inference_mode()
+def classify_by_likelihood(
+    pipe: VARPipeline,
+    images: Iterable[Image.Image],
+    labels: Sequence[int] | None = None,
+    pruning: Pruning = WHOLE,
+    batch_size: int = 64,
+) -> list[list[ClassScore]]:
+    """Rank classes by the likelihood of an image's tokens, all classes being equally probable at first.
+
+    Args:
+        pipe: with the tokenizer in float32.
+        images: of any size and mode, cropped as for validation: short side to 1.125 * S, then the center square.
+        labels: the candidates, two at least; None: all that the model knows.
+        pruning, batch_size: as `class_likelihood` takes them.
+
+    Returns:
+        M classes for each image, the best first; those that were pruned come last.
+
+    Raises:
+        InputError: as `class_likelihood`; images that cannot be read; a tokenizer that is not in float32; fewer than
+            two classes.
+    """
+    vqvae, names = pipe.vqvae, pipe.known_classes()
+    check_float32(vqvae)
+    chosen = list(pipe.known_labels() if labels is None else dict.fromkeys(map(pipe.label, labels)))
+    if len(chosen) < 2:
+        raise InputError(f"class {chosen[0] if chosen else None} is the only candidate: give two classes or more")
+    pruning.candidates(len(vqvae.scales), len(chosen))  # raises before images are read
+    side, device = vqvae.config.image_side, pipe.model.position.device
+    short_side = round(VAR_RESIZE * side)
+    squares = (to_tensor(resize_and_crop(to_rgb(load_image(image)), short_side, side)) for image in images)
+    encoded = [vqvae.encode(square[None].to(device)) for square in squares]
+    if not encoded:
+        raise InputError("no images given: give at least one")
+    tokens = torch.cat(encoded)  # (B, L)
+    inputs = vqvae.quantizer.teacher_forcing_input(tokens)
+    found = class_likelihood(pipe.model, tokens, inputs, chosen, pruning, batch_size)
+    total, posterior, num_scales = found.total(), found.posterior(), found.num_scales()
+
+    def score(image: int, m: int) -> ClassScore:
+        value, by_scale = total[image, m].item(), found.by_scale[image, m, : num_scales[image, m]].tolist()
+        pruned = len(by_scale) < len(vqvae.scales)
+        label = chosen[m]
+        return ClassScore(label, names[label], posterior[image, m].item(), None if pruned else value, tuple(by_scale))
+
+    return [[score(image, m) for m in order] for image, order in enumerate(found.ranking().tolist())]
+
+
+@dataclass(frozen=True)
+class ImageProbe:
+    """An encoder with its probe.
+
+    Attributes:
+        network: (B, 3, S, S) -> logits and features.
+        transform: an image of any size and mode -> (3, S, S), as the network takes it.
+        names: label -> name of the classes.
+    """
+
+    network: AIM | ProbeClassifier
+    transform: Callable[[Image.Image], Tensor]
+    names: Mapping[int, str]
+
+
+def load_image_probe(model: str, device: str = "auto", dtype: str = "auto") -> ImageProbe:
+    """Load an AIM with its probe, or a probe alone with what it reads.
+
+    Args:
+        model: a released AIM's name, or a folder as the stage `probe` exports it.
+        device: auto, cpu, cuda, cuda:N or mps.
+        dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+
+    Raises:
+        InputError: an unknown name, missing or damaged files, an encoder without a probe.
+    """
+    folder = find_exported(to_path(model, "model"))
+    config = read_config(folder) if folder.is_dir() else {}
+    if config.get("model") == Probe.__name__:
+        alone = load_classifier(folder, device=device, dtype=dtype)
+        side = alone.source.image_size
+        names = _class_names(config, alone.probe.config.num_classes)
+        return ImageProbe(alone, lambda image: resize_and_center_crop(image, side), names)
+    aim = AIM.from_pretrained(model, device=device, dtype=dtype)
+    return ImageProbe(aim, val_transforms(aim.config.image_size), _class_names(config, aim.config.num_classes))
+
+
+def _class_names(config: Mapping[str, Any], num_classes: int) -> Mapping[int, str]:
+    """Return the names of a probe's classes, or the labels where there are no names."""
+    given = config.get("classes") or {}
+    named = {int(label): str(name) for label, name in given.items() if int(label) < num_classes}
+    if named:
+        return named
+    return imagenet_names() if num_classes == 1000 else {label: str(label) for label in range(num_classes)}
+
+
+@torch.inference_mode()
+def classify_by_probe(probe: ImageProbe, images: Iterable[Image.Image]) -> list[list[ClassScore]]:
+    """Rank the classes of a probe by their logits; returns M classes for each image, the best first.
+
+    Raises:
+        InputError: images that cannot be read.
+    """
+    labels = sorted(probe.names)
+    ranked = []
+    for image in images:
+        logits = probe.network(probe.transform(image)[None]).logits[0, labels].double().cpu()  # (M,)
+        scores = zip(labels, logits.softmax(dim=0).tolist(), logits.tolist(), strict=True)
+        classes = [ClassScore(label, probe.names[label], posterior, logit) for label, posterior, logit in scores]
+        ranked.append(sorted(classes, key=lambda found: found.score or 0.0, reverse=True))
+    return ranked
