@@ -45,6 +45,8 @@ SHORTER = {
     "train configs/own_folder_var": "steps=2 batch_size=2 token_views=1",
     "train configs/tiny_imagenet_aim": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
+    "train configs/cca_mini": "steps=1 batch_size=4",
+    "train configs/ddo_mini": "steps=1 batch_size=4 fakes=4",
     "scaling train": "--depths 1,2,3 steps=4 batch_size=4 validate_every=1 token_views=1",
     "scaling fit": "--resamples 100",
     "evaluate generate": "--num-per-class 1 --top-k 0",  # the stand-in's codebook is small
