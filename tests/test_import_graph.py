@@ -17,7 +17,7 @@ FLOORS = (
     ("var.models",),
     ("var.sampling", "var.networks", "var.data"),
     ("var.editing", "var.hub"),
-    ("var.pipeline", "var.aim"),
+    ("var.pipeline", "var.aim", "var.vqvae"),
     ("var.features",),
     ("var.training",),
     ("var.evaluation",),

@@ -562,6 +562,18 @@ def test_bfloat16_keeps_head_and_quantiser_in_float32(pipe: VARPipeline, tmp_pat
     assert loaded.reconstruct(out.images[0]).size == (8, 8)
 
 
+def test_a_pipeline_is_moved_and_cast() -> None:
+    pipe = tiny_pipeline()
+    assert pipe.to("cpu") is pipe
+    assert pipe.model.position.dtype == torch.float32
+    assert pipe.to(torch.device("cpu"), torch.bfloat16) is pipe
+    assert pipe.model.position.dtype == pipe.vqvae.dtype == torch.bfloat16
+    assert pipe.model.head.weight.dtype == pipe.vqvae.quantizer.codebook.weight.dtype == torch.float32
+    assert pipe.to("cpu", "float32").vqvae.dtype == torch.float32
+    with refused("dtype 'float16' is unknown"):
+        pipe.to("cpu", torch.float16)
+
+
 def test_names_lead_to_folders(tmp_path: Path, pipe: VARPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe.save_pretrained(tmp_path / "stand-in")
     monkeypatch.setitem(SHIPPED, "var-mini", tmp_path / "stand-in")

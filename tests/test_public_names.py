@@ -8,11 +8,13 @@ from var.aim import AIM
 from var.hub import convert, convert_aim
 from var.pipeline import VARPipeline
 from var.sampling import generate, logits
+from var.vqvae import VQVAE
 
 
 def test_pipeline_and_aim_are_in_the_package_itself() -> None:
     assert var.VARPipeline is VARPipeline
     assert var.AIM is AIM
+    assert var.VQVAE is VQVAE
 
 
 def test_modules_at_the_top_hand_on_what_the_rooms_define() -> None:

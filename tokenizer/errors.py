@@ -1,7 +1,8 @@
 """Input that cannot work: the one exception type, how errors are printed, and checks of types."""
 
+import difflib
 import operator
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -40,6 +41,13 @@ def abbreviate(value: object, limit: int = 80) -> str:
     except (ValueError, RecursionError):  # Python writes no whole number of more than 4,300 digits
         return "a number of thousands of digits" if isinstance(value, int) else f"a nested {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return " (did you mean NAME?)" with the known name nearest to that given, in any case; "" if none is near."""
+    by_spelling = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(given.lower(), by_spelling, n=1)
+    return f" (did you mean {by_spelling[near[0]]}?)" if near else ""
 
 
 LARGEST = 2**24  # of a size that has no smaller bound: far above what is built anywhere, far below what overflows

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from var.aim import AIM
     from var.pipeline import VARPipeline
+    from var.vqvae import VQVAE
 
-__all__ = ["AIM", "VARPipeline"]
+__all__ = ["AIM", "VQVAE", "VARPipeline"]
 
 
 def __getattr__(name: str) -> object:
@@ -19,4 +20,8 @@ def __getattr__(name: str) -> object:
         from var.aim import AIM
 
         return AIM
+    if name == "VQVAE":
+        from var.vqvae import VQVAE
+
+        return VQVAE
     raise AttributeError(f"module 'var' has no attribute {name!r}")

@@ -6,12 +6,15 @@ from typing import Self
 
 import torch
 
+from var.hub.checkpoint import save_model
 from var.hub.download import load_aim_by_name
+from var.hub.sharing import Card, Shared, size
 from var.models import aim
 from var.utils.device import choose_device, choose_dtype
+from var.utils.paths import to_path
 
 
-class AIM(aim.AIM):
+class AIM(Shared, aim.AIM):
     """The frozen encoder with an attentive probe; `AIM(config)` has random weights."""
 
     @classmethod
@@ -19,6 +22,7 @@ class AIM(aim.AIM):
         cls,
         name: str | Path,
         *,
+        revision: str | None = None,
         probe_layers: str | Sequence[int] | None = None,
         device: str = "auto",
         dtype: str = "auto",
@@ -29,7 +33,9 @@ class AIM(aim.AIM):
 
         Args:
             name: a released model (`aim-600M`, `aim-1B`, `aim-3B`, `aim-7B`: downloaded from the Hugging Face hub and
-                converted once), or a folder that `var.hub.checkpoint.save_model` or training wrote.
+                converted once; also by the names that it has there and in the released code, in any case), a folder
+                that `save_pretrained` or training wrote, or a repository on the hub that `push_to_hub` wrote.
+            revision: branch, tag or commit of such a repository.
             probe_layers: what the probe reads, as `var.hub.presets.choose_layers` says: "best", "last", or a list of
                 blocks counted from 0. Of a released model it chooses one of the two heads; the probe in a folder, and
                 that of `head_file`, must read them. None: whatever that probe reads, else "best".
@@ -44,8 +50,29 @@ class AIM(aim.AIM):
         """
         target = choose_device(device)
         chosen = choose_dtype(dtype, target)
-        loaded = load_aim_by_name(name, probe_layers, backbone_file, head_file)
+        loaded = load_aim_by_name(name, probe_layers, backbone_file, head_file, revision)
         with torch.device("meta"):
             model = cls(loaded.config)
         model.encoder, model.probe = loaded.encoder, loaded.probe
         return model.eval().cast(chosen).to(target)
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """See Shared.save_pretrained."""
+        save_model(to_path(folder, "folder"), self, dtype=dtype)
+
+    def card(self) -> Card:
+        """See Shared.card."""
+        config = self.config
+        facts = {
+            "images": f"{config.image_size} x {config.image_size} px, patches of {config.patch_size} px",
+            "encoder": f"{config.depth} blocks, width {config.width}, {config.heads} heads",
+            "parameters": f"{size(self.encoder)} of the encoder, {size(self.probe)} of the probe",
+            "the probe": f"{config.num_classes} classes, from blocks {', '.join(map(str, config.probe_layers))}",
+        }
+        return Card(
+            "An AIM (arXiv 2401.08541): an image encoder trained autoregressively, with an attentive probe.",
+            facts,
+            {},
+            'from var import AIM\n\nmodel = AIM.from_pretrained("{repository}")',
+            ("image-features", "image-classification", "aim"),
+        )

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Self, Unpack
+from typing import Unpack
 
 import numpy as np
 import torch
@@ -11,97 +11,25 @@ from PIL import Image
 from torch import Tensor
 
 from tokenizer.errors import InputError, check_whole_number
-from tokenizer.vqvae import VQVAE
 from var.editing.edit import DEFAULT_SAMPLING, inpaint_windows, upscale
 from var.editing.image_masks import Mask, MaskLike, read_mask
 from var.editing.output import EditOutput
 from var.editing.params import BlendParams, EditKeywords
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
-from var.hub.load import PipelineParts, load_pipeline, save_pipeline
+from var.hub.pipeline import Pipeline
 from var.hub.refiner import open_refiner
-from var.models.var import VAR
-from var.sampling.generate import check_fit, generate_batches, index_within_class
+from var.sampling.generate import generate_batches, index_within_class
 from var.sampling.output import PipelineOutput
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
 from var.sampling.refiner import Refiner
 from var.utils.classes import find_label, imagenet_names, label_of_text, listing
-from var.utils.device import choose_device, choose_dtype
 from var.utils.images import load_image, resize_and_crop, to_pil, to_rgb, to_tensor
 
 __all__ = ["EditOutput", "PipelineOutput", "VARPipeline"]
 
 
-class VARPipeline:
-    """A transformer with its tokenizer.
-
-    Args:
-        model: the transformer.
-        vqvae: the tokenizer that it was trained on.
-        classes: label -> name of the classes that it was trained on; None: all of num_classes.
-        sampling: what suits the model, the default of every option that is not given; None: no such defaults.
-
-    Raises:
-        InputError: the two do not fit each other.
-    """
-
-    def __init__(
-        self, model: VAR, vqvae: VQVAE, classes: Mapping[int, str] | None = None, sampling: SamplingParams | None = None
-    ) -> None:
-        check_fit(model, vqvae)
-        self.model = model.eval()
-        self.vqvae = vqvae.eval()
-        self.sampling = sampling
-        self.classes = None if classes is None else dict(classes)
-        unknown = [label for label in self.classes or () if not 0 <= label < model.config.num_classes]
-        if unknown or self.classes == {}:
-            raise InputError(f"classes must name labels in 0..{model.config.num_classes - 1}, got {unknown or 'none'}")
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        name: str | Path,
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        vae_file: str | Path | None = None,
-        var_file: str | Path | None = None,
-        phi_ratio: float | None = None,
-        cosine: bool = False,
-    ) -> Self:
-        """Load a model.
-
-        Args:
-            name: a shipped model (`var-mini`, `var-emoji`), a released one (`var-d16` ... `var-d36`: downloaded from
-                the Hugging Face hub and converted once), or a folder that `save_pretrained` or training wrote.
-            device: auto, cpu, cuda, cuda:N or mps.
-            dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
-            vae_file: released tokenizer file on this machine, for released names.
-            var_file: released transformer file on this machine, for released names.
-            phi_ratio, cosine: of the vae_file, where it is another than the released one: see
-                `var.convert.load_official`.
-
-        Raises:
-            InputError: unknown name, missing or damaged files, no connection, an impossible device or dtype.
-        """
-        target = choose_device(device)
-        chosen = choose_dtype(dtype, target)
-        pipe = cls(*load_pipeline(name, vae_file, var_file, phi_ratio, cosine))
-        for network in (pipe.model, pipe.vqvae):
-            network.cast(chosen).to(target)
-        return pipe
-
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write `tokenizer/` and `transformer/`, each of config.json and model.safetensors; dtype None: as they are.
-
-        Raises:
-            InputError: the folder cannot be written.
-        """
-        save_pipeline(Path(folder), self.parts, dtype)
-
-    @property
-    def parts(self) -> PipelineParts:
-        """Return its networks, classes and sampling as they are."""
-        return PipelineParts(self.model, self.vqvae, self.classes, self.sampling)
+class VARPipeline(Pipeline):
+    """A transformer with its tokenizer, to draw and to edit images; see Pipeline for its arguments."""
 
     def label(self, given: int | str) -> int:
         """The label of a class given by index or name; text that is the name of a class means it, even a number.

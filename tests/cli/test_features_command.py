@@ -155,7 +155,7 @@ def test_mistakes_of_features(var: Run, work: Path) -> None:
     refusal(features(out="model/config.json"), "config.json is not a features file: give another --out")
     refusal(features(model="pixels"), "model=pixels needs sizes")
     for sizes, message in {
-        "aim-9": "preset='aim-9' is unknown: take one of aim-tiny",
+        "aim-9": "preset='aim-9' is unknown (did you mean aim-7B?): take one of aim-tiny",
         "aim-tiny,depth": "'depth' must be a size, such as image_size=48",
         "aim-tiny,depth=x": "depth=x must be a number",
         "aim-tiny,dept=2": "known are image_size, patch_size, width, depth, heads, mlp_ratio",

@@ -16,8 +16,9 @@ from tiny import Run, image_folder, refusal, tiny_pipeline
 from torch import Tensor, nn
 
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.evaluation.reconstruction import find_tokenizer, psnr_of_scales, reconstruction, usages
+from var.evaluation.reconstruction import psnr_of_scales, reconstruction, usages
 from var.hub.checkpoint import save_model
+from var.hub.load import find_tokenizer
 from var.utils.images import to_pil
 from var.utils.torchvision_compat import import_torchvision
 

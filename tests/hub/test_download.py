@@ -90,7 +90,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     """Its client would try again for 25 seconds, but for the mode in which it looks at its own files alone."""
     asked = []
 
-    def metadata(url: str, timeout: float) -> None:
+    def metadata(url: str, timeout: float, **_: object) -> None:
         asked.append((url.rpartition("/")[2], timeout <= 5))
         raise ConnectionError
 

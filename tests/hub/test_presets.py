@@ -22,6 +22,7 @@ from var.hub.presets import (
     check_name,
     choose_layers,
     encoder_sizes,
+    own_name,
     released_file,
 )
 from var.models.aim import AIMConfig, Encoder, EncoderConfig
@@ -59,8 +60,12 @@ def test_released_files() -> None:
 
 def test_known_and_unknown_names() -> None:
     for name in (*SHIPPED, *RELEASED):
-        check_name(name)
-    for name in ("var-d17", "", "VAR-D16", "var_d16"):
+        assert check_name(name) == check_name(name.upper()) == check_name(name.replace("-", "_")) == name
+    with refused("'VAR-d17' is neither a folder nor a known name (did you mean var-d16?): give"):
+        check_name("VAR-d17")
+    with refused("'aim-600m' is of another kind", "var-d36"):
+        check_name("aim-600m")
+    for name in ("var-d17", "", "cat"):
         with refused(repr(name), "var-mini, var-emoji, var-d16", "var-d36", "model folder"):
             check_name(name)
 
@@ -142,6 +147,9 @@ def test_sizes_by_name_and_single_ones_in_place_of_its() -> None:
     assert encoder_sizes(given) == tiny | {"image_size": 48, "depth": 3}
     assert given["preset"] == "aim-tiny"  # what was given is as it was
     assert encoder_sizes({"width": 4}) == {"width": 4}
+    assert encoder_sizes("AIM_tiny") == tiny
+    with refused("preset='aim-tini' is unknown (did you mean aim-tiny?): take one of"):
+        encoder_sizes("aim-tini")
     for unknown in ("aim-9", "", None, 3, ["aim-tiny"]):
         with refused(f"preset={unknown!r} is unknown", "aim-tiny, aim-small", "give the sizes"):
             encoder_sizes({"preset": unknown})
@@ -151,11 +159,22 @@ def test_sizes_by_name_and_single_ones_in_place_of_its() -> None:
 
 def test_known_and_unknown_names_of_aim() -> None:
     for name in AIM_RELEASED:
-        check_aim_name(name)
+        assert check_aim_name(name) == check_aim_name(name.lower()) == check_aim_name(f"apple/{name}") == name
+    for name, ours in (
+        ("aim-600M-2B-imgs", "aim-600M"),
+        ("aim-1B-5B-imgs", "aim-1B"),
+        ("aim-3B-5B-imgs", "aim-3B"),
+        ("AIM-7b-5b-imgs", "aim-7B"),
+        ("apple/aim-7b", "aim-7B"),
+        ("aim_600M", "aim-600M"),
+    ):
+        assert check_aim_name(name) == own_name(name) == ours
+    with refused("apple/AIM on the hub holds several models", "aim-600M, aim-1B"):
+        check_aim_name("apple/AIM")
     for name in ("aim-tiny", "aim-small", "aim-base"):
         with refused(name, "no released weights", "train it"):
             check_aim_name(name)
-    for name in ("aim-600m", "", "var-d16"):
+    for name in ("aim-600", "", "var-d16"):
         with refused(repr(name), "aim-600M, aim-1B, aim-3B, aim-7B"):
             check_aim_name(name)
 
@@ -164,7 +183,7 @@ def test_the_benchmark_of_a_name_that_there_is_not() -> None:
     done = run(ROOT / "benchmarks" / "aim_features.py", "--model", "aim-9")
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: preset='aim-9' is unknown: take one of aim-tiny")
+    assert line.startswith("error: preset='aim-9' is unknown (did you mean aim-7B?): take one of aim-tiny")
 
 
 # --- the shipped model; needs var/pretrained/var-mini

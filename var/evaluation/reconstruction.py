@@ -8,7 +8,6 @@ B batch, K scales, S side, V codebook size.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -19,8 +18,6 @@ from tokenizer.vqvae import VQVAE
 from var.evaluation.metrics.extractors import Extractor
 from var.evaluation.metrics.feature_metrics import Moments, frechet_distance
 from var.evaluation.metrics.stats import MeanStderr, check_float32, concatenate, mean_stderr
-from var.hub.checkpoint import CONFIG, TOKENIZER, load_tokenizer
-from var.hub.load import find_folder
 from var.networks.perceptual import ssim
 from var.training.codebook import count_tokens, describe
 from var.utils.images import from_uint8, to_uint8
@@ -63,19 +60,6 @@ class Reconstruction:
     fid: float | None  # rFID, between the features of the images and of their reconstructions
     of_scales: tuple[Usage, ...]  # usage of the codebook by each scale, coarse to fine
     overall: Usage  # by all scales together
-
-
-def find_tokenizer(model: str | Path) -> VQVAE:
-    """Load the tokenizer of a model, in float32 on the CPU.
-
-    Args:
-        model: as for `VARPipeline.from_pretrained`, or the folder of a tokenizer.
-
-    Raises:
-        InputError: an unknown name, missing or damaged files.
-    """
-    folder = find_folder(model)
-    return load_tokenizer(folder if (folder / CONFIG).is_file() else folder / TOKENIZER)
 
 
 @torch.inference_mode()

@@ -15,8 +15,20 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import TRANSFORMER, find_exported, load_encoder, load_probe, read_config
-from var.hub.download import load_aim_by_name
-from var.hub.presets import AIM_RELEASED, AIM_SIZES, BASELINES, PIXELS, RELEASED, SHIPPED, best_layers, choose_layers
+from var.hub.download import find_given, load_aim_by_name
+from var.hub.load import find_folder
+from var.hub.presets import (
+    AIM_RELEASED,
+    AIM_SIZES,
+    BASELINES,
+    PIXELS,
+    RELEASED,
+    SHIPPED,
+    best_layers,
+    check_name,
+    choose_layers,
+    own_name,
+)
 from var.models import transformer
 from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.aim_pretraining import patches
@@ -214,8 +226,9 @@ def load_features(model: str, sizes: EncoderConfig | None = None) -> FeatureSour
 
     Args:
         model: the folder of an encoder, with or without its probe; a released AIM's name; the folder or the name of
-            a VAR pipeline; the folder of a probe alone, for what it reads; the output of a training, for the model in
-            it; `untrained`, an encoder with initial weights, drawn from torch's global random stream; `pixels`.
+            a VAR pipeline; a repository on the hub with one of these; the folder of a probe alone, for what it reads;
+            the output of a training, for the model in it; `untrained`, an encoder with initial weights, drawn from
+            torch's global random stream; `pixels`.
         sizes: needed for `untrained`, and for `pixels` (which ignores width, depth and mlp_ratio); those that the
             encoder is expected to have otherwise; None: any.
 
@@ -251,17 +264,14 @@ def check_sizes(model: str, source: FeatureSource, sizes: EncoderConfig) -> None
 
 
 def _load_trained(model: str) -> FeatureSource:
-    folder = find_exported(to_path(model, "model"))
-    if model in RELEASED or model in SHIPPED or (folder / TRANSFORMER).is_dir():
-        pipe = VARPipeline.from_pretrained(model, device="cpu", dtype="float32")
-        return VARFeatures(pipe.model.requires_grad_(False), pipe.vqvae.requires_grad_(False))
-    if model in AIM_SIZES and not folder.is_dir():
+    folder = find_given(model)
+    if folder is None and own_name(model) in AIM_SIZES:
         return _load_with_probe(model)
-    if not folder.is_dir():
-        known = ", ".join([*AIM_RELEASED, *SHIPPED, *RELEASED, *BASELINES])
-        raise InputError(
-            f"model={model!r} is neither a folder nor a known name: give a model folder, or one of {known}"
-        )
+    if folder is None:
+        folder = find_folder(check_name(model, [*AIM_RELEASED, *SHIPPED, *RELEASED, *BASELINES]))
+    if (folder / TRANSFORMER).is_dir():
+        pipe = VARPipeline.from_pretrained(folder, device="cpu", dtype="float32")
+        return VARFeatures(pipe.model.requires_grad_(False), pipe.vqvae.requires_grad_(False))
     kind = read_config(folder).get("model")
     if kind == AIM.__name__:
         return _load_with_probe(folder)

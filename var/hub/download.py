@@ -1,7 +1,7 @@
 """Released weights: found in a folder or downloaded, converted once, kept as a folder of ours."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from torch import Tensor
@@ -9,6 +9,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import CONFIG, WEIGHTS, find_exported, load_aim, save_model
+from var.hub.client import FILES, UnreachableError, download, fetch_repository, is_repository
 from var.hub.convert import TOKENIZER_ENTRIES, VAR_ENTRIES, load_official
 from var.hub.convert_aim import load_official_aim
 from var.hub.presets import (
@@ -21,6 +22,8 @@ from var.hub.presets import (
     ReleasedAIM,
     check_aim_name,
     choose_layers,
+    is_known,
+    own_name,
     released_file,
 )
 from var.models.aim import AIM
@@ -30,11 +33,24 @@ from var.utils.locks import in_turn
 from var.utils.paths import cache_folder, to_path
 from var.utils.weights import check_weights_exist, read_weights
 
-HUB_TIMEOUT = 5  # seconds for its first answer
 
+def find_given(name: str | Path, revision: str | None = None, files: Sequence[str] = FILES) -> Path | None:
+    """Return the folder that is given, or that in a training's output, or of a repository on the hub; None: a name.
 
-class UnreachableError(InputError):
-    """The hub did not answer."""
+    Args:
+        name: as users give a model.
+        revision, files: of a repository, see `fetch_repository`.
+
+    Raises InputError: what no model can be called; a repository that cannot be had; a revision of something else.
+    """
+    folder = find_exported(to_path(name, "model"))
+    if not folder.is_dir() and is_repository(str(name)) and not is_known(str(name)):
+        return fetch_repository(str(name), revision, files)
+    if revision is not None:
+        raise InputError(
+            f"revision={revision!r} goes with a repository on the hub (user/model), not with {str(name)!r}"
+        )
+    return folder if folder.is_dir() else None
 
 
 def load_released(
@@ -84,28 +100,32 @@ def load_aim_by_name(
     probe_layers: Layers | None = None,
     backbone_file: str | Path | None = None,
     head_file: str | Path | None = None,
+    revision: str | None = None,
 ) -> AIM:
-    """The AIM of a folder, or a released one, converted once for each of its heads: see var.AIM.from_pretrained.
+    """The AIM of a folder or repository, or a released one, converted once a head: see var.AIM.from_pretrained.
 
     Raises InputError: an unknown name, weights that cannot be had, a probe that reads other layers than requested.
     """
     backbone = None if backbone_file is None else to_path(backbone_file, "backbone_file")
     head = None if head_file is None else to_path(head_file, "head_file")
     if backbone or head:
-        if str(name) not in AIM_RELEASED:
+        own = own_name(str(name))
+        if own not in AIM_RELEASED or revision is not None:
             known = ", ".join(AIM_RELEASED)
             raise InputError(f"backbone_file and head_file go with a released name ({known}), not with {str(name)!r}")
-        return load_released_aim(str(name), probe_layers, backbone, head)
-    folder = find_exported(to_path(name, "model"))
-    if not folder.is_dir():
-        check_aim_name(str(name))
-        preset = AIM_RELEASED[str(name)]
+        return load_released_aim(own, probe_layers, backbone, head)
+    folder = find_given(name, revision)
+    if folder is None:
+        released = check_aim_name(str(name))
+        preset = AIM_RELEASED[released]
         read = _head(preset, preset.layers(probe_layers))
-        folder = convert_once(f"{name}-{read}", lambda folder: save_model(folder, load_released_aim(str(name), read)))
+        folder = convert_once(
+            f"{released}-{read}", lambda folder: save_model(folder, load_released_aim(released, read))
+        )
     model = load_aim(folder)
-    own = model.config.probe_layers
-    requested = None if probe_layers is None else choose_layers(probe_layers, model.config.depth, own)
-    _agree(requested, own, f"the probe in {folder}")
+    stated = model.config.probe_layers
+    requested = None if probe_layers is None else choose_layers(probe_layers, model.config.depth, stated)
+    _agree(requested, stated, f"the probe in {folder}")
     return model
 
 
@@ -240,35 +260,3 @@ def locate_file(file: str, repository: str, needed: Sequence[str]) -> Path:
             f"{error}: fetch {' and '.join(needed)} from {repository} on the Hugging Face hub "
             f"and put them in {local.parent}"
         ) from error
-
-
-def download(file: str, repository: str) -> Path:
-    """A file of the hub, where its client keeps it. Raises InputError: it could not be had."""
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        with _offline_if_unreachable(file, repository):
-            return Path(hf_hub_download(repository, file))
-    except Exception as error:  # the HTTP library's errors, which differ by version
-        kind = UnreachableError if isinstance(error, LocalEntryNotFoundError) else InputError
-        raise kind(f"{file} could not be downloaded ({type(error).__name__})") from error
-
-
-@contextmanager
-def _offline_if_unreachable(file: str, repository: str) -> Iterator[None]:
-    """Keep the hub's client to its own files if the hub does not answer: it would try again for 25 seconds."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, file), timeout=HUB_TIMEOUT)
-    except HfHubHTTPError:
-        pass  # an answer
-    except Exception:  # the HTTP library's errors, which differ by version
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before

@@ -1,6 +1,6 @@
 """Pipelines on disk and by name: a folder of `tokenizer/` and `transformer/`, each as `checkpoint` writes it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
@@ -9,9 +9,10 @@ import torch
 
 from tokenizer.errors import InputError, abbreviate
 from tokenizer.vqvae import VQVAE
-from var.hub.checkpoint import TOKENIZER, TRANSFORMER, find_exported, load_tokenizer, load_var, read_config, save_model
-from var.hub.download import convert_once, load_released
-from var.hub.presets import RELEASED, SHIPPED, check_name
+from var.hub.checkpoint import CONFIG, TOKENIZER, TRANSFORMER, load_tokenizer, load_var, read_config, save_model
+from var.hub.client import FILES, TOKENIZER_FILES
+from var.hub.download import convert_once, find_given, load_released
+from var.hub.presets import RELEASED, SHIPPED, check_name, own_name
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
 from var.utils.files import atomic_folder
@@ -33,6 +34,7 @@ def load_pipeline(
     var_file: str | Path | None = None,
     phi_ratio: float | None = None,
     cosine: bool = False,
+    revision: str | None = None,
 ) -> PipelineParts:
     """The parts of a pipeline, in float32: see VARPipeline.from_pretrained.
 
@@ -43,10 +45,11 @@ def load_pipeline(
     if vae_path is None and (phi_ratio is not None or cosine):
         raise InputError("phi_ratio and cosine say how to read a vae_file: give one, or leave them out")
     if vae_path is None and var_path is None:
-        return _load_folder(find_folder(name))
-    if str(name) not in RELEASED:
+        return _load_folder(find_folder(name, revision))
+    own = own_name(str(name))
+    if own not in RELEASED or revision is not None:
         raise InputError(f"vae_file and var_file go with a released name ({', '.join(RELEASED)}), not with {name!r}")
-    vqvae, model = load_released(str(name), vae_path, var_path, phi_ratio, cosine)
+    vqvae, model = load_released(own, vae_path, var_path, phi_ratio, cosine)
     return PipelineParts(model, vqvae)
 
 
@@ -65,18 +68,35 @@ def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None 
         save_model(new / TOKENIZER, parts.vqvae, dtype=dtype)
 
 
-def find_folder(name: str | Path) -> Path:
-    """The folder of a model: that given, or in a training output; a shipped one; a released one, converted if need be.
+def find_tokenizer(name: str | Path, revision: str | None = None) -> VQVAE:
+    """Load the tokenizer of a model, in float32 on the CPU.
 
-    Raises InputError: an unknown name; released weights that cannot be had.
+    Args:
+        name: as for `VARPipeline.from_pretrained`, or the folder or repository of a tokenizer.
+        revision: of a repository.
+
+    Raises:
+        InputError: an unknown name, missing or damaged files, no connection.
     """
-    folder = find_exported(to_path(name, "model"))
-    if folder.is_dir():
+    folder = find_folder(name, revision, TOKENIZER_FILES)
+    return load_tokenizer(folder if (folder / CONFIG).is_file() else folder / TOKENIZER)
+
+
+def find_folder(name: str | Path, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """The folder of a model: that given or in a training output, a shipped one, a download, converted if need be.
+
+    Args:
+        name: a folder, user/model on the hub, or one of SHIPPED and RELEASED, in any case.
+        revision, files: of a repository, see `var.hub.client.fetch_repository`.
+
+    Raises InputError: an unknown name; a repository or released weights that cannot be had.
+    """
+    if folder := find_given(name, revision, files):
         return folder
-    check_name(str(name))
-    if str(name) in SHIPPED:
-        return SHIPPED[str(name)]
-    return convert_once(str(name), lambda folder: _convert(str(name), folder))
+    own = check_name(str(name))
+    if own in SHIPPED:
+        return SHIPPED[own]
+    return convert_once(own, lambda folder: _convert(own, folder))
 
 
 def _convert(name: str, folder: Path) -> None:

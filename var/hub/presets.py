@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, did_you_mean
 from tokenizer.scales import SCALES_512
 from var.models.aim import EncoderConfig, check_layers
 from var.models.var import VARConfig
@@ -28,13 +28,6 @@ RELEASED = {  # of the paper
 def released_file(name: str) -> str:
     """The file of one of RELEASED in the repository."""
     return f"{name.replace('-', '_')}.pth"
-
-
-def check_name(name: str, known: Collection[str] = (*SHIPPED, *RELEASED)) -> None:
-    """Raise InputError unless the name is a known one."""
-    if name not in known:
-        names = ", ".join(known)
-        raise InputError(f"model {name!r} is neither a folder nor a known name: give a model folder, or one of {names}")
 
 
 AIM_REPOSITORY = "apple/AIM"  # backbones, and two heads for each
@@ -105,14 +98,16 @@ def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
     if "preset" not in changes:
         return changes
     preset = changes.pop("preset")
-    if not isinstance(preset, str) or preset not in AIM_SIZES:
-        raise InputError(f"preset={preset!r} is unknown: take one of {', '.join(AIM_SIZES)}, or give the sizes")
+    own = own_name(preset) if isinstance(preset, str) else ""
+    if own not in AIM_SIZES:
+        near = did_you_mean(str(preset), AIM_SIZES)
+        raise InputError(f"preset={preset!r} is unknown{near}: take one of {', '.join(AIM_SIZES)}, or give the sizes")
     if {"width", "depth", "heads"} <= changes.keys():
         raise InputError(
             f"preset={preset} says nothing where width, depth and heads are given too: leave the preset or these out "
             f"(in place of all sizes of a recipe: model={preset})"
         )
-    return AIM_SIZES[preset].to_dict() | changes
+    return AIM_SIZES[own].to_dict() | changes
 
 
 def choose_layers(layers: Layers, depth: int, best: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -148,8 +143,43 @@ def best_layers(config: EncoderConfig) -> tuple[int, ...] | None:
     return next((r.best for r in AIM_RELEASED.values() if (r.config.width, r.config.depth) == sizes), None)
 
 
-def check_aim_name(name: str) -> None:
-    """Raise InputError unless the name is one of a released AIM."""
-    if name in AIM_SIZES and name not in AIM_RELEASED:
+_COLLECTIONS: dict[str, Collection[str]] = {RELEASED_REPOSITORY.lower(): RELEASED, AIM_REPOSITORY.lower(): AIM_RELEASED}
+_NAMES = {name.lower(): name for name in (*SHIPPED, *RELEASED, *AIM_SIZES)} | {
+    alias.lower().replace("_", "-"): name
+    for name, released in AIM_RELEASED.items()
+    # apple/aim-600M, and aim-600M-2B-imgs of the released code
+    for alias in (released.repository, released.files.removesuffix("_attnprobe").replace("imgs", "-imgs"))
+}
+
+
+def own_name(name: str) -> str:
+    """The name here of a model that is given as elsewhere, in another case or with underscores; others unchanged."""
+    return _NAMES.get(name.lower().replace("_", "-"), name)
+
+
+def is_known(name: str) -> bool:
+    """Return whether `own_name` or `check_name` knows what a name stands for: a model, or a repository of several."""
+    return own_name(name) in _NAMES.values() or name.lower() in _COLLECTIONS
+
+
+def check_name(name: str, known: Collection[str] = (*SHIPPED, *RELEASED)) -> str:
+    """Return the model's name here, see `own_name`. Raises InputError: not one of the known ones."""
+    own = own_name(name)
+    if own in known:
+        return own
+    if several := _COLLECTIONS.get(name.lower()):
+        raise InputError(f"{name} on the hub holds several models: give the name of one, {', '.join(several)}")
+    elsewhere = own in _NAMES.values()
+    wrong = "of another kind" if elsewhere else f"neither a folder nor a known name{did_you_mean(name, known)}"
+    raise InputError(
+        f"model {name!r} is {wrong}: give a model folder, a repository on the Hugging Face hub (user/model), "
+        f"or one of {', '.join(known)}"
+    )
+
+
+def check_aim_name(name: str) -> str:
+    """Return the name here of a released AIM, see `own_name`. Raises InputError: any other."""
+    own = own_name(name)
+    if own in AIM_SIZES and own not in AIM_RELEASED:
         raise InputError(f"{name} has no released weights: train it (a recipe of stage aim) and give the model folder")
-    check_name(name, AIM_RELEASED)
+    return check_name(name, AIM_RELEASED)

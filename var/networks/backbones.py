@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, did_you_mean
 from var.networks import convnets, dino, efficientnet_lite
 from var.networks.frozen import Backbone
 from var.utils.weights import check_finite, load_strict
@@ -67,5 +67,6 @@ def build_backbone(name: str) -> Backbone:
 
 def _module_of(name: str) -> Any:
     if name not in _MODULES:
-        raise InputError(f"backbone {name!r} is unknown: choose one of {', '.join(BACKBONES)}")
+        near = did_you_mean(name, BACKBONES)
+        raise InputError(f"backbone {name!r} is unknown{near}: choose one of {', '.join(BACKBONES)}")
     return _MODULES[name]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, did_you_mean
 from tokenizer.losses import feature_distance
 from var.networks.backbones import BACKBONES, build_backbone, load_backbone
 from var.networks.frozen import Backbone
@@ -106,7 +106,8 @@ def build_perceptual(name: str) -> nn.Module:
 
 def _backbone_of(name: str) -> str:
     if name not in PERCEPTUAL:
-        raise InputError(f"perceptual network {name!r} is unknown: choose one of {', '.join(PERCEPTUAL)}")
+        near = did_you_mean(name, PERCEPTUAL)
+        raise InputError(f"perceptual network {name!r} is unknown{near}: choose one of {', '.join(PERCEPTUAL)}")
     return _LPIPS.get(name, name)
 
 

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from tokenizer.augment import NOISE, augment
 from tokenizer.discriminators import FeatureHeads, PatchGAN
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, did_you_mean
 from tokenizer.losses import adaptive_weight, gradient_penalty, hinge_discriminator, hinge_generator, ramp
 from var.data.config import Count, Fraction, NotNegative, Positive, Rate, Section
 from var.data.dataset import Batch
@@ -58,7 +58,8 @@ class AdversarialConfig(Section):
     @model_validator(mode="after")
     def _can_work(self) -> Self:
         if self.network not in BACKBONES:
-            raise InputError(f"network={self.network!r} is unknown: take one of {', '.join(BACKBONES)}")
+            near = did_you_mean(self.network, BACKBONES)
+            raise InputError(f"network={self.network!r} is unknown{near}: take one of {', '.join(BACKBONES)}")
         if given := [name for name in self._unread if name in self.model_fields_set]:
             raise InputError(f"{given[0]} has no meaning for discriminator={self.discriminator!r}: leave it out")
         if self.adaptive is not None and self.adaptive[0] > self.adaptive[1]:

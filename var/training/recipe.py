@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from tokenizer.errors import InputError, abbreviate, one_line
+from tokenizer.errors import InputError, abbreviate, did_you_mean, one_line
 from var.training.config import Recipe
 from var.training.recipe_errors import fields_of, refuse, show, type_at
 from var.training.renamed_keys import rename_keys
@@ -81,7 +81,8 @@ def _recipe_type(path: Path, layers: Sequence[Layer]) -> type[Recipe]:
     stage = merged.get("stage")
     if not isinstance(stage, str) or stage not in stage_names():
         missing = f"stage is missing among {', '.join(map(str, merged))}" if merged else "the file is empty"
-        given = f"stage={show(stage)} is unknown" if "stage" in merged else missing
+        near = did_you_mean(str(stage), stage_names())
+        given = f"stage={show(stage)} is unknown{near}" if "stage" in merged else missing
         raise InputError(f"recipe {path}: {given}: a recipe needs the key stage, one of {', '.join(stage_names())}")
     return find_stage(stage).recipe_type
 

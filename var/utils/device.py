@@ -38,11 +38,12 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type of that name; "auto" takes bfloat16 where the device is fast at it, else float32.
+def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The type, or that of a name; "auto" takes bfloat16 where the device is fast at it, else float32.
 
     Raises InputError: an unknown name.
     """
+    name = str(name).removeprefix("torch.")  # of a torch.dtype too
     if name == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
     if name not in DTYPES:

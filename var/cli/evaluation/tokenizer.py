@@ -48,7 +48,8 @@ def tokenizer(
         raise InputError(f"--lpips-weights {lpips_weights} needs --lpips, such as --lpips lpips-vgg")
     from var.evaluation.data import open_images, read_source
     from var.evaluation.metrics.extractors import open_extractor
-    from var.evaluation.reconstruction import find_tokenizer, psnr_of_scales, reconstruction
+    from var.evaluation.reconstruction import psnr_of_scales, reconstruction
+    from var.hub.load import find_tokenizer
     from var.networks.perceptual import load_perceptual
     from var.utils.device import choose_device
     from var.utils.paths import check_target

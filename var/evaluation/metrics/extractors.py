@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from tokenizer.errors import InputError, one_line
+from tokenizer.errors import InputError, did_you_mean, one_line
 from var.networks import efficientnet_lite
 from var.utils.device import choose_device
 from var.utils.optional_packages import optional_packages
@@ -96,7 +96,8 @@ def open_extractor(name: str, weights: Path | None = None, device: str = "auto")
     target = choose_device(device)
     registry = register_extractors()
     if name not in registry:
-        raise InputError(f"extractor {name!r} is unknown: choose one of {', '.join(registry)}")
+        near = did_you_mean(name, registry)
+        raise InputError(f"extractor {name!r} is unknown{near}: choose one of {', '.join(registry)}")
     default = str(registry[name].get_default_feature_layer_for_metric("fid"))
     kind = _KINDS.get(name) or _Kind(_find_unknown, _Layers(default))
     file = kind.find(name, weights)

@@ -22,7 +22,7 @@ from var.data.config import Count, Positive
 from var.data.dataset import Batch, SampleDataset
 from var.data.loader import validation_loader
 from var.hub.checkpoint import save_model
-from var.hub.presets import AIM_RELEASED, BASELINES, RELEASED, SHIPPED
+from var.hub.presets import AIM_RELEASED, BASELINES, RELEASED, SHIPPED, own_name
 from var.models.aim import AIM, AIMConfig, AttentiveProbe, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.var import VAR
 from var.training.config import OptimizerConfig, Recipe, preset_sizes
@@ -315,7 +315,7 @@ def _known_features(recipe: ProbeRecipe) -> "tuple[FeatureSource, list[str]]":
     """Open the source of the recipe's features, without weights that would be downloaded; return it and assumptions."""
     from var.features.sources import EncoderFeatures, VARFeatures, baseline, load_features
 
-    name, sizes = recipe.model, recipe.sizes
+    name, sizes = own_name(recipe.model), recipe.sizes
     with torch.device("meta"):
         if name in BASELINES:
             return baseline(name, sizes), []

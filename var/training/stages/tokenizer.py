@@ -13,7 +13,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from tokenizer.discriminators import advance_spectral_norms
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, did_you_mean
 from tokenizer.losses import pixel_losses, psnr
 from tokenizer.vqvae import VQVAE, TokenizerConfig, VQVAEOutput
 from var.data.config import Count, NotNegative, Positive, Rate, Section, Size, UserPath
@@ -42,7 +42,8 @@ class NetworkConfig(Section):
     @model_validator(mode="after")
     def _known(self) -> Self:
         if self.network not in PERCEPTUAL:
-            raise InputError(f"network={self.network!r} is unknown: take one of {', '.join(PERCEPTUAL)}")
+            near = did_you_mean(self.network, PERCEPTUAL)
+            raise InputError(f"network={self.network!r} is unknown{near}: take one of {', '.join(PERCEPTUAL)}")
         return self
 
 

@@ -1,0 +1,134 @@
+"""The two networks of a pipeline: loaded by name, moved, saved, pushed. `var.pipeline` makes images with them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.hub.load import PipelineParts, load_pipeline, save_pipeline
+from var.hub.sharing import Card, Shared, size, tokenizer_facts
+from var.models.var import VAR
+from var.sampling.generate import check_fit
+from var.sampling.params import SamplingParams
+from var.utils.classes import spread
+from var.utils.device import choose_device, choose_dtype
+from var.utils.paths import to_path
+
+LISTED = 50  # classes in a card
+
+
+class Pipeline(Shared):
+    """A transformer with its tokenizer: loaded, moved, saved and pushed.
+
+    Args:
+        model: the transformer.
+        vqvae: the tokenizer that it was trained on.
+        classes: label -> name of the classes that it was trained on; None: all of num_classes.
+        sampling: what suits the model, the default of every option that is not given; None: no such defaults.
+
+    Raises:
+        InputError: the two do not fit each other.
+    """
+
+    def __init__(
+        self, model: VAR, vqvae: VQVAE, classes: Mapping[int, str] | None = None, sampling: SamplingParams | None = None
+    ) -> None:
+        check_fit(model, vqvae)
+        self.model = model.eval()
+        self.vqvae = vqvae.eval()
+        self.sampling = sampling
+        self.classes = None if classes is None else dict(classes)
+        unknown = [label for label in self.classes or () if not 0 <= label < model.config.num_classes]
+        if unknown or self.classes == {}:
+            raise InputError(f"classes must name labels in 0..{model.config.num_classes - 1}, got {unknown or 'none'}")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        vae_file: str | Path | None = None,
+        var_file: str | Path | None = None,
+        phi_ratio: float | None = None,
+        cosine: bool = False,
+    ) -> Self:
+        """Load a model.
+
+        Args:
+            name: a shipped model (`var-mini`, `var-emoji`), a released one (`var-d16` ... `var-d36`: downloaded from
+                the Hugging Face hub and converted once), a folder that `save_pretrained` or training wrote, or a
+                repository on the hub (`user/model`) that `push_to_hub` wrote.
+            revision: branch, tag or commit of such a repository.
+            device: auto, cpu, cuda, cuda:N or mps.
+            dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+            vae_file: released tokenizer file on this machine, for released names.
+            var_file: released transformer file on this machine, for released names.
+            phi_ratio, cosine: of the vae_file, where it is another than the released one: see
+                `var.convert.load_official`.
+
+        Raises:
+            InputError: unknown name, missing or damaged files, no connection, an impossible device or dtype.
+        """
+        target = choose_device(device)
+        chosen = choose_dtype(dtype, target)
+        pipe = cls(*load_pipeline(name, vae_file, var_file, phi_ratio, cosine, revision))
+        return pipe.to(target, chosen)
+
+    def to(self, device: str | torch.device, dtype: str | torch.dtype | None = None) -> Self:
+        """Move both networks to a device, in place, as `from_pretrained` does; dtype None: as they are.
+
+        Raises:
+            InputError: an impossible device or dtype.
+        """
+        target = choose_device(device)
+        chosen = None if dtype is None else choose_dtype(dtype, target)
+        for network in (self.model, self.vqvae):
+            (network if chosen is None else network.cast(chosen)).to(target)
+        return self
+
+    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+        """Write `tokenizer/` and `transformer/`, each of config.json and model.safetensors; dtype None: as they are.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        save_pipeline(to_path(folder, "folder"), self.parts, dtype)
+
+    def card(self) -> Card:
+        """See Shared.card."""
+        config = self.model.config
+        facts = tokenizer_facts(self.vqvae) | {
+            "transformer": f"{config.depth} blocks, width {config.width}, {config.heads} heads",
+            "parameters": f"{size(self.model)} of the transformer, {size(self.vqvae)} of the tokenizer",
+            "classes": config.num_classes if self.classes is None else f"{len(self.classes)} of {config.num_classes}",
+        }
+        sections = {}
+        if self.classes is not None:
+            labels = sorted(self.classes)
+            listed = spread(labels, LISTED)
+            names = "\n".join(f"{label} {' '.join(self.classes[label].split())}" for label in listed)
+            more = "" if len(listed) == len(labels) else "\n\nAll of them are in transformer/config.json."
+            sections["Classes"] = f"```text\n{names}\n```{more}"
+        if self.sampling is not None:
+            values = "\n".join(f"- {name}: {value}" for name, value in self.sampling.to_dict().items())
+            sections["Sampling"] = f"The defaults of this model:\n\n{values}"
+        label = min(self.classes or [0])
+        return Card(
+            "A VAR (arXiv 2404.02905): draws images of a class by next-scale prediction.",
+            facts,
+            sections,
+            'from var import VARPipeline\n\npipe = VARPipeline.from_pretrained("{repository}")\n'
+            f'pipe({label}).images[0].save("image.png")',
+            ("image-generation", "class-conditional", "var", "next-scale-prediction"),
+        )
+
+    @property
+    def parts(self) -> PipelineParts:
+        """Return its networks, classes and sampling as they are."""
+        return PipelineParts(self.model, self.vqvae, self.classes, self.sampling)
