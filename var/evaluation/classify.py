@@ -59,7 +59,7 @@ def choose_by(model: str, by: By | None = None) -> By:
         able = "probe"
     if by not in (None, able):
         other = "a VAR classifies by likelihood" if able == "likelihood" else "an encoder classifies by its probe"
-        raise InputError(f"{model} cannot classify by {by}: {other}; leave it out, or give another model")
+        raise InputError(f"{model} cannot classify by {by}: {other}; take that, or give another model")
     return able
 
 
