@@ -1,6 +1,7 @@
 """Models that two processes share: replicated or sharded, always back to plain names and whole tensors (about 10 s)."""
 
 import copy
+from argparse import Namespace
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
@@ -19,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from var.models.var import VAR
+from var.training import distributed
 from var.training.config import OptimizerConfig
 from var.training.distributed import (
     build_accelerator,
@@ -39,6 +41,7 @@ from var.training.ema import EMA
 from var.training.optimizer import build_optimizer
 
 WORLD, PARTS, BATCH = 2, 2, 8
+NO_STEPS = {"gradient_accumulation_steps": None}
 UNITS = ("blocks.0.adaln", "blocks.0", "blocks.1.adaln", "blocks.1")  # the AdaLNs have their turn before all blocks
 State = dict[str, Any]
 
@@ -389,6 +392,7 @@ def test_the_launcher_sets_what_the_recipe_leaves_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     left_open, explicit = {"precision": "auto"}, {"precision": "float32", "accumulate": 1}
+    monkeypatch.setattr(distributed, "_launcher_flags", lambda: Namespace(mixed_precision="given", **NO_STEPS))
     for launched, precision in (("no", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")):
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", launched)
         monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
@@ -404,6 +408,44 @@ def test_the_launcher_sets_what_the_recipe_leaves_open(
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp8")
     with refused("mixed_precision=fp8", "no, bf16, fp16"):
         with_launcher_settings(tokenizer_recipe(tmp_path / "r", tmp_path, **left_open))
+
+
+def test_a_precision_that_nobody_chose_is_left_to_the_recipe(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """`accelerate launch` without --mixed_precision says "no" like one with it."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    for precision in ("auto", "bfloat16"):
+        taken = with_launcher_settings(tokenizer_recipe(tmp_path / "r", tmp_path, precision=precision))
+        assert taken.precision == precision
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (["/usr/bin/python", "/usr/bin/accelerate", "launch", "train.py", "launch"], ["train.py", "launch"]),
+        (["python", "/usr/bin/accelerate-launch", "--cpu", "t.py"], ["--cpu", "t.py"]),
+        (["python", "-m", "accelerate.commands.launch", "t.py"], ["t.py"]),
+        (["python", "-m", "accelerate.commands.accelerate_cli", "launch", "t.py"], ["t.py"]),
+        (["python", "/lib/accelerate/commands/launch.py", "t.py"], ["t.py"]),
+        (["bash", "launch.sh", "--gradient_accumulation_steps", "2"], None),
+        (["python", "launch.py", "t.py"], None),
+        (["/home/accelerate", "config", "launch"], None),
+        (["launch", "t.py"], None),
+    ],
+)
+def test_only_the_launcher_of_accelerate_is_read(command: list[str], arguments: list[str] | None) -> None:
+    assert distributed._launcher_arguments(command) == arguments
+
+
+def test_arguments_that_the_launcher_would_not_take_end_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setattr(distributed, "_launcher_arguments", lambda command: ["--no_such_flag"])
+    assert with_launcher_settings(tokenizer_recipe(tmp_path / "r", tmp_path, precision="auto")).precision == "auto"
+    assert "usage" not in capfd.readouterr().err
 
 
 def test_without_a_launcher_the_recipe_is_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

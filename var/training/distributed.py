@@ -4,9 +4,11 @@ import logging
 import os
 import time
 import warnings
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stderr
 from datetime import timedelta
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,12 @@ def with_launcher_settings(recipe: RecipeT) -> RecipeT:
     launched = os.environ.get(_MIXED_PRECISION)
     if launched is None:
         return recipe
-    given = {"precision": _PRECISIONS.get(launched, launched), "accumulate": _launcher_accumulate()}
+    flags = _launcher_flags()
+    given = {"precision": _PRECISIONS.get(launched, launched), "accumulate": flags.gradient_accumulation_steps}
+    if launched == "no" and flags.mixed_precision is None:  # what the launcher says when nobody chose
+        del given["precision"]
+    if steps := os.environ.get(_ACCUMULATE):
+        given["accumulate"] = int(steps)
     changes = {}
     for name, value in given.items():
         ours = getattr(recipe, name)
@@ -67,24 +74,43 @@ def with_launcher_settings(recipe: RecipeT) -> RecipeT:
     return recipe.model_copy(update=changes)
 
 
-def _launcher_accumulate() -> int | None:
-    """Return the launcher's --gradient_accumulation_steps, which it passes on to DeepSpeed alone.
+def _launcher_flags() -> Namespace:
+    """Return mixed_precision and gradient_accumulation_steps as on the launcher's command line; None: not there.
 
-    So it is read from the command line of the parent process, where the system shows that.
+    It passes the latter on to DeepSpeed alone, and a precision that nobody chose like one that was. So they are read
+    from the command line of the parent process, where the system shows that.
     """
-    if steps := os.environ.get(_ACCUMULATE):
-        return int(steps)
+    unknown = Namespace(mixed_precision=None, gradient_accumulation_steps=None)
     try:
         command = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
     except (OSError, UnicodeDecodeError):
-        return None
-    at = next((i for i, part in enumerate(command) if Path(part).stem in ("launch", "accelerate-launch")), None)
-    if at is None:
-        return None
+        return unknown
+    arguments = _launcher_arguments(command)
+    if arguments is None:
+        return unknown
     from accelerate.commands.launch import launch_command_parser  # slow, and rarely needed
 
-    found: int | None = launch_command_parser().parse_args(command[at + 1 :]).gradient_accumulation_steps
-    return found
+    try:
+        with redirect_stderr(StringIO()):
+            return launch_command_parser().parse_args(arguments)
+    except SystemExit:  # another program after all: accelerate itself would not have come this far
+        return unknown
+
+
+def _launcher_arguments(command: Sequence[str]) -> list[str] | None:
+    """Return the arguments of `accelerate launch` in a command line that runs it; None: it runs something else."""
+    for i, part in enumerate(command):
+        name, following = Path(part).name, command[i + 1 : i + 2]
+        module = part if command[i - 1 : i] == ["-m"] else ""
+        if (name == "accelerate" or module == "accelerate.commands.accelerate_cli") and following == ["launch"]:
+            return list(command[i + 2 :])
+        if name == "accelerate-launch" or "accelerate.commands.launch" in (module, _as_module(part)):
+            return list(command[i + 1 :])
+    return None
+
+
+def _as_module(path: str) -> str:
+    return ".".join(Path(path).with_suffix("").parts[-3:]) if path.endswith(".py") else ""
 
 
 def _log_once(message: str, level: int = logging.INFO) -> None:
