@@ -776,3 +776,29 @@ def test_labels_of_shards_that_are_ids_are_refused(tmp_path: Path) -> None:
     with refused("has label 123456 for 1 class"):
         write_index(tmp_path)
     assert not (tmp_path / "index.json").exists()
+
+
+def test_labels_and_images_of_local_shards_are_fingerprinted(tmp_path: Path, remote: Server) -> None:
+    source = write_shards(tmp_path)
+    before = opened(source).describe()
+    assert before == opened(source).describe()
+    flipped = {name: b"7" if name.endswith(".cls") else data for name, data in members(10).items()}
+    write_tar(tmp_path / "train-2.tar", flipped)
+    after = opened(source).describe()
+    assert {name for name in before if before[name] != after[name]} == {"sampled_labels"}
+    write_tar(tmp_path / "train-2.tar", members(10) | {"0012.png": b"", "0012.cls": b"?"})
+    assert opened(source).describe()["sampled_labels"] is None  # unknown, so a repair is no change
+    assert opened(f"{remote.url}/index.json").describe()["content"] is None  # no download
+    assert not remote.asked.keys() - {"index.json"}
+
+
+def test_samples_that_the_index_does_not_count_are_named_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source = write_shards(tmp_path)
+    for shard in range(2):
+        write_tar(tmp_path / f"train-{shard}.tar", members(PER_SHARD * shard, 7))
+    dataset = opened(source)
+    for index in range(10):
+        sample(dataset, index)
+    assert [message.partition(" ")[2] for message in caplog.messages if "correct its nsamples" in message] == [
+        "holds 7 samples, but the index counts 5, so the others are not used: correct its nsamples"
+    ]

@@ -2,13 +2,16 @@
 
 import logging
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers import refused, small_vqvae
 from tiny import image_folder, picture, var_recipe
 
+from var.data.shard_index import write_index
 from var.hub.checkpoint import load_tokenizer, save_model
 from var.training.checkpointing import load_newest, save_checkpoint
 from var.training.distributed import build_accelerator
@@ -120,7 +123,9 @@ def test_a_finished_run_exports_no_other_pair(begun: VARRecipe, tmp_path: Path) 
     assert (begun.output / "model/tokenizer/model.safetensors").read_bytes() == before
 
 
-def test_images_may_move_and_be_repaired_but_not_become_others(begun: VARRecipe, tmp_path: Path) -> None:
+def test_images_may_move_and_be_repaired_but_not_become_others(
+    begun: VARRecipe, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     def resumed(source: Path) -> int:
         trainer = open_run(begun.model_copy(update={"data": begun.data.model_copy(update={"source": str(source)})}))
         trainer.resume()
@@ -130,9 +135,61 @@ def test_images_may_move_and_be_repaired_but_not_become_others(begun: VARRecipe,
     assert resumed(moved) == 1
     shutil.copytree(moved, tmp_path / "data")
     picture(1, 7).save(tmp_path / "data/train/bar/0.png")  # one that could not be read, for instance
+    assert "have changed" not in caplog.text
     assert resumed(tmp_path / "data") == 1
+    assert "1 of 8 training images that were compared have changed: taken for repaired" in caplog.text
     with refused("data.source was ", f"{tmp_path / 'others'} holds other images"):
         resumed((tmp_path / "data").rename(tmp_path / "others"))
+
+
+def test_labels_in_shards_are_compared(begun: VARRecipe, tmp_path: Path) -> None:
+    def write(labels: str) -> VARRecipe:
+        for split, seed in (("train", 0), ("val", 1)):
+            with tarfile.open(tmp_path / f"{split}.tar", "w") as tar:
+                for i, label in enumerate(labels):
+                    picture(seed, i).save(tmp_path / "x.png")
+                    (tmp_path / "x.cls").write_text(label)
+                    for suffix in ("png", "cls"):
+                        tar.add(tmp_path / f"x.{suffix}", f"{i}.{suffix}")
+        data = begun.data.model_copy(update={"source": str(write_index(tmp_path))})
+        return begun.model_copy(update={"data": data, "output": tmp_path / "of shards"})
+
+    trainer = open_run(write("01010101"))
+    trainer.step = 1
+    trainer.save()
+    open_run(write("01010101")).resume()
+    flipped = open_run(write("01010110"))
+    with refused("the training images had other labels"):
+        flipped.resume()
+    state = load_newest(tmp_path / "of shards/checkpoints")
+    assert state is not None
+    for split in ("training", "validation"):  # as a version before wrote it
+        state["origin"][split]["content"] = None
+        del state["origin"][split]["sampled_labels"]
+    save_checkpoint(tmp_path / "of shards/checkpoints", 1, state, keep_last=1)
+    flipped.resume()
+
+
+def test_init_is_not_used_by_a_run_that_goes_on(begun: VARRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    for init, ending in ((None, "going on from step 1"), (begun.output, "going on from step 1: init is not used")):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            open_run(begun.model_copy(update={"init": init})).resume()
+        assert caplog.messages[-1] == ending
+
+
+def test_an_error_while_saving_hides_no_other_and_the_loss_is_counted(
+    begun: VARRecipe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = open_run(begun)
+    trainer.resume()
+    trainer.step = 3
+    monkeypatch.setattr("var.training.trainer.save_checkpoint", Mock(side_effect=MemoryError("no more")))
+    with pytest.raises(ValueError, match="out of something") as raised, trainer.saved_if_it_fails():
+        raise ValueError("out of something")
+    assert raised.value.__context__ is None
+    assert "step 3 cannot be saved: no more" in caplog.messages
+    assert "lost: 2 steps since step 1, the last that was saved; the same command goes on from there" in caplog.messages
 
 
 def test_a_token_cache_in_place_of_the_same_images_is_no_change(begun: VARRecipe, tmp_path: Path) -> None:

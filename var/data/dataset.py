@@ -23,10 +23,11 @@ from var.data.fingerprint import choose_images, fingerprint_of
 from var.data.listing import Listing, Source, Split
 from var.data.order import AUGMENTATION, ShardOrder, epoch_order, substitute
 from var.data.sources import FolderSource, list_images
+from var.data.transfer import is_remote
 from var.data.webdataset import ShardSource
 from var.utils.image_files import FORMATS
 from var.utils.images import crop_and_resize, resize_and_crop, to_rgb, to_tensor
-from var.utils.provenance import sha256
+from var.utils.provenance import as_key, sha256
 from var.utils.torchvision_compat import import_torchvision
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
@@ -104,10 +105,11 @@ class SampleDataset(Dataset[Sample | Unreadable]):
     def describe(self) -> dict[str, Any]:
         """Return the number of images, and SHA-256 of labels and names, and fingerprints of the content of some.
 
-        They tell the images from others. What is not known without reading all images is None.
+        They tell the images from others. What is not known without reading all images is None; of labels that are read
+        with the images, "sampled_labels" are those of the images whose content is fingerprinted.
         """
         labels = None if self.labels is None else sha256([self.labels.astype("<i8").tobytes()])
-        return {"images": len(self), "labels": labels, "names": None, "content": None}
+        return {"images": len(self), "labels": labels, "sampled_labels": None, "names": None, "content": None}
 
 
 class ImageDataset(SampleDataset):
@@ -142,12 +144,19 @@ class ImageDataset(SampleDataset):
     def describe(self) -> dict[str, Any]:
         source, rows = self.listing.source, self.listing.rows
         described = super().describe()
-        if isinstance(source, ShardSource):  # reading them may be a long download
-            return described | {"names": sha256(f"{Path(url).name}\0".encode() for url in source.urls)}
+        if isinstance(source, ShardSource):
+            described["names"] = sha256(f"{Path(url).name}\0".encode() for url in source.urls)
+            if any(map(is_remote, source.urls)):  # reading them may be a long download
+                return described
         if isinstance(source, FolderSource):
             described["names"] = sha256([b"\0".join(source.names[rows].tolist())])
         chosen = rows[choose_images(len(rows), self.labels)]
-        return described | {"content": [fingerprint_of(_read_encoded(source, int(row))) for row in chosen]}
+        contents, labels = zip(*(_read_encoded(source, int(row)) for row in chosen), strict=True)
+        if isinstance(source, ShardSource):
+            source.opened.clear()  # readers open their own
+            if self.labels is None and None not in labels:
+                described["sampled_labels"] = sha256([as_key(labels)])
+        return described | {"content": [fingerprint_of(content) for content in contents]}
 
     def _choose_substitute(self, epoch: int, index: int, attempt: int) -> int:
         if self.shards is None:
@@ -185,13 +194,13 @@ class ImageDataset(SampleDataset):
         return augment_image(image, self.config, self.side, rng)
 
 
-def _read_encoded(source: Source, row: int) -> bytes:
-    """Read an image's file; one that cannot be read is empty."""
+def _read_encoded(source: Source, row: int) -> tuple[bytes, int | None]:
+    """Read an image's file and the label beside it; one that cannot be read is empty, with label None."""
     try:
-        file = source.read(row).file
-        return file.read_bytes() if isinstance(file, Path) else file.getvalue()
+        file, _, label = source.read(row)
+        return file.read_bytes() if isinstance(file, Path) else file.getvalue(), label
     except Exception:  # every source raises its own
-        return b""
+        return b"", None
 
 
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:

@@ -82,6 +82,7 @@ class SplitInfo(Section):
     class_names: dict[int, str]
     streamed: list[int] | None  # samples in each of the data's own shards; None: it has none
     content: list[str] | None = None  # fingerprints of some images; None: unknown
+    sampled_labels: str | None = None  # checksum of theirs, where `labels` is None; None: unknown
 
 
 class Manifest(Section):

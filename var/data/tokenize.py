@@ -122,14 +122,15 @@ def _images(recipe: TokenRecipe, vqvae: VQVAE, split: Split) -> ImageDataset:
 
 
 def _info(dataset: ImageDataset) -> SplitInfo:
-    listing = dataset.listing
+    listing, described = dataset.listing, dataset.describe()
     return SplitInfo(
         samples=len(dataset),
         labels=None if dataset.labels is None else sha256([dataset.labels.astype("<i8").tobytes()]),
         num_classes=listing.num_classes,
         class_names=dataset.class_names,
         streamed=None if listing.shards is None else np.unique(listing.shards, return_counts=True)[1].tolist(),
-        content=dataset.describe()["content"],
+        content=described["content"],
+        sampled_labels=described["sampled_labels"],
     )
 
 
@@ -160,7 +161,9 @@ def _find_change(before: SplitInfo, now: SplitInfo) -> str | None:
         return f"{now.samples} now, {before.samples} then"
     if renamed := find_renamed_class(before.class_names, now.class_names):
         return renamed
-    if now.model_copy(update={"content": before.content}) != before:
+    unknown = None in (before.sampled_labels, now.sampled_labels)
+    compared = {"content": before.content} | ({"sampled_labels": before.sampled_labels} if unknown else {})
+    if now.model_copy(update=compared) != before:
         return "with other labels"
     return "other images under the same names" if are_other_images(before.content, now.content) else None
 

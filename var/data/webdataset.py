@@ -1,5 +1,6 @@
 """Images and labels in WebDataset shards."""
 
+import logging
 import os
 import tarfile
 import threading
@@ -19,6 +20,8 @@ from var.data.transfer import is_remote
 from var.utils.image_files import IMAGE_SUFFIXES, report_found
 from var.utils.paths import cache_folder
 from var.utils.text import plural
+
+log = logging.getLogger(__name__)
 
 _SUFFIXES = frozenset(suffix.removeprefix(".") for suffix in IMAGE_SUFFIXES)
 
@@ -52,6 +55,7 @@ class ShardSource:
         self.opened: OrderedDict[int, OpenShard] = OrderedDict()
         self.prefetched: set[int] = set()
         self.fetched_again: set[int] = set()  # as what was fetched first was not whole
+        self.warned = False  # of samples that the index does not count
 
     def location(self, row: int) -> str:
         shard, number = self._find(row)
@@ -84,7 +88,13 @@ class ShardSource:
             while len(self.opened) >= self.keep_open:
                 self.opened.popitem(last=False)
             self.prefetched.discard(shard)
-            self.opened[shard] = self._open_whole(shard)
+            self.opened[shard] = opened = self._open_whole(shard)
+            if len(opened) > self.samples[shard] and not self.warned:
+                self.warned = True
+                log.warning(
+                    "%s holds %s, but the index counts %d, so the others are not used: correct its nsamples",
+                    self.urls[shard], plural(len(opened), "sample"), self.samples[shard],
+                )  # fmt: skip
         self.opened.move_to_end(shard)
         return self.opened[shard]
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from var.training.config import Recipe
 from var.training.distributed import is_sharding_requested, load_model_state, model_state, shard, unshard
 from var.training.ema import EMA
 from var.training.health import RunHealth
-from var.training.origin import describe_origin, find_change
+from var.training.origin import describe_origin, describe_repairs, find_change
 from var.training.phase_runner import PhaseRunner
 from var.training.renamed_keys import rename_keys
 from var.training.rng import StepRNG
@@ -150,18 +150,26 @@ class Trainer:
         """
         try:
             yield
-        except BaseException:
+        except BaseException as error:
             alone = self.accelerator.num_processes == 1
             if self.step > self.saved_step and not self.in_step and (alone or self.failed_together):
-                with suppress(InputError):  # the same as the error under way, such as a full disk
-                    self.save()
-                    if self.accelerator.is_main_process:
-                        log.warning("step %d was saved: the same command goes on from there", self.step)
+                self._save_in_spite_of(error)
                 self.accelerator.wait_for_everyone()  # a launcher ends the others when the first one leaves
             if lost := self.step - self.saved_step:
                 kept = f"step {self.saved_step}, the last that was saved" if self.saved_step else "the start"
                 log.warning("lost: %s since %s; the same command goes on from there", plural(lost, "step"), kept)
             raise
+
+    def _save_in_spite_of(self, error: BaseException) -> None:
+        """Save while an error is under way, which is to be raised even if saving fails too."""
+        try:
+            self.save()
+        except Exception as another:
+            if str(another) != str(error):  # such as of a full disk
+                log.warning("step %d cannot be saved: %s", self.step, one_line(another))
+            return
+        if self.accelerator.is_main_process:
+            log.warning("step %d was saved: the same command goes on from there", self.step)
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
@@ -213,6 +221,8 @@ class Trainer:
                     f"the checkpoints in {self.recipe.output} do not go with this data or these networks: {change}: "
                     "restore what the run began with, or give another output"
                 )
+            elif changed := describe_repairs(state["origin"], self.origin):
+                log.warning("%s: taken for repaired, as fewer than half have changed", changed)
             for runner in self.runners:
                 runner.load_state_dict(state["turns"][runner.phase.name])
             if self.ema:
@@ -231,7 +241,7 @@ class Trainer:
                 raise
             reason = f"belong to something else ({one_line(error, 160)})"
             raise InputError(f"the checkpoints in {self.recipe.output} {reason}: {remedy}") from error
-        log.info("going on from step %d", self.step)
+        log.info("going on from step %d%s", self.step, ": init is not used" if self.recipe.init is not None else "")
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
