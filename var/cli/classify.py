@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tokenizer.errors import InputError
-from var.cli import options
+from var.cli import classification_options, options
 from var.cli.run import in_columns
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def classify(
-    images: options.ImageFiles,
-    model: options.ClassifierModel = "var-mini",
-    by: options.By = None,
-    classes: options.Candidates = None,
-    top: options.Top = 5,
-    scales: options.ByScale = False,
-    keep: options.Keep = None,
-    rows: options.Rows = 64,
+    images: classification_options.ImageFiles,
+    model: classification_options.ClassifierModel = "var-mini",
+    by: classification_options.By = None,
+    classes: classification_options.Candidates = None,
+    top: classification_options.Top = 5,
+    scales: classification_options.ByScale = False,
+    keep: classification_options.Keep = None,
+    rows: classification_options.Rows = 64,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json_file: options.JsonFile = None,

@@ -166,36 +166,6 @@ Intermediates = Annotated[
 ]
 SampleFolder = Annotated[Path, Option("--out", help="Folder for the images.")]
 
-# --- classification
-
-By = Annotated[
-    Literal["likelihood", "probe"] | None,
-    Option(
-        help="likelihood: of the tokens under every class of a VAR. probe: scores of an attentive probe, on AIM or on "
-        "other features. Default: what the model can do."
-    ),
-]
-ClassifierModel = Annotated[str, Option("--model", help=f"{MODEL}; with a probe aim-600M to aim-7B, or its folder.")]
-ImageFiles = Annotated[list[Path], Argument(help="Images, of any size and mode.", metavar="IMAGE")]
-Candidates = Annotated[
-    list[str] | None,
-    Option("--class", help=f"{CLASS}; repeat for several: only these. Default: all that the model knows."),
-]
-Top = Annotated[int, Option(callback=check_at_least("top", 1), help="Number of classes printed of an image.")]
-ByScale = Annotated[bool, Option("--scales", help="Also the difference in log-likelihood that each scale makes.")]
-Keep = Annotated[
-    str | None,
-    Option(
-        help="Classes that are kept after coarse scales, such as 3:25%,5:8: after three scales a quarter, after five "
-        "eight; only under these are finer tokens predicted. Default: all.",
-        metavar="SCALES:CLASSES,...",
-    ),
-]
-Rows = Annotated[
-    int,
-    Option(callback=check_at_least("rows", 1), help="Pairs of an image and a class that are computed at once."),
-]
-
 # --- editing
 
 

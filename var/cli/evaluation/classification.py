@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from var.cli.classification_options import Keep, Rows
 from var.cli.evaluation.labeled_images import describe, find_renamed_labels, open_labeled_images
 from var.cli.evaluation.options import DataOptions
 from var.cli.evaluation.results import finish, format_mean, heading, read_batches
-from var.cli.options import Keep, ModelOptions, Rows
+from var.cli.options import ModelOptions
 from var.cli.run import in_columns
 
 if TYPE_CHECKING:
