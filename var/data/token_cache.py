@@ -188,7 +188,7 @@ def checksum(tokens: bytes, labels: list[int], unreadable: dict[int, list[tuple[
 
 def write_files(folder: Path, files: dict[str, bytes], key: str = "token_cache") -> None:
     """Write files one after the other, each atomically and flushed to the disk; `key` is the recipe's, for messages."""
-    remedy = f"make room there or give another folder ({key}=FOLDER); the same command makes only what is missing"
+    remedy = f"make room there or give another folder ({key}=FOLDER); the same command encodes only what is missing"
     for name, content in files.items():
         with atomic_write(folder / name, remedy) as beside:
             beside.write_bytes(content)
