@@ -49,6 +49,7 @@ SHORTER = {
     "train configs/ddo_mini": "steps=1 batch_size=4 fakes=4",
     "scaling train": "--depths 1,2,3 steps=4 batch_size=4 validate_every=1 token_views=1",
     "scaling fit": "--resamples 100",
+    "sample --model released/var --class 207 --refiner": "--refine-from 2",  # the stand-in has three scales
     "evaluate generate": "--num-per-class 1 --top-k 0",  # the stand-in's codebook is small
     "evaluate score": "--extractor efficientnet-lite0",  # whose package brings its weights
     "evaluate tokenizer": "--extractor efficientnet-lite0 --num 4",

@@ -129,6 +129,8 @@ class VARStage(Stage[VARRecipeT]):
     ) -> None:
         super().__init__(recipe, train_data, validation_data, {"tokenizer": vqvae})
         self.vqvae = vqvae
+        if recipe.sampling is not None:
+            recipe.sampling.check_scales(len(vqvae.scales))
         self.num_classes = recipe.model.num_classes or train_data.num_classes
         for data in (train_data, validation_data):
             check_labels(data.labels, self.num_classes, "model.num_classes")
