@@ -129,7 +129,7 @@ def test_edits_take_a_window_and_temperatures(pipe: VARPipeline) -> None:
         ({"top_k": "5"}, "top_k='5'"),
         ({"cfg_scales": [2, 1]}, "sampling has cfg_scales=[2, 1]"),
         ({"temperature": {"0": 1}}, "sampling has temperature={'0': 1}"),
-        ({"heat": 1.0}, "must map cfg, top_k, top_p, smooth, cfg_scales, temperature"),
+        ({"heat": 1.0}, "must map cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales"),
         ([1], "must map"),
     ],
 )

@@ -81,6 +81,7 @@ class VARPipeline(Pipeline):
         temperature: float | tuple[float, ...] | None = None,
         refiner: "VARPipeline | str | Path | None" = None,
         refine_from: int | None = None,
+        use_scales: tuple[int, ...] | None = None,
     ) -> PipelineOutput:
         """Generate `num` images of each class.
 
@@ -89,7 +90,7 @@ class VARPipeline(Pipeline):
         Args:
             labels: indices or names of classes.
             num: images a class.
-            cfg, top_k, top_p, smooth, cfg_scales, temperature: as `SamplingParams` has them.
+            cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales: as `SamplingParams` has them.
             seed: an image's random draws follow from the seed, its label and its number within the class alone.
             intermediates: also decode the image after every scale.
             batch_size: images generated at once.
@@ -102,8 +103,9 @@ class VARPipeline(Pipeline):
         """
         classes = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
         rows = [label for label in map(self.label, classes) for _ in range(check_whole_number("num", num, 1))]
-        given = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth}
-        sampling = self.choose_sampling(given | {"cfg_scales": cfg_scales, "temperature": temperature})
+        given: dict[str, object] = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth}
+        given |= {"cfg_scales": cfg_scales, "temperature": temperature, "use_scales": use_scales}
+        sampling = self.choose_sampling(given)
         finer = self.choose_refiner(refiner, refine_from)
         images: list[Image.Image] = []
         growth: list[list[Image.Image]] | None = [] if intermediates else None
@@ -254,7 +256,7 @@ class VARPipeline(Pipeline):
         params, vocab_size = apply_options(self.sampling or default, options), self.model.config.vocab_size
         if options.get("top_k") is not None and params.top_k > vocab_size:
             raise InputError(f"top_k={params.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
-        params.check_scales(len(self.model.scales))
+        params.check_scales(self.model.scales.sides, self.model.config.scale_drop)
         return params
 
     def choose_refiner(self, refiner: "VARPipeline | str | Path | None", refine_from: int | None) -> Refiner | None:

@@ -240,6 +240,8 @@ def test_a_window_temperatures_and_a_refiner(sample: Run, model: Path, tmp_path:
         (("--temperature", "warm"), ("temperature='warm' must be a number, or one for each scale",)),
         (("--temperature", "0"), ("temperature=0.0 must be in 0.01..100",)),
         (("--temperature", "1,1"), ("temperature=[1.0, 1.0] must be one number, or 3",)),
+        (("--use-scales", "1:4"), ("use_scales='1:4' must be sides",)),
+        (("--use-scales", "1,4"), ("use_scales=[1, 4] leaves scales out",)),
         (("--refine-from", "2"), ("refiner and refine_from go together",)),
         (("--refiner", "var-mini"), ("refiner and refine_from go together",)),
         (("--refiner", "var-mini", "--refine-from", "2"), ("the refiner has scales=",)),

@@ -175,7 +175,7 @@ def test_prefill_writes_what_steps_write(first_scale: int, shared_adaln: bool) -
     for k in range(first_scale):
         start, stop = model.scales.offsets[k : k + 2]
         model.step(k, None if k == 0 else inputs[:, start - 1 : stop - 1], condition, stepped)
-    model.prefill(inputs[:, : length - 1], condition, filled)
+    model.prefill(range(first_scale), inputs[:, : length - 1], condition, filled)
     for ours, theirs in ((filled.keys, stepped.keys), (filled.values, stepped.values)):
         assert largest_difference(ours[:, :, :length], theirs[:, :, :length]) < 1e-5
 
@@ -228,3 +228,54 @@ def test_refiners_that_do_not_fit(changes: dict[str, Any]) -> None:
 def test_a_refiner_in_training_mode() -> None:
     with refused("the refiner is in training mode"):
         sample(refiner=Refiner(small_var().train(), 1))
+
+
+# --- other schedules of scales
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("window", [None, (0, 1), (2, 2)])
+def test_tokens_of_some_scales_follow_from_the_forward_over_these(window: tuple[int, int] | None) -> None:
+    model, vqvae = small_var(seed=1, scales=(1, 2, 3, 4), scale_drop=0.5), small_vqvae(seed=2, scales=(1, 2, 3, 4))
+    kept = [0, 2, 3]
+    options: dict[str, Any] = {"cfg": 2.0, "top_k": 5, "top_p": 0.9, "cfg_scales": window}
+    out = generate(model, vqvae, LABELS, **options, seed=3, use_scales=(1, 3, 4))
+    assert out.tokens.shape == (3, 1 + 9 + 16)
+    parts = out.tokens.split([1, 9, 16], dim=1)
+    assert len(out.f_hats) == 3
+    inputs = [vqvae.quantizer.next_input(f_hat, k) for f_hat, k in zip(out.f_hats, kept[1:], strict=False)]
+    features, streams = torch.cat(inputs, dim=1), RandomStreams(3, LABELS, [0] * 3)
+    conditional = model(torch.tensor(LABELS), features, kept=kept).split([1, 9, 16], dim=1)
+    unconditional = model(torch.full((3,), CLASSES), features, kept=kept).split([1, 9, 16], dim=1)
+    for k, with_label, without, tokens in zip(kept, conditional, unconditional, parts, strict=True):
+        guided = window is None or window[0] <= k <= window[1]
+        logits = classifier_free_guidance(with_label, without, 2.0 * k / 3) if guided else with_label
+        assert torch.equal(sample_tokens(filter_logits(logits, 5, 0.9), streams.uniform(tokens.shape[1])), tokens)
+    mine = Refiner(model, 1)  # begins at the first scale from there on that is drawn, of side 3
+    refined = generate(model, vqvae, LABELS, **options, seed=3, use_scales=(1, 3, 4), refiner=mine)
+    assert torch.equal(refined.tokens, out.tokens)
+
+
+def test_all_scales_are_no_choice() -> None:
+    assert same(sample(use_scales=SIDES), sample())
+
+
+@pytest.mark.parametrize("sides", [(1, 3, 4), (2, 4), (1, 2), (1, 4, 2), (), (1, 1, 4)])
+def test_scales_that_the_model_does_not_have(sides: tuple[int, ...]) -> None:
+    with refused(f"use_scales={list(sides)} must be some of the model's scales [1, 2, 4] in their order"):
+        sample(use_scales=sides)
+
+
+def test_models_that_were_trained_with_all_scales() -> None:
+    with refused("use_scales=[1, 4] leaves scales out", "train one with scale_drop"):
+        sample(use_scales=(1, 4))
+    model, vqvae = models(scale_drop=0.3)
+    with refused("use_scales=[1, 4] leaves scales out"):
+        generate(model, vqvae, LABELS, use_scales=(1, 4), refiner=Refiner(models()[0], 2))
+
+
+def test_scales_cannot_be_left_out_of_an_edit() -> None:
+    model, vqvae = models(scale_drop=0.3)
+    known = ForcedTokens(random_tokens(3, 21), torch.zeros(3, 21, dtype=torch.bool))
+    with refused("use_scales", "an edit keeps"):
+        generate(model, vqvae, LABELS, use_scales=(1, 4), forced=known)

@@ -58,6 +58,12 @@ def parse_window(text: str | None) -> tuple[int, ...] | None:
     return SamplingParams(cfg_scales=window).cfg_scales
 
 
+def parse_scales(text: str | None) -> tuple[int, ...] | None:
+    """`1,2,4,8` -> sides of token maps; InputError for anything else."""
+    refusal = f"use_scales={text!r} must be sides of the model's token maps, such as 1,2,4,8"
+    return None if text is None else tuple(whole_numbers(text, refusal))
+
+
 def parse_temperature(text: str | None) -> float | tuple[float, ...] | None:
     """`0.9`, or one number for each scale, `1,1,0.9`; InputError for anything else."""
     if text is None:
@@ -131,6 +137,15 @@ class MetricsSamplingOptions:
             metavar="NUMBERS",
             help="Logits are divided by it before top-k and top-p; one number, or one for each scale, such as "
             f"1,1,0.9. Default: the model's, else {SAMPLING.temperature:g}.",
+        ),
+    ] = None
+    use_scales: Annotated[
+        str | None,
+        sampling_option(
+            callback=parse_scales,
+            metavar="SIDES",
+            help="Token maps that are drawn, such as 1,2,4,8, by a model that was trained with dropped scales. "
+            "Default: the model's, else all.",
         ),
     ] = None
 

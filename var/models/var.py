@@ -62,6 +62,8 @@ class VARConfig(TransformerSizes):
         vocab_size: V, the tokenizer's.
         latent_dim: C, the tokenizer's.
         num_classes: labels are 0..num_classes - 1; num_classes itself is the null class.
+        scale_drop: rate at which scales between the first and the last were left out in training; above 0 the model
+            can also draw without them.
 
     Raises:
         InputError: a value that cannot work, with the value and the remedy.
@@ -72,6 +74,7 @@ class VARConfig(TransformerSizes):
     vocab_size: int = 4096
     latent_dim: int = 32
     num_classes: int = 1000
+    scale_drop: float = 0.0
 
     def __post_init__(self) -> None:
         check_types(
@@ -87,6 +90,8 @@ class VARConfig(TransformerSizes):
         if self.width < 1 or self.heads < 1 or self.width % self.heads:
             raise InputError(f"width={self.width} must be a positive multiple of heads={self.heads}")
         check_mlp_ratio(self.mlp_ratio)
+        if not 0 <= self.scale_drop < 1:
+            raise InputError(f"scale_drop={self.scale_drop} must be in [0, 1)")
         if not 0 <= self.drop_rates[-1] < 1:
             raise InputError(f"drop_path={self.drop_rates[-1]} must be in [0, 1)")
 
@@ -104,7 +109,8 @@ class VARConfig(TransformerSizes):
         )  # as in the released code
 
     def to_dict(self) -> dict[str, object]:
-        return asdict(self)
+        """Return the fields by name; scale_drop only where it is not 0, as versions without it read the others."""
+        return {name: value for name, value in asdict(self).items() if name != "scale_drop" or value}
 
 
 class Condition(NamedTuple):
@@ -162,22 +168,37 @@ class VAR(nn.Module):
             head_scale, head_shift = self.head_adaln(embedding.float()).unbind(dim=1)  # (B, 1, D) each
         return Condition(embedding[:, None], modulations, head_scale, head_shift)
 
-    def embed(self, condition: Condition, teacher_forcing_input: Tensor) -> Tensor:
+    def embed(
+        self, condition: Condition, teacher_forcing_input: Tensor, positions: Tensor | slice = slice(None)
+    ) -> Tensor:
         """Input of the first block, (B, L, D): the start token, then every scale's input (B, L - 1, C).
 
-        L may also be the tokens of the coarser scales alone.
+        L may also be the tokens of some scales alone, whose positions are then given.
         """
         tokens = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))  # (B, L - 1, D)
         x = torch.cat([condition.start + self.start_position, tokens.to(condition.start.dtype)], dim=1)  # (B, L, D)
-        length = x.shape[1]
-        return x + (self.position[:, :length] + self.level_embedding(self.levels[:length]))
+        return x + (self.position[:, positions] + self.level_embedding(self.levels[positions]))
+
+    def _part(self, kept: Sequence[int] | None) -> tuple[Scales, Tensor | slice, Tensor]:
+        """Return the scales that are kept (None: all), the positions of their tokens, and their mask."""
+        if kept is None:
+            return self.scales, slice(None), self.mask
+        scales = Scales(tuple(self.scales.sides[k] for k in kept))
+        ranges = [torch.arange(*self.scales.offsets[k : k + 2], device=self.mask.device) for k in kept]
+        positions = torch.cat(ranges)
+        return scales, positions, self.mask[positions[:, None], positions]
 
     def _logits(self, x: Tensor, condition: Condition) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
             return self.head(modulate(x.float(), condition.head_scale, condition.head_shift))  # (B, L, V)
 
     def forward(
-        self, labels: Tensor, teacher_forcing_input: Tensor, path_noise: Tensor | None = None, checkpoint: bool = False
+        self,
+        labels: Tensor,
+        teacher_forcing_input: Tensor,
+        path_noise: Tensor | None = None,
+        checkpoint: bool = False,
+        kept: Sequence[int] | None = None,
     ) -> Tensor:
         """Predict all scales at once, each from itself and the coarser ones (training; VAR paper, figure 4).
 
@@ -186,6 +207,7 @@ class VAR(nn.Module):
             teacher_forcing_input: (B, L - 1, C), f_hat resized to every scale but the first.
             path_noise: (B, 2 * depth) uniform in [0, 1), for stochastic depth; None drops nothing.
             checkpoint: keep only each block's input for the backward pass, and recompute the block there.
+            kept: scales that L counts, in ascending order, the first among them; None: all.
 
         Returns:
             (B, L, V) float32 logits.
@@ -193,17 +215,18 @@ class VAR(nn.Module):
         Raises:
             InputError: the input is not of shape (B, L - 1, C), the noise not of shape (B, 2 * depth).
         """
-        self._check_shapes(len(labels), teacher_forcing_input, path_noise)
+        scales, positions, mask = self._part(kept)
+        self._check_shapes(len(labels), scales.total, teacher_forcing_input, path_noise)
         condition = self.condition(labels)
         modulations = condition.modulations
         if path_noise is not None:
             modulations = stochastic_depth(modulations, self.config.drop_rates, path_noise)
-        x = self.embed(condition, teacher_forcing_input)  # (B, L, D)
-        x = run_blocks(self.blocks, x, modulations, fastest(self.scales, self.mask), recompute=checkpoint)  # (B, L, D)
+        x = self.embed(condition, teacher_forcing_input, positions)  # (B, L, D)
+        x = run_blocks(self.blocks, x, modulations, fastest(scales, mask), recompute=checkpoint)  # (B, L, D)
         return self._logits(x, condition)  # (B, L, V)
 
-    def _check_shapes(self, batch: int, teacher_forcing_input: Tensor, path_noise: Tensor | None) -> None:
-        expected = (batch, self.scales.total - 1, self.config.latent_dim)
+    def _check_shapes(self, batch: int, length: int, teacher_forcing_input: Tensor, path_noise: Tensor | None) -> None:
+        expected = (batch, length - 1, self.config.latent_dim)
         if teacher_forcing_input.shape != expected:
             given = tuple(teacher_forcing_input.shape)
             raise InputError(f"teacher forcing input of shape {given} given, {expected} needed for these labels")
@@ -217,27 +240,30 @@ class VAR(nn.Module):
         head_dim = c.width // c.heads
         return KVCache.allocate(c.depth, batch, c.heads, self.scales.total, head_dim, like=self.position)
 
-    def prefill(self, next_inputs: Tensor, condition: Condition, cache: KVCache) -> None:
-        """Write the coarser scales into the cache in one pass, as `step` does scale by scale.
+    def prefill(self, kept: Sequence[int], next_inputs: Tensor, condition: Condition, cache: KVCache) -> None:
+        """Write some scales into the cache in one pass, as `step` does scale by scale.
 
         Args:
-            next_inputs: (B, n - 1, C), the inputs of all of these scales but the first, which have n tokens together.
+            kept: the scales, in ascending order, the first among them.
+            next_inputs: (B, n - 1, C), the inputs of all of them but the first; they have n tokens together.
             condition: of the labels, for the same batch.
-            cache: written at these scales.
+            cache: written from its start on.
         """
-        length = next_inputs.shape[1] + 1
-        coarser = Scales(self.scales.sides[: self.scales.offsets.index(length)])
-        mask = fastest(coarser, self.mask[:length, :length])
-        run_blocks(self.blocks, self.embed(condition, next_inputs), condition.modulations, mask, cache)
+        scales, positions, mask = self._part(kept)
+        x = self.embed(condition, next_inputs, positions)
+        run_blocks(self.blocks, x, condition.modulations, fastest(scales, mask), cache)
 
-    def step(self, k: int, next_input: Tensor | None, condition: Condition, cache: KVCache) -> Tensor:
-        """Predict scale k, after scales 0..k-1 with the same cache.
+    def step(
+        self, k: int, next_input: Tensor | None, condition: Condition, cache: KVCache, cached: int | None = None
+    ) -> Tensor:
+        """Predict scale k, after scales 0..k-1, or some of them, with the same cache.
 
         Args:
             k: the scale.
             next_input: (B, side * side, C), f_hat of the coarser scales resized to this one; None at scale 0.
             condition: of the labels, for the same batch.
             cache: read up to scale k - 1, written at scale k.
+            cached: tokens that it holds; None: those of all scales before k.
 
         Returns:
             (B, side * side, V) float32 logits.
@@ -248,7 +274,7 @@ class VAR(nn.Module):
         else:
             x = self.feature_in(next_input.to(self.feature_in.weight.dtype))  # (B, side * side, D)
         x = x + self.position[:, start:stop] + self.level_embedding.weight[k]
-        x = run_blocks(self.blocks, x, condition.modulations, cache=cache, start=start)
+        x = run_blocks(self.blocks, x, condition.modulations, cache=cache, start=start if cached is None else cached)
         return self._logits(x, condition)  # (B, side * side, V)
 
 

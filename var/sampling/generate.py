@@ -5,7 +5,7 @@ S side of the images in pixels.
 """
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 from numbers import Integral
 from typing import NamedTuple
@@ -30,7 +30,7 @@ from var.sampling.refiner import Refiner, check_refiner
 
 
 class Generated(NamedTuple):
-    """Generated tokens and images."""
+    """Generated tokens and images; with use_scales K and L are those of the scales that are drawn."""
 
     tokens: Tensor  # (B, L) int64
     images: Tensor  # (B, 3, S, S) float32 in [-1, 1]
@@ -63,6 +63,7 @@ def generate(
     forced: ForcedTokens | None = None,
     cfg_scales: tuple[int, ...] | None = FOR_METRICS.cfg_scales,
     temperature: float | tuple[float, ...] = FOR_METRICS.temperature,
+    use_scales: tuple[int, ...] | None = FOR_METRICS.use_scales,
     refiner: Refiner | None = None,
 ) -> Generated:
     """Generate one image per label; tokens that are forced are kept.
@@ -74,9 +75,9 @@ def generate(
         model: the transformer, in evaluation mode.
         vqvae: the tokenizer that it was trained on.
         labels: B class labels; model.config.num_classes is the null class.
-        cfg, top_k, top_p, smooth, cfg_scales, temperature: see SamplingParams; the defaults here are FOR_METRICS.
-            Guidance is skipped, which halves the work, if cfg is 0 or all labels are the null class. With smooth the
-            tokens returned are those of largest weight; the images show the mixtures.
+        cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales: see SamplingParams; the defaults here are
+            FOR_METRICS. Guidance is skipped, which halves the work, if cfg is 0 or all labels are the null class. With
+            smooth the tokens returned are those of largest weight; the images show the mixtures.
         seed: together with the label and the index it fixes an image's random draws.
         indices: B numbers, different for images of one class; None counts them up within each class.
         forced: tokens that are given; None generates all.
@@ -90,10 +91,13 @@ def generate(
     indices = index_within_class(labels) if indices is None else indices
     check_fit(model, vqvae)
     check_labels(labels, indices, model.config.num_classes)
-    params = SamplingParams(cfg, top_k, top_p, smooth, cfg_scales, temperature)  # raises if one is out of range
-    params.check_scales(len(model.scales))
+    params = SamplingParams(cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales)  # raises if out of range
+    params.check_scales(model.scales.sides, model.config.scale_drop)
     if refiner is not None:
         check_refiner(refiner, model)
+        params.check_scales(model.scales.sides, refiner.model.config.scale_drop)
+    if use_scales is not None and forced is not None:
+        raise InputError("use_scales draws other token maps than the encoder's, which an edit keeps: leave it out")
     if model.training or vqvae.training:
         raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
     streams = RandomStreams(seed, labels, indices)
@@ -110,11 +114,13 @@ def generate(
     f_hats: list[Tensor] = []
     with torch.inference_mode():
         running = begin(model, rows)
-        for k in range(len(scales)):
+        kept = params.kept_scales(scales.sides)
+        for done, k in enumerate(kept):
             guided = guidable and params.guides(k)
-            if refiner is not None and k == refiner.first_scale:
+            if refiner is not None and k == next(k for k in kept if k >= refiner.first_scale):
                 running = begin(refiner.model, rows)
-            logits, running = predict(running, k, next_inputs, 2 * len(labels) if guided else len(labels))
+            count = 2 * len(labels) if guided else len(labels)
+            logits, running = predict(running, kept[: done + 1], next_inputs, count)
             if guided:  # (2B, n, V)
                 conditional, unconditional = logits.chunk(2)  # (B, n, V) each
                 logits = classifier_free_guidance(conditional, unconditional, cfg_at_scale(cfg, k, len(scales)))
@@ -134,11 +140,11 @@ def generate(
             f_hat = f_hat + quantizer.scale_update(codes, k)  # (B, C, H, H)
             tokens.append(tokens_k)
             f_hats.append(f_hat)
-            if k + 1 < len(scales):
-                next_inputs.append(quantizer.next_input(f_hat, k + 1))  # (B, n of the next scale, C)
+            for following in kept[done + 1 : done + 2]:  # none after the last
+                next_inputs.append(quantizer.next_input(f_hat, following))  # (B, n of the next scale, C)
         pixels = vqvae.pixels(f_hat)  # (B, 3, S, S)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
-    return Generated(scales.join(tokens), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
+    return Generated(torch.cat(tokens, dim=1), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
 
 
 def generate_batches(
@@ -181,16 +187,16 @@ def begin(model: VAR, rows: Tensor) -> Running:
     return Running(model, model.condition(rows), model.new_cache(len(rows)), 0)
 
 
-def predict(running: Running, k: int, next_inputs: list[Tensor], rows: int) -> tuple[Tensor, Running]:
-    """Predict scale k for the first `rows` rows.
+def predict(running: Running, kept: Sequence[int], next_inputs: list[Tensor], rows: int) -> tuple[Tensor, Running]:
+    """Predict the last of the scales that are kept for the first `rows` rows.
 
     Those of them that were not run before, as they begin with a guidance window or a refiner, first have the coarser
     scales written into their cache, in one pass.
 
     Args:
-        running: at scale k; rows that are left out here stay out.
-        k: the scale.
-        next_inputs: k inputs (B, n, C), of scales 1..k.
+        running: after the others; rows that are left out here stay out.
+        kept: the scales so far, and the one to predict.
+        next_inputs: (B, n, C), of each of them but the first.
         rows: B or 2B.
 
     Returns:
@@ -201,13 +207,15 @@ def predict(running: Running, k: int, next_inputs: list[Tensor], rows: int) -> t
     def repeat(x: Tensor, rows: int) -> Tensor:
         return x.repeat(rows // len(x), 1, 1)
 
-    if k > 0 and filled < rows:
-        coarser = torch.cat(next_inputs, dim=1)[:, : model.scales.offsets[k] - 1]
+    *before, k = kept
+    cached = sum(model.scales.lengths[earlier] for earlier in before)
+    if before and filled < rows:
+        coarser = torch.cat(next_inputs, dim=1)[:, : cached - 1]
         new = slice(filled, rows)
-        model.prefill(repeat(coarser, rows - filled), condition.select(new), cache.select(new))
+        model.prefill(before, repeat(coarser, rows - filled), condition.select(new), cache.select(new))
     now = slice(rows)
     next_input = repeat(next_inputs[-1], rows) if next_inputs else None
-    logits = model.step(k, next_input, condition.select(now), cache.select(now))
+    logits = model.step(k, next_input, condition.select(now), cache.select(now), cached)
     return logits, running._replace(filled=rows)
 
 

@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 Params = TypeVar("Params", bound="DataclassInstance")
 
-OFF = {"cfg_scales": None, "temperature": 1.0}  # files without these options can be read by versions that have none
+OFF = {
+    "cfg_scales": None,
+    "temperature": 1.0,
+    "use_scales": None,
+}  # files without these options can be read by versions that have none
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class SamplingParams:
         cfg_scales: first and last scale, counted from 0, at which guidance acts (arXiv 2404.07724), as strong there as
             without a window; None: all. The unconditional half of the batch runs at these scales alone.
         temperature: logits are divided by it before top_k and top_p; one number, or one for each scale.
+        use_scales: sides of the token maps that are drawn, the first and the last among them, by a model that was
+            trained with dropped scales; None: all. Other options count scales as the model does, those left out too.
 
     Raises:
         InputError: a value of another type or out of range.
@@ -38,10 +44,11 @@ class SamplingParams:
     smooth: bool = False
     cfg_scales: tuple[int, ...] | None = None
     temperature: float | tuple[float, ...] = 1.0
+    use_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         check_types(self, bounded=("cfg", "top_p", "temperature"))
-        for name in ("cfg_scales", "temperature"):
+        for name in OFF:
             if isinstance(getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         if not 0 <= self.cfg < float("inf"):
@@ -63,8 +70,21 @@ class SamplingParams:
                 "the best token alone"
             )
 
-    def check_scales(self, num_scales: int) -> None:
-        """Raise InputError for an option that does not fit a model with that many scales."""
+    def check_scales(self, sides: tuple[int, ...], scale_drop: float = 0.0) -> None:
+        """Raise InputError for an option that does not fit a model of these scales, trained with that scale_drop."""
+        num_scales, chosen = len(sides), self.use_scales
+        if chosen is not None:
+            ends = chosen[:1] + chosen[-1:]
+            if list(chosen) != sorted(set(chosen) & set(sides)) or ends != (sides[0], sides[-1]):
+                raise InputError(
+                    f"use_scales={list(chosen)} must be some of the model's scales {list(sides)} in their order, the "
+                    "first and the last among them"
+                )
+            if chosen != sides and not scale_drop:
+                raise InputError(
+                    f"use_scales={list(chosen)} leaves scales out, but the model was trained with all: leave it out, "
+                    "or train one with scale_drop"
+                )
         if self.cfg_scales is not None and self.cfg_scales[1] >= num_scales:
             raise InputError(f"cfg_scales={list(self.cfg_scales)} must be in 0..{num_scales - 1}, the model's scales")
         if isinstance(self.temperature, tuple) and len(self.temperature) != num_scales:
@@ -72,6 +92,10 @@ class SamplingParams:
                 f"temperature={list(self.temperature)} must be one number, or {num_scales}, one for each of the "
                 "model's scales"
             )
+
+    def kept_scales(self, sides: tuple[int, ...]) -> list[int]:
+        """Return the scales that are drawn, counted from 0."""
+        return [k for k, side in enumerate(sides) if self.use_scales is None or side in self.use_scales]
 
     def guides(self, k: int) -> bool:
         """Return whether guidance acts at scale k."""
@@ -99,6 +123,7 @@ class SamplingKeywords(TypedDict, total=False):
     smooth: bool | None
     cfg_scales: tuple[int, ...] | None
     temperature: float | tuple[float, ...] | None
+    use_scales: tuple[int, ...] | None
 
 
 def apply_options(params: Params, options: Mapping[str, object]) -> Params:

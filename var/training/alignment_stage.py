@@ -44,6 +44,10 @@ class AlignmentRecipe(VARRecipe):
     def _has_a_reference(self) -> Self:
         if self.init is None:
             raise InputError("init is missing: give the trained model to align, which is its own reference too")
+        if self.scale_drop:
+            raise InputError(
+                f"scale_drop={self.scale_drop} changes the tokens whose likelihood is compared: set it to 0"
+            )
         if self.self_correction is not None:
             raise InputError("self_correction changes the tokens whose likelihood is compared: set it to null")
         return self

@@ -318,7 +318,7 @@ def test_a_set_of_an_earlier_version_resumes(pipe: VARPipeline, whole: Path, tmp
     shutil.copytree(whole, tmp_path / "set")
     file = tmp_path / "set" / "settings.json"
     settings = json.loads(file.read_text())
-    for name in ("cfg_scales", "temperature", "refiner", "refine_from"):
+    for name in ("cfg_scales", "temperature", "use_scales", "refiner", "refine_from"):
         del settings[name]
     file.write_text(json.dumps(settings))
     (tmp_path / "set" / "images" / "000000_000000.png").unlink()

@@ -125,7 +125,7 @@ def _generate_batches(
 ) -> Iterator[Batch]:
     """Generate batches and yield each when it is on disk; a batch is written while the next is generated."""
     records = Records(folder / SCORES, settings)
-    names = ("cfg", "top_k", "top_p", "seed", "cfg_scales", "temperature")
+    names = ("cfg", "top_k", "top_p", "seed", "cfg_scales", "temperature", "use_scales")
     options = {name: getattr(settings, name) for name in names} | {"refiner": refiner}
 
     def write(batch: Batch, images: Sequence[Image], scores: Sequence[float] | None) -> Batch:

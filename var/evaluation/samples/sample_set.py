@@ -60,6 +60,7 @@ class Settings:
     # Sampling options of later versions: a set without them has their defaults.
     cfg_scales: tuple[int, ...] | None = FOR_METRICS.cfg_scales
     temperature: float | tuple[float, ...] = FOR_METRICS.temperature
+    use_scales: tuple[int, ...] | None = FOR_METRICS.use_scales
     refiner: str | None = None  # name or folder; its network is among the weights
     refine_from: int | None = None
 
@@ -94,6 +95,7 @@ def sample_settings(
     temperature: float | tuple[float, ...] | None = None,
     refiner: Refiner | None = None,
     refiner_name: str | None = None,
+    use_scales: tuple[int, ...] | None = None,
 ) -> Settings:
     """Return the checked settings of a set for `generate_samples`.
 
@@ -106,7 +108,7 @@ def sample_settings(
         batch: samples per batch; another number gives the same samples up to rounding.
         reject: fraction of the generated samples to keep, in (0, 1]; None: no rejection.
         judge: description of the scorer; only with reject.
-        cfg_scales, temperature: as cfg.
+        cfg_scales, temperature, use_scales: as cfg.
         refiner: what draws the fine scales, for `generate_samples` too.
         refiner_name: name of that model.
 
@@ -117,7 +119,7 @@ def sample_settings(
     if not labels or labels[-1] >= MOST:
         raise InputError(f"classes {list(labels[-1:])}: give at least one class, with labels below {MOST:,}")
     given = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "cfg_scales": cfg_scales, "temperature": temperature}
-    params = pipe.choose_sampling(given, FOR_METRICS)
+    params = pipe.choose_sampling(given | {"use_scales": use_scales}, FOR_METRICS)
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
     if reject is not None and not 0 < reject <= 1:
@@ -147,6 +149,7 @@ def sample_settings(
         batch=batch,
         cfg_scales=params.cfg_scales,
         temperature=params.temperature,
+        use_scales=params.use_scales,
         refiner=refiner_name,
         refine_from=None if refiner is None else refiner.first_scale,
     )

@@ -26,6 +26,7 @@ from var.sampling.params import SamplingParams
 from var.training.config import Recipe
 from var.training.estimate.images import Images, find_images
 from var.training.rng import StepRNG
+from var.training.scale_drop import draw_kept, quantize_kept
 from var.training.self_correction import SelfCorrectionConfig, nearest_codewords, perturb
 from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels, open_images, register, require
 from var.training.tokenizers import open_tokenizer, tokenizer_config
@@ -70,7 +71,16 @@ class VARRecipe(Recipe):
     token_views: Count = 1  # augmented views of every image in the token cache; epoch e uses view e mod token_views
     gradient_checkpointing: bool = False  # recompute each block in the backward pass, to save memory
     self_correction: SelfCorrectionConfig | None = None  # replace some input tokens by wrong ones in training
+    scale_drop: Rate = 0.0  # rate at which a step leaves out a scale between the ends
     sampling: SamplingParams | None = None  # the exported model's defaults for sampling, in its config.json
+
+    @model_validator(mode="after")
+    def _scale_drop_fits(self) -> Self:
+        if self.scale_drop and self.self_correction is not None:
+            raise InputError(
+                f"scale_drop={self.scale_drop} and self_correction both quantize the tokens anew: leave one out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _classes_fit(self) -> Self:
@@ -130,7 +140,7 @@ class VARStage(Stage[VARRecipeT]):
         super().__init__(recipe, train_data, validation_data, {"tokenizer": vqvae})
         self.vqvae = vqvae
         if recipe.sampling is not None:
-            recipe.sampling.check_scales(len(vqvae.scales))
+            recipe.sampling.check_scales(vqvae.scales.sides, recipe.scale_drop)
         self.num_classes = recipe.model.num_classes or train_data.num_classes
         for data in (train_data, validation_data):
             check_labels(data.labels, self.num_classes, "model.num_classes")
@@ -138,7 +148,8 @@ class VARStage(Stage[VARRecipeT]):
         self.present = list(range(self.num_classes)) if labels is None else sorted(set(labels.tolist()))
         wrong = recipe.self_correction
         self.neighbors = nearest_codewords(vqvae.quantizer, wrong.neighbors) if wrong else None
-        self.config = recipe.model.config(self.vqvae.config, self.num_classes)
+        config = recipe.model.config(self.vqvae.config, self.num_classes)
+        self.config = replace(config, scale_drop=recipe.scale_drop)
         # A block's AdaLN runs before all blocks, apart from the rest of its block.
         units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
         self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, NEVER_DECAYED, units=units),)
@@ -200,6 +211,14 @@ class VARStage(Stage[VARRecipeT]):
         with torch.no_grad(), torch.autocast(batch.content.device.type, enabled=False):  # as for the cache
             return self.vqvae.encode(batch.content)
 
+    @torch.no_grad()
+    def _features(self, batch: Batch) -> Tensor:
+        """Return what the scales encode, (B, C, H, H): the encoder's features, or the sum of the cached tokens."""
+        with torch.autocast(batch.content.device.type, enabled=False):
+            if batch.content.is_floating_point():
+                return self.vqvae.features(batch.content)
+            return self.vqvae.quantizer.decode(batch.content)
+
     def _check_streamed_labels(self, batch: Batch) -> None:
         """Raise InputError for a label without a class, where labels are known only when read."""
         if self.train_data.labels is None:
@@ -207,13 +226,18 @@ class VARStage(Stage[VARRecipeT]):
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
         self._check_streamed_labels(batch)
-        tokens = self._tokens(batch)
         dropped = rng.uniform("label drop") < self.recipe.label_drop
         labels = batch.labels.masked_fill(dropped, self.num_classes)
         path_noise = rng.uniform("stochastic depth", 2 * self.config.depth)
-        inputs, targets = self._pyramid(tokens, rng)
-        logits = model(labels, inputs, path_noise, checkpoint=self.recipe.gradient_checkpointing)
-        each = token_losses(logits, targets)
+        checkpoint, kept = self.recipe.gradient_checkpointing, None
+        if self.recipe.scale_drop:
+            kept = draw_kept(len(self.vqvae.scales), self.recipe.scale_drop, rng)
+            inputs, targets = quantize_kept(self.vqvae.quantizer, self._features(batch), kept)
+        else:
+            inputs, targets = self._pyramid(self._tokens(batch), rng)
+        each = token_losses(model(labels, inputs, path_noise, checkpoint=checkpoint, kept=kept), targets)
+        if kept is not None:  # which scales there are changes from step to step: validation reports each
+            return Losses(each.loss.mean(), {"loss": each.loss.detach().mean(), "accuracy": each.accuracy.mean()})
         means = image_means(TokenLosses(each.loss.detach(), each.accuracy), self.vqvae.scales)
         return Losses(each.loss.mean(), {name: values.mean() for name, values in means.items()})
 
