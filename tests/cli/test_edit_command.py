@@ -14,9 +14,10 @@ from PIL import Image, ImageChops
 from scipy import ndimage
 from tiny import Ended, Run, refusal, run
 
-from var.cli import options
+from var.cli import edit_options
 from var.cli.edit import EDIT
-from var.cli.options import MaskOptions, SamplingOptions
+from var.cli.edit_options import MaskOptions
+from var.cli.options import SamplingOptions
 from var.editing import windows
 from var.editing.edit import upscale as library_upscale
 from var.editing.image_masks import overlay
@@ -469,9 +470,9 @@ def test_help_tells_the_librarys_defaults() -> None:
     assert told(asked["dilate"]) == str(redrawn["dilate"].default)
     for name in ("hide_masked", "composite", "color_match"):
         assert told(asked[name]) == words[redrawn[name].default]
-    assert told(options.Consistent) == words[enlarged["consistent"].default]
+    assert told(edit_options.Consistent) == words[enlarged["consistent"].default]
     assert redrawn["feather"].default is enlarged["num_scales"].default is None  # told in words
-    methods = get_args(get_args(get_args(options.Method)[0])[0])
+    methods = get_args(get_args(get_args(edit_options.Method)[0])[0])
     assert methods == windows.METHODS
     assert inspect.signature(VARPipeline.outpaint).parameters["method"].default == "auto"
 

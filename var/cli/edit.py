@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import typer
 
 from tokenizer.errors import InputError
-from var.cli import options
-from var.cli.options import BlendOptions, EditOptions, MaskOptions, collect_options, whole_numbers
+from var.cli import edit_options
+from var.cli.edit_options import BlendOptions, EditOptions, MaskOptions
+from var.cli.options import collect_options, whole_numbers
 from var.cli.run import Group
 from var.cli.sample import COLUMNS, GRID_TILE
 from var.editing.params import BlendParams
@@ -25,7 +26,7 @@ LONGEST_STEM = 50  # characters of an image's name that its results take: file s
 
 
 def inpaint(
-    image: options.ImageFile, label: options.MaybeClass = None, *, masking: MaskOptions, edit: EditOptions
+    image: edit_options.ImageFile, label: edit_options.MaybeClass = None, *, masking: MaskOptions, edit: EditOptions
 ) -> None:
     """Fill a masked part of IMAGE so that it fits the rest.
 
@@ -36,7 +37,9 @@ def inpaint(
     fill("inpaint", image, label, masking, edit)
 
 
-def edit_class(image: options.ImageFile, label: options.Class, *, masking: MaskOptions, edit: EditOptions) -> None:
+def edit_class(
+    image: edit_options.ImageFile, label: edit_options.Class, *, masking: MaskOptions, edit: EditOptions
+) -> None:
     """Put something of a class into a masked part of IMAGE.
 
     Examples:
@@ -78,13 +81,13 @@ def corners(box: str) -> list[int]:
 
 
 def outpaint(
-    image: options.ImageFile,
-    left: options.Room = 0,
-    right: options.Room = 0,
-    top: options.Room = 0,
-    bottom: options.Room = 0,
-    label: options.MaybeClass = None,
-    method: options.Method = None,
+    image: edit_options.ImageFile,
+    left: edit_options.Room = 0,
+    right: edit_options.Room = 0,
+    top: edit_options.Room = 0,
+    bottom: edit_options.Room = 0,
+    label: edit_options.MaybeClass = None,
+    method: edit_options.Method = None,
     *,
     edit: EditOptions,
     blend: BlendOptions,
@@ -105,10 +108,10 @@ def outpaint(
 
 
 def upscale(
-    image: options.ImageFile,
-    label: options.MaybeClass = None,
-    scales: options.CoarseScales = None,
-    consistent: options.Consistent = None,
+    image: edit_options.ImageFile,
+    label: edit_options.MaybeClass = None,
+    scales: edit_options.CoarseScales = None,
+    consistent: edit_options.Consistent = None,
     *,
     edit: EditOptions,
 ) -> None:
