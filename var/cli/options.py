@@ -18,7 +18,7 @@ from var.sampling.params import FOR_METRICS, SamplingParams
 SAMPLING = SamplingParams()
 
 CLASS = "Index or name of a class, such as 207 or 'golden retriever'"
-MODEL = "var-mini, var-emoji, var-d16 ... var-d36, or a model folder"
+MODEL = "var-mini, var-emoji, var-d16 ... var-d36, a model folder, or user/model on the Hugging Face hub"
 SPLIT = Literal["train", "validation"]
 
 OWN = {"model", "device", "dtype", "out", "mask", "box"}  # what commands read, load and write themselves
@@ -214,7 +214,8 @@ FeatureModel = Annotated[
     Option(
         "--model",
         help="aim-600M to aim-7B, var-mini, var-d16 to var-d36, the folder of an encoder (with or without probe), "
-        "a VAR pipeline or a probe (for what it reads); or, to compare with, untrained or pixels, with --sizes.",
+        "a VAR pipeline or a probe (for what it reads), user/model on the Hugging Face hub; or, to compare with, "
+        "untrained or pixels, with --sizes.",
     ),
 ]
 Sizes = Annotated[
