@@ -22,10 +22,10 @@ from var.hub.checkpoint import (
     load_encoder,
     load_tokenizer,
     load_var,
-    load_weights,
     read_config,
     save_model,
 )
+from var.hub.start import start_from
 from var.models.aim import Encoder, EncoderConfig, sincos_2d_pos_embed
 from var.pipeline import VARPipeline
 from var.utils.files import atomic_folder
@@ -370,7 +370,7 @@ def test_a_changed_byte_of_the_weights_is_noticed(var_folder: Path, place: float
     with refused(str(var_folder / WEIGHTS), "damaged", "copy the folder again"):
         load_var(var_folder)
     with refused(str(var_folder / WEIGHTS), "damaged", "copy the folder again"):
-        load_weights(var_folder, small_var())
+        start_from(var_folder, small_var())
 
 
 def test_weights_of_another_model_of_the_same_sizes_are_noticed(tmp_path: Path) -> None:
@@ -415,7 +415,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(var_folder: Pa
     with refused(str(var_folder / WEIGHTS), "not finite", "head.bias"):
         load_var(var_folder)
     with refused(str(var_folder / WEIGHTS), "not finite", "head.bias"):
-        load_weights(var_folder, small_var())
+        start_from(var_folder, small_var())
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -125,48 +125,7 @@ def load_encoder(folder: Path) -> Encoder:
     return _load(folder, Encoder, EncoderConfig)
 
 
-class Started(NamedTuple):
-    """The names of the tensors that `load_weights` found in a folder for a model, and of those that it did not."""
-
-    loaded: list[str]
-    new: list[str]  # the model's that the folder has not, or in another shape: they keep the values that they had
-    dropped: list[str]  # the folder's that the model has not, or in another shape
-
-
-def find_weights(folder: Path, model: nn.Module) -> tuple[Path, dict[str, Any]]:
-    """Return the folder that `load_weights` reads for a model, and its config.
-
-    Raises InputError: missing files, a damaged config, another kind of model.
-    """
-    kind = type(model).__name__
-    folder = find_part(folder, kind)
-    config = read_config(folder)
-    if (given := config.get("model")) != kind:
-        raise InputError(f"init={str(folder)!r} holds a {given!r}, a {kind!r} is needed here")
-    return folder, config
-
-
-def load_weights(folder: Path, model: nn.Module) -> Started:
-    """Give a VQVAE or VAR the weights of an exported one, in place, where names and shapes are the same.
-
-    Args:
-        folder: of a model of the same kind, or of a pipeline or a training's output that has one; sizes may differ.
-
-    Raises InputError: missing or damaged files; a folder of another kind of model, or one of which no tensor fits.
-    """
-    folder, config = find_weights(folder, model)
-    state, ours = read_weights(folder / WEIGHTS), model.state_dict()
-    loaded = [name for name, value in ours.items() if name in state and state[name].shape == value.shape]
-    if not loaded:
-        raise InputError(f"init={str(folder)!r} has no tensor that fits this model: give one of similar sizes")
-    _check_values(folder, config, state)
-    with torch.no_grad():
-        for name in loaded:
-            ours[name].copy_(state[name])
-    return Started(loaded, sorted(ours.keys() - set(loaded)), sorted(state.keys() - set(loaded)))
-
-
-def _check_values(folder: Path, config: Mapping[str, Any], state: StateDict) -> None:
+def check_values(folder: Path, config: Mapping[str, Any], state: StateDict) -> None:
     """Raise InputError if a model folder's weights or sizes are not those that it was written with, or not finite."""
     if CONFIG_CHECKSUM in config and config_sha256(config) != config[CONFIG_CHECKSUM]:
         raise InputError(
@@ -193,5 +152,5 @@ def _load(folder: Path, kind: type, config_type: type) -> Any:
         raise InputError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from error
     state = read_weights(folder / WEIGHTS)
     load_strict(model, state, folder / WEIGHTS, f"does not fit {CONFIG}")
-    _check_values(folder, entries, state)
+    check_values(folder, entries, state)
     return model.eval()

@@ -13,7 +13,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var.hub.presets import AIM_RELEASED, best_layers, choose_layers
 from var.hub.state_dicts import count_numbers, find_state, load_converted, rename, shape_of
-from var.models.aim import AIM, AIMConfig, EncoderConfig
+from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig
 from var.utils.weights import StateDict
 
 # Our name -> theirs, of whole keys or of what stands before the last dot.
@@ -51,19 +51,27 @@ def aim_config(
 
     Raises InputError: a tensor that determines a size is missing, or an unknown number of heads.
     """
+    encoder = encoder_config(state, img_size, num_heads)
+    return AIMConfig(
+        **asdict(encoder),
+        probe_layers=choose_layers(probe_layers, encoder.depth, best_layers(encoder)),
+        num_classes=shape_of(state, "head.linear.weight", 2)[0],
+    )
+
+
+def encoder_config(state: StateDict, img_size: int | None, num_heads: int | None) -> EncoderConfig:
+    """Sizes of a released encoder, read off its tensors; for the arguments see load_official_aim.
+
+    Raises InputError: a tensor that determines a size is missing, or an unknown number of heads.
+    """
     width, _, _, patch_size = shape_of(state, "preprocessor.patchifier.proj.weight", 4)
-    encoder = EncoderConfig(
+    return EncoderConfig(
         image_size=EncoderConfig.image_size if img_size is None else img_size,
         patch_size=patch_size,
         width=width,
         depth=count_numbers(state, r"trunk\.blocks\.(\d+)\."),
         heads=_released_heads(width) if num_heads is None else num_heads,
         mlp_ratio=shape_of(state, "trunk.blocks.0.mlp.fc1.weight", 2)[0] / width,
-    )
-    return AIMConfig(
-        **asdict(encoder),
-        probe_layers=choose_layers(probe_layers, encoder.depth, best_layers(encoder)),
-        num_classes=shape_of(state, "head.linear.weight", 2)[0],
     )
 
 
@@ -101,6 +109,15 @@ def load_official_aim(
     state_dict = find_state(state_dict)
     config = aim_config(state_dict, img_size, num_heads, probe_layers)
     return load_converted(AIM, config, state_dict, official_aim_key)
+
+
+def load_official_encoder(
+    state_dict: Mapping[str, Any], img_size: int | None = None, num_heads: int | None = None
+) -> Encoder:
+    """The encoder's half of load_official_aim, of a released backbone with or without a head."""
+    state = {key: value for key, value in find_state(state_dict).items() if not key.startswith("head.")}
+    config = encoder_config(state, img_size, num_heads)
+    return load_converted(Encoder, config, state, lambda key: official_aim_key(f"encoder.{key}"))
 
 
 def to_official_aim(model: AIM) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data.config import Positive
 from var.data.dataset import Batch, SampleDataset
-from var.hub.checkpoint import load_weights
+from var.hub.start import load_weights
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
 from var.training.alignment import alignment_loss, log_likelihood
@@ -91,7 +91,8 @@ class AlignmentStage(VARStage[AlignmentRecipeT]):
         stage = super().from_recipe(recipe)
         if recipe.init is None:
             raise TypeError("a recipe of an alignment has init")
-        if new := load_weights(recipe.init, stage.reference).new:
+        started = load_weights(recipe.init, stage.reference)
+        if new := started.new + started.interpolated:
             raise InputError(
                 f"init={str(recipe.init)!r} has no {new[0]} of this size ({len(new)} of the model's tensors are "
                 "missing): give the recipe the model's own sizes, classes and tokenizer"

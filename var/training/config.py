@@ -59,15 +59,16 @@ class Recipe(Section):
 
     stage: str  # its name in the registry of stages
     output: UserPath  # the run's folder
-    init: UserPath | None = None  # folder of an exported model, whose weights replace the random ones at the start
+    # Weights that replace the random ones at the start: a model's name, a folder of an exported one, a released file.
+    init: UserPath | None = None
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the weights, the order of the images and their augmentation
     data: DataConfig
     batch_size: Annotated[int, Field(ge=1, le=2**24)]  # images a step over all processes
     # Micro-batches, one after another, of each process's share of a batch, to save memory; None: the launcher's, or 1.
     accumulate: Count | None = None
-    # Length of the run, in passes over the images or in steps: one of them is given.
+    # Length of the run, in passes over the images or in steps: one of them is given. 0 steps only export the start.
     epochs: Annotated[float, Field(gt=0, le=1e7)] | None = None
-    steps: Count | None = None
+    steps: Annotated[int, Field(ge=0, le=10**9)] | None = None
     optimizer: OptimizerConfig
     schedule: ScheduleConfig = ScheduleConfig()
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None  # decay of the average of the weights; None: no average

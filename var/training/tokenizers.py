@@ -1,28 +1,44 @@
-"""The trained tokenizer that a recipe names by its folder."""
+"""The trained tokenizer of a recipe: its folder, the name of a model that has it, or a released file.
+
+A released file is read for 256 px, as no tensor shows its scales; that of 512 px has the name var-d36.
+"""
 
 from pathlib import Path
 
 from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.hub.checkpoint import find_part, load_tokenizer, read_config
+from var.hub.checkpoint import load_tokenizer, read_config
+from var.hub.presets import RELEASED
+from var.hub.sources import find_weights, read_released
+
+KIND, KEY = VQVAE.__name__, "tokenizer"
 
 
-def open_tokenizer(folder: Path) -> VQVAE:
-    """Load a recipe's tokenizer, without gradients. Raises InputError: there is none, or its files are damaged."""
-    return load_tokenizer(_find(folder)).requires_grad_(False)
+def open_tokenizer(given: Path) -> VQVAE:
+    """Load a recipe's tokenizer, without gradients.
+
+    Raises InputError: there is none, its files are damaged, or it cannot be downloaded.
+    """
+    place = find_weights(given, KIND, KEY)
+    if place is not None and place.is_dir():
+        return load_tokenizer(place).requires_grad_(False)
+    released = read_released(place, str(given), KIND, TokenizerConfig(), KEY)
+    if not isinstance(released, VQVAE):
+        raise TypeError(f"a VQVAE is needed, got {type(released).__name__}")
+    return released.requires_grad_(False)
 
 
-def tokenizer_config(folder: Path) -> TokenizerConfig:
-    """Read the sizes alone of a recipe's tokenizer. Raises InputError: there is none, or its config cannot be read."""
-    found = _find(folder)
+def tokenizer_config(given: Path) -> TokenizerConfig:
+    """Read the sizes alone of a recipe's tokenizer; nothing is downloaded.
+
+    Raises InputError: there is none, or its config cannot be read.
+    """
+    place = find_weights(given, KIND, KEY)
+    if place is None:
+        return TokenizerConfig(scales=RELEASED[str(given)].scales)
+    if place.is_file():
+        return open_tokenizer(given).config
     try:
-        return TokenizerConfig(**read_config(found)["config"])
+        return TokenizerConfig(**read_config(place)["config"])
     except (TypeError, ValueError) as error:
-        raise InputError(f"tokenizer={str(folder)!r} cannot be used: {one_line(error)}") from error
-
-
-def _find(folder: Path) -> Path:
-    """Return the tokenizer's own folder: that given, or the one in a pipeline or a training's output."""
-    if not folder.is_dir():
-        raise InputError(f"tokenizer={str(folder)!r} does not exist: train stage 1 first, and give its model")
-    return find_part(folder, VQVAE.__name__)
+        raise InputError(f"tokenizer={str(given)!r} cannot be used: {one_line(error)}") from error

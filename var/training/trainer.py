@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError, one_line
 from var.data.dataset import Batch
 from var.data.loader import validation_loader
-from var.hub.checkpoint import load_weights
+from var.hub.start import start_from
 from var.sampling.logits import mix_seed
 from var.training.checkpointing import checkpoints, load_newest, remove_torn, save_checkpoint
 from var.training.config import Recipe
@@ -58,7 +58,7 @@ class Trainer:
         for phase in stage.phases:
             phase.model.to(accelerator.device)
         if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
-            start_from(recipe.init, stage.phases[0].model)
+            start_from(recipe.init, stage.phases[0].model, stage.train_data.class_names)
         first, sharded = stage.phases[0], accelerator.num_processes > 1 and is_sharding_requested()
         self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
         if self.ema and sharded and first.units:
@@ -298,16 +298,6 @@ class Trainer:
             with self.accelerator.autocast():  # an export that measures computes as validation does
                 self.stage.export(model, self.recipe.output / name)
         return self.recipe.output / name
-
-
-def start_from(folder: Path, model: nn.Module) -> None:
-    """Load exported weights for a new run, and log what did not match. Raises InputError: see `load_weights`."""
-    started = load_weights(folder, model)
-    log.info("init: %s from %s", plural(len(started.loaded), "tensor"), folder)
-    for names, fate in ((started.new, "not in it, random"), (started.dropped, "of it not used")):
-        if names:
-            shown = ", ".join(names[:8]) + ", ..." * (len(names) > 8)
-            log.warning("init: %s %s: %s", plural(len(names), "tensor"), fate, shown)
 
 
 def upgrade_settings(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:

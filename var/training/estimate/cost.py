@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from var.hub.checkpoint import find_weights
+from var.hub.start import check_start
 from var.training.checkpointing import checkpoints
 from var.training.config import Recipe
 from var.training.distributed import is_sharding_requested, with_launcher_settings
@@ -121,7 +121,7 @@ def estimate(recipe: Recipe) -> Estimate:
 
     outline = find_stage(recipe.stage).outline(recipe)
     if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
-        find_weights(recipe.init, outline.stage.phases[0].model)
+        check_start(recipe.init, outline.stage.phases[0].model)
     images = outline.images
     notes = [images.unknown] if images.unknown else []
     networks, work = _networks(outline.stage, recipe), count_work(outline, micro, dtype)

@@ -57,7 +57,7 @@ class AIMRecipe(Recipe):
     # Predicted of a patch: its pixels, normalized or not, or its token in the last token map of a tokenizer, which must
     # have as many cells as the encoder has patches.
     targets: Literal["normalized", "pixels", "tokens"] = "normalized"
-    tokenizer: UserPath | None = None  # folder of a trained tokenizer, for targets=tokens
+    tokenizer: UserPath | None = None  # for targets=tokens: as in VARRecipe
 
     @model_validator(mode="after")
     def _targets_fit(self) -> Self:

@@ -18,7 +18,7 @@ from var.data.listing import SPLIT_NAMES
 from var.data.token_cache import MANIFEST, Manifest
 from var.data.token_dataset import TokenDataset
 from var.data.tokenize import write_tokens
-from var.hub.presets import RELEASED
+from var.hub.presets import RELEASED, SHIPPED
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR, TransformerSizes, VARConfig
 from var.sampling.generate import generate
@@ -63,7 +63,7 @@ class VARRecipe(Recipe):
 
     renamed: ClassVar[Mapping[str, str]] = {**Recipe.renamed, "tokens": "token_cache"}
 
-    tokenizer: UserPath  # folder of a trained one
+    tokenizer: UserPath  # a trained one: its folder, the name of a model that has it, or a released file
     model: VARSizes
     label_drop: Rate = 0.1  # fraction of the labels replaced by the null class in training
     # Folder, completed at the start of the run; None encodes the images in every step.
@@ -281,7 +281,7 @@ def _find_images(recipe: VARRecipe) -> tuple[Images, bool]:
 
 def _known_tokenizer(recipe: VARRecipe) -> tuple[TokenizerConfig, list[str]]:
     """Return the sizes of the recipe's tokenizer, and assumptions."""
-    given, there = str(recipe.tokenizer), recipe.tokenizer.is_dir()
+    given, there = str(recipe.tokenizer), recipe.tokenizer.exists() or str(recipe.tokenizer) in (*SHIPPED, *RELEASED)
     for name, released in RELEASED.items():
         tokenizer = TokenizerConfig(scales=released.scales)
         if not there and recipe.model.config(tokenizer, released.num_classes) == released:

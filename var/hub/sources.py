@@ -1,0 +1,156 @@
+"""Find trained weights of one kind of model by a name, a folder or a released file, and read them under our names."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizer.errors import InputError
+from tokenizer.scales import SCALES_256, SCALES_512, Scales
+from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.hub.checkpoint import WEIGHTS, check_values, find_part, read_config
+from var.hub.convert import TOKENIZER_ENTRIES, VAR_ENTRIES, load_official_tokenizer, load_official_var
+from var.hub.convert_aim import load_official_encoder
+from var.hub.download import locate_file
+from var.hub.presets import (
+    AIM_RELEASED,
+    AIM_REPOSITORY,
+    RELEASED,
+    RELEASED_REPOSITORY,
+    RELEASED_TOKENIZER,
+    SHIPPED,
+    check_aim_name,
+    check_name,
+    released_file,
+)
+from var.hub.state_dicts import find_state, shape_of
+from var.models.aim import AIM, Encoder, EncoderConfig
+from var.models.var import VAR, VARConfig
+from var.utils.paths import cache_folder, to_path
+from var.utils.weights import StateDict, read_weights
+
+# A tensor that the released files of each kind have, and those of the other kinds have not.
+_MARKS = {
+    VQVAE.__name__: "quantize.embedding.weight",
+    VAR.__name__: "pos_1LC",
+    Encoder.__name__: "trunk.post_trunk_norm.weight",
+}
+_USAGE = "quantize.ema_vocab_hit_SV"  # (K, V)
+_PATCHES = "preprocessor.patchifier.proj.weight"
+_ENTRIES = {VQVAE.__name__: TOKENIZER_ENTRIES, VAR.__name__: VAR_ENTRIES}
+
+
+class Weights(NamedTuple):
+    """The weights of a trained model, under our names."""
+
+    given: str  # by the user, for messages
+    config: Mapping[str, Any]  # its sizes
+    state: StateDict
+    classes: Mapping[int, str]  # names of its labels, as far as they are known
+
+
+def find_weights(given: str | Path, kind: str, key: str) -> Path | None:
+    """Return the folder or file of a model's weights; None: those of a released name, not converted here yet.
+
+    Args:
+        given: a name, a folder (of a pipeline, a training's output, the model alone), or a released file.
+        kind: the class of the model: VQVAE, VAR or Encoder.
+        key: the recipe's, for messages.
+
+    Raises InputError: nothing of that name, missing files, a damaged config, another kind of model.
+    """
+    place = to_path(given, key)
+    path = place if place.exists() else _find_named(place, kind, key)
+    if path is None or path.is_file():
+        return path
+    folder = find_part(path, kind)
+    found = read_config(folder).get("model")
+    if found != kind and not (kind == Encoder.__name__ and found == AIM.__name__):
+        raise InputError(f"{key}={str(given)!r} holds a {found!r}, a {kind!r} is needed here")
+    return folder
+
+
+def _find_named(name: Path, kind: str, key: str) -> Path | None:
+    """Return the folder of a named model, shipped or converted before; None: a released one that is not."""
+    of_aim, given = kind == Encoder.__name__, str(name)
+    if len(name.parts) > 1:
+        known = ", ".join(AIM_RELEASED if of_aim else (*SHIPPED, *RELEASED))
+        remedy = "train stage 1 first, and give its model" if key == "tokenizer" else "give a model's folder"
+        raise InputError(f"{key}={given!r} does not exist: {remedy}, a released file, or one of {known}")
+    if given in ((*SHIPPED, *RELEASED) if of_aim else AIM_RELEASED):
+        raise InputError(f"{key}={given!r} is {'no AIM' if of_aim else 'an AIM'}, a {kind!r} is needed here")
+    try:
+        (check_aim_name if of_aim else check_name)(given)
+    except InputError as error:
+        raise InputError(f"{key}={given!r} does not exist: {error}") from error
+    if given in SHIPPED:
+        return SHIPPED[given]
+    heads = [f"{given}-{head}" for head in AIM_RELEASED[given].heads] if of_aim else [given]
+    return next((cache_folder() / folder for folder in heads if (cache_folder() / folder).is_dir()), None)
+
+
+def read_weights_for(model: VQVAE | VAR | Encoder, given: str | Path, key: str) -> Weights:
+    """Find and read weights for a model of the same kind, of any sizes.
+
+    Raises InputError: see `find_weights`; damaged files, no connection.
+    """
+    kind = type(model).__name__
+    place = find_weights(given, kind, key)
+    if place is None or place.is_file():
+        trained = read_released(place, str(given), kind, model.config, key)
+        return Weights(str(given), trained.config.to_dict(), trained.state_dict(), {})
+    entries, state = read_config(place), read_weights(place / WEIGHTS)
+    check_values(place, entries, state)
+    if entries["model"] == AIM.__name__:
+        state = {name.removeprefix("encoder."): value for name, value in state.items()}
+    names = entries.get("classes")
+    classes = {int(label): str(name) for label, name in names.items()} if isinstance(names, dict) else {}
+    return Weights(str(given), entries["config"], state, classes)
+
+
+def read_released(
+    file: Path | None, given: str, kind: str, sizes: TokenizerConfig | VARConfig | EncoderConfig, key: str
+) -> VQVAE | VAR | Encoder:
+    """Read a released file, or if it is None that of a released name, which is downloaded if need be.
+
+    Args:
+        sizes: of a file, those that no tensor shows: the scales, or the number of heads and the side of the images.
+
+    Raises InputError: another kind of file, a damaged one, no connection.
+    """
+    if file is None:
+        file, sizes = _locate_released(given, kind)
+    state = find_state(read_weights(file, _ENTRIES.get(kind, ())), _ENTRIES.get(kind, ()))
+    found = next((name for name, mark in _MARKS.items() if mark in state), None)
+    if found not in (kind, None):
+        raise InputError(f"{key}={given!r} holds a released {found!r}, a {kind!r} is needed here")
+    try:
+        if isinstance(sizes, EncoderConfig):
+            known = [released.config.width for released in AIM_RELEASED.values()]
+            heads = None if shape_of(state, _PATCHES, 4)[0] in known else sizes.heads
+            return load_official_encoder(state, sizes.image_size, heads)
+        if kind == VQVAE.__name__:
+            return load_official_tokenizer(state, _choose_scales(sizes.scales, len, state, _USAGE, 0))
+        return load_official_var(state, _choose_scales(sizes.scales, _count_tokens, state, _MARKS[kind], 1))
+    except InputError as error:
+        raise InputError(f"{key}={given!r} cannot be used: {error}") from error
+
+
+def _choose_scales(
+    ours: tuple[int, ...], count: Callable[[tuple[int, ...]], int], state: StateDict, name: str, dimension: int
+) -> tuple[int, ...]:
+    """Return the scales whose count is a tensor's length: ours or a released model's; ours too where none fits."""
+    length = state[name].shape[dimension] if name in state and state[name].ndim > dimension else None
+    return next((sides for sides in (ours, SCALES_256.sides, SCALES_512.sides) if count(sides) == length), ours)
+
+
+def _count_tokens(sides: tuple[int, ...]) -> int:
+    return Scales(sides).total
+
+
+def _locate_released(name: str, kind: str) -> tuple[Path, VARConfig | EncoderConfig]:
+    """Return the file of a released model, downloaded if need be, and the sizes of the model."""
+    if kind == Encoder.__name__:
+        released = AIM_RELEASED[name]
+        return locate_file(released.backbone, AIM_REPOSITORY, (released.backbone,)), released.config
+    file = RELEASED_TOKENIZER if kind == VQVAE.__name__ else released_file(name)
+    return locate_file(file, RELEASED_REPOSITORY, (file,)), RELEASED[name]
