@@ -21,7 +21,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from var.models.var import VAR
 from var.training import distributed
-from var.training.config import OptimizerConfig
+from var.training.adapters import add_adapters
+from var.training.config import LoRAConfig, OptimizerConfig
 from var.training.distributed import (
     build_accelerator,
     copy_into,
@@ -39,10 +40,12 @@ from var.training.distributed import (
 )
 from var.training.ema import EMA
 from var.training.optimizer import build_optimizer
+from var.training.parts import freeze
 
 WORLD, PARTS, BATCH = 2, 2, 8
 NO_STEPS = {"gradient_accumulation_steps": None}
 UNITS = ("blocks.0.adaln", "blocks.0", "blocks.1.adaln", "blocks.1")  # the AdaLNs have their turn before all blocks
+KINDS = ("mixed", "whole units", "adapters")  # of what is frozen
 State = dict[str, Any]
 
 
@@ -53,6 +56,16 @@ def small(seed: int = 0) -> VAR:
 
 def optimizer_of(model: nn.Module) -> torch.optim.Optimizer:
     return build_optimizer(model, OptimizerConfig(lr=1e-3, weight_decay=0.1), ("position",))
+
+
+def partly_trained(kind: str) -> VAR:
+    """A model of which some parameters are frozen, in all units or in whole ones; or adapters are trained."""
+    model = small()
+    if kind == "adapters":
+        add_adapters(model, LoRAConfig(rank=2, layers=("qkv", "up", "linear")), seed=0)
+    else:
+        freeze(model, ["mlp", "class_embedding"] if kind == "mixed" else ["blocks.0", "head"])
+    return model
 
 
 def loss_of(model: nn.Module, indices: range) -> Tensor:
@@ -176,6 +189,30 @@ def of_accumulation(rank: int) -> State:
     return result
 
 
+def of_partly_trained(kind: str, rank: int) -> State:
+    model = partly_trained(kind)
+    ema = EMA(model, 0.9)
+    for each in (model, ema.model):
+        shard(each, UNITS)
+    optimizer = optimizer_of(model)
+    train(model, optimizer, rank, WORLD)
+    ema.update(model, 0)
+    plain = unshard(model, partial(partly_trained, kind))
+    result = {
+        "trained": kept(model_state(model)),
+        "optimizer": kept(optimizer_state(model, optimizer)),
+        "gathered": kept(plain.state_dict()) if plain is not None else {},
+        "average": kept(model_state(ema.model)),
+    }
+    replicated = partly_trained(kind)
+    wrapped, optimizer = DistributedDataParallel(replicated), optimizer_of(replicated)
+    for _ in range(3):
+        backward(replicated, wrapped, rank, WORLD, PARTS)
+        optimizer.step()
+        optimizer.zero_grad()
+    return result | {"replicated": kept(replicated.state_dict())}
+
+
 def of_average() -> State:
     model = small()
     ema = EMA(model, 0.9)
@@ -196,6 +233,7 @@ def process(rank: int, folder: Path) -> None:
             "training": of_training(rank),
             "accumulation": of_accumulation(rank),
             "average": of_average(),
+            **{kind: of_partly_trained(kind, rank) for kind in KINDS},
         }
         if rank == 0:
             torch.save(results, folder / "results.pt")
@@ -268,6 +306,22 @@ def test_sharded_training_is_that_of_one_process_and_moves_back(two: dict[str, S
     for model, its_optimizer in ((one, optimizer), (back, back_optimizer)):
         train(model, its_optimizer)
     assert_close(model_state(back), model_state(one))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_frozen_stays_and_the_rest_is_trained_as_on_one_process(two: dict[str, State], kind: str) -> None:
+    model, start, found = partly_trained(kind), partly_trained(kind).state_dict(), two[kind]
+    optimizer = optimizer_of(model)
+    train(model, optimizer)
+    for trained in (found["trained"], found["replicated"]):
+        assert_close(trained, model_state(model))
+    assert_close(found["optimizer"], optimizer_state(model, optimizer))
+    assert_equal(found["gathered"], found["trained"])
+    names = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert names
+    for states in (found["trained"], found["replicated"], found["average"]):
+        assert all(torch.equal(states[name], start[name]) for name in names)
+    assert found["optimizer"].keys() == dict(model.named_parameters()).keys() - names
 
 
 @pytest.mark.parametrize("how", ["replicated", "sharded in 1", "sharded in 2", "sharded in 4"])

@@ -123,6 +123,14 @@ def on_sphere(x: Tensor, radius: Tensor | float = 1.0) -> Tensor:
     return (x * (radius / length.clamp(min=1e-12))).to(x.dtype)
 
 
+class QKV(nn.Linear):
+    """The linear map to queries, keys and values, whose bias is an argument; a module, so that it can be adapted."""
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(..., D) and a bias (3D,) -> (..., 3D)."""
+        return F.linear(x, self.weight, bias)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -130,7 +138,7 @@ class Attention(nn.Module):
         super().__init__()
         width = config.width
         self.heads = config.heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.qkv = QKV(width, 3 * width, bias=False)
         self.q_bias = nn.Parameter(torch.zeros(width)) if config.bias else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if config.bias else None
         self.log_scale = nn.Parameter(torch.full((self.heads,), math.log(4.0))) if config.qk_norm else None
@@ -142,7 +150,7 @@ class Attention(nn.Module):
         bias = None
         if self.q_bias is not None and self.v_bias is not None:
             bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # (3D,)
-        qkv = F.linear(x, self.qkv.weight, bias)  # (B, L, 3D)
+        qkv = self.qkv(x, bias)  # (B, L, 3D)
         q, k, v = rearrange(qkv, "b l (three h d) -> three b l h d", three=3, h=self.heads)  # (B, L, H, D / H) each
         if self.log_scale is not None:
             attention_scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]  # (H, 1)

@@ -10,6 +10,9 @@ from tokenizer.errors import InputError
 from var.data.config import Count, DataConfig, Fraction, NotNegative, Positive, Rate, Section, UserPath
 from var.hub.presets import encoder_sizes
 
+# Part of a model: a pattern for consecutive components of parameters' names, such as blocks.0, encoder, mlp or *bias.
+Part = Annotated[str, Field(min_length=1)]
+
 
 def preset_sizes(given: object) -> object:
     """Replace a name in presets.AIM_SIZES, alone or as `preset` beside single sizes, by the encoder's sizes."""
@@ -24,6 +27,8 @@ class OptimizerConfig(Section):
     weight_decay: NotNegative = 0.05  # on matrices and kernels only
     final_weight_decay: Positive | None = None  # at the end of the run; None: the same throughout
     grad_clip: Positive | None = 2.0  # bound on the norm of the gradient
+    # Parts of the model, as in `freeze`, and the factors on their learning rates; the last that matches counts.
+    lr_factors: dict[Part, Positive] = Field(default_factory=dict)
 
 
 class ScheduleConfig(Section):
@@ -42,11 +47,27 @@ class ScheduleConfig(Section):
         return self
 
 
+class LoRAConfig(Section):
+    """Low-rank adapters (LoRA, arXiv 2106.09685): W becomes W + alpha / rank * B A, of which B and A are trained."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    dropout: Rate = 0.0  # of the adapters' input, in training
+    # The layers that have one: of attention (qkv, proj), of the MLP (up, down), of AdaLN (linear).
+    layers: Annotated[tuple[Literal["qkv", "proj", "up", "down", "linear"], ...], Field(min_length=1)] = (
+        *("qkv", "proj", "up", "down"),
+    )
+    train: tuple[Part, ...] = ("class_embedding",)  # parts that are trained whole beside the adapters, as in `freeze`
+
+
 class Recipe(Section):
     """Keys that the recipes of all stages share; `..._every` is in steps."""
 
     # Keys that a resumed run must not change; with ema, given or not, all that a checkpoint remembers.
-    fixed: ClassVar[frozenset[str]] = frozenset({"stage", "seed", "batch_size", "model"})
+    fixed: ClassVar[frozenset[str]] = frozenset(
+        {"stage", "seed", "batch_size", "model", "freeze", "train_only", "lora"}
+    )
+    has_transformer: ClassVar[bool] = False  # which lora can adapt
     # Keys and values renamed since the previous version: old -> new; of a nested key, its last part.
     renamed: ClassVar[Mapping[str, str]] = {
         "keep": "keep_last",
@@ -61,6 +82,10 @@ class Recipe(Section):
     output: UserPath  # the run's folder
     # Weights that replace the random ones at the start: a model's name, a folder of an exported one, a released file.
     init: UserPath | None = None
+    # Parts of the model that are not trained, or the only ones that are: by name or kind, such as blocks.0 or mlp.
+    freeze: tuple[Part, ...] = ()
+    train_only: tuple[Part, ...] = ()
+    lora: LoRAConfig | None = None  # train adapters of a transformer in place of its weights; merged on export
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0  # of the weights, the order of the images and their augmentation
     data: DataConfig
     batch_size: Annotated[int, Field(ge=1, le=2**24)]  # images a step over all processes
@@ -83,6 +108,20 @@ class Recipe(Section):
     max_skipped: Count = 20  # steps in a row that may be skipped for a loss or gradient that is not finite
     compile: bool = False  # by torch.compile
     wandb_project: Annotated[str, Field(min_length=1)] | None = None  # at Weights & Biases; None: no run there
+
+    @model_validator(mode="after")
+    def _one_way_to_freeze(self) -> Self:
+        if self.freeze and self.train_only:
+            raise InputError("freeze and train_only are both given: leave one of them out")
+        if self.lora is not None and not self.has_transformer:
+            raise InputError(
+                f"lora adapts the transformer of VAR, which stage {self.stage} does not train: leave it out"
+            )
+        if self.lora is not None and self.init is None:
+            raise InputError("lora adapts a trained transformer: give it as init")
+        if self.lora is not None and (self.freeze or self.train_only):
+            raise InputError("lora trains its adapters and lora.train alone: leave out freeze and train_only")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -19,8 +19,8 @@ class EMA:
     def update(self, model: nn.Module, step: int) -> None:
         """Move the average towards the model; faster in early steps, so that the random start is soon forgotten."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        ours = [local_tensor(parameter) for parameter in self.model.parameters()]
-        theirs = [local_tensor(parameter) for parameter in model.parameters()]
-        torch._foreach_lerp_(ours, theirs, 1 - decay)
+        pairs = zip(self.model.parameters(), model.parameters(), strict=True)
+        moving = [(local_tensor(mine), local_tensor(current)) for mine, current in pairs if current.requires_grad]
+        torch._foreach_lerp_([mine for mine, _ in moving], [current for _, current in moving], 1 - decay)
         for mine, current in zip(self.model.buffers(), model.buffers(), strict=True):
             mine.copy_(current)

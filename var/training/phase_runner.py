@@ -63,7 +63,7 @@ class PhaseRunner:
         """Take one of `steps` steps on this process's micro-batches, whose gradients add up to the whole batch's."""
         lr = self.phase.optimizer.lr * lr_factor(rngs[0].step, steps, self.recipe.schedule)
         for group in self.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_factor"]
             if group["decays"]:
                 group["weight_decay"] = weight_decay(rngs[0].step, steps, self.phase.optimizer)
         self.model.train()

@@ -1,5 +1,6 @@
 """A training run in memory: its steps, validation, saving and resuming."""
 
+import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -25,6 +26,7 @@ from var.training.distributed import is_sharding_requested, load_model_state, mo
 from var.training.ema import EMA
 from var.training.health import RunHealth
 from var.training.origin import describe_origin, describe_repairs, find_change
+from var.training.parts import log_trained
 from var.training.phase_runner import PhaseRunner
 from var.training.renamed_keys import rename_keys
 from var.training.rng import StepRNG
@@ -59,6 +61,8 @@ class Trainer:
             phase.model.to(accelerator.device)
         if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
             start_from(recipe.init, stage.phases[0].model, stage.train_data.class_names)
+        stage.set_trained()
+        log_trained(stage.phases[0].model)
         first, sharded = stage.phases[0], accelerator.num_processes > 1 and is_sharding_requested()
         self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
         if self.ema and sharded and first.units:
@@ -284,7 +288,7 @@ class Trainer:
     @torch.no_grad()
     def preview(self) -> Image.Image | None:
         """Draw the stage's sheet from the first validation images; every process must call this, the main one draws."""
-        model = unshard(self.eval_model, self.stage.build)
+        model = unshard(self.eval_model, self.stage.rebuild)
         if model is None or not self.accelerator.is_main_process:
             return None
         model.eval()
@@ -293,7 +297,7 @@ class Trainer:
 
     def export(self, name: str) -> Path:
         """Write the model as users load it; every process must call this, the main one writes."""
-        model = unshard(self.eval_model, self.stage.build)
+        model = unshard(self.eval_model, self.stage.rebuild)
         if model is not None and self.accelerator.is_main_process:
             with self.accelerator.autocast():  # an export that measures computes as validation does
                 self.stage.export(model, self.recipe.output / name)
@@ -301,8 +305,11 @@ class Trainer:
 
 
 def upgrade_settings(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return a checkpoint's `fixed_settings` under current names, with defaults for sizes added since."""
+    """Return a checkpoint's `fixed_settings` under current names, with defaults for keys and sizes added since."""
     theirs = rename_keys(theirs, type(recipe), f"the checkpoints in {recipe.output}")
+    fields = type(recipe).model_fields
+    added = {name for name in recipe.fixed - theirs.keys() if not fields[name].is_required()}
+    theirs |= {name: json.loads(json.dumps(fields[name].default)) for name in added}  # as JSON, tuples are lists
     if theirs.get("stage") != recipe.stage or "model" not in theirs:
         return theirs
     annotation: Any = type(recipe).model_fields["model"].annotation

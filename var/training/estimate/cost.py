@@ -30,7 +30,7 @@ class Network(NamedTuple):
 
     name: str
     parameters: int
-    trained: bool
+    trained: int  # of its parameters
     averaged: bool = False
     sharded: bool = False
 
@@ -122,6 +122,8 @@ def estimate(recipe: Recipe) -> Estimate:
     outline = find_stage(recipe.stage).outline(recipe)
     if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
         check_start(recipe.init, outline.stage.phases[0].model)
+    with torch.device("meta"):
+        outline.stage.set_trained()
     images = outline.images
     notes = [images.unknown] if images.unknown else []
     networks, work = _networks(outline.stage, recipe), count_work(outline, micro, dtype)
@@ -129,7 +131,7 @@ def estimate(recipe: Recipe) -> Estimate:
     if not works:
         notes.append(f"precision=float16 needs CUDA, this device is {device.type}: the time is unknown")
     kinds = {part.dtype for part in work.passes} | ({torch.float32} if work.preparation else set())
-    saved = sum(n.parameters * (4 if n.averaged else 3) for n in networks if n.trained)
+    saved = sum(n.parameters * (2 if n.averaged else 1) + 2 * n.trained for n in networks if n.trained)
     return Estimate(
         networks=networks,
         images=recipe.batch_size,
@@ -153,27 +155,34 @@ def estimate(recipe: Recipe) -> Estimate:
 
 def _networks(stage: Stage[Any], recipe: Recipe) -> list[Network]:
     trained = [
-        Network(phase.name, _size(phase.model), True, recipe.ema is not None and i == 0, sharded=bool(phase.units))
+        Network(
+            phase.name,
+            _size(phase.model),
+            _size(phase.model, trained=True),
+            recipe.ema is not None and i == 0,
+            sharded=bool(phase.units),
+        )
         for i, phase in enumerate(stage.phases)
     ]
-    return trained + [Network(name, _size(network), trained=False) for name, network in stage.frozen.items()]
+    return trained + [Network(name, _size(network), trained=0) for name, network in stage.frozen.items()]
 
 
-def _size(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
+def _size(network: nn.Module, trained: bool = False) -> int:
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad or not trained)
 
 
 def _memory(networks: Sequence[Network], kept: int, world_size: int, sharded: bool) -> Memory:
-    weights = gradients = average = 0.0
+    weights = gradients = moments = average = 0.0
     for network in (network for network in networks if network.trained):
         here = sharded and network.sharded
-        size = FLOAT * network.parameters / (world_size if here else 1)
+        size, trained = (FLOAT * n / (world_size if here else 1) for n in (network.parameters, network.trained))
         weights += size
         # DistributedDataParallel reduces gradients in buckets of their own.
-        gradients += size * (2 if world_size > 1 and not here else 1)
+        gradients += trained * (2 if world_size > 1 and not here else 1)
+        moments += 2 * trained
         average += size if network.averaged else 0
     frozen = FLOAT * sum(network.parameters for network in networks if not network.trained)
-    return Memory(weights, gradients, 2 * weights, average, frozen, kept)
+    return Memory(weights, gradients, moments, average, frozen, kept)
 
 
 def measure_speed(device: torch.device, dtype: torch.dtype) -> float:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from var.training.estimate.cost import SHARE_OF_PRODUCT, Estimate
+from var.training.estimate.cost import SHARE_OF_PRODUCT, Estimate, Network
 from var.utils.text import plural
 
 
@@ -30,9 +30,15 @@ Rows = list[tuple[str, str]]
 
 def _of_networks(found: Estimate) -> Rows:
     return [
-        (network.name, f"{amount(network.parameters)} parameters, {'trained' if network.trained else 'frozen'}")
+        (network.name, f"{amount(network.parameters)} parameters, {_describe_trained(network)}")
         for network in found.networks
     ]
+
+
+def _describe_trained(network: Network) -> str:
+    if 0 < network.trained < network.parameters:
+        return f"{amount(network.trained)} of them trained"
+    return "trained" if network.trained else "frozen"
 
 
 def _of_a_step(found: Estimate) -> Rows:

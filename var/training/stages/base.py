@@ -21,6 +21,7 @@ from var.data.dataset import Batch, ImageDataset, SampleDataset, open_dataset
 from var.data.listing import SPLIT_NAMES
 from var.training.config import OptimizerConfig, Recipe
 from var.training.estimate.images import Images
+from var.training.parts import freeze
 from var.training.rng import StepRNG
 from var.utils.ranks import Ranks
 
@@ -103,6 +104,23 @@ class Stage(ABC, Generic[RecipeT]):
         """Move the frozen networks to the device."""
         for network in self.frozen.values():
             network.to(device)
+
+    def set_trained(self) -> None:
+        """Make the first phase's model ready for training: with what `adapt` adds, without what the recipe freezes.
+
+        Raises InputError: a part that the model has not, nothing left to train, or what the stage needs to train.
+        """
+        self.adapt(self.phases[0].model)
+        freeze(self.phases[0].model, self.recipe.freeze, self.recipe.train_only)
+
+    def adapt(self, model: nn.Module) -> None:
+        """Add to a model of `build` what is trained in place of its weights."""
+
+    def rebuild(self) -> nn.Module:
+        """Build a model with the names and shapes of the first phase's as it is trained."""
+        model = self.build()
+        self.adapt(model)
+        return model
 
     @abstractmethod
     def build(self) -> nn.Module:

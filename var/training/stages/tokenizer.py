@@ -170,6 +170,15 @@ class TokenizerStage(Stage[TokenizerRecipe]):
             stage = cls(recipe, networks, data, data)
             return Outline(stage, images, torch.empty(3, side, side), stage.vqvae.scales.total)
 
+    def set_trained(self) -> None:
+        super().set_trained()
+        if self.recipe.restart_dead_codes and not self.vqvae.quantizer.codebook.weight.requires_grad:
+            raise InputError("restart_dead_codes replaces codewords, and the codebook is frozen: set it to null")
+        if self.adversary and self.adversary.config.adaptive and not self.vqvae.decoder.conv_out.weight.requires_grad:
+            raise InputError(
+                "loss.adversarial.adaptive weighs gradients of decoder.conv_out, which is frozen: set it to false"
+            )
+
     def build(self) -> VQVAE:
         return VQVAE(self.recipe.model)
 

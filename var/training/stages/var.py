@@ -23,6 +23,7 @@ from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR, TransformerSizes, VARConfig
 from var.sampling.generate import generate
 from var.sampling.params import SamplingParams
+from var.training.adapters import add_adapters, merge_adapters
 from var.training.config import Recipe
 from var.training.estimate.images import Images, find_images
 from var.training.rng import StepRNG
@@ -61,6 +62,7 @@ class VARSizes(TransformerSizes):
 class VARRecipe(Recipe):
     """Stage 2."""
 
+    has_transformer = True
     renamed: ClassVar[Mapping[str, str]] = {**Recipe.renamed, "tokens": "token_cache"}
 
     tokenizer: UserPath  # a trained one: its folder, the name of a model that has it, or a released file
@@ -80,6 +82,12 @@ class VARRecipe(Recipe):
             raise InputError(
                 f"scale_drop={self.scale_drop} and self_correction both quantize the tokens anew: leave one out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _recomputed_without_chance(self) -> Self:
+        if self.lora is not None and self.lora.dropout and self.gradient_checkpointing:
+            raise InputError("lora.dropout would differ in a recomputed block: set gradient_checkpointing to false")
         return self
 
     @model_validator(mode="after")
@@ -205,6 +213,10 @@ class VARStage(Stage[VARRecipeT]):
     def build(self) -> VAR:
         return VAR(self.config)
 
+    def adapt(self, model: nn.Module) -> None:
+        if self.recipe.lora is not None:
+            add_adapters(require(VAR, model), self.recipe.lora, self.recipe.seed)
+
     def _tokens(self, batch: Batch) -> Tensor:
         if not batch.content.is_floating_point():
             return batch.content
@@ -268,7 +280,10 @@ class VARStage(Stage[VARRecipeT]):
         from var.pipeline import VARPipeline  # too much to import for reading a recipe
 
         names = {label: self.train_data.class_names.get(label, str(label)) for label in self.present}
-        VARPipeline(require(VAR, model), self.vqvae, names, self.recipe.sampling).save_pretrained(folder)
+        transformer = require(VAR, model)
+        if self.recipe.lora is not None:
+            transformer = merge_adapters(transformer, self.build)
+        VARPipeline(transformer, self.vqvae, names, self.recipe.sampling).save_pretrained(folder)
 
 
 def _find_images(recipe: VARRecipe) -> tuple[Images, bool]:

@@ -1,0 +1,61 @@
+"""Low-rank adapters of a transformer's linear layers (LoRA, arXiv 2106.09685), by way of peft, and their merging."""
+
+import copy
+from collections.abc import Callable
+from types import ModuleType
+
+import torch
+
+from var.models.var import VAR
+from var.sampling.logits import mix_seed
+from var.training.config import LoRAConfig
+from var.training.parts import find_parameters
+from var.utils.optional_packages import optional_packages
+from var.utils.torchvision_compat import import_torchvision
+
+_ADAPTERS = 5  # first word of the random stream of the adapters' initial weights
+
+
+def add_adapters(model: VAR, config: LoRAConfig, seed: int) -> None:
+    """Add adapters to a model, in place, and freeze all else but the parts in `config.train`.
+
+    Until they are trained, the adapters change nothing: B of W + alpha / rank * B A is 0.
+
+    Raises InputError: peft is not installed; a part to train that the model has not.
+    """
+    peft = _import_peft()
+    trained = find_parameters(model, config.train, "lora.train")  # before names change, to refuse in the user's words
+    settings = peft.LoraConfig(
+        r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.layers)
+    )
+    torch.manual_seed(mix_seed(_ADAPTERS, seed))
+    peft.inject_adapter_in_model(settings, model)
+    for name, parameter in model.named_parameters():
+        if _plain_name(name) in trained:
+            parameter.requires_grad_(True)
+
+
+def merge_adapters(model: VAR, build: Callable[[], VAR]) -> VAR:
+    """Return a model without adapters that computes the same: `build` makes one, and it gets W + alpha / rank * B A."""
+    peft = _import_peft()
+    merged, device = copy.deepcopy(model), model.position.device
+    with torch.autocast(device.type, enabled=False):  # which would round B A
+        for module in merged.modules():
+            if isinstance(module, peft.tuners.lora.LoraLayer):
+                module.merge()
+    plain = build().to(device).eval()
+    state = {_plain_name(name): value for name, value in merged.state_dict().items() if ".lora_" not in name}
+    plain.load_state_dict(state)
+    return plain
+
+
+def _plain_name(name: str) -> str:
+    """Return the name in a model without adapters of a parameter that is none of an adapter's."""
+    return name.replace(".base_layer.", ".")
+
+
+def _import_peft() -> ModuleType:
+    import_torchvision()  # which peft imports too
+    with optional_packages("lora"):
+        import peft
+    return peft
