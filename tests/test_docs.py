@@ -43,6 +43,8 @@ STAND_INS = {
 SHORTER = {
     "train configs/own_folder_tokenizer": "steps=2 batch_size=2",
     "train configs/own_folder_var": "steps=2 batch_size=2 token_views=1",
+    "train configs/tune_decoder": "steps=2 batch_size=2",
+    "train configs/finetune_mini": "steps=2 batch_size=2 token_views=1",
     "train configs/tiny_imagenet_aim": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
     "train configs/cca_mini": "steps=1 batch_size=4",
