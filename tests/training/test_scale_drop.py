@@ -10,6 +10,7 @@ from tiny import assert_same_weights, image_folder, metrics, var_recipe
 
 from var.hub.checkpoint import read_config, save_model
 from var.pipeline import VARPipeline
+from var.training.estimate.cost import estimate
 from var.training.loop import train
 from var.training.rng import StepRNG
 from var.training.scale_drop import draw_kept, quantize_kept
@@ -67,6 +68,18 @@ def test_none_is_dropped_by_default(tmp_path: Path) -> None:
         train(var_recipe(tmp_path / name, source, tmp_path / "tokenizer", steps=2, **changes))
     assert_same_weights(tmp_path / "without" / "model", tmp_path / "zero" / "model")
     assert "scale_drop" not in read_config(tmp_path / "zero" / "model" / "transformer")["config"]
+
+
+def test_the_dry_run_counts_all_scales(tmp_path: Path) -> None:
+    source = image_folder(tmp_path / "images")
+    save_model(tmp_path / "tokenizer", small_vqvae())
+    sampling = {"use_scales": [1, 4]}
+    dropping = {"scale_drop": 0.9, "sampling": sampling}
+    costs = [
+        estimate(var_recipe(tmp_path / "run", source, tmp_path / "tokenizer", **changes)) for changes in ({}, dropping)
+    ]
+    assert any("scale_drop=0.9" in line for line in str(costs[1]).splitlines())
+    assert "scale_drop" not in str(costs[0])
 
 
 def test_self_correction_does_not_go_with_it(tmp_path: Path) -> None:

@@ -196,6 +196,9 @@ class VARStage(Stage[VARRecipeT]):
         with torch.device("meta"):
             vqvae = VQVAE(tokenizer).eval().requires_grad_(False)
             stage = cls(recipe, vqvae, data, data)
+            if recipe.scale_drop:
+                stage.recipe = recipe.model_copy(update={"scale_drop": 0.0})
+                notes.append(f"scale_drop={recipe.scale_drop:g}: counted with all scales, the most that a step takes")
             length = vqvae.scales.total
             sample = torch.empty(3, side, side)
             if recipe.token_cache is not None:
