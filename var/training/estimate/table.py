@@ -37,7 +37,7 @@ def _of_networks(found: Estimate) -> Rows:
 
 def _describe_trained(network: Network) -> str:
     if 0 < network.trained < network.parameters:
-        return f"{amount(network.trained)} of them trained"
+        return f"trained ({amount(network.trained).strip()} of them)"
     return "trained" if network.trained else "frozen"
 
 
