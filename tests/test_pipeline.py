@@ -1,6 +1,7 @@
 """VARPipeline: what users import."""
 
 import json
+import shutil
 from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ from tokenizer.scales import SCALES_256, SCALES_512
 from var.editing.edit import inpaint_windows, upscale
 from var.editing.params import BlendParams
 from var.editing.windows import bounding_square, slide_windows, window_around
+from var.hub.checkpoint import load_tokenizer, save_model
 from var.hub.load import find_folder
 from var.hub.presets import SHIPPED
 from var.pipeline import EditOutput, PipelineOutput, VARPipeline
@@ -550,6 +552,33 @@ def test_saved_in_bfloat16_it_takes_half_the_room(pipe: VARPipeline, tmp_path: P
     for name, value in loaded.model.state_dict().items():
         assert torch.equal(value, pipe.model.state_dict()[name].bfloat16().float())
     assert all(value.dtype == torch.float32 for value in pipe.model.state_dict().values())  # the original is as it was
+
+
+def test_a_transformer_beside_another_tokenizer_is_refused(pipe: VARPipeline, tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("full", "half", "other")]
+    own, half, other = (folder / "tokenizer" for folder in folders)
+    pipe.save_pretrained(folders[0])
+    pipe.save_pretrained(folders[1], dtype=torch.bfloat16)
+    VARPipeline(pipe.model, small_vqvae(seed=1)).save_pretrained(folders[2])
+
+    def beside(tokenizer: Path, transformer: Path) -> VARPipeline:
+        pair = tmp_path / "pair"
+        for part, given in (("tokenizer", tokenizer), ("transformer", transformer)):
+            shutil.copytree(given, pair / part, dirs_exist_ok=True)
+        return VARPipeline.from_pretrained(pair)
+
+    beside(own, half.parent / "transformer")
+    beside(half, own.parent / "transformer")
+    with refused("was trained on the tokens of another tokenizer", "saved together"):
+        beside(other, own.parent / "transformer")
+    tuned = load_tokenizer(own)
+    tuned.decoder.conv_out.bias.data += 1
+    save_model(tmp_path / "tuned", tuned)
+    beside(tmp_path / "tuned", own.parent / "transformer")
+    config = json.loads((own.parent / "transformer/config.json").read_text())
+    del config["quantizer_sha256"]  # as written before
+    (own.parent / "transformer/config.json").write_text(json.dumps(config))
+    beside(other, own.parent / "transformer")
 
 
 def test_bfloat16_keeps_head_and_quantiser_in_float32(pipe: VARPipeline, tmp_path: Path) -> None:

@@ -194,6 +194,7 @@ def test_the_shipped_model_is_small_and_knows_imagenets_indices() -> None:
     assert all(
         {"sha256", "config_sha256"} <= read_config(path.parent).keys() for path in folder.parent.glob("*/*/config.json")
     )
+    assert all("quantizer_sha256" in read_config(path / "transformer") for path in SHIPPED.values())
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 40e6
     model, vqvae = load_var(folder / "transformer"), load_tokenizer(folder / "tokenizer")
     assert model.config.num_classes == 1000

@@ -17,6 +17,10 @@ from var.models.var import VAR
 from var.sampling.params import SamplingParams
 from var.utils.files import atomic_folder
 from var.utils.paths import to_path
+from var.utils.provenance import sha256
+
+QUANTIZER = "quantizer_sha256"  # entry of a transformer's config.json: `quantizer_checksums` of its tokenizer
+ROUNDED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class PipelineParts(NamedTuple):
@@ -58,7 +62,7 @@ def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None 
 
     Raises InputError: the folder cannot be written.
     """
-    extra: dict[str, object] = {}
+    extra: dict[str, object] = {QUANTIZER: quantizer_checksums(parts.vqvae, dtype)}
     if parts.classes is not None:
         extra["classes"] = {str(label): name for label, name in sorted(parts.classes.items())}
     if parts.sampling is not None:
@@ -115,8 +119,33 @@ def _load_folder(folder: Path) -> PipelineParts:
     except (AttributeError, ValueError) as error:
         raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({error})") from error
     sampling = _read_sampling(entries.get("sampling"), folder / TRANSFORMER)
-    return PipelineParts(load_var(folder / TRANSFORMER), load_tokenizer(folder / TOKENIZER), classes, sampling)
+    model, vqvae = load_var(folder / TRANSFORMER), load_tokenizer(folder / TOKENIZER)
+    _check_pair(folder, entries.get(QUANTIZER), vqvae)
+    return PipelineParts(model, vqvae, classes, sampling)
 
+
+def quantizer_checksums(vqvae: VQVAE, dtype: torch.dtype | None = None) -> dict[str, str]:
+    """Checksums of codebook and phi, all that a transformer knows of its tokenizer, by the type they are rounded to.
+
+    Of one tokenizer stored in two types, at least one checksum is the same.
+
+    Args:
+        dtype: type that the numbers are stored in; None: that which they have.
+    """
+    weights = [vqvae.quantizer.codebook.weight, *vqvae.quantizer.phi.parameters()]
+    stored = [weight.detach().to(dtype or weight.dtype) for weight in weights]
+    return {name: sha256([value.to(kind).float() for value in stored]) for name, kind in ROUNDED.items()}
+
+
+def _check_pair(folder: Path, entry: object, vqvae: VQVAE) -> None:
+    """Raise InputError if the transformer is of another tokenizer; transformers of before do not say of which."""
+    known = list(entry.values()) if isinstance(entry, dict) else []
+    if entry is not None and not any(checksum in known for checksum in quantizer_checksums(vqvae).values()):
+        raise InputError(
+            f"{folder / TRANSFORMER} was trained on the tokens of another tokenizer than {folder / TOKENIZER}, by its "
+            f"{QUANTIZER}: put the two together that were saved together, or remove that entry of its {CONFIG} if "
+            "you changed codebook or phi yourself"
+        )
 
 def _read_sampling(entry: object, folder: Path) -> SamplingParams | None:
     if entry is None:
