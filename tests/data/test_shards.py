@@ -106,6 +106,11 @@ class Server:
                     self.send_header("Content-Type", "text/html; charset=utf-8")
                     self.end_headers()
                     self.wfile.write(b"<!DOCTYPE html><html><title>Log in</title></html>")
+                elif failure and failure.startswith("to "):
+                    self.send_response(302)
+                    self.send_header("Location", failure.removeprefix("to "))
+                    self.send_header("Content-Length", "0")
+                    self.end_headers()
                 elif failure == "no length":
                     self.send_response(200)
                     self.end_headers()
@@ -616,6 +621,25 @@ def test_a_login_page_is_told_at_once(remote: Server, tmp_path: Path) -> None:
     (tmp_path / "saved.json").write_text("<!DOCTYPE html>\n<html>Log in</html>")
     with refused("saved.json", "web page"):
         opened(tmp_path / "saved.json")
+
+
+@pytest.mark.parametrize("target", ["ftp://127.0.0.1/a.tar", "file:///etc/hostname"])
+def test_redirects_stay_within_the_web(remote: Server, tmp_path: Path, target: str) -> None:
+    remote.fails = {"train-0.tar": [f"to {target}"], "train-1.tar": [f"to {remote.url}/train-2.tar"]}
+    cache = ShardCache(tmp_path / "cache", 1e9)
+    with pytest.raises(OSError, match=rf"(?i)train-0.tar: .*redirect.*{target}"):
+        cache.open(f"{remote.url}/train-0.tar")
+    cache.open(f"{remote.url}/train-1.tar").close()
+    assert remote.asked == {"train-0.tar": 1, "train-1.tar": 1, "train-2.tar": 1}
+
+
+def test_shards_that_cannot_be_fetched_are_no_images_to_repair(remote: Server, tmp_path: Path) -> None:
+    remote.fails = {"val-4.tar": ["page"] * 9}
+    found = opened(f"{remote.url}/index.json", "validation", cache=tmp_path / "cache")[0, 0]
+    assert isinstance(found, Unreadable)
+    assert f"sample 0 of {remote.url}/val-4.tar (OSError: " in str(found)
+    assert "URLs in the index" in found.remedy
+    assert Unreadable(0, str(tmp_path / "a.png"), "damaged").remedy == "repair or replace them"
 
 
 def test_a_server_that_is_slow_or_dead_is_given_up_on(

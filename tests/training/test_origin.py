@@ -178,6 +178,19 @@ def test_init_is_not_used_by_a_run_that_goes_on(begun: VARRecipe, caplog: pytest
         assert caplog.messages[-1] == ending
 
 
+@pytest.mark.parametrize("part", ["model/tokenizer", "best/transformer", "model/transformer/config.json"])
+def test_an_output_that_an_export_cannot_replace_is_refused_before_training(begun: VARRecipe, part: str) -> None:
+    path, steps = begun.output / part, len(list((begun.output / "checkpoints").iterdir()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix:
+        path.mkdir()
+    else:
+        path.write_text("mine")
+    with refused(f"cannot write {path}", "it is a folder" if path.suffix else "is a file"):
+        train(begun)
+    assert len(list((begun.output / "checkpoints").iterdir())) == steps
+
+
 def test_an_error_while_saving_hides_no_other_and_the_loss_is_counted(
     begun: VARRecipe, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

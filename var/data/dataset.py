@@ -44,6 +44,18 @@ class Unreadable:
     location: str  # a path, or the row of the table
     reason: str
 
+    def __str__(self) -> str:
+        return f"{self.location} ({self.reason})"
+
+    @property
+    def remedy(self) -> str:
+        """What to do about it and others like it, for the end of a message."""
+        if is_remote(self.location):
+            return (
+                "see that the URLs in the index are right and that their server gives the whole files without a login"
+            )
+        return "repair or replace them"
+
 
 class Sample(NamedTuple):
     """A readable image, or the tokens of one."""

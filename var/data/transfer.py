@@ -6,7 +6,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -128,7 +128,7 @@ class _Transfer:
             with fsspec.open(self.url, "rb") as remote:
                 self._write(remote.read, getattr(remote, "size", None))
             return
-        with urllib.request.urlopen(self.url, timeout=TIMEOUT) as response:
+        with urllib.request.build_opener(_Redirects).open(self.url, timeout=TIMEOUT) as response:
             if response.headers.get_content_type() == "text/html":
                 raise ValueError("it answers with a web page: is a login needed, or another URL?")
             self._write(response.read1, response.length)
@@ -149,6 +149,16 @@ class _Transfer:
         self.waiting = True
         self.reserve(size)
         self.waiting = False
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects within the web alone: urllib itself would go on by FTP."""
+
+    def redirect_request(self, *request: Any) -> urllib.request.Request | None:
+        target = request[-1]
+        if scheme_of(target) not in WEB:
+            raise ValueError(f"it redirects to {target!r}: only redirects to http and https are followed")
+        return super().redirect_request(*request)
 
 
 def _is_final(error: Exception) -> bool:

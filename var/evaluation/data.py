@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.data.config import DataConfig
-from var.data.dataset import ImageDataset, SampleDataset, open_dataset
+from var.data.dataset import ImageDataset, SampleDataset, Unreadable, open_dataset
 from var.data.listing import MissingSplitError, Split
 from var.data.loader import loader, validation_batches
 from var.training.recipe import load_recipe
@@ -110,9 +110,11 @@ def image_batches(
 
 def _read(dataset: SampleDataset, batch_size: int, limit: int | None) -> Iterator[tuple[Tensor, list[int]]]:
     read, unreadable = 0, 0
+    last: Unreadable | None = None
     for batch in loader(dataset, validation_batches(dataset, batch_size, limit, rank=0, world=1), workers=0):
         for bad in batch.unreadable:
             log.info("cannot read %s: %s", bad.location, bad.reason)
+            last = bad
         unreadable += len(batch.unreadable)
         if len(batch.labels):
             read += len(batch.labels)
@@ -120,4 +122,5 @@ def _read(dataset: SampleDataset, batch_size: int, limit: int | None) -> Iterato
     if unreadable:
         log.warning("%d of %d images could not be read and are skipped", unreadable, read + unreadable)
     if not read:
-        raise InputError("none of the images could be read: repair or replace them")
+        told = f", the last was {last}: {last.remedy}" if last else ": give others"
+        raise InputError(f"none of the images could be read{told}")

@@ -16,6 +16,7 @@ from var.models.var import VAR, VARConfig
 from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_folder
 from var.utils.json_text import parse_json
+from var.utils.paths import check_writable
 from var.utils.provenance import as_key, file_sha256, sha256
 from var.utils.weights import StateDict, check_finite, load_strict, read_weights
 
@@ -51,6 +52,13 @@ def save_model(
         checksums = {CHECKSUM: file_sha256(new / WEIGHTS), CONFIG_CHECKSUM: config_sha256(config)}
         (new / CONFIG).write_text(json.dumps(config | checksums, indent=2) + "\n")
         (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # the umask's: safetensors 0.8 shuts out all others
+
+
+def check_exportable(folder: Path) -> None:
+    """Raise InputError if `save_model` could not write the folder; nothing is made yet."""
+    check_writable(folder)
+    if taken := [folder / name for name in (CONFIG, WEIGHTS) if (folder / name).is_dir()]:
+        raise InputError(f"cannot write {taken[0]}: it is a folder: move it away, or give another output")
 
 
 def config_sha256(config: Mapping[str, Any]) -> str:

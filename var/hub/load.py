@@ -147,6 +147,7 @@ def _check_pair(folder: Path, entry: object, vqvae: VQVAE) -> None:
             "you changed codebook or phi yourself"
         )
 
+
 def _read_sampling(entry: object, folder: Path) -> SamplingParams | None:
     if entry is None:
         return None

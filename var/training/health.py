@@ -41,17 +41,16 @@ class RunHealth:
         """Count unreadable images; raise InputError if they exceed the recipe's bound or one had no substitute."""
         found = [entry for batch in batches for entry in batch.unreadable]
         wanted = len(range(self.accelerator.process_index, self.recipe.batch_size, self.accelerator.num_processes))
-        last = f"{found[-1].location} ({found[-1].reason})" if found else ""
         unreadable, seen = self.unreadable + len(found), self.seen + wanted
         if sum(len(batch.labels) for batch in batches) < wanted:
             raise InputError(
-                f"neither {last} nor any of the substitutes tried for it could be read: repair or replace them"
+                f"neither {found[-1]} nor any of the substitutes tried for it could be read: {found[-1].remedy}"
             )
         allowed = self.recipe.data.max_unreadable
         if found and unreadable > allowed * max(seen, FEW_SAMPLES):
             raise InputError(
                 f"{plural(unreadable, 'image')} could not be read for {seen} wanted, more than "
-                f"data.max_unreadable={allowed:g} allows; the last was {last}: repair or replace them"
+                f"data.max_unreadable={allowed:g} allows; the last was {found[-1]}: {found[-1].remedy}"
             )
         self.unreadable, self.seen = unreadable, seen
 

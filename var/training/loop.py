@@ -1,12 +1,13 @@
 """The one training loop: any stage, any number of processes, resumed by the same command."""
 
 import logging
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from var.data.loader import StepSampler, loader, open_batches
+from var.hub.checkpoint import check_exportable
 from var.training.config import Recipe
 from var.training.distributed import build_accelerator, destroy_process_group, with_launcher_settings
 from var.training.health import disk_full_as_input_error
@@ -40,9 +41,12 @@ def train(recipe: Recipe) -> Path:
 
 def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
     check_wandb(recipe)
-    for folder in ("", "checkpoints", "pictures", "tensorboard", "model", "best"):  # before hours of training
+    kind = find_stage(recipe.stage)
+    for folder in ("", "checkpoints", "pictures", "tensorboard"):  # before hours of training
         check_writable(recipe.output / folder)
-    find_stage(recipe.stage).prepare(recipe, accelerator.device, Ranks.of(accelerator))
+    for exported, part in product(("model", "best"), kind.parts):
+        check_exportable(recipe.output / exported / part)
+    kind.prepare(recipe, accelerator.device, Ranks.of(accelerator))
     trainer = Trainer(recipe, accelerator)
     trainer.resume()
     stage, start, steps = trainer.stage, trainer.step, trainer.stage.steps

@@ -254,7 +254,7 @@ class Trainer:
         self.eval_model.eval()
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=accelerator.device)
-        unreadable = torch.zeros_like(count)
+        unreadable, last = torch.zeros_like(count), None
         for batch in self._validation_batches(accelerator.process_index, accelerator.num_processes):
             with accelerator.autocast():
                 values = self.stage.validate(self.eval_model, batch)
@@ -262,9 +262,11 @@ class Trainer:
             sums = {name: sums.get(name, 0) + value.float().sum() for name, value in values.items()}
             count += len(batch.labels)
             unreadable += len(batch.unreadable)
+            last = batch.unreadable[-1] if batch.unreadable else last
         count, unreadable = accelerator.reduce(count), accelerator.reduce(unreadable)
         if count == 0:
-            raise InputError("none of the validation images could be read: repair or replace them")
+            told = f", the last was {last}: {last.remedy}" if last else ": give others"
+            raise InputError(f"none of the validation images could be read{told}")
         means = {name: (accelerator.reduce(value) / count).item() for name, value in sums.items()}
         return means | ({"unreadable_images": int(unreadable)} if unreadable else {})
 

@@ -61,6 +61,7 @@ class Stage(ABC, Generic[RecipeT]):
     """One training objective: its data, its phases and its frozen networks."""
 
     recipe_type: ClassVar[type[Recipe]]
+    parts: ClassVar[tuple[str, ...]] = ("",)  # folders in that of an export, with a model each
     best = "loss"  # the validation's number that decides which checkpoint is best; the lower the better
     phases: Sequence[Phase]  # of every step, in order; the first one's model is averaged, validated and exported
 

@@ -18,6 +18,7 @@ from var.data.listing import SPLIT_NAMES
 from var.data.token_cache import MANIFEST, Manifest
 from var.data.token_dataset import TokenDataset
 from var.data.tokenize import write_tokens
+from var.hub.checkpoint import TOKENIZER, TRANSFORMER
 from var.hub.presets import RELEASED, SHIPPED
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR, TransformerSizes, VARConfig
@@ -141,6 +142,7 @@ class VARStage(Stage[VARRecipeT]):
     """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache."""
 
     recipe_type = VARRecipe
+    parts = (TOKENIZER, TRANSFORMER)
 
     def __init__(
         self, recipe: VARRecipeT, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset
