@@ -80,6 +80,8 @@ TENSORS = {"a.weight": torch.zeros(3), "b": torch.ones(2)}
         {f"_orig_mod.{name}": value for name, value in TENSORS.items()},
         {f"module._orig_mod.{name}": value for name, value in TENSORS.items()},
         {"a._orig_mod.weight": TENSORS["a.weight"], "b": TENSORS["b"]},
+        {f"_fsdp_wrapped_module.{name}": value for name, value in TENSORS.items()},
+        {"a._fsdp_wrapped_module._orig_mod.weight": TENSORS["a.weight"], "b": TENSORS["b"]},
         {"trainer": {"part": TENSORS, "other": {"c": torch.zeros(1)}}, "args": {"depth": 16}},
     ],
 )
@@ -88,6 +90,28 @@ def test_a_state_dict_is_taken_out_of_a_training_checkpoint(content: Any, tmp_pa
     found = read_weights(tmp_path / FILE, ("trainer", "part"))
     assert found.keys() == TENSORS.keys()
     assert all(torch.equal(found[name], value) for name, value in TENSORS.items())
+
+
+@pytest.mark.parametrize("wrapper", ["model_state_dict", "net", "ema"])
+def test_the_entries_of_an_unknown_checkpoint_are_named(wrapper: str, tmp_path: Path) -> None:
+    torch.save({wrapper: TENSORS, "epoch": 3}, tmp_path / FILE)
+    with refused(f"not a state dict of tensors, but has the entries ['{wrapper}', 'epoch']", "inside it alone"):
+        read_weights(tmp_path / FILE)
+
+
+def test_sparse_tensors_are_refused(tmp_path: Path) -> None:
+    torch.save({"a": torch.zeros(3), "b": torch.eye(3).to_sparse()}, tmp_path / FILE)
+    with refused("holds sparse tensors, such as b"):
+        read_weights(tmp_path / FILE)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64])
+def test_other_numbers_than_floating_point_are_refused(dtype: torch.dtype) -> None:
+    with torch.device("meta"):
+        module = torch.nn.Linear(2, 1)
+    state = {"weight": torch.zeros(1, 2, dtype=dtype), "bias": torch.zeros(1)}
+    with refused("a.pt has numbers of type", str(dtype).removeprefix("torch."), "in weight, where floating-point"):
+        load_strict(module, state, "a.pt", "does not fit")
 
 
 def test_names_that_only_begin_alike_are_kept() -> None:
@@ -104,6 +128,11 @@ def test_names_that_only_begin_alike_are_kept() -> None:
         ("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n", "pointer of Git LFS"),
         ("<!DOCTYPE html>\n<html><body>Log in</body></html>", "web page"),
         ("\ufeff\n <!-- no --> <HTML>", "web page"),
+        ("\ufeffversion https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "pointer of Git LFS"),
+        ("<script>location = 'login'</script>", "web page"),
+        ('<meta charset="utf-8">', "web page"),
+        ('<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>', "web page"),
+        (" \n\t\n", "nothing but blanks"),
         ("", "empty file"),
     ],
 )

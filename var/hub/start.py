@@ -24,6 +24,7 @@ from var.models.aim import Encoder
 from var.models.aim_pretraining import AIMPretrainer
 from var.models.var import VAR
 from var.utils.text import plural
+from var.utils.weights import check_kinds
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def load_weights(given: str | Path, model: nn.Module, classes: Mapping[int, str]
     """
     prefix, part = startable_part(model)
     weights = read_weights_for(part, given, "init")
+    check_kinds(weights.state, part.state_dict(), f"init={weights.given!r}")
     state, started = fit(part, weights, classes or {})
     ours = part.state_dict()
     with torch.no_grad():

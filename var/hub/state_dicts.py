@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.utils.weights import StateDict, check_finite, unwrap
+from var.utils.weights import StateDict, check_finite, check_kinds, unwrap
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -45,6 +45,7 @@ def load_converted(
             raise InputError(
                 f"{name} is not what the sizes and scales of this model give: pass the scales of its training"
             )
+    check_kinds(state, {name: ours[key] for key, name in names.items()}, f"the released {type(module).__name__} file")
     converted = {}
     for key, name in names.items():
         value = state[name]

@@ -3,6 +3,7 @@
 import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 
 import safetensors.torch
@@ -10,13 +11,14 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError, one_line
+from tokenizer.errors import InputError, abbreviate, one_line
 from var.utils.contents import HEAD, find_substitute
 
 StateDict = Mapping[str, Tensor]
 
 WRAPPERS = ("state_dict", "model")  # entries of training checkpoints that hold the state dict of the model
-_PARALLEL, _COMPILED = "module.", "_orig_mod."  # what torch's DDP and compile put into the names of tensors
+_PARALLEL = "module."  # what torch's DDP puts before the names of tensors
+_INSERTED = ("_orig_mod.", "_fsdp_wrapped_module.")  # what its compile and FSDP put into them
 
 
 def check_weights_exist(path: Path) -> None:
@@ -58,7 +60,16 @@ def read_weights(path: Path, entries: Sequence[str] = ()) -> StateDict:
         ) from error
     state = unwrap(state, entries)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise InputError(f"{path} is not a state dict of tensors: give the file as its authors published it")
+        found = f"a {type(state).__name__}"
+        if isinstance(state, Mapping):
+            keys = [str(key) for key in state]
+            found = f"has the entries {abbreviate(keys)}"
+        raise InputError(
+            f"{path} is not a state dict of tensors, but {found}: give the file as its authors published it, or "
+            "save the state dict inside it alone"
+        )
+    if other := next((name for name, value in state.items() if value.layout != torch.strided), None):
+        raise InputError(f"{path} holds sparse tensors, such as {other}: save them dense (tensor.to_dense())")
     return state
 
 
@@ -87,11 +98,14 @@ def unwrap(state: object, entries: Sequence[str] = ()) -> object:
         state = state[name]
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
         return state
-    names = {key: key.replace(_COMPILED, "") for key in state}
+    names = {key: reduce(lambda name, inserted: name.replace(inserted, ""), _INSERTED, key) for key in state}
     while names and all(name.startswith(_PARALLEL) for name in names.values()):
         names = {key: name.removeprefix(_PARALLEL) for key, name in names.items()}
     if len(set(names.values())) < len(names):
-        raise InputError(f"two tensors differ in {_COMPILED!r} of their names alone: give a state dict of one module")
+        raise InputError(
+            f"two tensors differ in {' or '.join(map(repr, _INSERTED))} of their names alone: give a state dict of one "
+            "module"
+        )
     return {name: state[key] for key, name in names.items()}
 
 
@@ -105,6 +119,16 @@ def check_finite(state: StateDict, name: object) -> None:
             )
 
 
+def check_kinds(state: StateDict, expected: StateDict, name: object) -> None:
+    """Raise InputError if whole or complex numbers stand where a module has floating-point ones; see `check_finite`."""
+    for key, value in expected.items():
+        if key in state and value.is_floating_point() and not state[key].is_floating_point():
+            raise InputError(
+                f"{name} has numbers of type {str(state[key].dtype).removeprefix('torch.')} in {key}, where "
+                "floating-point ones belong: give the weights as they were trained"
+            )
+
+
 def load_strict(module: nn.Module, state: StateDict, file: object, misfit: str) -> None:
     """Give a module on the meta device all of its tensors, each in the dtype that the module has.
 
@@ -115,5 +139,6 @@ def load_strict(module: nn.Module, state: StateDict, file: object, misfit: str) 
     wrong = sorted(expected.keys() ^ state.keys()) or [k for k, v in state.items() if v.shape != expected[k].shape]
     if wrong:
         raise InputError(f"{file} {misfit}: {len(wrong)} tensors differ, the first is {wrong[0]}")
+    check_kinds(state, expected, file)
     state = {key: value.to(expected[key].dtype) for key, value in state.items()}
     module.load_state_dict(state, strict=True, assign=True)
