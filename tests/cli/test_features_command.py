@@ -152,12 +152,16 @@ def test_mistakes_of_features(var: Run, work: Path) -> None:
     refusal(features("--device", "tpu"), "device 'tpu'")
     refusal(features("--split", "train", folder="nowhere"), "'nowhere' does not exist")
     refusal(features(out="model"), "model is a folder")
-    refusal(features(out="model/config.json"), "config.json is not a features file: give another --out")
+    (work / "other.parquet").write_text("no Parquet")
+    refusal(features(out="other.parquet"), "other.parquet is not a features file: give another --out")
+    for name in ("g.csv", "model/config.json"):
+        refusal(features(out=name), f"--out '{name}': features are written as Parquet", "features.parquet")
+    refusal(features("--layers", "0," * 5000), "--layers '0,0,", "...", "must be last, best, or blocks")
     refusal(features(model="pixels"), "model=pixels needs sizes")
     for sizes, message in {
         "aim-9": "preset='aim-9' is unknown (did you mean aim-7B?): take one of aim-tiny",
         "aim-tiny,depth": "'depth' must be a size, such as image_size=48",
-        "aim-tiny,depth=x": "depth=x must be a number",
+        "aim-tiny,depth=x": "'depth=x' must give a number",
         "aim-tiny,dept=2": "known are image_size, patch_size, width, depth, heads, mlp_ratio",
         "aim-tiny,image_size=15": "image_size=15 must be a multiple of patch_size=14",
     }.items():

@@ -71,11 +71,13 @@ PNG, JPEG, WEBP = encoded(picture(0)), encoded(picture(0, (200, 200)), "JPEG"), 
         (PNG[: len(PNG) // 2], "truncated"),
         (PNG[:60] + bytes(40) + PNG[100:], "broken"),
         (WEBP[: len(WEBP) // 2], ""),
-        (b"", "not an image"),
-        (b"<html>404</html>", "not an image in one of the formats JPEG, PNG"),
+        (b"no image", "not an image in one of the formats JPEG, PNG"),
+        (b"<html>404</html>", "it is a web page"),
+        (b"", "it is an empty file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "it is a pointer of Git LFS"),
         (None, "0.png"),
     ],
-    ids=["JPEG", "PNG", "flipped-bytes", "WebP", "empty", "html", "missing"],
+    ids=["JPEG", "PNG", "flipped-bytes", "WebP", "text", "html", "empty", "pointer", "missing"],
 )
 def test_damaged_image_is_named_and_not_raised(tmp_path: Path, data: bytes | None, reason: str) -> None:
     found = of_one_image(tmp_path, data)[0, 0]

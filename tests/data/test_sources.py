@@ -128,7 +128,30 @@ def test_images_outside_the_class_folders_are_passed_over_aloud(
     write_folder(tmp_path, {"a-b": 1, "a": 2}, "train")
     picture(0).save(tmp_path / "train/cover.png")
     assert opened(tmp_path).labels.tolist() == [0, 0, 1]
-    assert f"{tmp_path / 'train'}: 1 image outside the class folders passed over" in caplog.messages
+    opened(tmp_path, "validation", validation_fraction=0.3)
+    told = f"{tmp_path / 'train'}: 1 image outside the class folders passed over"
+    assert [message for message in caplog.messages if "outside" in message] == [told]
+
+
+def test_folders_that_are_not_used_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for split in ("train", "val", "test"):
+        write_folder(tmp_path, {"a": 1, "b": 2}, split)
+    (tmp_path / "notes").mkdir()
+    with caplog.at_level("INFO"):
+        opened(tmp_path)
+        opened(tmp_path, "validation")
+    assert [message for message in caplog.messages if "not used" in message] == [
+        f"{tmp_path}: not used beside train: notes, test"
+    ]
+
+
+def test_the_folder_inside_that_would_do_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path / "all", {"a": 1, "b": 1}, "flowers")
+    with refused(f"give {tmp_path / 'all/flowers'}, which does"):
+        opened(tmp_path / "all")
+    write_folder(tmp_path / "all", {"a": 1}, "birds")
+    with refused("give a folder that does, the name of a hub dataset"):
+        opened(tmp_path / "all")
 
 
 def test_folders_without_images_are_no_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -44,6 +44,7 @@ def test_a_part_of_a_name_is_not_taken_for_it() -> None:
 
 def test_listing_is_sorted_and_cut() -> None:
     assert listing({207: "golden retriever", 1: "goldfish"}) == "1 goldfish, 207 golden retriever"
+    assert listing({0: "1", 1: "10", 2: "2", 3: "none"}) == "0 (1), 1 (10), 2, 3 (none)"
     assert listing({2: "2", 1: "1"}) == "1, 2"  # without names the labels alone
     assert listing({label: str(label) for label in range(50)}, most=3) == "0, 1, 2, and 47 more"
 

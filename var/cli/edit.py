@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate
 from var.cli import edit_options
 from var.cli.edit_options import BlendOptions, EditOptions, MaskOptions
 from var.cli.options import collect_options, whole_numbers
@@ -73,7 +73,7 @@ def fill(verb: str, file: Path, label: str | None, masking: MaskOptions, edit: E
 
 def corners(box: str) -> list[int]:
     """`x0,y0,x1,y1` -> four numbers."""
-    refusal = f"--box {box!r} must be four whole numbers x0,y0,x1,y1, such as 16,16,48,48"
+    refusal = f"--box {abbreviate(box)} must be four whole numbers x0,y0,x1,y1, such as 16,16,48,48"
     numbers = whole_numbers(box, refusal)
     if len(numbers) != 4:
         raise InputError(refusal)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate
 from var.cli import options
 from var.cli.progress import progress_bar, stopping
 from var.cli.run import Group
@@ -40,12 +40,17 @@ def extract(
     """
     blocks: str | list[int] | None = layers
     if layers not in (None, "best", "last"):
-        blocks = options.whole_numbers(layers, f"--layers {layers!r} must be last, best, or blocks such as 0,3,5")
+        refusal = f"--layers {abbreviate(layers)} must be last, best, or blocks such as 0,3,5"
+        blocks = options.whole_numbers(layers, refusal)
     from var.features.extract import EXAMPLE, open_source, write_features
     from var.features.images import list_folder, list_split
-    from var.utils.paths import check_target
+    from var.utils.paths import check_target, is_stream
 
     check_target(out, EXAMPLE)
+    if out.suffix.lower() not in ("", ".parquet") and not is_stream(out):
+        raise InputError(
+            f"--out {abbreviate(str(out))}: features are written as Parquet: give a name such as {EXAMPLE}"
+        )
     images = list_folder(Path(source)) if split is None else list_split(source, split)
     found = open_source(model, None if sizes is None else read_sizes(sizes), device, dtype)
     report = partial(typer.echo, err=True)
@@ -70,18 +75,20 @@ def read_sizes(given: str) -> "EncoderConfig":
     for i, part in enumerate(given.split(",")):
         name, equals, value = part.strip().partition("=")
         if not equals and i > 0:
-            raise InputError(f"--sizes {given!r}: {part!r} must be a size, such as image_size=48")
+            raise InputError(f"--sizes {abbreviate(given)}: {abbreviate(part)} must be a size, such as image_size=48")
         try:
             values[name if equals else "preset"] = (float if "." in value else int)(value) if equals else name
         except ValueError as error:
-            raise InputError(f"--sizes {given!r}: {name}={value} must be a number") from error
+            raise InputError(
+                f"--sizes {abbreviate(given)}: {abbreviate(part)} must give a number, such as image_size=48"
+            ) from error
     try:
         return EncoderConfig(**encoder_sizes(values))  # type: ignore[arg-type]  # it checks their types
     except TypeError as error:  # a name that it does not know
         known = ", ".join(field.name for field in fields(EncoderConfig))
-        raise InputError(f"--sizes {given!r} holds a size that there is not: known are {known}") from error
+        raise InputError(f"--sizes {abbreviate(given)} holds a size that there is not: known are {known}") from error
     except InputError as error:
-        raise InputError(f"--sizes {given!r}: {error}") from error
+        raise InputError(f"--sizes {abbreviate(given)}: {error}") from error
 
 
 def classify(

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from tokenizer.errors import InputError, check_whole_number
+from tokenizer.errors import InputError, abbreviate, check_whole_number
 from var.sampling.params import FOR_METRICS, SamplingParams
 
 SAMPLING = SamplingParams()
@@ -49,7 +49,7 @@ def parse_window(text: str | None) -> tuple[int, ...] | None:
     """`0:7` -> (0, 7), the scales at which guidance acts; InputError for anything else."""
     if text is None:
         return None
-    refusal = f"cfg_scales={text!r} must be FIRST:LAST, scales counted from 0, such as 0:7"
+    refusal = f"cfg_scales={abbreviate(text)} must be FIRST:LAST, scales counted from 0, such as 0:7"
     window = tuple(whole_numbers(text.replace(":", ","), refusal))
     if ":" not in text or "," in text:
         raise InputError(refusal)
@@ -70,7 +70,8 @@ def parse_temperature(text: str | None) -> float | tuple[float, ...] | None:
         numbers = tuple(float(number) for number in text.split(","))
     except ValueError as error:
         raise InputError(
-            f"temperature={text!r} must be a number, or one for each scale with commas between them, such as 1,1,0.9"
+            f"temperature={abbreviate(text)} must be a number, or one for each scale with commas between them, such as "
+            "1,1,0.9"
         ) from error
     return SamplingParams(temperature=numbers if len(numbers) > 1 else numbers[0]).temperature
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate
 from var.cli import options
 from var.cli.run import Group
 from var.cli.scaling_tables import PAPER, print_report
@@ -38,7 +38,7 @@ def train(
         raise InputError(
             "var scaling train starts the processes of its runs itself: start it once, with --launch 'torchrun ...'"
         )
-    wanted = options.whole_numbers(depths, f"--depths {depths!r} must be whole numbers such as 1,2,4")
+    wanted = options.whole_numbers(depths, f"--depths {abbreviate(depths)} must be whole numbers such as 1,2,4")
     from var.training.recipe import load_recipe
     from var.training.series import series as sizes
     from var.training.series import train_series

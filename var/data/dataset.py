@@ -7,6 +7,7 @@ same samples as an uninterrupted one.
 
 import math
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from var.data.order import AUGMENTATION, ShardOrder, epoch_order, substitute
 from var.data.sources import FolderSource, list_images
 from var.data.transfer import is_remote
 from var.data.webdataset import ShardSource
+from var.utils.contents import HEAD, find_substitute
 from var.utils.image_files import FORMATS
 from var.utils.images import crop_and_resize, resize_and_crop, to_rgb, to_tensor
 from var.utils.provenance import as_key, sha256
@@ -188,7 +190,8 @@ class ImageDataset(SampleDataset):
             with Image.open(encoded.file, formats=FORMATS) as image:
                 pixels = self._crop_to_square(image, epoch, index)
         except UnidentifiedImageError:
-            return Unreadable(index, location, f"not an image in one of the formats {', '.join(FORMATS)}")
+            substitute = find_substitute(_read_head(encoded.file))
+            return Unreadable(index, location, substitute or f"not an image in one of the formats {', '.join(FORMATS)}")
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
             # The error itself, not its first cause: "truncated file" says more than which bytes are missing.
             return Unreadable(index, location, " ".join(f"{type(error).__name__}: {error}".split()))
@@ -213,6 +216,11 @@ def _read_encoded(source: Source, row: int) -> tuple[bytes, int | None]:
         return file.read_bytes() if isinstance(file, Path) else file.getvalue(), label
     except Exception:  # every source raises its own
         return b"", None
+
+
+def _read_head(file: Path | BytesIO) -> bytes:
+    with file.open("rb") if isinstance(file, Path) else BytesIO(file.getvalue()) as opened:
+        return opened.read(HEAD)
 
 
 def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> ImageDataset:

@@ -121,6 +121,11 @@ def _holds_images(folder: Path) -> bool:
     return any(suffix in IMAGE_SUFFIXES for suffix in suffixes)
 
 
+def _holds_split(folder: Path) -> bool:
+    """Return whether a folder could be data.source, as far as a look at it shows."""
+    return split_folder_of(folder, "train") is not None or bool(parquet_files(folder, "train")) or _holds_images(folder)
+
+
 class FolderSource:
     """Image files below a folder."""
 
@@ -171,11 +176,20 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
     train_folder = split_folder_of(folder, "train")
     if train_folder is None:
         if split_folder_of(folder, "validation") is not None or not _holds_images(folder):
+            inner = [path for path in (folder / name for name in subfolders(folder)) if _holds_split(path)]
+            remedy = "give a folder that does, the name of a hub dataset, or the index of shards"
+            if len(inner) == 1:
+                remedy = f"give {inner[0]}, which does"
             raise InputError(
                 f"data.source={str(folder)!r} holds neither a train folder nor train*.parquet files, nor only images: "
-                "give a folder that does, the name of a hub dataset, or the index of shards"
+                f"{remedy}"
             )
         train_folder = folder  # CLASS/*.jpg or *.jpg
+    else:
+        used = {path.name for path in (train_folder, validation_folder) if path is not None}
+        if unused := [name for name in subfolders(folder) if name not in used]:
+            some = ", ".join(unused[:8]) + (f" and {len(unused) - 8} others" if len(unused) > 8 else "")
+            log_once(logging.INFO, f"{folder}: not used beside {train_folder.name}: {some}")
     _refuse_splits_as_classes(train_folder)
     split_folder = train_folder if split == "train" else validation_folder
     folders = [] if config.label_column is None else class_folders(train_folder)
@@ -197,7 +211,8 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
     files, labels = [], []
     by_class = {name: list(found) for name, found in groupby(sorted(find_images(split_folder), key=_class), key=_class)}
     if outside := by_class.pop("", None):
-        log.warning("%s: %s outside the class folders passed over", split_folder, plural(len(outside), "image"))
+        line = f"{split_folder}: {plural(len(outside), 'image')} outside the class folders passed over"
+        log_once(logging.WARNING, line)
     for name, found in by_class.items():
         if name not in classes:
             raise InputError(

@@ -128,7 +128,9 @@ class Recipe(Section):
         if self.epochs is None and self.steps is None:
             raise InputError("epochs and steps are both missing: give one of them, such as epochs=100")
         if self.epochs is not None and self.steps is not None:
-            raise InputError(f"epochs={self.epochs:g} and steps={self.steps} both given: set one of them to null")
+            raise InputError(
+                f"epochs={self.epochs:g} and steps={self.steps} both given: set one of them to null, as by steps=null"
+            )
         return self
 
     def total_steps(self, length: int) -> int:

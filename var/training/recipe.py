@@ -95,6 +95,8 @@ def _read_override(override: str, recipe: type[Recipe] | None = None) -> Layer:
     parts = key.split(".")
     if len(parts) > DEEPEST:
         raise InputError(f"override {abbreviate(override)} is nested too deeply: no key of a recipe has so many parts")
+    if recipe is not None and not text and _is_text(kind := _type_of(recipe, key)) and not _may_be_none(kind):
+        raise InputError(f"override {key}= is empty: give a value after the =")
     empty = text in ("", "null", "''", '""')
     if recipe is not None and key != "stage" and not empty and _is_text(_type_of(recipe, key)):
         values: Any = _escape(text, recipe)
@@ -129,6 +131,10 @@ def _is_text(kind: Any) -> bool:
     if get_origin(kind) in (Union, UnionType):
         return all(option is NoneType or _is_text(option) for option in get_args(kind))
     return kind in (str, Path)
+
+
+def _may_be_none(kind: Any) -> bool:
+    return NoneType in get_args(get_args(kind)[0] if get_origin(kind) is Annotated else kind)
 
 
 def _escape(text: str, recipe: type[Recipe]) -> str:

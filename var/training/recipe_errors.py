@@ -22,6 +22,7 @@ def refuse(path: Path, recipe: type[BaseModel], error: ValidationError) -> NoRet
     raise InputError(f"recipe {path}: {' '.join(_explain(recipe, details[0]).split())}{others}") from error
 
 
+_INFINITE = re.compile(r"[-+]?(inf|infinity|nan)", re.IGNORECASE)  # which Python reads as numbers, and YAML does not
 _UNKNOWN = ("extra_forbidden", "unexpected_keyword_argument")
 
 
@@ -49,6 +50,8 @@ def _explain(recipe: type[BaseModel], detail: ErrorDetails) -> str:
         expected = f"must be a group of keys: {', '.join(fields_of(type_at(recipe, location)))}"
     elif detail["type"] in ("path_type", "string_type"):
         expected = "must be text: " + ("give it a value" if value is None else "put it in quotes")
+    elif detail["type"].startswith("float") and isinstance(value, str) and _INFINITE.fullmatch(value):
+        expected = "must be a finite number"
     return f"{key}={show(value)} {expected}"
 
 

@@ -132,6 +132,11 @@ def spread(labels: Sequence[int], most: int) -> list[int]:
 
 
 def listing(classes: Mapping[int, str], most: int = 40) -> str:
-    """`1 goldfish, 207 golden retriever, ...`, cut after `most`."""
-    entries = [f"{label} {name}" if name != str(label) else name for label, name in sorted(classes.items())]
+    """`1 goldfish, 207 golden retriever, ...`, or with numbers among the names `0 (1), 1 (none)`; cut after `most`."""
+    named = {label: name for label, name in sorted(classes.items()) if name != str(label)}
+    numbered = any(name.isdecimal() for name in named.values())
+    entries = [
+        str(label) if label not in named else f"{label} ({named[label]})" if numbered else f"{label} {named[label]}"
+        for label in sorted(classes)
+    ]
     return ", ".join(entries[:most]) + (f", and {len(entries) - most} more" if len(entries) > most else "")

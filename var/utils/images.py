@@ -11,6 +11,7 @@ from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
+from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_write
 from var.utils.image_files import FORMATS
 from var.utils.paths import to_path
@@ -50,6 +51,9 @@ def open_image(file: str | Path) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower
             image = Image.open(path, formats=FORMATS)
     except UnidentifiedImageError as error:
+        with path.open("rb") as opened:
+            if substitute := find_substitute(opened.read(HEAD)):
+                raise InputError(f"{file} is no image: {substitute}") from error
         raise InputError(
             f"{file} is not an image in one of the formats {', '.join(FORMATS)}, or its kind of pixels is not read"
         ) from error

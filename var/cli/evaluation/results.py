@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate
 from var.cli.evaluation.options import DataOptions
 from var.cli.progress import progress_bar
 
@@ -24,7 +24,7 @@ def parse_classes(text: str | None) -> list[str] | None:
         return None
     classes = [part.strip() for part in text.split(",")]
     if not all(classes):
-        raise InputError(f"--classes {text!r} must be labels or names of classes, such as 1,lemon")
+        raise InputError(f"--classes {abbreviate(text)} must be labels or names of classes, such as 1,lemon")
     return classes
 
 

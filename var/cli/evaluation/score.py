@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizer.errors import InputError, one_line
+from tokenizer.errors import InputError, abbreviate, one_line
 from var.cli.evaluation import options
 from var.cli.evaluation.results import finish
 from var.cli.options import Batch, Device, JsonFile, whole_numbers
@@ -53,7 +53,7 @@ def score(
 def read_labels(text: str) -> list[int] | None:
     """Parse `1,145`, or read the keys of a JSON file, as labels."""
     if not text.endswith(".json"):
-        return whole_numbers(text, f"--among {text!r} must be labels such as 1,145")
+        return whole_numbers(text, f"--among {abbreviate(text)} must be labels such as 1,145")
     try:
         return [int(label) for label in parse_json(Path(text).read_text(encoding="utf-8"))]
     except (OSError, ValueError, TypeError) as error:
