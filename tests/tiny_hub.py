@@ -12,6 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_right"
 
 
@@ -54,6 +57,15 @@ def serve() -> Iterator[Hub]:
         yield hub
         hub.shutdown()
         thread.join()
+
+
+def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set what HF_ENDPOINT and the like would set at the client's first import."""
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
 
 
 class Handler(BaseHTTPRequestHandler):

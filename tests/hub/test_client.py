@@ -2,7 +2,6 @@
 
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from helpers import refused, small_vqvae
 from huggingface_hub import constants
 from tiny import NAMES, ROOT, Run, refusal, run, tiny_pipeline
 from tiny_aim import small_aim
-from tiny_hub import TOKEN, Hub, Repository, commit_of, serve
+from tiny_hub import TOKEN, Hub, Repository, commit_of, serve, use
 from torch import nn
 
 from var import AIM, VQVAE, VARPipeline
@@ -21,25 +20,6 @@ from var.hub.load import find_folder, load_pipeline
 from var.sampling.params import SamplingParams
 
 NAME = "someone/tiny"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A hub of the test's own, to which the client is logged in, with an empty cache."""
-    with serve() as hub:
-        use(hub.url, monkeypatch)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
-
-
-def use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set what HF_ENDPOINT and the like would set at the client's first import."""
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", False)
 
 
 def own_vqvae() -> VQVAE:

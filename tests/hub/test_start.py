@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import SIDES, refused, small_var, small_vqvae
 from tiny_aim import small_aim
+from tiny_hub import Hub, Repository
 from torch import nn
 
 from tokenizer.scales import SCALES_256, Scales
@@ -100,6 +101,60 @@ def test_an_encoder_starts_from_a_released_one_and_its_head_is_new(files: Path, 
     assert all(name.startswith("head.") for name in started.new)
     assert all(name.startswith("probe.") for name in started.dropped)
     assert bool(started.dropped) == (kind == "folder with a probe")
+
+
+@pytest.mark.parametrize("spelling", ["VAR-d16", "var_d16", "VAR_D16"])
+def test_a_released_name_in_any_spelling(files: Path, spelling: str) -> None:
+    for model in (small_var(seed=1), tokenizer(seed=1)):
+        assert not start_from(Path(spelling), model).new
+    assert open_tokenizer(Path(spelling)).scales.sides == tokenizer_config(Path(spelling)).scales == SIDES
+
+
+@pytest.mark.parametrize("alias", ["aim-600M-2B-imgs", "apple/aim-600M", "AIM_600m"])
+def test_a_released_encoder_by_its_other_names(files: Path, alias: str) -> None:
+    model = pretrainer()
+    start_from(Path(alias), model)
+    assert_equal(model.encoder, small_aim().encoder)
+
+
+def repository(folder: Path) -> Repository:
+    """A repository of a folder's files."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return Repository(states=[{str(path.relative_to(folder)): path.read_bytes() for path in files}])
+
+
+def test_a_repository_of_the_hub_is_a_start(hub: Hub, folder: Path, tmp_path: Path) -> None:
+    save_model(tmp_path / "aim", small_aim())
+    hub.repositories |= {"someone/pipe": repository(folder), "someone/aim": repository(tmp_path / "aim")}
+    for given, ours, theirs in (
+        ("someone/pipe", small_vqvae(seed=1), small_vqvae()),
+        ("someone/pipe", small_var(seed=1), small_var()),
+        ("someone/aim", pretrainer(), small_aim().encoder),
+    ):
+        check_start(Path(given), ours)
+        start_from(Path(given), ours)
+        assert_equal(ours.encoder if isinstance(ours, AIMPretrainer) else ours, theirs)
+
+
+def test_of_a_repository_the_tokenizer_alone_is_fetched(hub: Hub, folder: Path) -> None:
+    hub.repositories["someone/pipe"] = repository(folder)
+    assert tokenizer_config(Path("someone/pipe")) == small_vqvae().config
+    assert_equal(open_tokenizer(Path("someone/pipe")), small_vqvae())
+    assert not any("transformer/" in request for request in hub.requests)
+
+
+def test_a_repository_that_there_is_not_or_of_something_else_is_refused(hub: Hub, folder: Path) -> None:
+    hub.repositories |= {"someone/empty": Repository(), "someone/vqvae": repository(folder / "tokenizer")}
+    with refused("tokenizer='someone/none' cannot be used", "no repository of that name", "train stage 1 first"):
+        tokenizer_config(Path("someone/none"))
+    with refused("init='someone/empty' cannot be used", "holds no model of this project", "var-mini"):
+        check_start(Path("someone/empty"), small_var())
+    with refused("init='someone/vqvae' holds a 'VQVAE', a 'VAR' is needed"):
+        check_start(Path("someone/vqvae"), small_var())
+    with refused("init='FoundationVision/var'", "holds several models", "var-d16"):
+        check_start(Path("FoundationVision/var"), small_var())
+    with refused("init='apple/aim-600M' is an AIM, a 'VAR' is needed"):
+        check_start(Path("apple/aim-600M"), small_var())
 
 
 def test_a_shipped_model_is_a_start_for_both_stages() -> None:

@@ -1,4 +1,4 @@
-"""Find trained weights of one kind of model by a name, a folder or a released file, and read them under our names."""
+"""Find trained weights of one kind of model by name, folder, file or repository, and read them under our names."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -8,6 +8,7 @@ from tokenizer.errors import InputError
 from tokenizer.scales import SCALES_256, SCALES_512, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.checkpoint import WEIGHTS, check_values, find_part, read_config
+from var.hub.client import FILES, TOKENIZER_FILES, fetch_repository, is_repository
 from var.hub.convert import TOKENIZER_ENTRIES, VAR_ENTRIES, load_official_tokenizer, load_official_var
 from var.hub.convert_aim import load_official_encoder
 from var.hub.download import locate_file
@@ -20,6 +21,8 @@ from var.hub.presets import (
     SHIPPED,
     check_aim_name,
     check_name,
+    is_known,
+    own_name,
     released_file,
 )
 from var.hub.state_dicts import find_state, shape_of
@@ -52,14 +55,15 @@ def find_weights(given: str | Path, kind: str, key: str) -> Path | None:
     """Return the folder or file of a model's weights; None: those of a released name, not converted here yet.
 
     Args:
-        given: a name, a folder (of a pipeline, a training's output, the model alone), or a released file.
+        given: a name, a folder (of a pipeline, a training's output, the model alone), a released file, or a repository
+            on the hub, which is downloaded.
         kind: the class of the model: VQVAE, VAR or Encoder.
         key: the recipe's, for messages.
 
-    Raises InputError: nothing of that name, missing files, a damaged config, another kind of model.
+    Raises InputError: nothing of that name, missing files, a damaged config, another kind of model, no connection.
     """
     place = to_path(given, key)
-    path = place if place.exists() else _find_named(place, kind, key)
+    path = place if place.exists() else _find_named(str(place), kind, key)
     if path is None or path.is_file():
         return path
     folder = find_part(path, kind)
@@ -69,23 +73,37 @@ def find_weights(given: str | Path, kind: str, key: str) -> Path | None:
     return folder
 
 
-def _find_named(name: Path, kind: str, key: str) -> Path | None:
-    """Return the folder of a named model, shipped or converted before; None: a released one that is not."""
-    of_aim, given = kind == Encoder.__name__, str(name)
-    if len(name.parts) > 1:
-        known = ", ".join(AIM_RELEASED if of_aim else (*SHIPPED, *RELEASED))
-        remedy = "train stage 1 first, and give its model" if key == "tokenizer" else "give a model's folder"
-        raise InputError(f"{key}={given!r} does not exist: {remedy}, a released file, or one of {known}")
-    if given in ((*SHIPPED, *RELEASED) if of_aim else AIM_RELEASED):
+def _find_named(given: str, kind: str, key: str) -> Path | None:
+    """Return the folder of a repository or a named model, converted before if released; None: a released one, not yet.
+
+    A repository is downloaded.
+    """
+    of_aim, own = kind == Encoder.__name__, own_name(given)
+    if own in ((*SHIPPED, *RELEASED) if of_aim else AIM_RELEASED):
         raise InputError(f"{key}={given!r} is {'no AIM' if of_aim else 'an AIM'}, a {kind!r} is needed here")
+    if "/" in given and not is_known(given):
+        return _fetch(given, kind, key)
     try:
-        (check_aim_name if of_aim else check_name)(given)
+        own = (check_aim_name if of_aim else check_name)(given)
     except InputError as error:
         raise InputError(f"{key}={given!r} does not exist: {error}") from error
-    if given in SHIPPED:
-        return SHIPPED[given]
-    heads = [f"{given}-{head}" for head in AIM_RELEASED[given].heads] if of_aim else [given]
+    if own in SHIPPED:
+        return SHIPPED[own]
+    heads = [f"{own}-{head}" for head in AIM_RELEASED[own].heads] if of_aim else [own]
     return next((cache_folder() / folder for folder in heads if (cache_folder() / folder).is_dir()), None)
+
+
+def _fetch(given: str, kind: str, key: str) -> Path:
+    """Return the folder of a repository on the hub. Raises InputError: none, or what no repository can be called."""
+    known = ", ".join(AIM_RELEASED if kind == Encoder.__name__ else (*SHIPPED, *RELEASED))
+    remedy = "train stage 1 first, and give its model" if key == "tokenizer" else "give a model's folder"
+    remedy += f", a released file, a repository on the Hugging Face hub (user/model), or one of {known}"
+    if not is_repository(given):
+        raise InputError(f"{key}={given!r} does not exist: {remedy}")
+    try:
+        return fetch_repository(given, files=TOKENIZER_FILES if kind == VQVAE.__name__ else FILES)
+    except InputError as error:
+        raise InputError(f"{key}={given!r} cannot be used: {error}; else {remedy}") from error
 
 
 def read_weights_for(model: VQVAE | VAR | Encoder, given: str | Path, key: str) -> Weights:
@@ -149,8 +167,9 @@ def _count_tokens(sides: tuple[int, ...]) -> int:
 
 def _locate_released(name: str, kind: str) -> tuple[Path, VARConfig | EncoderConfig]:
     """Return the file of a released model, downloaded if need be, and the sizes of the model."""
+    own = own_name(name)
     if kind == Encoder.__name__:
-        released = AIM_RELEASED[name]
+        released = AIM_RELEASED[own]
         return locate_file(released.backbone, AIM_REPOSITORY, (released.backbone,)), released.config
-    file = RELEASED_TOKENIZER if kind == VQVAE.__name__ else released_file(name)
-    return locate_file(file, RELEASED_REPOSITORY, (file,)), RELEASED[name]
+    file = RELEASED_TOKENIZER if kind == VQVAE.__name__ else released_file(own)
+    return locate_file(file, RELEASED_REPOSITORY, (file,)), RELEASED[own]

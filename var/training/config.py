@@ -80,7 +80,7 @@ class Recipe(Section):
 
     stage: str  # its name in the registry of stages
     output: UserPath  # the run's folder
-    # Weights that replace the random ones at the start: a model's name, a folder of an exported one, a released file.
+    # Weights that replace the random ones at the start: a model's name, folder or repository, or a released file.
     init: UserPath | None = None
     # Parts of the model that are not trained, or the only ones that are: by name or kind, such as blocks.0 or mlp.
     freeze: tuple[Part, ...] = ()

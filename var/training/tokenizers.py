@@ -1,4 +1,4 @@
-"""The trained tokenizer of a recipe: its folder, the name of a model that has it, or a released file.
+"""The trained tokenizer of a recipe: its folder, name, repository or released file.
 
 A released file is read for 256 px, as no tensor shows its scales; that of 512 px has the name var-d36.
 """
@@ -8,7 +8,7 @@ from pathlib import Path
 from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.checkpoint import load_tokenizer, read_config
-from var.hub.presets import RELEASED
+from var.hub.presets import RELEASED, own_name
 from var.hub.sources import find_weights, read_released
 
 KIND, KEY = VQVAE.__name__, "tokenizer"
@@ -29,13 +29,13 @@ def open_tokenizer(given: Path) -> VQVAE:
 
 
 def tokenizer_config(given: Path) -> TokenizerConfig:
-    """Read the sizes alone of a recipe's tokenizer; nothing is downloaded.
+    """Read the sizes alone of a recipe's tokenizer; a released one is not downloaded.
 
-    Raises InputError: there is none, or its config cannot be read.
+    Raises InputError: there is none, its config cannot be read, or it is in a repository that cannot be had.
     """
     place = find_weights(given, KIND, KEY)
     if place is None:
-        return TokenizerConfig(scales=RELEASED[str(given)].scales)
+        return TokenizerConfig(scales=RELEASED[own_name(str(given))].scales)
     if place.is_file():
         return open_tokenizer(given).config
     try:

@@ -19,7 +19,7 @@ from var.data.token_cache import MANIFEST, Manifest
 from var.data.token_dataset import TokenDataset
 from var.data.tokenize import write_tokens
 from var.hub.checkpoint import TOKENIZER, TRANSFORMER
-from var.hub.presets import RELEASED, SHIPPED
+from var.hub.presets import RELEASED
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR, TransformerSizes, VARConfig
 from var.sampling.generate import generate
@@ -301,10 +301,14 @@ def _find_images(recipe: VARRecipe) -> tuple[Images, bool]:
 
 def _known_tokenizer(recipe: VARRecipe) -> tuple[TokenizerConfig, list[str]]:
     """Return the sizes of the recipe's tokenizer, and assumptions."""
-    given, there = str(recipe.tokenizer), recipe.tokenizer.exists() or str(recipe.tokenizer) in (*SHIPPED, *RELEASED)
-    for name, released in RELEASED.items():
-        tokenizer = TokenizerConfig(scales=released.scales)
-        if not there and recipe.model.config(tokenizer, released.num_classes) == released:
-            assumed = f"assumed the released one of {name}, {tokenizer.image_side} px"
-            return tokenizer, [f"tokenizer={given!r} does not exist: {assumed}"]
-    return tokenizer_config(recipe.tokenizer), []
+    try:
+        return tokenizer_config(recipe.tokenizer), []
+    except InputError:
+        if recipe.tokenizer.exists():
+            raise
+        for name, released in RELEASED.items():
+            tokenizer = TokenizerConfig(scales=released.scales)
+            if recipe.model.config(tokenizer, released.num_classes) == released:
+                assumed = f"assumed the released one of {name}, {tokenizer.image_side} px"
+                return tokenizer, [f"tokenizer={str(recipe.tokenizer)!r} does not exist: {assumed}"]
+        raise
