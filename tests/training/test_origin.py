@@ -170,8 +170,9 @@ def test_labels_in_shards_are_compared(begun: VARRecipe, tmp_path: Path) -> None
     flipped.resume()
 
 
-def test_init_is_not_used_by_a_run_that_goes_on(begun: VARRecipe, caplog: pytest.LogCaptureFixture) -> None:
-    for init, ending in ((None, "going on from step 1"), (begun.output, "going on from step 1: init is not used")):
+def test_a_run_that_goes_on_has_its_own_weights(begun: VARRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    own = "going on from step 1: the model has the weights of that step, not those of init"
+    for init, ending in ((None, "going on from step 1"), (begun.output, own)):
         caplog.clear()
         with caplog.at_level(logging.INFO):
             open_run(begun.model_copy(update={"init": init})).resume()

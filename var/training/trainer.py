@@ -245,7 +245,8 @@ class Trainer:
                 raise
             reason = f"belong to something else ({one_line(error, 160)})"
             raise InputError(f"the checkpoints in {self.recipe.output} {reason}: {remedy}") from error
-        log.info("going on from step %d%s", self.step, ": init is not used" if self.recipe.init is not None else "")
+        weights = "" if self.recipe.init is None else ": the model has the weights of that step, not those of init"
+        log.info("going on from step %d%s", self.step, weights)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
