@@ -37,6 +37,13 @@ class Generated(NamedTuple):
     f_hats: list[Tensor]  # K times (B, C, H, H): the sum after each scale; decode one to see the image grow
 
 
+class Drawn(NamedTuple):
+    """Generated tokens, not decoded; K and L are as in Generated."""
+
+    tokens: Tensor  # (B, L) int64
+    f_hats: list[Tensor]  # K times (B, C, H, H)
+
+
 class ForcedTokens(NamedTuple):
     """Tokens that are given: the others are generated to fit them (VAR paper, section 4.4)."""
 
@@ -87,16 +94,38 @@ def generate(
         InputError: an option out of range, an unknown label, a tokenizer or a refiner that does not fit the
             transformer, forced tokens that do not fit.
     """
+    sampling = SamplingParams(cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales)  # raises if out of range
+    tokens, f_hats = draw_tokens(model, vqvae, labels, sampling, seed, indices, forced, refiner)
+    with torch.inference_mode():
+        pixels = vqvae.pixels(f_hats[-1])  # (B, 3, S, S)
+    # Made outside the block, the images are an ordinary tensor, which other modules take with gradients on too.
+    return Generated(tokens, pixels.clamp(-1, 1), f_hats)
+
+
+def draw_tokens(
+    model: VAR,
+    vqvae: VQVAE,
+    labels: list[int] | Tensor,
+    sampling: SamplingParams,
+    seed: int = 0,
+    indices: list[int] | None = None,
+    forced: ForcedTokens | None = None,
+    refiner: Refiner | None = None,
+) -> Drawn:
+    """Draw the tokens of `generate`, whose other arguments these are, and decode nothing.
+
+    Raises:
+        InputError: as `generate`.
+    """
     labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     indices = index_within_class(labels) if indices is None else indices
     check_fit(model, vqvae)
     check_labels(labels, indices, model.config.num_classes)
-    params = SamplingParams(cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales)  # raises if out of range
-    params.check_scales(model.scales.sides, model.config.scale_drop)
+    sampling.check_scales(model.scales.sides, model.config.scale_drop)
     if refiner is not None:
         check_refiner(refiner, model)
-        params.check_scales(model.scales.sides, refiner.model.config.scale_drop)
-    if use_scales is not None and forced is not None:
+        sampling.check_scales(model.scales.sides, refiner.model.config.scale_drop)
+    if sampling.use_scales is not None and forced is not None:
         raise InputError("use_scales draws other token maps than the encoder's, which an edit keeps: leave it out")
     if model.training or vqvae.training:
         raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
@@ -105,7 +134,7 @@ def generate(
     scales, quantizer, device = model.scales, vqvae.quantizer, model.position.device
     codebook = quantizer.codebook.weight  # (V, C)
     null = model.config.num_classes
-    guidable = cfg > 0 and any(label != null for label in labels)
+    guidable = sampling.cfg > 0 and any(label != null for label in labels)
     rows = torch.tensor(labels + [null] * len(labels) if guidable else labels, device=device)  # (2B,), or (B,)
     given = None if forced is None else forced_at_scales(forced, vqvae, len(labels))
     next_inputs: list[Tensor] = []
@@ -114,20 +143,22 @@ def generate(
     f_hats: list[Tensor] = []
     with torch.inference_mode():
         running = begin(model, rows)
-        kept = params.kept_scales(scales.sides)
+        kept = sampling.kept_scales(scales.sides)
         for done, k in enumerate(kept):
-            guided = guidable and params.guides(k)
+            guided = guidable and sampling.guides(k)
             if refiner is not None and k == next(k for k in kept if k >= refiner.first_scale):
                 running = begin(refiner.model, rows)
             count = 2 * len(labels) if guided else len(labels)
             logits, running = predict(running, kept[: done + 1], next_inputs, count)
             if guided:  # (2B, n, V)
                 conditional, unconditional = logits.chunk(2)  # (B, n, V) each
-                logits = classifier_free_guidance(conditional, unconditional, cfg_at_scale(cfg, k, len(scales)))
-            if params.temperature_at(k) != 1:
-                logits = logits / params.temperature_at(k)
-            logits = filter_logits(logits, top_k, top_p)  # (B, n, V)
-            if smooth:
+                logits = classifier_free_guidance(
+                    conditional, unconditional, cfg_at_scale(sampling.cfg, k, len(scales))
+                )
+            if sampling.temperature_at(k) != 1:
+                logits = logits / sampling.temperature_at(k)
+            logits = filter_logits(logits, sampling.top_k, sampling.top_p)  # (B, n, V)
+            if sampling.smooth:
                 weights = gumbel_softmax(logits, streams.uniform(*logits.shape[1:]), k, len(scales))  # (B, n, V)
                 tokens_k, codes = weights.argmax(dim=-1), weights @ codebook  # (B, n), (B, n, C)
             else:
@@ -142,9 +173,8 @@ def generate(
             f_hats.append(f_hat)
             for following in kept[done + 1 : done + 2]:  # none after the last
                 next_inputs.append(quantizer.next_input(f_hat, following))  # (B, n of the next scale, C)
-        pixels = vqvae.pixels(f_hat)  # (B, 3, S, S)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
-    return Generated(torch.cat(tokens, dim=1), pixels.clamp(-1, 1), [f_hat.clone() for f_hat in f_hats])
+    return Drawn(torch.cat(tokens, dim=1), [f_hat.clone() for f_hat in f_hats])
 
 
 def generate_batches(

@@ -19,7 +19,8 @@ from var.data import token_cache
 from var.data.listing import Split
 from var.data.token_cache import FORMAT, MANIFEST, Manifest, Record, Shard, SplitInfo
 from var.models.var import VAR
-from var.sampling.generate import generate, index_within_class
+from var.sampling.generate import draw_tokens, index_within_class
+from var.sampling.params import SamplingParams
 from var.utils.paths import check_no_other_files
 from var.utils.provenance import fingerprint, sha256
 from var.utils.ranks import Ranks
@@ -127,13 +128,13 @@ def _read_manifest(folder: Path) -> Manifest:
 
 def _draw(model: VAR, vqvae: VQVAE, labels: list[int], numbers: list[int], seed: int) -> NDArray[np.int64]:
     """Draw images in batches, (len(labels), L)."""
-    size = token_cache.ENCODED_AT_ONCE
+    size, unguided = token_cache.ENCODED_AT_ONCE, SamplingParams(cfg=0.0, top_k=0, top_p=0.0)
     drawn = [
-        generate(model, vqvae, part, cfg=0.0, top_k=0, top_p=0.0, seed=seed, indices=numbers[first:][: len(part)])
+        draw_tokens(model, vqvae, part, unguided, seed, numbers[first:][: len(part)]).tokens
         for first in range(0, len(labels), size)
         for part in [labels[first : first + size]]
     ]
-    return torch.cat([images.tokens for images in drawn]).cpu().numpy()
+    return torch.cat(drawn).cpu().numpy()
 
 
 def _write(folder: Path, shard: Shard, tokens: NDArray[np.integer], labels: list[int]) -> None:

@@ -11,6 +11,7 @@ import torch
 from helpers import refused, small_var, small_vqvae
 from tiny import assert_same_weights, merged, metrics, stop_at, tiny_pipeline, write_recipe
 
+from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
@@ -166,9 +167,13 @@ def test_wrong_labels_and_drawn_images_do_not_depend_on_micro_batches(
             assert one == pytest.approx(other, rel=2e-3, abs=2e-3)
 
 
-def test_drawn_images_are_the_references_own_without_guidance(images: Path, trained: Path, tmp_path: Path) -> None:
+def test_drawn_images_are_the_references_own_without_guidance(
+    images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = alignment(tmp_path / "run", "ddo", images, trained, fakes=7)
-    built(recipe)
+    with monkeypatch.context() as patched:
+        patched.setattr(VQVAE, "pixels", lambda *_: pytest.fail("tokens alone are needed"))
+        built(recipe)
     folder = recipe.output / "fakes"
     train_set, held_out = open_fakes(folder, "train"), open_fakes(folder, "validation")
     assert train_set.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
