@@ -28,8 +28,7 @@ def generate(
 
     Examples:
       var evaluate generate --model var-mini --num-per-class 50 --out samples
-      torchrun --nproc_per_node 8 -m var evaluate generate --model var-d16 --out samples/d16
-      var evaluate generate --model var-d30 --reject 0.5 --out samples/d30-best
+      torchrun --nproc_per_node 8 -m var evaluate generate --model var-d30 --reject 0.5 --out samples/d30-best
       var evaluate generate --model var-d16 --refiner var-d30 --refine-from 8 --out samples/d16-d30
     """
     from accelerate import PartialState
