@@ -16,11 +16,12 @@ from var.training.logger import METRICS
 from var.training.loop import train
 from var.training.recipe import load_recipe
 
+ONE_RATE = "optimizer.lr_factors.class_embedding=1"  # in place of the recipe's larger one
 WAYS = {
-    "from scratch": ["init=null", "optimizer.lr_factors=null", "optimizer.lr=1e-3"],
+    "from scratch": ["init=null", ONE_RATE, "optimizer.lr=1e-3"],
     "all weights": [],
     "adapters (LoRA)": ["lora={rank: 8}", "optimizer.lr=1e-3"],
-    "table of classes": ["train_only=[class_embedding]", "optimizer.lr=1e-2", "optimizer.lr_factors=null"],
+    "table of classes": ["train_only=[class_embedding]", "optimizer.lr=1e-2", ONE_RATE],
 }
 
 
