@@ -1,4 +1,4 @@
-"""VARPipeline, what users import: labels in, images out; and edits of images."""
+"""VARPipeline, what users import: labels in, images out; edits of images, and their classes."""
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,18 +18,20 @@ from var.editing.params import BlendParams, EditKeywords
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
 from var.hub.pipeline import Pipeline
 from var.hub.refiner import open_refiner
+from var.sampling.class_likelihood import WHOLE, Pruning, class_likelihood
 from var.sampling.generate import generate_batches, index_within_class
-from var.sampling.output import PipelineOutput
+from var.sampling.output import ClassScore, PipelineOutput
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
 from var.sampling.refiner import Refiner
 from var.utils.classes import find_label, imagenet_names, label_of_text, listing
-from var.utils.images import load_image, resize_and_crop, to_pil, to_rgb, to_tensor
+from var.utils.device import check_float32
+from var.utils.images import VAR_RESIZE, load_image, resize_and_crop, to_pil, to_rgb, to_tensor
 
 __all__ = ["EditOutput", "PipelineOutput", "VARPipeline"]
 
 
 class VARPipeline(Pipeline):
-    """A transformer with its tokenizer, to draw and to edit images; see Pipeline for its arguments."""
+    """A transformer with its tokenizer, to draw, edit and classify images; see Pipeline for its arguments."""
 
     def label(self, given: int | str) -> int:
         """The label of a class given by index or name; text that is the name of a class means it, even a number.
@@ -244,6 +246,49 @@ class VARPipeline(Pipeline):
         sampling, rows = self.choose_sampling(options), self._rows(label, num)
         images = upscale(self.model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size)
         return EditOutput(images, image, np.ones(image.size[::-1], dtype=bool))
+
+    @torch.inference_mode()
+    def classify(
+        self,
+        images: Image.Image | Iterable[Image.Image],
+        labels: Iterable[int | str] | None = None,
+        pruning: Pruning | str | None = None,
+        batch_size: int = 64,
+    ) -> list[list[ClassScore]]:
+        """Rank classes by the likelihood of an image's tokens, all classes being equally probable at first.
+
+        Args:
+            images: of any size and mode, cropped as for validation: short side to 1.125 times the model's, then the
+                square in the center.
+            labels: indices or names of the candidates, two at least; None: all that the model knows.
+            pruning: candidates that are kept after coarse scales, such as "3:25%,5:8", see `Pruning`; None: all.
+            batch_size: pairs of an image and a class that are computed at once.
+
+        Returns:
+            The classes for each image, the best first; those that were pruned come last.
+
+        Raises:
+            InputError: images that cannot be read, an unknown class, fewer than two, pruning that does not fit the
+                model's scales, a tokenizer that is not in float32.
+        """
+        vqvae, names = self.vqvae, self.known_classes()
+        check_float32(vqvae)
+        pruning = Pruning.parse(pruning) if isinstance(pruning, str) else pruning or WHOLE
+        chosen = self.known_labels() if labels is None else list(dict.fromkeys(map(self.label, labels)))
+        if len(chosen) < 2:
+            raise InputError(f"class {chosen[0] if chosen else None} is the only candidate: give two classes or more")
+        pruning.candidates(len(vqvae.scales), len(chosen))  # raises before images are read
+        side, device = vqvae.config.image_side, self.model.position.device
+        given = [images] if isinstance(images, Image.Image) else images
+        rgb = (to_rgb(load_image(image)) for image in given)
+        squares = (to_tensor(resize_and_crop(image, round(VAR_RESIZE * side), side)) for image in rgb)
+        encoded = [vqvae.encode(square[None].to(device)) for square in squares]
+        if not encoded:
+            raise InputError("no images given: give at least one")
+        tokens = torch.cat(encoded)  # (B, L)
+        inputs = vqvae.quantizer.teacher_forcing_input(tokens)
+        found = class_likelihood(self.model, tokens, inputs, chosen, pruning, batch_size)
+        return found.ranked(names)
 
     def choose_sampling(
         self, options: Mapping[str, object], default: SamplingParams = DEFAULT_SAMPLING

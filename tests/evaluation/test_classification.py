@@ -9,9 +9,9 @@ from helpers import random_images, refused
 from tiny import Run, image_folder, refusal, tiny_pipeline
 from torch import Tensor
 
-from var.evaluation.class_likelihood import Pruning
 from var.evaluation.classification import Classification, classification, position_in_ranking
 from var.pipeline import VARPipeline
+from var.sampling.class_likelihood import Pruning
 
 N, CLASSES = 8, 5
 IMAGES, LABELS = random_images(N, 8), [0, 4, 2, 2, 3, 1, 0, 3]

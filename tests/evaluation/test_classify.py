@@ -9,25 +9,24 @@ from helpers import noise, refused
 from tiny import NAMES, tiny_pipeline
 from tiny_aim import small_aim
 
-from var.evaluation.class_likelihood import Pruning
 from var.evaluation.classify import (
     By,
     ImageProbe,
     choose_by,
-    classify_by_likelihood,
     classify_by_probe,
     load_image_probe,
 )
 from var.hub.checkpoint import save_model
 from var.models.aim import Probe, ProbeConfig, val_transforms
 from var.pipeline import VARPipeline
+from var.sampling.class_likelihood import Pruning
 from var.utils.images import resize_and_crop, to_tensor
 
 PHOTOS = [noise(20, 12), noise(9, 30, seed=1)]
 
 
 def test_scores_are_those_of_the_square_in_the_center(pipe: VARPipeline) -> None:
-    ranked = classify_by_likelihood(pipe, PHOTOS)
+    ranked = pipe.classify(PHOTOS)
     assert len(ranked) == 2
     for photo, found in zip(PHOTOS, ranked, strict=True):
         assert sorted(each.label for each in found) == sorted(NAMES)
@@ -46,28 +45,29 @@ def test_scores_are_those_of_the_square_in_the_center(pipe: VARPipeline) -> None
 
 
 def test_candidates_by_name_and_pruned_ones(pipe: VARPipeline) -> None:
-    (found,) = classify_by_likelihood(pipe, PHOTOS[:1], [0, 1, 0, 4])
+    (found,) = pipe.classify(PHOTOS[0], [0, NAMES[1], 0, 4])
     assert sorted(each.label for each in found) == [0, 1, 4]
-    (pruned,) = classify_by_likelihood(pipe, PHOTOS[:1], [0, 1, 4], Pruning(((1, 1),)))
+    (pruned,) = pipe.classify(PHOTOS[:1], [0, 1, 4], Pruning(((1, 1),)))
     assert [each.score is None for each in pruned] == [False, True, True]
     assert [each.posterior for each in pruned] == [1, 0, 0]
     assert [len(each.by_scale) for each in pruned] == [3, 1, 1]
     assert pruned[1].by_scale > pruned[2].by_scale
+    assert pipe.classify(PHOTOS[:1], [0, 1, 4], "1:1") == [pruned]
 
 
 def test_input_that_cannot_work_is_refused(pipe: VARPipeline) -> None:
     with refused("no images"):
-        classify_by_likelihood(pipe, [])
+        pipe.classify([])
     with refused("only candidate"):
-        classify_by_likelihood(pipe, PHOTOS, [1, 1])
+        pipe.classify(PHOTOS, [1, 1])
     with refused("only candidate"):
-        classify_by_likelihood(pipe, PHOTOS, [])
+        pipe.classify(PHOTOS, [])
     with refused("class 2", "not one that this model was trained on"):
-        classify_by_likelihood(pipe, PHOTOS, [1, 2])
+        pipe.classify(PHOTOS, [1, 2])
     with refused("after 3 scales"):
-        classify_by_likelihood(pipe, PHOTOS, pruning=Pruning(((3, 1),)))
+        pipe.classify(PHOTOS, pruning=Pruning(((3, 1),)))
     with refused("str", "PIL image"):
-        classify_by_likelihood(pipe, ["photo.jpg"])  # type: ignore[list-item]
+        pipe.classify(["photo.jpg"])  # type: ignore[list-item]
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from var.cli.run import in_columns
 if TYPE_CHECKING:
     from PIL import Image
 
-    from var.evaluation.classify import ClassScore
+    from var.sampling.output import ClassScore
 
 
 def classify(
@@ -46,24 +46,23 @@ def classify(
         if not file.exists():  # before a model is loaded, perhaps downloaded
             raise InputError(f"image {file} does not exist: give the path of an image")
     began = time.perf_counter()
-    from var.evaluation.class_likelihood import WHOLE, Pruning
-    from var.evaluation.classify import choose_by, classify_by_likelihood, classify_by_probe, load_image_probe
+    from var.evaluation.classify import choose_by, classify_by_probe, load_image_probe
     from var.evaluation.likelihood import load_pipeline
+    from var.sampling.class_likelihood import Pruning
     from var.utils.files import atomic_write
     from var.utils.paths import check_target
     from var.utils.provenance import versions
     from var.utils.text import as_unicode, plural
 
-    pruning = WHOLE if keep is None else Pruning.parse(keep)
+    pruning = None if keep is None else Pruning.parse(keep)
     if json_file is not None:
         check_target(json_file, "classes.json", [*images, model])
     chosen = choose_by(model, by)
     if chosen == "likelihood":
         pipe = load_pipeline(model, device, dtype)
-        labels = None if classes is None else [pipe.label(given) for given in classes]
         scale_names = [f"{side}x{side}" for side in pipe.model.scales.sides]
         loaded = time.perf_counter()
-        ranked = classify_by_likelihood(pipe, read_images(images), labels, pruning, rows)
+        ranked = pipe.classify(read_images(images), classes, pruning, rows)
         how, score_name = "log-likelihood in nats; all classes are equally probable at first", "log_likelihood"
     else:
         for option, given in (("--class", classes), ("--keep", keep), ("--scales", scales)):

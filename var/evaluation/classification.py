@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
-from var.evaluation.class_likelihood import WHOLE, Pruning, class_likelihood, rank
 from var.evaluation.likelihood import check_known
-from var.evaluation.metrics.stats import MeanStderr, check_float32, concatenate, mean_stderr
+from var.evaluation.metrics.stats import MeanStderr, concatenate, mean_stderr
 from var.pipeline import VARPipeline
+from var.sampling.class_likelihood import WHOLE, Pruning, class_likelihood, rank
+from var.utils.device import check_float32
 
 
 @dataclass(frozen=True)

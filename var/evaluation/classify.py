@@ -1,12 +1,12 @@
-"""Classes of images: by a VAR's likelihood, or by the probe of an encoder.
+"""Classes of images by the probe of an encoder, and the choice between that and the likelihood of a VAR.
 
-M classes, K scales, S side of the images in pixels.
+M classes, S side of the images in pixels.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -14,30 +14,18 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.aim import AIM
-from var.evaluation.class_likelihood import WHOLE, Pruning, class_likelihood
-from var.evaluation.metrics.stats import check_float32
 from var.features.sources import ProbeClassifier, load_classifier
 from var.hub.checkpoint import CONFIG, find_exported, read_config
-from var.hub.presets import RELEASED, SHIPPED
+from var.hub.presets import RELEASED, SHIPPED, own_name
 from var.models.aim import Encoder, Probe, val_transforms
-from var.pipeline import VARPipeline
+from var.sampling.output import ClassScore
 from var.utils.classes import imagenet_names
-from var.utils.images import VAR_RESIZE, load_image, resize_and_center_crop, resize_and_crop, to_rgb, to_tensor
+from var.utils.images import resize_and_center_crop
 from var.utils.paths import to_path
 
 By = Literal["likelihood", "probe"]
 
 SINGLE = (AIM.__name__, Encoder.__name__, Probe.__name__)  # models that are a folder of their own, not a pipeline's
-
-
-class ClassScore(NamedTuple):
-    """A class of an image."""
-
-    label: int
-    name: str
-    posterior: float  # probability in [0, 1]; 0 if the class was pruned
-    score: float | None  # log-likelihood of all tokens in nats, or a probe's logit; None if the class was pruned
-    by_scale: tuple[float, ...] = ()  # log-likelihood of the tokens of each scale up to the one where it was pruned
 
 
 def choose_by(model: str, by: By | None = None) -> By:
@@ -50,7 +38,7 @@ def choose_by(model: str, by: By | None = None) -> By:
         InputError: the model cannot do that; a damaged folder.
     """
     folder, able = find_exported(to_path(model, "model")), by or "likelihood"
-    if model in SHIPPED or model in RELEASED:
+    if own_name(model) in (*SHIPPED, *RELEASED):
         able = "likelihood"
     elif folder.is_dir():
         single = (folder / CONFIG).is_file() and read_config(folder).get("model") in SINGLE
@@ -61,55 +49,6 @@ def choose_by(model: str, by: By | None = None) -> By:
         other = "a VAR classifies by likelihood" if able == "likelihood" else "an encoder classifies by its probe"
         raise InputError(f"{model} cannot classify by {by}: {other}; take that, or give another model")
     return able
-
-
-@torch.inference_mode()
-def classify_by_likelihood(
-    pipe: VARPipeline,
-    images: Iterable[Image.Image],
-    labels: Sequence[int] | None = None,
-    pruning: Pruning = WHOLE,
-    batch_size: int = 64,
-) -> list[list[ClassScore]]:
-    """Rank classes by the likelihood of an image's tokens, all classes being equally probable at first.
-
-    Args:
-        pipe: with the tokenizer in float32.
-        images: of any size and mode, cropped as for validation: short side to 1.125 * S, then the center square.
-        labels: the candidates, two at least; None: all that the model knows.
-        pruning, batch_size: as `class_likelihood` takes them.
-
-    Returns:
-        M classes for each image, the best first; those that were pruned come last.
-
-    Raises:
-        InputError: as `class_likelihood`; images that cannot be read; a tokenizer that is not in float32; fewer than
-            two classes.
-    """
-    vqvae, names = pipe.vqvae, pipe.known_classes()
-    check_float32(vqvae)
-    chosen = list(pipe.known_labels() if labels is None else dict.fromkeys(map(pipe.label, labels)))
-    if len(chosen) < 2:
-        raise InputError(f"class {chosen[0] if chosen else None} is the only candidate: give two classes or more")
-    pruning.candidates(len(vqvae.scales), len(chosen))  # raises before images are read
-    side, device = vqvae.config.image_side, pipe.model.position.device
-    short_side = round(VAR_RESIZE * side)
-    squares = (to_tensor(resize_and_crop(to_rgb(load_image(image)), short_side, side)) for image in images)
-    encoded = [vqvae.encode(square[None].to(device)) for square in squares]
-    if not encoded:
-        raise InputError("no images given: give at least one")
-    tokens = torch.cat(encoded)  # (B, L)
-    inputs = vqvae.quantizer.teacher_forcing_input(tokens)
-    found = class_likelihood(pipe.model, tokens, inputs, chosen, pruning, batch_size)
-    total, posterior, num_scales = found.total(), found.posterior(), found.num_scales()
-
-    def score(image: int, m: int) -> ClassScore:
-        value, by_scale = total[image, m].item(), found.by_scale[image, m, : num_scales[image, m]].tolist()
-        pruned = len(by_scale) < len(vqvae.scales)
-        label = chosen[m]
-        return ClassScore(label, names[label], posterior[image, m].item(), None if pruned else value, tuple(by_scale))
-
-    return [[score(image, m) for m in order] for image, order in enumerate(found.ranking().tolist())]
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
-from var.evaluation.metrics.stats import MeanStderr, check_float32, concatenate, mean_stderr
+from var.evaluation.metrics.stats import MeanStderr, concatenate, mean_stderr
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.pipeline import VARPipeline
-from var.utils.device import choose_device, choose_dtype
+from var.utils.device import check_float32, choose_device, choose_dtype
 
 BITS = 1 / math.log(2)  # of a nat
 

@@ -17,9 +17,10 @@ from tokenizer.losses import psnr
 from tokenizer.vqvae import VQVAE
 from var.evaluation.metrics.extractors import Extractor
 from var.evaluation.metrics.feature_metrics import Moments, frechet_distance
-from var.evaluation.metrics.stats import MeanStderr, check_float32, concatenate, mean_stderr
+from var.evaluation.metrics.stats import MeanStderr, concatenate, mean_stderr
 from var.networks.perceptual import ssim
 from var.training.codebook import count_tokens, describe
+from var.utils.device import check_float32
 from var.utils.images import from_uint8, to_uint8
 
 Batches = Iterable[tuple[Tensor, list[int]]]  # (B, 3, S, S) in [-1, 1] and labels, which are not used here

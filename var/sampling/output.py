@@ -1,6 +1,7 @@
-"""The output of a pipeline that generates images."""
+"""The output of a pipeline: images that it generates, classes of images."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from PIL import Image
 from torch import Tensor
@@ -23,3 +24,13 @@ class PipelineOutput:
     indices: list[int]
     tokens: Tensor
     intermediates: list[list[Image.Image]] | None
+
+
+class ClassScore(NamedTuple):
+    """A class of an image."""
+
+    label: int
+    name: str
+    posterior: float  # probability in [0, 1]; 0 if the class was pruned
+    score: float | None  # log-likelihood of all tokens in nats, or a probe's logit; None if the class was pruned
+    by_scale: tuple[float, ...] = ()  # log-likelihood of the tokens of each scale up to the one where it was pruned

@@ -3,6 +3,7 @@
 import torch
 
 from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
 
 KINDS = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -49,3 +50,9 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
     if name not in DTYPES:
         raise InputError(f"dtype {name!r} is unknown: take auto, {' or '.join(DTYPES)}")
     return DTYPES[name]
+
+
+def check_float32(vqvae: VQVAE) -> None:
+    """Raise InputError unless the tokenizer is in float32."""
+    if vqvae.dtype != torch.float32:
+        raise InputError(f"the tokenizer is in {vqvae.dtype}, which changes its tokens: load it in float32")

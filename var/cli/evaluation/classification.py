@@ -20,7 +20,7 @@ def classification(data: DataOptions, model: ModelOptions, keep: Keep = None, ro
       var evaluate classification --data imagenet --model var-d16 --num 1000 --keep 3:25%,5:8
       var evaluate classification --data configs/mini_var.yaml data.source=imagenet --json classification.json
     """
-    from var.evaluation.class_likelihood import Pruning
+    from var.sampling.class_likelihood import Pruning
 
     pruning = None if keep is None else Pruning.parse(keep)
     opened = open_labeled_images(data, model, "classification.json")

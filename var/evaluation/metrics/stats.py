@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
-from tokenizer.vqvae import VQVAE
 
 
 class MeanStderr(NamedTuple):
@@ -32,12 +31,6 @@ def mean_stderr(values: Tensor, what: str) -> MeanStderr:
         raise InputError(f"{what} is not finite for {wrong} of {len(values)} images: the model's weights are damaged")
     error = values.std().item() / math.sqrt(len(values)) if len(values) > 1 else None
     return MeanStderr(values.mean().item(), error)
-
-
-def check_float32(vqvae: VQVAE) -> None:
-    """Raise InputError unless the tokenizer is in float32."""
-    if vqvae.dtype != torch.float32:
-        raise InputError(f"the tokenizer is in {vqvae.dtype}, which changes its tokens: load it in float32")
 
 
 def concatenate(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ a class.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +21,7 @@ from tokenizer.scales import Scales
 from var.models.token_losses import cross_entropy
 from var.models.transformer import KVCache
 from var.models.var import VAR
+from var.sampling.output import ClassScore
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,19 @@ class ClassLikelihood:
         Those that were pruned follow the others, the later ones first, each by its likelihood up to there.
         """
         return rank(self.num_scales(), self.by_scale.nansum(dim=-1))
+
+    def ranked(self, names: Mapping[int, str]) -> list[list[ClassScore]]:
+        """Return the M classes of each image in the order of `ranking`; names has those of the labels."""
+        total, posterior, num_scales = self.total(), self.posterior(), self.num_scales()
+
+        def score(image: int, m: int) -> ClassScore:
+            value, by_scale = total[image, m].item(), self.by_scale[image, m, : num_scales[image, m]].tolist()
+            pruned = len(by_scale) < self.by_scale.shape[-1]
+            label = self.labels[m]
+            probability = posterior[image, m].item()
+            return ClassScore(label, names[label], probability, None if pruned else value, tuple(by_scale))
+
+        return [[score(image, m) for m in order] for image, order in enumerate(self.ranking().tolist())]
 
 
 def rank(*keys: Tensor) -> Tensor:

@@ -7,8 +7,8 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor
 
 from tokenizer.scales import SCALES_256, Scales
-from var.evaluation.class_likelihood import WHOLE, ClassLikelihood, Pruning, class_likelihood, rank
 from var.models.var import VAR
+from var.sampling.class_likelihood import WHOLE, ClassLikelihood, Pruning, class_likelihood, rank
 
 LABELS = (0, 1, 3, 4, CLASSES)  # the null class too
 BATCH, TOKENS = 4, 21
