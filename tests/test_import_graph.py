@@ -20,7 +20,7 @@ FLOORS = (
     ("var.pipeline", "var.aim", "var.vqvae"),
     ("var.features",),
     ("var.training",),
-    ("var.evaluation",),
+    ("var.evaluation", "var.bench"),
     ("var.cli",),
     ("var", "var.__main__", "var.convert", "var.generate"),  # what users import or start; nothing inside does
 )

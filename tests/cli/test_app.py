@@ -22,7 +22,7 @@ NAMES = [command.name if isinstance(command, Group) else command.__name__ for co
 
 
 def test_help_lists_the_commands(var: Run) -> None:
-    assert {"sample", "edit", "classify", "train", "data", "features", "scaling", "evaluate"} == set(NAMES)
+    assert {"sample", "edit", "classify", "train", "data", "features", "scaling", "evaluate", "bench"} == set(NAMES)
     code, out, err = var("--help")
     assert (code, err) == (0, "")
     assert "var [OPTIONS] COMMAND" in out

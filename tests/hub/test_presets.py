@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import refused
-from tiny import ROOT, run
 
 from tokenizer.scales import SCALES_256, SCALES_512
 from var.hub.checkpoint import load_tokenizer, load_var, read_config
@@ -177,13 +176,6 @@ def test_known_and_unknown_names_of_aim() -> None:
     for name in ("aim-600", "", "var-d16"):
         with refused(repr(name), "aim-600M, aim-1B, aim-3B, aim-7B"):
             check_aim_name(name)
-
-
-def test_the_benchmark_of_a_name_that_there_is_not() -> None:
-    done = run(ROOT / "benchmarks" / "aim_features.py", "--model", "aim-9")
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: preset='aim-9' is unknown (did you mean aim-7B?): take one of aim-tiny")
 
 
 # --- the shipped model; needs var/pretrained/var-mini

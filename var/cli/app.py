@@ -1,5 +1,6 @@
 """The `var` command and all that may follow it: `var sample`, `var edit VERB`, `var train RECIPE`, ..."""
 
+from var.cli.bench import bench
 from var.cli.classify import classify
 from var.cli.data import DATA
 from var.cli.edit import EDIT
@@ -11,7 +12,7 @@ from var.cli.scaling import SCALING
 from var.cli.train import train
 
 # What a command needs it imports when it runs: help, and a slip in an option, should not wait for torch.
-COMMANDS = (sample, EDIT, classify, train, DATA, FEATURES, EVALUATE, SCALING)
+COMMANDS = (sample, EDIT, classify, train, DATA, FEATURES, EVALUATE, SCALING, bench)
 
 HELP = """Image generation by next-scale prediction (VAR) and image features (AIM).
 

@@ -119,13 +119,13 @@ def _log_once(message: str, level: int = logging.INFO) -> None:
         log.log(level, message)
 
 
-def build_accelerator(recipe: Recipe) -> Accelerator:
-    """Build the Accelerator of a run: its processes, its device, the recipe's precision.
+def build_accelerator(recipe: Recipe, device: torch.device | None = None) -> Accelerator:
+    """Build the Accelerator of a run: its processes, its device (None: the machine's best), the recipe's precision.
 
     Raises InputError: a precision that the device or sharding does not support; fewer images in a batch than
     micro-batches of all processes.
     """
-    device = choose_device()
+    device = choose_device() if device is None else device
     if recipe.precision == "float16" and device.type != "cuda":
         raise InputError(f"precision=float16 needs CUDA, this device is {device.type}: take float32 or bfloat16")
     if recipe.precision == "float16" and is_sharding_requested():

@@ -121,18 +121,19 @@ class _Products(TorchDispatchMode):
         return result
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, products: int) -> int:
-    """FLOPs of `products` matrix products of attention, half of them of queries and keys, half with values."""
-    batch, heads, length, width = query.shape
-    return products * batch * heads * length * key.shape[2] * (width + value.shape[3])
+def attention_flops(query: torch.Size, key: torch.Size, products: int) -> int:
+    """Return the FLOPs of `products` matrix products of attention; query (B, H, L, D / H), key (B, H, T, D / H)."""
+    return 2 * products * query.numel() * key[2]
 
 
 # Torch's own table lacks the operations that attention dispatches to on a CPU.
 _FLOPS: Mapping[Any, Any] = {
     **flop_registry,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: _attention(q, k, v, 2),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, *_, **__: attention_flops(
+        q.shape, k.shape, 2
+    ),
     # The kernel does five products, recomputing the first; the gradient itself needs four.
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda gradient, q, k, v, *_, **__: _attention(q, k, v, 4)
+        lambda gradient, q, k, *_, **__: attention_flops(q.shape, k.shape, 4)
     ),
 }

@@ -1,0 +1,33 @@
+"""Turns and memory; no time is asserted."""
+
+import sys
+from functools import partial
+
+import pytest
+import torch
+
+from var.bench.timing import Spread, peak_memory, reset_peak_memory, take_turns
+
+CPU = torch.device("cpu")
+
+
+def test_every_round_has_all_actions() -> None:
+    calls: list[str] = []
+    times = take_turns([partial(calls.append, "a"), partial(calls.append, "b")], 3, CPU)
+    assert "".join(calls) == "ababab"
+    assert [len(each) for each in times] == [3, 3]
+
+
+def test_a_spread_is_around_the_median() -> None:
+    assert Spread.of([4.0, 1.0, 2.0]) == Spread(2.0, 1.0, 4.0, (4.0, 1.0, 2.0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the peak is that of the whole run")
+def test_the_peak_begins_anew() -> None:
+    reset_peak_memory(CPU)
+    before = peak_memory(CPU)
+    held = torch.ones(2**26, dtype=torch.uint8)
+    assert peak_memory(CPU) >= before + 2**26 - 2**22
+    del held
+    reset_peak_memory(CPU)
+    assert peak_memory(CPU) < before + 2**26 - 2**22

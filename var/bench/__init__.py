@@ -1,0 +1,1 @@
+"""Speed of the works of a model against what the machine can do."""

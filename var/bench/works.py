@@ -1,0 +1,109 @@
+"""The works whose speed is measured, on random weights: sampling, encoding, decoding, training steps, features.
+
+B batch, L tokens of all scales, S side of the images in pixels.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.bench.sizes import ModelSizes, VARSizes
+from var.bench.steps import tokenizer_step, transformer_step
+from var.models.aim import AIM, AIMConfig
+from var.models.var import VAR
+from var.sampling.generate import generate
+from var.sampling.params import FOR_METRICS
+
+Action = Callable[[], object]
+
+
+class Setting(NamedTuple):
+    """How a work is run."""
+
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+    compiled: bool
+
+
+def works_of(sizes: ModelSizes) -> list[str]:
+    """List the works that a model of these sizes does."""
+    return ["features"] if isinstance(sizes, AIMConfig) else list(_OF_VAR)
+
+
+def check_work(name: str, sizes: ModelSizes) -> None:
+    """Raise InputError unless a model of these sizes does that work."""
+    if name not in works_of(sizes):
+        kind = "an AIM" if isinstance(sizes, AIMConfig) else "a VAR"
+        raise InputError(f"{name!r} is no work of {kind}: take {', '.join(works_of(sizes))} or all")
+
+
+def build_work(name: str, sizes: ModelSizes, setting: Setting) -> Action:
+    """Build the networks and inputs of a work, from the seed 0; each call does it once, on a whole batch."""
+    torch.manual_seed(0)
+    return _features(sizes, setting) if isinstance(sizes, AIMConfig) else _OF_VAR[name](sizes, setting)
+
+
+def _sample(sizes: VARSizes, setting: Setting) -> Action:
+    """Guided, at the defaults of measurements, decoded."""
+    with setting.device:
+        model = VAR(sizes.transformer).eval().cast(setting.dtype)
+    vqvae = _tokenizer(sizes, setting)
+    if setting.compiled:
+        for block in model.blocks:
+            block.compile()
+    labels = [i % sizes.transformer.num_classes for i in range(setting.batch)]
+    sampling = FOR_METRICS.to_dict() | {"top_k": min(FOR_METRICS.top_k, sizes.transformer.vocab_size)}
+    return lambda: generate(model, vqvae, labels, **sampling)
+
+
+def _tokenizer(sizes: VARSizes, setting: Setting) -> VQVAE:
+    with setting.device:
+        vqvae = VQVAE(sizes.tokenizer).eval().cast(setting.dtype)
+    if setting.compiled:
+        for part in (vqvae.encoder, vqvae.decoder):
+            part.compile()
+    return vqvae
+
+
+def _encode(sizes: VARSizes, setting: Setting) -> Action:
+    vqvae, side = _tokenizer(sizes, setting), sizes.tokenizer.image_side
+    images = torch.rand(setting.batch, 3, side, side, device=setting.device) * 2 - 1
+    return torch.inference_mode()(lambda: vqvae.encode(images))
+
+
+def _decode(sizes: VARSizes, setting: Setting) -> Action:
+    vqvae = _tokenizer(sizes, setting)
+    shape = (setting.batch, vqvae.scales.total)
+    tokens = torch.randint(sizes.tokenizer.vocab_size, shape, device=setting.device)
+    return torch.inference_mode()(lambda: vqvae.decode(tokens))
+
+
+def _train(sizes: VARSizes, setting: Setting) -> Action:
+    return transformer_step(sizes, *setting)
+
+
+def _train_tokenizer(sizes: VARSizes, setting: Setting) -> Action:
+    return tokenizer_step(sizes, *setting)
+
+
+def _features(sizes: AIMConfig, setting: Setting) -> Action:
+    """Features of the blocks that the probe reads, and its logits."""
+    with setting.device:
+        model = AIM(sizes).eval().cast(setting.dtype)
+    if setting.compiled:
+        model.compile()
+    images = torch.randn(setting.batch, 3, sizes.image_size, sizes.image_size, device=setting.device)
+    return torch.inference_mode()(lambda: model(images))
+
+
+_OF_VAR: dict[str, Callable[[VARSizes, Setting], Action]] = {
+    "sample": _sample,
+    "encode": _encode,
+    "decode": _decode,
+    "train": _train,
+    "train-tokenizer": _train_tokenizer,
+}
