@@ -189,9 +189,39 @@ def test_of_other_classes_the_null_class_and_those_of_the_same_name_are_kept(
     assert torch.equal(table[0], theirs.class_embedding.weight[1])
     assert torch.equal(table[1:3], before[1:3])
     assert_equal(model.blocks, theirs.blocks)  # type: ignore[arg-type]
-    for line in ("kept of it: the null class, tabby cat", "1 tensor not in it, random: class_embedding.weight"):
-        assert line in caplog.text
+    assert "is of other classes: rows kept of the null class, tabby cat; 2 other rows random" in caplog.text
+    assert "not in it" not in caplog.text
     assert "num_classes=5, here 3" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["other names", "swapped", "no names in the data", "no names in the model"])
+def test_rows_of_as_many_classes_go_by_their_names_where_both_are_known(tmp_path: Path, kind: str) -> None:
+    theirs, names = small_var(num_classes=2), {0: "bar", 1: "cup"}
+    if kind == "no names in the model":
+        names = {0: "0", 1: "1"}
+    VARPipeline(theirs, small_vqvae(), names).save_pretrained(tmp_path / "pipeline")
+    ours = {"other names": {0: "cup", 1: "zoo"}, "swapped": {0: "cup", 1: "bar"}, "no names in the data": {}}
+    model = small_var(seed=1, num_classes=2)
+    before = model.class_embedding.weight.detach().clone()
+    started = start_from(tmp_path / "pipeline", model, ours.get(kind, {0: "cup", 1: "zoo"}))
+    was = theirs.class_embedding.weight
+    expected = {"other names": [was[1], before[1], was[2]], "swapped": [was[1], was[0], was[2]]}
+    assert torch.equal(model.class_embedding.weight, torch.stack(expected.get(kind, list(was))))
+    assert started.new == (["class_embedding.weight"] if kind == "other names" else [])
+
+
+def test_a_tokenizer_that_the_transformer_was_not_trained_with_is_named(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    start_from(folder, small_var(seed=1), vqvae=small_vqvae())
+    assert not caplog.text
+    start_from(folder, small_var(seed=1), vqvae=small_vqvae(seed=1))
+    assert "was trained on the tokens of another tokenizer" in caplog.text
+
+
+def test_a_size_that_the_folder_does_not_give_has_its_default(folder: Path) -> None:
+    assert start_from(folder, small_var(seed=1)).settings == []
+    assert start_from(folder, small_var(seed=1, scale_drop=0.25)).settings == ["scale_drop=0.0, here 0.25"]
 
 
 def test_positions_and_levels_of_other_scales_are_interpolated(folder: Path) -> None:
@@ -281,6 +311,12 @@ def test_a_file_of_another_kind_is_refused(files: Path, tmp_path: Path) -> None:
     for file, model, part in cases:
         with refused(part):
             start_from(files / file, model)
+
+
+def test_a_file_of_ours_is_refused_with_its_folder_as_the_remedy(folder: Path) -> None:
+    for part, model in (("tokenizer", small_vqvae()), ("transformer", small_var())):
+        with refused("holds the weights of a model of ours without its sizes: give the model's folder"):
+            start_from(folder / part / "model.safetensors", model)
 
 
 def test_nothing_that_fits_is_refused_and_changes_nothing(folder: Path) -> None:

@@ -122,5 +122,7 @@ def test_where_it_does_not_go_it_is_refused(images: Path, trained: Path, tmp_pat
             lora_recipe(tmp_path / "r", images, trained, **changes)
     with refused("stage tokenizer does not train"):
         tokenizer_recipe(tmp_path / "r", images, init=str(trained), lora={"rank": 2})
+    with refused("lora.rank=33 is above 32, the rank of the whole matrix of blocks.0.attention.qkv"):
+        add_adapters(small_var(), LoRAConfig(rank=33), seed=0)
     with refused("lora.train has 'blocks.2'"):
         add_adapters(small_var(), LoRAConfig(train=("blocks.2",)), seed=0)

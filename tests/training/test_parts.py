@@ -1,6 +1,7 @@
 """Parts of a model by name or kind: frozen ones do not move, and each has its share of the learning rate."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def test_a_decoder_is_tuned_alone_and_goes_on_bit_for_bit(
     whole = decoder_recipe(tmp_path / "whole", images, trained, ema=0.5)
     with caplog.at_level("INFO"):
         train(whole)
-    assert "trained: " in caplog.text
+    assert re.search(r"trained: [\d,]+ of [\d,]+ parameters \(\d+%\)", caplog.text)
     ours = safetensors.torch.load_file(whole.output / "model" / WEIGHTS)
     for name, value in small_vqvae().state_dict().items():
         kept = name.startswith(("encoder.", "quant_conv.", "quantizer."))
@@ -146,10 +147,14 @@ def test_a_decoder_is_tuned_alone_and_goes_on_bit_for_bit(
     assert_same_weights(whole.output / "model", parts.output / "model")
 
 
-def test_no_steps_export_the_start(images: Path, trained: Path, tmp_path: Path) -> None:
+def test_no_steps_export_the_start_and_where_nothing_is_frozen_no_share_is_logged(
+    images: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     recipe = var_recipe(tmp_path / "r", images, trained, steps=0, init=str(trained), model=SIZES)
     train(recipe)
     assert_same_weights(trained, recipe.output / "model")
+    assert "trained: " not in caplog.text
 
 
 def test_what_a_tokenizers_losses_need_is_not_frozen(images: Path, trained: Path, tmp_path: Path) -> None:
@@ -184,3 +189,11 @@ def test_a_recipe_freezes_in_one_way_and_a_part_has_a_positive_factor(images: Pa
     loaded = load_recipe(path, ["optimizer.lr_factors.mlp=0.5"])
     assert loaded.optimizer.lr_factors == {"blocks.0": 0.1, "head": 2, "mlp": 0.5}
     assert json.loads(loaded.model_dump_json())["optimizer"]["lr_factors"]["blocks.0"] == 0.1
+
+
+def test_a_list_or_mapping_of_another_type_is_refused_in_the_words_of_recipes(images: Path, tmp_path: Path) -> None:
+    path = write_recipe(tmp_path / "r.yaml", merged(VAR, {"data": {"source": str(images)}, "tokenizer": "tok"}))
+    with refused("freeze=3 must be a list"):
+        load_recipe(path, ["freeze=3"])
+    with refused("optimizer.lr_factors=[1] must be a mapping"):
+        load_recipe(path, ["optimizer.lr_factors=[1]"])

@@ -153,8 +153,8 @@ def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def is_whole(folder: Path, shard: Shard, manifest: Manifest) -> bool:
-    """Return whether a shard exists and is intact; a damaged one is logged."""
+def is_whole(folder: Path, shard: Shard, manifest: Manifest, repair: str = "encoding it again") -> bool:
+    """Return whether a shard exists and is intact; a damaged one is logged, with what repairs it."""
     if not (folder / shard.record).exists():
         return False
     try:
@@ -164,7 +164,7 @@ def is_whole(folder: Path, shard: Shard, manifest: Manifest) -> bool:
     except (OSError, InputError):
         whole = False
     if not whole:
-        log.warning("%s is damaged: encoding it again", folder / shard.tokens)
+        log.warning("%s is damaged: %s", folder / shard.tokens, repair)
     return whole
 
 

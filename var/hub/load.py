@@ -137,10 +137,15 @@ def quantizer_checksums(vqvae: VQVAE, dtype: torch.dtype | None = None) -> dict[
     return {name: sha256([value.to(kind).float() for value in stored]) for name, kind in ROUNDED.items()}
 
 
+def is_of_tokenizer(entry: object, vqvae: VQVAE) -> bool:
+    """Return whether a transformer is of a tokenizer, by its entry QUANTIZER; without one (None) it may be."""
+    known = list(entry.values()) if isinstance(entry, dict) else []
+    return entry is None or any(checksum in known for checksum in quantizer_checksums(vqvae).values())
+
+
 def _check_pair(folder: Path, entry: object, vqvae: VQVAE) -> None:
     """Raise InputError if the transformer is of another tokenizer; transformers of before do not say of which."""
-    known = list(entry.values()) if isinstance(entry, dict) else []
-    if entry is not None and not any(checksum in known for checksum in quantizer_checksums(vqvae).values()):
+    if not is_of_tokenizer(entry, vqvae):
         raise InputError(
             f"{folder / TRANSFORMER} was trained on the tokens of another tokenizer than {folder / TOKENIZER}, by its "
             f"{QUANTIZER}: put the two together that were saved together, or remove that entry of its {CONFIG} if "

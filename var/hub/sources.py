@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 from tokenizer.errors import InputError
 from tokenizer.scales import SCALES_256, SCALES_512, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.hub.checkpoint import WEIGHTS, check_values, find_part, read_config
+from var.hub.checkpoint import CONFIG, WEIGHTS, check_values, find_part, read_config
 from var.hub.client import FILES, TOKENIZER_FILES, fetch_repository, is_repository
 from var.hub.convert import TOKENIZER_ENTRIES, VAR_ENTRIES, load_official_tokenizer, load_official_var
 from var.hub.convert_aim import load_official_encoder
 from var.hub.download import locate_file
+from var.hub.load import QUANTIZER
 from var.hub.presets import (
     AIM_RELEASED,
     AIM_REPOSITORY,
@@ -37,6 +38,8 @@ _MARKS = {
     VAR.__name__: "pos_1LC",
     Encoder.__name__: "trunk.post_trunk_norm.weight",
 }
+# One that a file of ours has.
+_OURS = {"quantizer.codebook.weight", "level_embedding.weight", "patchify.weight", "encoder.patchify.weight"}
 _USAGE = "quantize.ema_vocab_hit_SV"  # (K, V)
 _PATCHES = "preprocessor.patchifier.proj.weight"
 _ENTRIES = {VQVAE.__name__: TOKENIZER_ENTRIES, VAR.__name__: VAR_ENTRIES}
@@ -49,6 +52,7 @@ class Weights(NamedTuple):
     config: Mapping[str, Any]  # its sizes
     state: StateDict
     classes: Mapping[int, str]  # names of its labels, as far as they are known
+    quantizer: object = None  # of a transformer: its entry QUANTIZER, for `is_of_tokenizer`
 
 
 def find_weights(given: str | Path, kind: str, key: str) -> Path | None:
@@ -122,7 +126,7 @@ def read_weights_for(model: VQVAE | VAR | Encoder, given: str | Path, key: str) 
         state = {name.removeprefix("encoder."): value for name, value in state.items()}
     names = entries.get("classes")
     classes = {int(label): str(name) for label, name in names.items()} if isinstance(names, dict) else {}
-    return Weights(str(given), entries["config"], state, classes)
+    return Weights(str(given), entries["config"], state, classes, entries.get(QUANTIZER))
 
 
 def read_released(
@@ -139,6 +143,11 @@ def read_released(
         file, sizes = _locate_released(given, kind)
     state = find_state(read_weights(file, _ENTRIES.get(kind, ())), _ENTRIES.get(kind, ()))
     found = next((name for name, mark in _MARKS.items() if mark in state), None)
+    if found is None and not _OURS.isdisjoint(state):
+        raise InputError(
+            f"{key}={given!r} holds the weights of a model of ours without its sizes: give the model's folder, with "
+            f"{CONFIG} and {WEIGHTS}"
+        )
     if found not in (kind, None):
         raise InputError(f"{key}={given!r} holds a released {found!r}, a {kind!r} is needed here")
     try:

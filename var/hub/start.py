@@ -16,13 +16,14 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, one_line
 from tokenizer.scales import Scales
-from tokenizer.vqvae import VQVAE
+from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.hub.load import is_of_tokenizer
 from var.hub.sources import Weights, find_weights, read_weights_for
-from var.models.aim import Encoder
+from var.models.aim import Encoder, EncoderConfig
 from var.models.aim_pretraining import AIMPretrainer
-from var.models.var import VAR
+from var.models.var import VAR, VARConfig
 from var.utils.text import plural
 from var.utils.weights import check_kinds
 
@@ -39,9 +40,12 @@ class Started:
     loaded: list[str] = field(default_factory=list)  # of the same name and shape
     interpolated: list[str] = field(default_factory=list)  # from other scales
     new: list[str] = field(default_factory=list)  # keep the values that they had
-    classes: list[str] = field(default_factory=list)  # rows kept in a new table of classes
+    classes: list[str] = field(default_factory=list)  # rows kept in a table of other classes
+    new_rows: int = 0  # the others in it
     dropped: list[str] = field(default_factory=list)  # the given weights' own that nothing takes
     settings: list[str] = field(default_factory=list)  # those of the given model that differ, in words
+    names: Mapping[int, str] = field(default_factory=dict)  # of the given model's labels, as far as they are known
+    quantizer: object = None  # entry of the given model, for `is_of_tokenizer`
 
 
 def startable_part(model: nn.Module) -> tuple[str, VQVAE | VAR | Encoder]:
@@ -65,27 +69,41 @@ def check_start(given: str | Path, model: nn.Module) -> None:
     find_weights(given, type(part).__name__, "init")
 
 
-def start_from(given: str | Path, model: nn.Module, classes: Mapping[int, str] | None = None) -> Started:
-    """Load weights as `load_weights` does, and log what is new and what is dropped. Raises InputError: see there."""
+def start_from(
+    given: str | Path, model: nn.Module, classes: Mapping[int, str] | None = None, vqvae: VQVAE | None = None
+) -> Started:
+    """Load weights as `load_weights` does, and log what is new and what is dropped.
+
+    Args:
+        vqvae: the tokenizer of a transformer's training: another one than the given model's is logged.
+
+    Raises InputError: see `load_weights`.
+    """
     started = load_weights(given, model, classes)
     log.info("init: %s from %s", plural(len(started.loaded), "tensor"), given)
     if started.interpolated:
         log.info("init: interpolated from other scales: %s", ", ".join(started.interpolated))
     if started.classes:
-        log.info("init: %s is a table of other classes, kept of it: %s", CLASSES, _enumerate(started.classes))
-    for names, fate in ((started.new, "not in it, random"), (started.dropped, "of it not used")):
+        level = logging.WARNING if started.new_rows else logging.INFO
+        kept, rows = _enumerate(started.classes), plural(started.new_rows, "other row")
+        log.log(level, "init: %s is of other classes: rows kept of %s; %s random", CLASSES, kept, rows)
+    new = [name for name in started.new if name != CLASSES or not started.classes]
+    for names, fate in ((new, "not in it, random"), (started.dropped, "of it not used")):
         if names:
             log.warning("init: %s %s: %s", plural(len(names), "tensor"), fate, _enumerate(names))
     if started.settings:
         log.warning("init: it was trained with other settings: %s", "; ".join(started.settings))
+    if vqvae is not None and not is_of_tokenizer(started.quantizer, vqvae):
+        log.warning("init: %s was trained on the tokens of another tokenizer than the recipe's", given)
     return started
 
 
 def load_weights(given: str | Path, model: nn.Module, classes: Mapping[int, str] | None = None) -> Started:
     """Give a VQVAE, VAR or encoder the weights of a trained one, in place.
 
-    Tensors of the same name and shape are loaded. Positions and levels of other scales are interpolated; of a table of
-    other classes the row of the null class is kept, and those of classes of the same name. All else keeps its values.
+    Tensors of the same name and shape are loaded. Positions and levels of other scales are interpolated. Of a table of
+    other classes, by their names or number, the row of the null class is kept, and those of classes of the same name.
+    All else keeps its values.
 
     Args:
         given: a model's name, its folder (of a pipeline, a training's output, the model alone), or a released file.
@@ -109,25 +127,40 @@ def load_weights(given: str | Path, model: nn.Module, classes: Mapping[int, str]
 def fit(
     model: VQVAE | VAR | Encoder, weights: Weights, classes: Mapping[int, str]
 ) -> tuple[dict[str, Tensor], Started]:
-    """Return the tensors that a model takes from weights, and their origin; see `start_from`."""
+    """Return the tensors that a model takes from weights, as `load_weights` says, and the origin of all of its own.
+
+    Raises InputError: sizes that cannot work; no matrix fits.
+    """
+    config = _read_sizes(model, weights)
     ours, theirs = model.state_dict(), weights.state
     started = Started(loaded=[name for name in ours if name in theirs and theirs[name].shape == ours[name].shape])
+    started.names, started.quantizer = weights.classes, weights.quantizer
     state = {name: theirs[name] for name in started.loaded}
     if isinstance(model, VAR):
-        _fit_scales(model, weights, state, started)
+        _fit_scales(model, Scales(config.scales), weights.state, state, started)
         _fit_classes(ours, weights, classes, state, started)
     if not any(state[name].ndim > 1 for name in started.loaded):
         raise InputError(f"init={weights.given!r} has no matrix that fits this model: give one of similar sizes")
-    started.new = [name for name in ours if name not in state or (name == CLASSES and started.classes)]
+    started.new = [name for name in ours if name not in state or (name == CLASSES and started.new_rows)]
     started.dropped = sorted(theirs.keys() - state.keys())
-    started.settings = _other_settings(model, weights.config)
+    started.settings = _other_settings(model, config)
     return state, started
 
 
-def _fit_scales(model: VAR, weights: Weights, state: dict[str, Tensor], started: Started) -> None:
+def _read_sizes(model: VQVAE | VAR | Encoder, weights: Weights) -> TokenizerConfig | VARConfig | EncoderConfig:
+    """Return the sizes of trained weights, with the defaults of what an earlier version did not write."""
+    given = {size.name: weights.config[size.name] for size in fields(model.config) if size.name in weights.config}
+    try:
+        return type(model.config)(**given)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"init={weights.given!r} has sizes that cannot be used: {one_line(error)}") from error
+
+
+def _fit_scales(
+    model: VAR, theirs: Scales, given: Mapping[str, Tensor], state: dict[str, Tensor], started: Started
+) -> None:
     """Interpolate positions and levels, where the scales differ and the width does not."""
-    theirs, ours = Scales(tuple(weights.config["scales"])), model.scales
-    position, levels = weights.state[POSITION], weights.state[LEVELS]
+    ours, position, levels = model.scales, given[POSITION], given[LEVELS]
     if theirs == ours or position.shape[-1] != model.config.width:
         return
     state[POSITION] = interpolate_positions(position, theirs, ours)
@@ -141,16 +174,16 @@ def _fit_scales(model: VAR, weights: Weights, state: dict[str, Tensor], started:
 def interpolate_positions(position: Tensor, theirs: Scales, ours: Scales) -> Tensor:
     """Positions (1, L, D) of their scales -> those of our scales, each interpolated in 2-D from one of theirs.
 
-    It is the one whose place in the pyramid is nearest: that of a side s is log(s) / log(last side), so the whole image
-    comes from the whole image, the last scale from the last one, and a scale of the same side stays as it is where it
-    has the same place.
+    It is the one of the nearest relative side, which is log(s) / log(last side) for a side s. So the scale of one token
+    comes from that of one token, the last scale from the last one, and a scale of the same side stays as it is where
+    its relative side is the same.
     """
     maps = theirs.split(position.float())
-    places = [_place(side, theirs) for side in theirs.sides]
+    relative = [_relative_side(side, theirs) for side in theirs.sides]
     resized = []
     for side in ours.sides:
-        place = _place(side, ours)
-        k = min(range(len(theirs)), key=lambda k: abs(places[k] - place))
+        here = _relative_side(side, ours)
+        k = min(range(len(theirs)), key=lambda k: abs(relative[k] - here))
         grid = rearrange(maps[k], "1 (h w) d -> 1 d h w", h=theirs.sides[k])
         if theirs.sides[k] != side:
             grid = F.interpolate(grid, size=(side, side), mode="bilinear", antialias=True)
@@ -158,7 +191,7 @@ def interpolate_positions(position: Tensor, theirs: Scales, ours: Scales) -> Ten
     return ours.join(resized)
 
 
-def _place(side: int, scales: Scales) -> float:
+def _relative_side(side: int, scales: Scales) -> float:
     return math.log(side) / math.log(scales.sides[-1]) if side > 1 else 0.0
 
 
@@ -177,15 +210,28 @@ def _fit_classes(
 ) -> None:
     """Keep the rows of the null class and of classes of the same name in a table of other classes."""
     theirs, table = weights.state[CLASSES], ours[CLASSES].clone()
-    if CLASSES in state or theirs.shape[1] != table.shape[1]:
+    same = CLASSES in state and find_other_class(weights.classes, classes) is None
+    if same or theirs.shape[1] != table.shape[1]:
         return
+    started.loaded = [name for name in started.loaded if name != CLASSES]
     table[-1] = theirs[-1].to(table)
-    started.classes = ["the null class"]
     rows, labels = _unique(weights.classes, len(theirs) - 1), _unique(classes, len(table) - 1)
-    for name in labels.keys() & rows.keys():
+    kept = sorted(labels.keys() & rows.keys())
+    for name in kept:
         table[labels[name]] = theirs[rows[name]].to(table)
-    started.classes += sorted(labels.keys() & rows.keys())
+    started.classes = ["the null class", *kept]
+    started.new_rows = len(table) - len(started.classes)
     state[CLASSES] = table
+
+
+def find_other_class(theirs: Mapping[int, str], ours: Mapping[int, str]) -> int | None:
+    """Return the first label under which a model and the data have classes of different names; None: as far as known.
+
+    Names that are all their own labels count as unknown: so a model is exported whose data had no names.
+    """
+    if any(all(name == str(label) for label, name in names.items()) for names in (theirs, ours)):
+        return None
+    return next((label for label in sorted(theirs.keys() & ours.keys()) if theirs[label] != ours[label]), None)
 
 
 def _unique(classes: Mapping[int, str], number: int) -> dict[str, int]:
@@ -194,10 +240,9 @@ def _unique(classes: Mapping[int, str], number: int) -> dict[str, int]:
     return {name: label for label, name in classes.items() if count[name] == 1 and label < number}
 
 
-def _other_settings(model: VQVAE | VAR | Encoder, config: Mapping[str, Any]) -> list[str]:
-    here = {size.name: _as_list(getattr(model.config, size.name)) for size in fields(model.config)}
-    there = {name: _as_list(config.get(name, value)) for name, value in here.items()}
-    return [f"{name}={there[name]}, here {value}" for name, value in here.items() if there[name] != value]
+def _other_settings(model: VQVAE | VAR | Encoder, config: object) -> list[str]:
+    pairs = [(size.name, getattr(config, size.name), getattr(model.config, size.name)) for size in fields(model.config)]
+    return [f"{name}={_as_list(there)}, here {_as_list(here)}" for name, there, here in pairs if there != here]
 
 
 def _as_list(value: Any) -> Any:

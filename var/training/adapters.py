@@ -5,15 +5,16 @@ from collections.abc import Callable
 from types import ModuleType
 
 import torch
+from torch import nn
 
+from tokenizer.errors import InputError
 from var.models.var import VAR
 from var.sampling.logits import mix_seed
 from var.training.config import LoRAConfig
 from var.training.parts import find_parameters
+from var.training.rng import Stream
 from var.utils.optional_packages import optional_packages
 from var.utils.torchvision_compat import import_torchvision
-
-_ADAPTERS = 5  # first word of the random stream of the adapters' initial weights
 
 
 def add_adapters(model: VAR, config: LoRAConfig, seed: int) -> None:
@@ -21,18 +22,30 @@ def add_adapters(model: VAR, config: LoRAConfig, seed: int) -> None:
 
     Until they are trained, the adapters change nothing: B of W + alpha / rank * B A is 0.
 
-    Raises InputError: peft is not installed; a part to train that the model has not.
+    Raises InputError: peft is not installed; a part to train that the model has not; a rank above that of a layer.
     """
     peft = _import_peft()
     trained = find_parameters(model, config.train, "lora.train")  # before names change, to refuse in the user's words
+    _check_rank(model, config)
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.layers)
     )
-    torch.manual_seed(mix_seed(_ADAPTERS, seed))
+    torch.manual_seed(mix_seed(Stream.ADAPTERS, seed))
     peft.inject_adapter_in_model(settings, model)
     for name, parameter in model.named_parameters():
         if _plain_name(name) in trained:
             parameter.requires_grad_(True)
+
+
+def _check_rank(model: VAR, config: LoRAConfig) -> None:
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in config.layers:
+            full = min(layer.weight.shape)
+            if config.rank > full:
+                raise InputError(
+                    f"lora.rank={config.rank} is above {full}, the rank of the whole matrix of {name}: give a smaller "
+                    "one, such as 16"
+                )
 
 
 def merge_adapters(model: VAR, build: Callable[[], VAR]) -> VAR:

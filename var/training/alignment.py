@@ -1,8 +1,7 @@
-"""Losses that align a trained model with its data against a frozen copy of itself, without guidance in sampling.
+"""Losses of two papers that train a model to draw well without guidance, against a frozen copy of it, the reference.
 
-Both papers train the same classifier, sigma(beta * log p_theta(x|c) / p_ref(x|c)), whose logit is the log-ratio of the
-model to the reference, to tell positives from negatives; it is the model itself that learns. The positives are images
-with their labels. The negatives are
+Both train the classifier sigma(beta * log p_theta(x|c) / p_ref(x|c)) to tell positives from negatives; its only weights
+are theta, those of the model. The positives are images of the data with their labels. The negatives are
 
 - the same images with wrong labels in condition contrastive alignment (CCA, arXiv 2410.09347), weighted by lambda;
 - images that the reference draws, with their labels, in direct discriminative optimization (DDO, arXiv 2503.01103),

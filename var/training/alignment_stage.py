@@ -4,8 +4,11 @@ B batch, L tokens of all scales.
 """
 
 import copy
+import logging
 from abc import abstractmethod
-from typing import Any, NamedTuple, Self, TypeVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 import torch
@@ -16,7 +19,8 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data.config import Positive
 from var.data.dataset import Batch, SampleDataset
-from var.hub.start import load_weights
+from var.hub.load import is_of_tokenizer
+from var.hub.start import find_other_class, load_weights
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
 from var.training.alignment import alignment_loss, log_likelihood
@@ -25,20 +29,30 @@ from var.training.rng import StepRNG
 from var.training.stages.base import Losses, require
 from var.training.stages.var import VARRecipe, VARStage
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class UnguidedSampling(SamplingParams):
+    """Sampling options, without guidance unless cfg is given."""
+
+    cfg: float = 0.0
+
 
 class AlignmentRecipe(VARRecipe):
     """A recipe of stage 2 whose `init` is the trained model to align and, frozen, its reference."""
 
+    fixed = VARRecipe.fixed | {"beta", "negative_weight"}  # else losses of one run could not be compared
     at_depth = Recipe.at_depth  # a trained model has one depth
 
     beta: Positive = 0.02  # of the loss: the smaller, the further the model moves from the reference
     negative_weight: Positive | None = None  # lambda of CCA, alpha of DDO; None: the stage's default
-    sampling: SamplingParams | None = SamplingParams(cfg=0.0)  # without guidance, unless cfg is given
+    sampling: UnguidedSampling | None = UnguidedSampling()
 
-    @field_validator("sampling", mode="before")
+    @field_validator("sampling")
     @classmethod
-    def _no_guidance_unless_given(cls, given: Any) -> Any:
-        return {"cfg": 0.0} | (given or {}) if isinstance(given, dict | None) else given
+    def _no_guidance_unless_given(cls, given: UnguidedSampling | None) -> UnguidedSampling:
+        return given or UnguidedSampling()
 
     @model_validator(mode="after")
     def _has_a_reference(self) -> Self:
@@ -91,13 +105,33 @@ class AlignmentStage(VARStage[AlignmentRecipeT]):
         stage = super().from_recipe(recipe)
         if recipe.init is None:
             raise TypeError("a recipe of an alignment has init")
-        started = load_weights(recipe.init, stage.reference)
+        init, started = f"init={str(recipe.init)!r}", load_weights(recipe.init, stage.reference)
         if new := started.new + started.interpolated:
             raise InputError(
-                f"init={str(recipe.init)!r} has no {new[0]} of this size ({len(new)} of the model's tensors are "
-                "missing): give the recipe the model's own sizes, classes and tokenizer"
+                f"{init} has no {new[0]} of this size ({len(new)} of the model's tensors are missing): give the recipe "
+                "the model's own sizes, classes and tokenizer"
+            )
+        if not is_of_tokenizer(started.quantizer, stage.vqvae):
+            raise InputError(
+                f"{init} was trained on the tokens of another tokenizer than tokenizer={str(recipe.tokenizer)!r}, "
+                "whose likelihood it does not know: give its own tokenizer"
+            )
+        theirs, ours = started.names, stage.train_data.class_names
+        if (label := find_other_class(theirs, ours)) is not None:
+            log.warning(
+                "%s: its class %d is %r, that of the data is %r: the model learns the data's images under its own "
+                "labels, give data with the same classes in the same order",
+                init,
+                label,
+                theirs[label],
+                ours[label],
             )
         return stage
+
+    def start_from(self, given: Path) -> None:
+        """Give the model the weights of its reference, which were read already."""
+        self.phases[0].model.load_state_dict(self.reference.state_dict())
+        log.info("init: the model and its frozen reference are %s", given)
 
     def to(self, device: torch.device) -> None:
         super().to(device)

@@ -140,6 +140,11 @@ class Recipe(Section):
         return max(1, math.ceil((self.epochs or 0) * length / self.batch_size))
 
     @property
+    def freezes(self) -> bool:
+        """Whether only a part of the model's parameters is trained."""
+        return bool(self.freeze or self.train_only or self.lora)
+
+    @property
     def micro_batches(self) -> int:
         """Number of micro-batches of a process in a step."""
         return self.accumulate or 1

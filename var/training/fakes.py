@@ -70,7 +70,7 @@ def write_fakes(folder: Path, model: VAR, vqvae: VQVAE, labels: Labels, seed: in
     missing = [
         shard
         for shard in manifest.shards(views=1)[ranks.rank :: ranks.world_size]
-        if not token_cache.is_whole(folder, shard, manifest)
+        if not token_cache.is_whole(folder, shard, manifest, "drawing it again")
     ]
     numbers = index_within_class(labels["train"] + labels["validation"])  # held-out images are other ones
     for done, shard in enumerate(missing, 1):

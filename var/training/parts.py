@@ -53,11 +53,11 @@ def freeze(model: nn.Module, frozen: Iterable[str], train_only: Iterable[str] = 
 
 
 def log_trained(model: nn.Module) -> None:
-    """Log how many of a model's parameters are trained, if it is not all."""
+    """Log how many of a model's parameters are trained."""
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     total, trained = sum(size for size, _ in sizes), sum(size for size, trains in sizes if trains)
-    if trained < total:
-        log.info("trained: %s of %s parameters (%.2g%%)", f"{trained:,}", f"{total:,}", 100 * trained / total)
+    share = f"{trained / total:.0%}" if trained >= 0.01 * total else "under 1%"
+    log.info("trained: %s of %s parameters (%s)", f"{trained:,}", f"{total:,}", share)
 
 
 def find_lr_factors(model: nn.Module, factors: Mapping[str, float]) -> dict[str, float]:

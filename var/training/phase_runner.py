@@ -22,11 +22,9 @@ from var.training.distributed import (
     shard,
 )
 from var.training.optimizer import build_optimizer
-from var.training.rng import StepRNG
+from var.training.rng import StepRNG, Stream
 from var.training.schedule import lr_factor, weight_decay
 from var.training.stages.base import Phase
-
-_STEP = 1  # first word of torch's global random stream, which modules such as the tokenizer's dropout draw from
 
 
 class StepResult(NamedTuple):
@@ -70,7 +68,7 @@ class PhaseRunner:
         logs: dict[str, Tensor] = {}
         carried: list[Any] = []
         for i, (batch, rng, carry) in enumerate(zip(batches, rngs, carries, strict=True)):
-            torch.manual_seed(mix_seed(_STEP, rng.seed, rng.step, self.accelerator.process_index, i))
+            torch.manual_seed(mix_seed(Stream.MODULES, rng.seed, rng.step, self.accelerator.process_index, i))
             share = len(rng.indices) / rng.batch_size
             with nullcontext() if i == len(batches) - 1 else no_sync(self.phase.model, self.model):
                 with self.accelerator.autocast():

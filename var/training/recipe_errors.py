@@ -50,6 +50,10 @@ def _explain(recipe: type[BaseModel], detail: ErrorDetails) -> str:
         expected = f"must be a group of keys: {', '.join(fields_of(type_at(recipe, location)))}"
     elif detail["type"] in ("path_type", "string_type"):
         expected = "must be text: " + ("give it a value" if value is None else "put it in quotes")
+    elif detail["type"] in ("list_type", "tuple_type"):
+        expected = "must be a list, such as [a, b]"
+    elif detail["type"] == "dict_type":
+        expected = "must be a mapping, such as {a: b}"
     elif detail["type"].startswith("float") and isinstance(value, str) and _INFINITE.fullmatch(value):
         expected = "must be a finite number"
     return f"{key}={show(value)} {expected}"

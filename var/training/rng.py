@@ -6,13 +6,22 @@ uninterrupted one.
 
 import zlib
 from dataclasses import dataclass
+from enum import IntEnum
 
 import torch
 from torch import Tensor
 
 from var.sampling.logits import mix_seed
 
-_DRAWS = 3  # first word of these random streams, apart from those of data/order.py
+
+class Stream(IntEnum):
+    """First words of a training's random streams, so that no two of them are the same; 2 was once in use."""
+
+    WEIGHTS = 0  # the initial weights
+    MODULES = 1  # of torch's global generator in a step, which modules such as the tokenizer's dropout draw from
+    SAMPLES = 3  # those of `StepRNG`
+    FAKES = 4  # the order of the images that the reference of stage ddo draws
+    ADAPTERS = 5  # the adapters' initial weights
 
 
 @dataclass(frozen=True)
@@ -35,5 +44,5 @@ class StepRNG:
         return torch.randint(bound, (count,), generator=self._generator(purpose)).tolist()
 
     def _generator(self, purpose: str) -> torch.Generator:
-        words = (_DRAWS, zlib.crc32(purpose.encode()), self.seed, self.step)
+        words = (Stream.SAMPLES, zlib.crc32(purpose.encode()), self.seed, self.step)
         return torch.Generator().manual_seed(mix_seed(*words))

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError, one_line
 from var.data.dataset import Batch
 from var.data.loader import validation_loader
-from var.hub.start import start_from
 from var.sampling.logits import mix_seed
 from var.training.checkpointing import checkpoints, load_newest, remove_torn, save_checkpoint
 from var.training.config import Recipe
@@ -29,13 +28,12 @@ from var.training.origin import describe_origin, describe_repairs, find_change
 from var.training.parts import log_trained
 from var.training.phase_runner import PhaseRunner
 from var.training.renamed_keys import rename_keys
-from var.training.rng import StepRNG
+from var.training.rng import StepRNG, Stream
 from var.training.stages.base import Stage, find_stage
 from var.utils.text import plural
 
 log = logging.getLogger(__name__)
 
-_WEIGHTS = 0  # first word of the random stream of the initial weights
 SHEET_BATCH = 8
 
 
@@ -44,7 +42,7 @@ def build_stage(recipe: Recipe) -> Stage[Any]:
 
     Raises InputError: data, tokenizer or networks that are missing or do not fit.
     """
-    torch.manual_seed(mix_seed(_WEIGHTS, recipe.seed))
+    torch.manual_seed(mix_seed(Stream.WEIGHTS, recipe.seed))
     return find_stage(recipe.stage).from_recipe(recipe)
 
 
@@ -60,9 +58,10 @@ class Trainer:
         for phase in stage.phases:
             phase.model.to(accelerator.device)
         if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
-            start_from(recipe.init, stage.phases[0].model, stage.train_data.class_names)
+            stage.start_from(recipe.init)
         stage.set_trained()
-        log_trained(stage.phases[0].model)
+        if recipe.freezes:
+            log_trained(stage.phases[0].model)
         first, sharded = stage.phases[0], accelerator.num_processes > 1 and is_sharding_requested()
         self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
         if self.ema and sharded and first.units:

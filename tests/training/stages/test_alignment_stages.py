@@ -193,6 +193,7 @@ def test_drawn_images_that_are_there_stay_and_damaged_ones_are_drawn_again(
     with caplog.at_level(logging.INFO):
         write_fakes(tmp_path / "fakes", small_var(), small_vqvae(), labels, 3, ALONE)
     assert "drew 1 of 1 shards" in caplog.text
+    assert "is damaged: drawing it again" in caplog.text
     assert {path.name: path.read_bytes() for path in (tmp_path / "fakes").iterdir()} == before
     assert (tmp_path / "fakes" / "validation-v0-00000.bin").stat().st_mtime_ns == kept
     for other in ({"seed": 4}, {"model": small_var(seed=1)}, {"labels": labels | {"train": [0, 1]}}):
@@ -225,6 +226,27 @@ def test_it_refuses_what_cannot_work(stage: str, images: Path, trained: Path, tm
         alignment(path, stage, images, trained, beta=0)
 
 
+@STAGES
+def test_the_reference_has_seen_the_tokens_and_other_classes_are_named(
+    stage: str, images: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    VARPipeline(small_var(), small_vqvae(seed=1), {0: "zoo"}).save_pretrained(tmp_path / "other")
+    other = str(tmp_path / "other")
+    with refused("was trained on the tokens of another tokenizer than tokenizer=", "give its own tokenizer"):
+        built(alignment(tmp_path / "run", stage, images, trained, tokenizer=other))
+    assert "class 0" not in caplog.text
+    built(alignment(tmp_path / "run", stage, images, trained, init=other, tokenizer=other))
+    assert "its class 0 is 'zoo', that of the data is 'bar'" in caplog.text
+
+
+@STAGES
+def test_a_run_goes_on_with_the_same_loss_alone(stage: str, images: Path, trained: Path, tmp_path: Path) -> None:
+    train(alignment(tmp_path / "run", stage, images, trained, steps=1))
+    for change in ({"beta": 0.2}, {"negative_weight": 4.0}):
+        with refused(f"{next(iter(change))}="):
+            train(alignment(tmp_path / "run", stage, images, trained, steps=2, **change))
+
+
 def test_cca_needs_two_classes(images: Path, trained: Path, tmp_path: Path) -> None:
     with refused("the data has one class, 1: stage cca needs two, for wrong labels"):
         train(alignment(tmp_path / "run", "cca", images, trained, data={"classes": [1]}))
@@ -247,6 +269,8 @@ def test_guidance_is_off_unless_the_recipe_gives_it(images: Path, trained: Path,
     assert sampling(sampling=None).cfg == 0
     assert (sampling(sampling={"top_k": 5}).cfg, sampling(sampling={"top_k": 5}).top_k) == (0, 5)
     assert sampling(sampling={"cfg": 1.5}).cfg == 1.5
+    given = sampling(sampling={"cfg_scales": [0, 2], "temperature": [1, 1, 0.9], "use_scales": [1, 2, 4]})
+    assert (given.cfg, given.cfg_scales, given.temperature, given.use_scales) == (0, (0, 2), (1, 1, 0.9), (1, 2, 4))
 
 
 @STAGES

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from var.data.dataset import Batch, ImageDataset, SampleDataset, open_dataset
 from var.data.listing import SPLIT_NAMES
+from var.hub.start import start_from
 from var.training.config import OptimizerConfig, Recipe
 from var.training.estimate.images import Images
 from var.training.parts import freeze
@@ -27,7 +28,7 @@ from var.utils.ranks import Ranks
 
 RecipeT = TypeVar("RecipeT", bound=Recipe)
 StageT = TypeVar("StageT", bound="type[Stage[Any]]")
-ModelT = TypeVar("ModelT", bound=nn.Module)
+T = TypeVar("T")
 
 
 class Losses(NamedTuple):
@@ -105,6 +106,10 @@ class Stage(ABC, Generic[RecipeT]):
         """Move the frozen networks to the device."""
         for network in self.frozen.values():
             network.to(device)
+
+    def start_from(self, given: Path) -> None:
+        """Give the first phase's model the weights of the recipe's init. Raises InputError: see `load_weights`."""
+        start_from(given, self.phases[0].model, self.train_data.class_names)
 
     def set_trained(self) -> None:
         """Make the first phase's model ready for training: with what `adapt` adds, without what the recipe freezes.
@@ -196,11 +201,11 @@ def find_stage(name: str) -> type[Stage[Any]]:
     return _registered[name]
 
 
-def require(kind: type[ModelT], model: nn.Module) -> ModelT:
-    """Return the model if it is of that kind, else raise TypeError."""
-    if not isinstance(model, kind):
-        raise TypeError(f"a {kind.__name__} is trained in this stage, got {type(model).__name__}")
-    return model
+def require(kind: type[T], value: object) -> T:
+    """Return the value if it is of that kind, else raise TypeError."""
+    if not isinstance(value, kind):
+        raise TypeError(f"a {kind.__name__} is needed here, got {type(value).__name__}")
+    return value
 
 
 def open_images(recipe: Recipe, side: int) -> list[ImageDataset]:

@@ -8,22 +8,25 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from tokenizer.vqvae import VQVAE
 from var.data.config import Count
+from var.data.dataset import SampleDataset
 from var.data.order import epoch_order
 from var.data.token_cache import MANIFEST
 from var.sampling.logits import mix_seed
 from var.training.alignment import proportional_labels
 from var.training.alignment_stage import AlignmentRecipe, AlignmentStage, Labeled
 from var.training.fakes import Fakes, Labels, open_fakes, write_fakes
-from var.training.rng import StepRNG
-from var.training.stages.base import Outline, register
+from var.training.rng import StepRNG, Stream
+from var.training.stages.base import Outline, register, require
 from var.utils.ranks import Ranks
 
 HELD_OUT = 0.1  # images for validation, as a share of those for training
-_FAKES = 4  # first word of the random stream of their order
 
 
 class DDORecipe(AlignmentRecipe):
@@ -54,8 +57,12 @@ class DDOStage(AlignmentStage[DDORecipe]):
     """
 
     recipe_type = DDORecipe
-    fakes: Fakes
-    held_out_fakes: Fakes
+
+    def __init__(
+        self, recipe: DDORecipe, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset
+    ) -> None:
+        super().__init__(recipe, vqvae, train_data, validation_data)
+        self.fakes = self.held_out_fakes = Fakes.none(vqvae.scales.total)  # until they are drawn
 
     @classmethod
     def prepare(cls, recipe: DDORecipe, device: torch.device, ranks: Ranks) -> None:
@@ -75,16 +82,14 @@ class DDOStage(AlignmentStage[DDORecipe]):
     @classmethod
     def outline(cls, recipe: DDORecipe) -> Outline:
         outline = super().outline(recipe)
-        stage = outline.stage
-        if not isinstance(stage, cls):
-            raise TypeError(f"the outline of {cls.__name__} has a {type(stage).__name__}")
-        stage.fakes = Fakes.none(outline.tokens)
         if (recipe.fakes_folder / MANIFEST).is_file():
             return outline
         number = sum(_numbers(recipe, outline.images.number or 0))
         notes = [*outline.notes, f"the run starts by drawing {number} images with the reference"]
         if outline.to_prepare:
             return outline._replace(notes=[*notes, "the time that this takes is not estimated"])
+
+        stage = require(cls, outline.stage)
 
         def draw(count: int) -> Tensor:
             side = stage.config.scales[-1]
@@ -117,14 +122,17 @@ class DDOStage(AlignmentStage[DDORecipe]):
     def _choose(self, rng: StepRNG, index: int) -> int:
         number = len(self.fakes.labels)
         epoch, position = divmod(rng.step * rng.batch_size + index, number)
-        return int(_order(number, mix_seed(_FAKES, rng.seed), epoch)[position])
+        return int(_order(number, rng.seed, epoch)[position])
 
     def _take(self, fakes: Fakes, indices: list[int], like: Labeled) -> Labeled:
         tokens, labels = fakes.take(indices)
         return Labeled(tokens.to(like.tokens.device), labels.to(like.labels.device))
 
 
-_order = lru_cache(maxsize=2)(epoch_order)
+@lru_cache(maxsize=2)
+def _order(number: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    """(number,): the order of the drawn images in a pass over them."""
+    return epoch_order(number, mix_seed(Stream.FAKES, seed), epoch)
 
 
 def _numbers(recipe: DDORecipe, images: int) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from var.data.token_dataset import TokenDataset
 from var.data.tokenize import write_tokens
 from var.hub.checkpoint import TOKENIZER, TRANSFORMER
 from var.hub.presets import RELEASED
+from var.hub.start import start_from
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR, TransformerSizes, VARConfig
 from var.sampling.generate import generate
@@ -214,6 +215,9 @@ class VARStage(Stage[VARRecipeT]):
     def to(self, device: torch.device) -> None:
         super().to(device)
         self.neighbors = None if self.neighbors is None else self.neighbors.to(device)
+
+    def start_from(self, given: Path) -> None:
+        start_from(given, self.phases[0].model, self.train_data.class_names, self.vqvae)
 
     def build(self) -> VAR:
         return VAR(self.config)
