@@ -136,7 +136,7 @@ def fit(
     started = Started(loaded=[name for name in ours if name in theirs and theirs[name].shape == ours[name].shape])
     started.names, started.quantizer = weights.classes, weights.quantizer
     state = {name: theirs[name] for name in started.loaded}
-    if isinstance(model, VAR):
+    if isinstance(model, VAR) and isinstance(config, VARConfig):
         _fit_scales(model, Scales(config.scales), weights.state, state, started)
         _fit_classes(ours, weights, classes, state, started)
     if not any(state[name].ndim > 1 for name in started.loaded):
