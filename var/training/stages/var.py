@@ -142,7 +142,7 @@ VARRecipeT = TypeVar("VARRecipeT", bound=VARRecipe)
 class VARStage(Stage[VARRecipeT]):
     """Cross-entropy of all L tokens under teacher forcing; a batch holds images, or tokens from the cache."""
 
-    recipe_type = VARRecipe
+    recipe_type: ClassVar[type[Recipe]] = VARRecipe
     parts = (TOKENIZER, TRANSFORMER)
 
     def __init__(
