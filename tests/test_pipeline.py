@@ -130,6 +130,9 @@ def test_edits_take_a_window_and_temperatures(pipe: VARPipeline) -> None:
         ({"cfg": -1}, "cfg=-1"),
         ({"top_k": "5"}, "top_k='5'"),
         ({"cfg_scales": [2, 1]}, "sampling has cfg_scales=[2, 1]"),
+        ({"cfg_scales": [0, 9]}, "transformer: sampling has cfg_scales=[0, 9] must be in 0..2"),
+        ({"temperature": [1, 1]}, "transformer: sampling has temperature=[1, 1]"),
+        ({"use_scales": [1, 4]}, "transformer: sampling has use_scales=[1, 4] leaves scales out"),
         ({"temperature": {"0": 1}}, "sampling has temperature={'0': 1}"),
         ({"heat": 1.0}, "must map cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales"),
         ([1], "must map"),
@@ -141,6 +144,26 @@ def test_sampling_of_a_folder_that_cannot_work(pipe: VARPipeline, tmp_path: Path
     path.write_text(json.dumps(json.loads(path.read_text()) | {"sampling": entry}))
     with refused(part):
         VARPipeline.from_pretrained(tmp_path / "model")
+
+
+def test_sampling_that_does_not_fit_the_model_makes_no_pipeline(pipe: VARPipeline) -> None:
+    with refused("cfg_scales=[0, 9] must be in 0..2"):
+        VARPipeline(pipe.model, pipe.vqvae, sampling=SamplingParams(cfg_scales=(0, 9)))
+
+
+def test_edits_draw_all_scales_whatever_the_models_own_default() -> None:
+    model, vqvae = small_var(scale_drop=0.5), small_vqvae()
+    pipe = VARPipeline(model, vqvae, sampling=SamplingParams(top_k=9, use_scales=(1, 4)))
+    plain = VARPipeline(model, vqvae, sampling=SamplingParams(top_k=9))
+    assert pipe(3).tokens.shape == (1, 17)
+    image, box = noise(20, 12), (2, 2, 6, 6)
+    assert pixels(pipe.inpaint(image, box, 3).images) == pixels(plain.inpaint(image, box, 3).images)
+    assert pixels(pipe.outpaint(image, left=4).images) == pixels(plain.outpaint(image, left=4).images)
+    small = noise(4, 4)
+    assert pixels(pipe.upscale(small).images) == pixels(plain.upscale(small).images)
+    for edit in (lambda **given: pipe.inpaint(image, box, 3, **given), lambda **given: pipe.upscale(small, **given)):
+        with refused("use_scales", "an edit keeps"):
+            edit(use_scales=(1, 4))
 
 
 def test_the_image_after_every_scale(pipe: VARPipeline) -> None:

@@ -47,6 +47,7 @@ class Hub(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.large_files: dict[str, bytes] = {}  # by sha256
         self.requests: list[str] = []
+        self.failing: dict[str, int] = {}  # path -> status that it is answered with
 
 
 @contextmanager
@@ -84,6 +85,8 @@ class Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         self.server.requests.append(f"{self.command} {path}")
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if path in self.server.failing:
+            return self.refuse(self.server.failing[path], "")
         if path == "/api/validate-yaml":
             return self.answer({})
         if path == "/api/repos/create":

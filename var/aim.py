@@ -56,7 +56,7 @@ class AIM(Shared, aim.AIM):
         model.encoder, model.probe = loaded.encoder, loaded.probe
         return model.eval().cast(chosen).to(target)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
         """See Shared.save_pretrained."""
         save_model(to_path(folder, "folder"), self, dtype=dtype)
 

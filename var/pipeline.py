@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
@@ -207,7 +208,7 @@ class VARPipeline(Pipeline):
     ) -> EditOutput:
         seed, batch_size = options.pop("seed", 0), options.pop("batch_size", 16)
         check_known(options, SamplingParams(), BlendParams())
-        sampling, blend = self.choose_sampling(options), apply_options(BlendParams(), options)
+        sampling, blend = self._choose_edit_sampling(options), apply_options(BlendParams(), options)
         rows = self._rows(label, num)
         images = inpaint_windows(self.model, self.vqvae, image, mask, windows, rows, sampling, blend, seed, batch_size)
         return EditOutput(images, image, mask)
@@ -243,7 +244,7 @@ class VARPipeline(Pipeline):
         """
         image = to_rgb(load_image(image))
         check_known(options, SamplingParams())
-        sampling, rows = self.choose_sampling(options), self._rows(label, num)
+        sampling, rows = self._choose_edit_sampling(options), self._rows(label, num)
         images = upscale(self.model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size)
         return EditOutput(images, image, np.ones(image.size[::-1], dtype=bool))
 
@@ -303,6 +304,14 @@ class VARPipeline(Pipeline):
             raise InputError(f"top_k={params.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
         params.check_scales(self.model.scales.sides, self.model.config.scale_drop)
         return params
+
+    def _choose_edit_sampling(self, options: Mapping[str, object]) -> SamplingParams:
+        """`choose_sampling` without the model's own use_scales: an edit keeps the encoder's token maps of all scales.
+
+        One that is given is refused with the forced tokens.
+        """
+        sampling = self.choose_sampling(options)
+        return sampling if options.get("use_scales") is not None else replace(sampling, use_scales=None)
 
     def choose_refiner(self, refiner: "VARPipeline | str | Path | None", refine_from: int | None) -> Refiner | None:
         """Return what draws from scale `refine_from` on, as `open_refiner` makes it; None if neither is given."""

@@ -40,7 +40,7 @@ class VQVAE(Shared, vqvae.VQVAE):
         model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
         return model.eval().cast(chosen).to(target)
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
+    def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
         """See Shared.save_pretrained."""
         save_model(to_path(folder, "folder"), self, dtype=dtype)
 

@@ -245,7 +245,7 @@ def test_a_window_temperatures_and_a_refiner(sample: Run, model: Path, tmp_path:
         (("--refine-from", "2"), ("refiner and refine_from go together",)),
         (("--refiner", "var-mini"), ("refiner and refine_from go together",)),
         (("--refiner", "var-mini", "--refine-from", "2"), ("the refiner has scales=",)),
-        (("--refiner", "nothing", "--refine-from", "2"), ("nothing",)),
+        (("--refiner", "nothing", "--refine-from", "2"), ("refiner: ", "'nothing'")),
         (("--refine-from", "0"), ("refine_from=0 must be at least 1",)),
     ],
 )
@@ -254,3 +254,18 @@ def test_refusals_of_windows_temperatures_and_refiners(
 ) -> None:
     refusal(sample("--class", 3, *options), *parts)
     assert not (tmp_path / "samples").exists()
+
+
+@pytest.mark.parametrize(
+    "options", [("--refiner", "var-mini"), ("--refine-from", 2), ("--refiner", "no", "--refine-from", 2)]
+)
+@pytest.mark.parametrize("command", [("sample",), ("evaluate", "generate")])
+def test_mistakes_about_a_refiner_are_found_before_a_model_is_loaded(
+    var: Run, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], options: tuple[object, ...]
+) -> None:
+    monkeypatch.setattr("var.hub.pipeline.load_pipeline", lambda *_: pytest.fail("a model was loaded"))
+    refusal(var(*command, "--out", "o", *options), "refiner")
+
+
+def test_edits_have_no_options_of_scales(var: Run) -> None:
+    refusal(var("edit", "upscale", "a.png", "--use-scales", "1,4"), "No such option: --use-scales")

@@ -93,6 +93,32 @@ def test_an_aim_comes_back_and_gives_features(hub: Hub, tmp_path: Path) -> None:
     assert torch.equal(half.encoder.norm.weight, model.encoder.norm.weight.bfloat16())
 
 
+def test_a_type_is_taken_as_text_and_none_of_whole_numbers(hub: Hub, tmp_path: Path) -> None:
+    for number, model in enumerate((tiny_pipeline(NAMES), own_vqvae(), own_aim())):
+        with refused("dtype 'int8' is none that weights are stored in"):
+            model.push_to_hub(NAME, dtype=torch.int8)
+        with refused("dtype 'half' is none"):
+            model.save_pretrained(tmp_path / "half", "half")
+        model.save_pretrained(tmp_path / f"text{number}", "bfloat16")
+        model.save_pretrained(tmp_path / f"type{number}", torch.bfloat16)
+        for file in (tmp_path / f"type{number}").rglob("*.safetensors"):
+            twin = tmp_path / f"text{number}" / file.relative_to(tmp_path / f"type{number}")
+            assert twin.read_bytes() == file.read_bytes()
+    assert hub.requests == []
+    assert not (tmp_path / "half").exists()
+    VARPipeline.from_pretrained(tmp_path / "text0")
+
+
+def test_a_card_stays_where_the_hub_does_not_say_whether_there_is_one(hub: Hub) -> None:
+    own_aim().push_to_hub(NAME)
+    before = dict(hub.repositories[NAME].states[-1])
+    for status in (429, 503, 403):
+        hub.failing = {f"/{NAME}/resolve/main/README.md": status}
+        with refused(f"'{NAME}' could not be pushed"):
+            own_aim().push_to_hub(NAME)
+    assert hub.repositories[NAME].states[-1] == before
+
+
 def test_a_second_push_leaves_what_is_not_ours_and_old_states_stay(hub: Hub) -> None:
     tiny_pipeline().push_to_hub(NAME)
     hub.repositories[NAME].states[-1].update({"README.md": b"by hand", "notes.txt": b"kept"})

@@ -101,7 +101,7 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", metadata)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     before = huggingface_hub.constants.HF_HUB_OFFLINE
-    with refused("var_d24.pth could not be downloaded", "fetch var_d24.pth"):
+    with refused("var_d24.pth could not be downloaded", "fetch var_d24.pth", "and put it in"):
         locate_file("var_d24.pth", RELEASED_REPOSITORY, ("var_d24.pth",))
     assert asked == [("var_d24.pth", True)]
     assert before == huggingface_hub.constants.HF_HUB_OFFLINE

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import refused
 
-from var.utils.device import choose_device, choose_dtype, has_fast_bfloat16
+from var.utils.device import choose_device, choose_dtype, choose_stored_dtype, has_fast_bfloat16
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -69,3 +69,13 @@ def test_a_type_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("float16", "bf16", "", "Float32"):
         with refused(f"dtype {name!r} is unknown", "auto, float32 or bfloat16"):
             choose_dtype(name, CPU)
+
+
+def test_types_that_weights_are_stored_in() -> None:
+    for given in ("bfloat16", "torch.bfloat16", torch.bfloat16):
+        assert choose_stored_dtype(given) is torch.bfloat16
+    assert choose_stored_dtype(torch.float64) is torch.float64
+    assert choose_stored_dtype(None) is choose_stored_dtype("auto") is None
+    for wrong in ("int8", torch.int8, torch.bool, "half", torch.complex64):
+        with refused("dtype", "take auto, float32, bfloat16, float16, float64"):
+            choose_stored_dtype(wrong)

@@ -138,6 +138,12 @@ class MetricsSamplingOptions:
             f"1,1,0.9. Default: the model's, else {SAMPLING.temperature:g}.",
         ),
     ] = None
+
+
+@dataclass(frozen=True)
+class ScaleOptions:
+    """Scales that are drawn, and a second model that draws the fine ones; edits have none of these."""
+
     use_scales: Annotated[
         str | None,
         sampling_option(
@@ -147,12 +153,6 @@ class MetricsSamplingOptions:
             "Default: the model's, else all.",
         ),
     ] = None
-
-
-@dataclass(frozen=True)
-class RefinerOptions:
-    """A second model that draws the fine scales."""
-
     refiner: Annotated[
         str | None,
         sampling_option(help="Model on the same tokenizer that draws the fine scales. Needs --refine-from."),

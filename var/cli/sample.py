@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from var.cli import options
-from var.cli.options import ModelOptions, RefinerOptions, SamplingOptions, collect_options
+from var.cli.options import ModelOptions, SamplingOptions, ScaleOptions, collect_options
 from var.cli.run import run
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def sample(
     *,
     model: ModelOptions,
     sampling: SamplingOptions,
-    refiner: RefinerOptions,
+    drawn: ScaleOptions,
 ) -> None:
     """Generate images scale by scale, coarse to fine, and save them as PNG with a grid of all.
 
@@ -44,15 +44,17 @@ def sample(
       var sample --model var-d16 --cfg-scales 0:7 --refiner var-d30 --refine-from 8
     """
     began = time.perf_counter()
+    from var.hub.refiner import check_refiner_options
     from var.pipeline import VARPipeline
     from var.utils.classes import spread
     from var.utils.paths import check_writable
 
     check_writable(out)
+    check_refiner_options(drawn.refiner, drawn.refine_from)
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype)
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
-    output = pipe(labels, num, intermediates=scales, **collect_options(sampling, refiner))
+    output = pipe(labels, num, intermediates=scales, **collect_options(sampling, drawn))
     seconds = time.perf_counter() - loaded
     for path in save(output, out, columns=min(num, COLUMNS)):
         typer.echo(path)

@@ -14,6 +14,7 @@ from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.models.var import VAR, VARConfig
 from var.utils.contents import HEAD, find_substitute
+from var.utils.device import choose_stored_dtype
 from var.utils.files import atomic_folder
 from var.utils.json_text import parse_json
 from var.utils.paths import check_writable
@@ -32,16 +33,18 @@ def save_model(
     folder: Path,
     model: VQVAE | VAR | Encoder | AIM | Probe,
     extra: Mapping[str, Any] | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
 ) -> None:
     """Write a model's folder, whole or not at all; of one that is there these files are replaced, others stay.
 
     Args:
         extra: more entries for config.json, such as the names of the classes.
-        dtype: type of the stored floating-point numbers; None keeps the model's.
+        dtype: type of the stored floating-point numbers, see `choose_stored_dtype`; None keeps the model's.
 
-    Raises InputError: the folder cannot be written; weights that are not finite, which are not worth keeping.
+    Raises InputError: the folder cannot be written; a type that weights are not stored in; weights that are not
+    finite, which are not worth keeping.
     """
+    dtype = choose_stored_dtype(dtype)
     config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:

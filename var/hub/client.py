@@ -117,12 +117,15 @@ def check_repository(name: object) -> None:
 def _offline_if_unreachable(file: str, repository: str) -> Iterator[None]:
     """Keep the hub's client to its own files if the hub does not answer: it would try again for 25 seconds."""
     from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
 
     before = constants.HF_HUB_OFFLINE
     try:
         _has_file(file, repository)
     except UnreachableError:
         constants.HF_HUB_OFFLINE = True
+    except HfHubHTTPError:  # an answer: what it means for the download, the download says
+        pass
     try:
         yield
     finally:
@@ -130,14 +133,20 @@ def _offline_if_unreachable(file: str, repository: str) -> Iterator[None]:
 
 
 def _has_file(file: str, repository: str, token: str | None = None) -> bool:
-    """Return whether a repository shows a file. Raises UnreachableError: no answer within HUB_TIMEOUT."""
+    """Return whether a repository shows a file.
+
+    Raises UnreachableError: no answer within HUB_TIMEOUT; HfHubHTTPError: one that says neither yes nor no.
+    """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 
     try:
         get_hf_file_metadata(hf_hub_url(repository, file), token=token, timeout=HUB_TIMEOUT)
-    except HfHubHTTPError:  # an answer
-        return False
+    except HfHubHTTPError as error:
+        # Who is not logged in gets 401 for a repository that is not there; a gated one is there.
+        if error.response.status_code == 404 or type(error) is RepositoryNotFoundError:
+            return False
+        raise
     except Exception as error:  # the HTTP library's errors, which differ by version
         raise UnreachableError(_unreachable(error)) from error
     return True

@@ -258,5 +258,5 @@ def locate_file(file: str, repository: str, needed: Sequence[str]) -> Path:
     except InputError as error:
         raise type(error)(
             f"{error}: fetch {' and '.join(needed)} from {repository} on the Hugging Face hub "
-            f"and put them in {local.parent}"
+            f"and put {'it' if len(needed) == 1 else 'them'} in {local.parent}"
         ) from error

@@ -15,6 +15,7 @@ from var.hub.download import convert_once, find_given, load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name, own_name
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
+from var.utils.device import choose_stored_dtype
 from var.utils.files import atomic_folder
 from var.utils.paths import to_path
 from var.utils.provenance import sha256
@@ -57,11 +58,12 @@ def load_pipeline(
     return PipelineParts(model, vqvae)
 
 
-def save_pipeline(folder: Path, parts: PipelineParts, dtype: torch.dtype | None = None) -> None:
-    """Write a pipeline's folder, whole or not at all; dtype None: weights as they are.
+def save_pipeline(folder: Path, parts: PipelineParts, dtype: str | torch.dtype | None = None) -> None:
+    """Write a pipeline's folder, whole or not at all; dtype: see `choose_stored_dtype`.
 
-    Raises InputError: the folder cannot be written.
+    Raises InputError: the folder cannot be written, a type that weights are not stored in.
     """
+    dtype = choose_stored_dtype(dtype)
     extra: dict[str, object] = {QUANTIZER: quantizer_checksums(parts.vqvae, dtype)}
     if parts.classes is not None:
         extra["classes"] = {str(label): name for label, name in sorted(parts.classes.items())}
@@ -118,8 +120,9 @@ def _load_folder(folder: Path) -> PipelineParts:
         classes = None if names is None else {int(label): str(name) for label, name in names.items()}
     except (AttributeError, ValueError) as error:
         raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({error})") from error
-    sampling = _read_sampling(entries.get("sampling"), folder / TRANSFORMER)
-    model, vqvae = load_var(folder / TRANSFORMER), load_tokenizer(folder / TOKENIZER)
+    model = load_var(folder / TRANSFORMER)
+    sampling = _read_sampling(entries.get("sampling"), folder / TRANSFORMER, model)
+    vqvae = load_tokenizer(folder / TOKENIZER)
     _check_pair(folder, entries.get(QUANTIZER), vqvae)
     return PipelineParts(model, vqvae, classes, sampling)
 
@@ -153,13 +156,15 @@ def _check_pair(folder: Path, entry: object, vqvae: VQVAE) -> None:
         )
 
 
-def _read_sampling(entry: object, folder: Path) -> SamplingParams | None:
+def _read_sampling(entry: object, folder: Path, model: VAR) -> SamplingParams | None:
     if entry is None:
         return None
     known = [field.name for field in fields(SamplingParams)]
     if not isinstance(entry, dict) or not entry.keys() <= set(known):
         raise InputError(f"{folder}: sampling={abbreviate(entry)} must map {', '.join(known)} to values")
     try:
-        return SamplingParams(**entry)
+        sampling = SamplingParams(**entry)
+        sampling.check_scales(model.scales.sides, model.config.scale_drop)
     except InputError as error:
         raise InputError(f"{folder}: sampling has {error}") from error
+    return sampling

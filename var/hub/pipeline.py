@@ -30,7 +30,7 @@ class Pipeline(Shared):
         sampling: what suits the model, the default of every option that is not given; None: no such defaults.
 
     Raises:
-        InputError: the two do not fit each other.
+        InputError: the two do not fit each other, or sampling or classes do not fit them.
     """
 
     def __init__(
@@ -39,6 +39,8 @@ class Pipeline(Shared):
         check_fit(model, vqvae)
         self.model = model.eval()
         self.vqvae = vqvae.eval()
+        if sampling is not None:
+            sampling.check_scales(model.scales.sides, model.config.scale_drop)
         self.sampling = sampling
         self.classes = None if classes is None else dict(classes)
         unknown = [label for label in self.classes or () if not 0 <= label < model.config.num_classes]
@@ -92,12 +94,8 @@ class Pipeline(Shared):
             (network if chosen is None else network.cast(chosen)).to(target)
         return self
 
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write `tokenizer/` and `transformer/`, each of config.json and model.safetensors; dtype None: as they are.
-
-        Raises:
-            InputError: the folder cannot be written.
-        """
+    def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
+        """Write `tokenizer/` and `transformer/`: see Shared.save_pretrained."""
         save_pipeline(to_path(folder, "folder"), self.parts, dtype)
 
     def card(self) -> Card:

@@ -1,13 +1,26 @@
 """A model by name or as a pipeline's parts, made ready to draw the fine scales of what another has begun."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.hub.load import PipelineParts, load_pipeline
+from var.hub.load import PipelineParts, find_folder, load_pipeline
 from var.sampling.refiner import Refiner, check_refiner
+
+
+def check_refiner_options(refiner: str | Path | None, first_scale: int | None) -> None:
+    """Raise InputError for what `open_refiner` would refuse of any model: to be called before one is loaded.
+
+    That is one option without the other, and a name that is unknown or whose files cannot be had.
+    """
+    _check_both(refiner, first_scale)
+    if refiner is not None:
+        with _named():
+            find_folder(refiner)
 
 
 def open_refiner(
@@ -24,14 +37,14 @@ def open_refiner(
         InputError: one without the other; a model that cannot be loaded; another tokenizer, other classes, a scale out
             of range.
     """
-    if refiner is None and first_scale is None:
-        return None
+    _check_both(refiner, first_scale)
     if refiner is None or first_scale is None:
-        raise InputError("refiner and refine_from go together: a model, and the first scale that it draws")
+        return None
     if isinstance(refiner, PipelineParts):
         parts = refiner
     else:
-        parts = load_pipeline(refiner)
+        with _named():
+            parts = load_pipeline(refiner)
         weight = draws.model.position
         for network in (parts.model, parts.vqvae):
             network.cast(weight.dtype).eval().to(weight.device)
@@ -59,3 +72,17 @@ def is_same_tokenizer(a: VQVAE, b: VQVAE) -> bool:
         return torch.equal(x.to(narrower).cpu(), y.to(narrower).cpu())
 
     return all(equal(ours[name], theirs[name]) for name in ours)
+
+
+def _check_both(refiner: object, first_scale: int | None) -> None:
+    if (refiner is None) != (first_scale is None):
+        raise InputError("refiner and refine_from go together: a model, and the first scale that it draws")
+
+
+@contextmanager
+def _named() -> Iterator[None]:
+    """Say of an error in loading that it is the refiner's."""
+    try:
+        yield
+    except InputError as error:
+        raise type(error)(f"refiner: {error}") from error

@@ -31,11 +31,16 @@ class Shared(ABC):
     """A model that can be written to a folder and pushed to the Hugging Face hub."""
 
     @abstractmethod
-    def save_pretrained(self, folder: str | Path, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors, of each part; dtype None: weights as they are.
+    def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors, of each part.
+
+        Args:
+            folder: where to.
+            dtype: of the stored weights: float32, bfloat16, float16 or float64, as text or of torch; None or auto: as
+                they are.
 
         Raises:
-            InputError: the folder cannot be written, weights that are not finite.
+            InputError: the folder cannot be written, another dtype, weights that are not finite.
         """
 
     @abstractmethod
@@ -50,7 +55,7 @@ class Shared(ABC):
         token: str | None = None,
         commit_message: str | None = None,
         license: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: str | torch.dtype | None = None,
     ) -> str:
         """Push the model to a repository on the Hugging Face hub, for `from_pretrained(repository)`, in one commit.
 
@@ -61,13 +66,14 @@ class Shared(ABC):
             commit_message: None: a plain one.
             license: in the header of the card, as the hub writes it, such as mit. Given, it makes the card anew; None:
                 a README.md that the repository has stays, and a new one names no license.
-            dtype: of the stored weights; None: as they are.
+            dtype: of the stored weights, as `save_pretrained` takes it.
 
         Returns:
             The address of the commit.
 
         Raises:
-            InputError: no name of a repository, no connection, no right to write there, weights that are not finite.
+            InputError: no name of a repository, no connection, no right to write there, another dtype, weights that
+                are not finite.
         """
         check_repository(repository)
         text = card_text(self.card(), repository, license)

@@ -7,6 +7,7 @@ from tokenizer.vqvae import VQVAE
 
 KINDS = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+STORED_DTYPES = DTYPES | {"float16": torch.float16, "float64": torch.float64}
 
 
 def choose_device(name: str | torch.device = "auto") -> torch.device:
@@ -56,3 +57,16 @@ def check_float32(vqvae: VQVAE) -> None:
     """Raise InputError unless the tokenizer is in float32."""
     if vqvae.dtype != torch.float32:
         raise InputError(f"the tokenizer is in {vqvae.dtype}, which changes its tokens: load it in float32")
+
+
+def choose_stored_dtype(name: str | torch.dtype | None) -> torch.dtype | None:
+    """The type that weights are written in, or that of a name; None or "auto": they are written as they are.
+
+    Raises InputError: none of STORED_DTYPES.
+    """
+    name = "auto" if name is None else str(name).removeprefix("torch.")
+    if name == "auto":
+        return None
+    if name not in STORED_DTYPES:
+        raise InputError(f"dtype {name!r} is none that weights are stored in: take auto, {', '.join(STORED_DTYPES)}")
+    return STORED_DTYPES[name]

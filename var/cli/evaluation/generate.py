@@ -7,7 +7,7 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli.evaluation import options
-from var.cli.options import Batch, Classes, MetricsSamplingOptions, ModelOptions, RefinerOptions, collect_options
+from var.cli.options import Batch, Classes, MetricsSamplingOptions, ModelOptions, ScaleOptions, collect_options
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
 
 
@@ -21,7 +21,7 @@ def generate(
     npz: options.Npz = True,
     *,
     sampling: MetricsSamplingOptions,
-    refiner: RefinerOptions,
+    drawn: ScaleOptions,
     model: ModelOptions,
 ) -> None:
     """Generate images of each class for metrics. Run the same command again to resume.
@@ -37,6 +37,7 @@ def generate(
     from var.evaluation.samples.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
     from var.evaluation.samples.sample_folder import IMAGES, NPZ, has_samples_npz, write_samples_npz
     from var.evaluation.samples.sample_set import sample_settings
+    from var.hub.refiner import check_refiner_options
     from var.pipeline import VARPipeline
     from var.training.distributed import destroy_process_group
     from var.utils.device import choose_device
@@ -50,15 +51,16 @@ def generate(
     is_main_process = state.is_main_process
     ranks = Ranks.of(state)
     with ranks.in_step():
+        check_refiner_options(drawn.refiner, drawn.refine_from)
         target = model.device if ranks.world_size == 1 else str(state.device)
         pipe = VARPipeline.from_pretrained(model.model, device=target, dtype=model.dtype)
-        finer = pipe.choose_refiner(refiner.refiner, refiner.refine_from)
+        finer = pipe.choose_refiner(drawn.refiner, drawn.refine_from)
         scorer = None
         if reject is not None:
             check_labels_are_imagenets(pipe.model.config.num_classes)
             scorer = ClassProbability(reject_by or REJECT_BY, target)
         description = None if scorer is None else scorer.description
-        more = {"refiner": finer, "refiner_name": refiner.refiner}
+        more = {"use_scales": drawn.use_scales, "refiner": finer, "refiner_name": drawn.refiner}
         options_given = collect_options(sampling, batch=batch, reject=reject, judge=description, **more)
         settings = sample_settings(pipe, model.model, classes or None, num_per_class, **options_given)
     cores = os.cpu_count() or 1
