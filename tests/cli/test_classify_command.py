@@ -25,7 +25,7 @@ def test_it_prints_classes_by_scale_and_writes_them(var: Run, model: Path, tmp_p
     assert lines[1].split() == ["label", "class", "posterior", "difference", "1x1", "2x2", "4x4"]
     assert lines[2].split()[-4:] == ["0.00"] * 4
     assert lines[6] == "b.png"
-    assert "the best of 4 classes" in out
+    assert "\n4 classes compared; difference: log-likelihood in nats minus that of the best class\n" in out
     assert "2 images in " in out
     written = json.loads((tmp_path / "r.json").read_text())
     assert [entry["image"] for entry in written["images"]] == ["a.png", "b.png"]
@@ -48,7 +48,17 @@ def test_it_says_what_was_left_out(var: Run, model: Path, tmp_path: Path) -> Non
     assert "2x2" not in out
     classes = json.loads((tmp_path / "r.json").read_text())["images"][0]["classes"]
     assert [len(found["scales"]) for found in classes] == [3, 1, 1]
-    assert [found["log_likelihood"] is None for found in classes] == [False, True, True]
+    for name in ("log_likelihood", "posterior"):
+        assert [found[name] is None for found in classes] == [False, True, True]
+    assert out.splitlines()[3].endswith("  left out after 1x1")
+    assert "0.0000" not in out
+
+
+def test_it_says_which_step_has_no_effect(var: Run, model: Path) -> None:
+    code, out, _ = var("classify", "a.png", "--model", model, "--keep", "1:1,2:50%")
+    assert code == 0
+    assert "\n--keep: the step after 2 scales leaves no class out, as 1 are left there\n" in out
+    assert "--keep" not in var("classify", "a.png", "--model", model, "--keep", "1:2,2:1")[1]
 
 
 def test_it_classifies_by_a_probe(var: Run, tmp_path: Path) -> None:
@@ -56,7 +66,7 @@ def test_it_classifies_by_a_probe(var: Run, tmp_path: Path) -> None:
     code, out, err = var("classify", "a.png", "--model", "aim", "--json", "r.json")
     assert (code, err) == (0, "")
     assert {"cup", "crane"} <= set(out.split())
-    assert "logits of the probe" in out
+    assert "difference: logit of the probe minus" in out
     written = json.loads((tmp_path / "r.json").read_text())
     assert written["by"] == "probe"
     assert set(written["images"][0]["classes"][0]) == {"label", "name", "posterior", "logit"}

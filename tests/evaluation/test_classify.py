@@ -31,7 +31,7 @@ def test_scores_are_those_of_the_square_in_the_center(pipe: VARPipeline) -> None
     for photo, found in zip(PHOTOS, ranked, strict=True):
         assert sorted(each.label for each in found) == sorted(NAMES)
         assert [each.score for each in found] == sorted((each.score for each in found), reverse=True)  # type: ignore[type-var]
-        assert sum(each.posterior for each in found) == pytest.approx(1)
+        assert sum(each.posterior or 0.0 for each in found) == pytest.approx(1)
         square = to_tensor(resize_and_crop(photo, 9, 8))[None]
         with torch.no_grad():
             tokens = pipe.vqvae.encode(square)
@@ -49,7 +49,7 @@ def test_candidates_by_name_and_pruned_ones(pipe: VARPipeline) -> None:
     assert sorted(each.label for each in found) == [0, 1, 4]
     (pruned,) = pipe.classify(PHOTOS[:1], [0, 1, 4], Pruning(((1, 1),)))
     assert [each.score is None for each in pruned] == [False, True, True]
-    assert [each.posterior for each in pruned] == [1, 0, 0]
+    assert [each.posterior for each in pruned] == [1, None, None]
     assert [len(each.by_scale) for each in pruned] == [3, 1, 1]
     assert pruned[1].by_scale > pruned[2].by_scale
     assert pipe.classify(PHOTOS[:1], [0, 1, 4], "1:1") == [pruned]
@@ -96,14 +96,15 @@ def test_the_kind_of_model_says_how_it_classifies(models: Path, name: str, by: B
 
 
 def test_names_say_how_they_classify_before_anything_is_loaded() -> None:
-    for name in ("var-mini", "var-emoji", "var-d30"):
+    for name in ("var-mini", "var-emoji", "var-d30", "VAR_MINI"):
         assert choose_by(name) == "likelihood"
     for name in ("aim-600M", "apple/aim-7B", "AIM-1B"):
         assert choose_by(name) == "probe"
     assert choose_by("someone/something") == "likelihood"
     assert choose_by("someone/something", "probe") == "probe"
-    with refused("var-d16", "by probe"):
-        choose_by("var-d16", "probe")
+    for name in ("var-d16", "VAR_D16"):
+        with refused(name, "by probe", "a VAR classifies by likelihood"):
+            choose_by(name, "probe")
 
 
 @pytest.mark.parametrize(("name", "names"), [("aim", {1: "cup", 3: "crane"}), ("unnamed", dict(enumerate("01234")))])
@@ -126,7 +127,7 @@ def test_a_probe_ranks_its_classes(models: Path, name: str, names: dict[int, str
 def test_a_probe_alone_reads_what_its_folder_names(models: Path) -> None:
     probe: ImageProbe = load_image_probe(str(models / "probe"), device="cpu", dtype="float32")
     (found,) = classify_by_probe(probe, PHOTOS[:1])
-    assert sum(each.posterior for each in found) == pytest.approx(1)
+    assert sum(each.posterior or 0.0 for each in found) == pytest.approx(1)
     assert sorted(each.label for each in found) == [0, 1, 2, 3, 4]
 
 

@@ -122,6 +122,8 @@ def test_candidates_of_each_scale() -> None:
     assert pruning == Pruning(((3, 0.25), (5, 8)))
     assert pruning.candidates(10, 1000) == [1000] * 3 + [250] * 2 + [8] * 5
     assert pruning.candidates(7, 9) == [9] * 3 + [3] * 2 + [3] * 2  # rounded up; never more than were left
+    assert pruning.idle_steps(7, 9) == [(5, 3)]
+    assert pruning.idle_steps(10, 1000) == []
     assert pruning.tokens(SCALES_256, 1000) == 1000 * 14 + 250 * (16 + 25) + 8 * 625
     assert WHOLE.tokens(SCALES_256, 1000) == 680_000
     assert Pruning(((1, 0.07),)).candidates(2, 100) == [100, 7]

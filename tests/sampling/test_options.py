@@ -1,7 +1,9 @@
 """Options of sampling that are off by default: guidance window, temperature, refiner."""
 
+import json
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import CLASSES, SIDES, largest_difference, random_tokens, refused, small_var, small_vqvae
@@ -157,6 +159,23 @@ def test_temperatures_of_another_type(temperature: object) -> None:
 def test_temperatures_of_another_number_of_scales() -> None:
     with refused("temperature=[1.0, 2.0] must be one number, or 3"):
         sample(temperature=(1.0, 2.0))
+
+
+def test_numbers_of_numpy_and_torch_become_pythons_own() -> None:
+    given = SamplingParams(
+        cfg=np.float32(2),  # type: ignore[arg-type]  # that is what is tried
+        top_k=np.int64(9),  # type: ignore[arg-type]
+        smooth=np.True_,  # type: ignore[arg-type]
+        cfg_scales=(np.int64(0), np.int32(2)),  # type: ignore[arg-type]
+        temperature=np.linspace(1, 0.5, 3),  # type: ignore[arg-type]
+        use_scales=torch.tensor([1, 4]),  # type: ignore[arg-type]
+    )
+    expected = SamplingParams(2.0, 9, 0.96, True, (0, 2), (1.0, 0.75, 0.5), (1, 4))
+    assert given == expected
+    assert json.loads(json.dumps(given.to_dict()))["temperature"] == [1.0, 0.75, 0.5]
+    assert SamplingParams(temperature=np.float32(0.5)).temperature == 0.5  # type: ignore[arg-type]
+    with refused("cfg_scales=[True, 2] must be whole numbers or null"):
+        SamplingParams(cfg_scales=[np.True_, 2])  # type: ignore[arg-type, list-item]
 
 
 # --- the refiner

@@ -1,11 +1,14 @@
 """Options that only the commands of classification have: `var classify`, `var evaluate classification`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
 from var.cli.options import CLASS, MODEL, check_at_least
+
+if TYPE_CHECKING:
+    from var.sampling.class_likelihood import Pruning
 
 By = Annotated[
     Literal["likelihood", "probe"] | None,
@@ -34,3 +37,11 @@ Rows = Annotated[
     int,
     Option(callback=check_at_least("rows", 1), help="Pairs of an image and a class that are computed at once."),
 ]
+
+
+def format_idle_steps(pruning: "Pruning", num_scales: int, num_classes: int) -> list[str]:
+    """Return a line for each step of --keep that leaves no class out."""
+    return [
+        f"--keep: the step after {scales} scales leaves no class out, as {left} are left there"
+        for scales, left in pruning.idle_steps(num_scales, num_classes)
+    ]

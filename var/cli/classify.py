@@ -63,7 +63,7 @@ def classify(
         scale_names = [f"{side}x{side}" for side in pipe.model.scales.sides]
         loaded = time.perf_counter()
         ranked = pipe.classify(read_images(images), classes, pruning, rows)
-        how, score_name = "log-likelihood in nats; all classes are equally probable at first", "log_likelihood"
+        scored, score_name = "log-likelihood in nats", "log_likelihood"
     else:
         for option, given in (("--class", classes), ("--keep", keep), ("--scales", scales)):
             if given:
@@ -71,7 +71,7 @@ def classify(
         probe, scale_names = load_image_probe(model, device, dtype), []
         loaded = time.perf_counter()
         ranked = classify_by_probe(probe, read_images(images))
-        how, score_name = "logits of the probe", "logit"
+        scored, score_name = "logit of the probe", "logit"
     seconds = time.perf_counter() - loaded
     if json_file is not None:
         entries = [
@@ -86,7 +86,9 @@ def classify(
             beside.write_text(json.dumps({**settings, "images": entries, "versions": versions()}, indent=2) + "\n")
     for file, found in zip(images, ranked, strict=True):
         typer.echo("\n".join([str(file), *format_classes(found[:top], scale_names, scales), ""]))
-    typer.echo(f"the best of {len(ranked[0])} classes; difference from the best one, of {how}")
+    for line in classification_options.format_idle_steps(pruning, len(scale_names), len(ranked[0])):
+        typer.echo(line)
+    typer.echo(f"{plural(len(ranked[0]), 'class', 'es')} compared; difference: {scored} minus that of the best class")
     typer.echo(f"{plural(len(images), 'image')} in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
 
 
@@ -98,7 +100,7 @@ def read_images(files: Sequence[Path]) -> "Iterator[Image.Image]":
 
 
 def to_dict(found: "ClassScore", score_name: str, scale_names: Sequence[str]) -> dict[str, Any]:
-    """Return the entry of a class for the JSON file; a score is null if the class was left out by pruning."""
+    """Return the entry of a class for the JSON file; posterior and score are null if pruning left the class out."""
     entry = {"label": found.label, "name": found.name, "posterior": found.posterior, score_name: found.score}
     by_scale = dict(zip(scale_names, found.by_scale, strict=False))  # fewer where it was left out
     return {**entry, "scales": by_scale} if by_scale else entry
@@ -115,5 +117,6 @@ def format_classes(ranked: "Sequence[ClassScore]", scale_names: Sequence[str], s
             difference = f"{found.score - best.score:.2f}"
         parts = [f"{ours - theirs:.2f}" for ours, theirs in zip(found.by_scale, best.by_scale, strict=False)]
         parts += [""] * (len(scale_names) - len(parts))
-        rows.append((str(found.label), found.name, f"{found.posterior:.4f}", difference, *(parts if scales else ())))
+        posterior = "" if found.posterior is None else f"{found.posterior:.4f}"
+        rows.append((str(found.label), found.name, posterior, difference, *(parts if scales else ())))
     return in_columns(rows)

@@ -31,7 +31,7 @@ class Pruning:
     Attributes:
         steps: pairs (scales, kept), such as ((3, 0.25), (5, 8)): after the three coarsest scales a quarter of all
             classes is kept (a float in (0, 1], rounded up), after five scales eight classes (a whole number). Where
-            fewer are left, all of these are kept. () keeps all.
+            fewer are left, all of these are kept: see `idle_steps`. () keeps all.
 
     Raises:
         InputError: scales that are not whole numbers in increasing order, numbers of classes below 1 or increasing,
@@ -87,6 +87,11 @@ class Pruning:
             counts[scales:] = [min(number, counts[-1])] * (num_scales - scales)
         return counts
 
+    def idle_steps(self, num_scales: int, num_classes: int) -> list[tuple[int, int]]:
+        """Return the steps that leave out no class, as pairs of their scales and the number of classes left there."""
+        counts = self.candidates(num_scales, num_classes)
+        return [(scales, counts[scales]) for scales, _ in self.steps if counts[scales] == counts[scales - 1]]
+
     def tokens(self, scales: Scales, num_classes: int) -> int:
         """Return the number of tokens whose probability is needed for an image, over all classes."""
         counts = self.candidates(len(scales), num_classes)
@@ -135,10 +140,10 @@ class ClassLikelihood:
 
         def score(image: int, m: int) -> ClassScore:
             value, by_scale = total[image, m].item(), self.by_scale[image, m, : num_scales[image, m]].tolist()
-            pruned = len(by_scale) < self.by_scale.shape[-1]
             label = self.labels[m]
-            probability = posterior[image, m].item()
-            return ClassScore(label, names[label], probability, None if pruned else value, tuple(by_scale))
+            if len(by_scale) < self.by_scale.shape[-1]:  # pruned
+                return ClassScore(label, names[label], None, None, tuple(by_scale))
+            return ClassScore(label, names[label], posterior[image, m].item(), value, tuple(by_scale))
 
         return [[score(image, m) for m in order] for image, order in enumerate(self.ranking().tolist())]
 

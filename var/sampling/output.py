@@ -31,6 +31,6 @@ class ClassScore(NamedTuple):
 
     label: int
     name: str
-    posterior: float  # probability in [0, 1]; 0 if the class was pruned
+    posterior: float | None  # probability in [0, 1]; None if the class was pruned
     score: float | None  # log-likelihood of all tokens in nats, or a probe's logit; None if the class was pruned
     by_scale: tuple[float, ...] = ()  # log-likelihood of the tokens of each scale up to the one where it was pruned

@@ -47,6 +47,8 @@ class SamplingParams:
     use_scales: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _to_python(getattr(self, field.name)))
         check_types(self, bounded=("cfg", "top_p", "temperature"))
         for name in OFF:
             if isinstance(getattr(self, name), list):  # from JSON
@@ -109,6 +111,13 @@ class SamplingParams:
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name, as config.json stores them; options that are off are left out."""
         return {name: value for name, value in asdict(self).items() if name not in OFF or value != OFF[name]}
+
+
+def _to_python(value: Any) -> Any:
+    """Return numbers and arrays of NumPy or torch as Python's own; others unchanged."""
+    if isinstance(value, list | tuple):
+        return type(value)(map(_to_python, value))
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 FOR_METRICS = SamplingParams(cfg=1.5)  # of the paper's FID

@@ -297,12 +297,12 @@ def test_a_part_of_the_classes_and_their_order(pipe: VARPipeline, whole: Path, t
         ({"top_k": 5}, "with top_k=0, not 5"),
         ({"top_p": 0.5}, "with top_p=0.96, not 0.5"),
         ({"batch": 4}, "with batch=3, not 4"),
-        ({"cfg_scales": (0, 1)}, "with cfg_scales=None, not 0, 1"),
+        ({"cfg_scales": (0, 1)}, "without cfg_scales, not with [0, 1]"),
         ({"temperature": 0.5}, "with temperature=1.0, not 0.5"),
         ({"num_per_class": 6}, "with num_per_class=5, not 6"),
-        ({"classes": [0, 1]}, "with labels=0, 1, 3, 4, not 0, 1"),
+        ({"classes": [0, 1]}, "with labels=[0, 1, 3, 4], not [0, 1]"),
         ({"reject": 0.5, "judge": JUDGE}, "with candidates=5, not 10"),
-        ({"reject": 1.0, "judge": JUDGE}, "with judge=None, not brightness"),
+        ({"reject": 1.0, "judge": JUDGE}, "without judge, not with brightness"),
     ],
 )
 def test_a_folder_keeps_its_settings(pipe: VARPipeline, whole: Path, changes: dict[str, Any], told: str) -> None:
@@ -340,6 +340,9 @@ def test_a_set_with_a_refiner(pipe: VARPipeline, tmp_path: Path) -> None:
     assert {"refiner": "other", "refine_from": 2}.items() <= saved.items()
     expected = to_pil(generate(pipe.model, pipe.vqvae, [0, 1, 3], top_k=0, refiner=Refiner(other, 2)).images)
     np.testing.assert_array_equal(pixels(folder, 0, 0), np.asarray(expected[0]))
+    with refused("was begun with refine_from=2, not without:"):
+        alone = replace(settings_of(pipe, num_per_class=1), weights=saved["weights"])
+        generate_samples(pipe, alone, folder)
     with refused("was begun with refine_from=2, not 1"):
         generate_samples(pipe, replace(settings(1), weights=saved["weights"]), folder, refiner=Refiner(other, 1))
     with refused("was begun by another model"):

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from var.cli.classification_options import Keep, Rows
+from var.cli.classification_options import Keep, Rows, format_idle_steps
 from var.cli.evaluation.labeled_images import describe, find_renamed_labels, open_labeled_images
 from var.cli.evaluation.options import DataOptions
 from var.cli.evaluation.results import finish, format_mean, heading, read_batches
@@ -34,7 +34,8 @@ def classification(data: DataOptions, model: ModelOptions, keep: Keep = None, ro
         **describe(opened, data, model, found.num_images),
         **to_dict(found, sides, keep),
     }
-    lines = [*heading(results), "", *format_table(found, sides, keep), "", *format_summary(found)]
+    idle = [] if pruning is None else format_idle_steps(pruning, len(sides), found.num_classes)
+    lines = [*heading(results), "", *format_table(found, sides, keep), "", *idle, *format_summary(found)]
     finish(lines, find_renamed_labels(pipe, dataset), results, data.json_file)
 
 

@@ -99,14 +99,20 @@ def check_same_set(folder: Path, settings: Settings) -> None:
     different = [name for name in different if name not in ("model", "refiner")]
     if different:
         name = different[0]
-        was = f"with {name}={_shorten(theirs.get(name))}, not {_shorten(ours[name])}"
+        was = _describe_difference(name, theirs.get(name), ours[name])
         if name == "weights":
             was = f"by another model ({theirs.get('model')})"
         raise InputError(f"{folder} was begun {was}: give another folder, or remove this one")
 
 
+def _describe_difference(name: str, theirs: Any, ours: Any) -> str:
+    if theirs is None:
+        return f"without {name}, not with {_shorten(ours)}"
+    return f"with {name}={_shorten(theirs)}, not {'without' if ours is None else _shorten(ours)}"
+
+
 def _shorten(value: Any, limit: int = 60) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+    text = str(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 
