@@ -211,28 +211,37 @@ def _of_images(
     batch, num_scales = len(tokens), len(counts)
     found = torch.full((batch, len(labels), num_scales), torch.nan, dtype=torch.float64)
     candidates = torch.arange(len(labels)).expand(batch, -1)  # (B, those that are left), positions in labels
-    cache: KVCache | None = None  # of the rows of all candidates, if they were one batch
+    carried: KVCache | None = None  # keys and values of all candidates at the scales so far, if they were one batch
     fewer = [k for k in range(1, num_scales) if counts[k] < counts[k - 1]]
     for start, stop in pairwise([0, *fewer, num_scales]):
-        left, count = candidates.shape[1], counts[start]
-        if count < left:
-            so_far = found[..., :start].sum(dim=-1).gather(1, candidates)
-            best = rank(so_far)[:, :count].sort().values  # (B, count), positions in candidates
-            cache = None if cache is None else _select_rows(cache, best + torch.arange(batch)[:, None] * left)
-            candidates = candidates.gather(1, best)
-        images, positions = torch.arange(batch).repeat_interleave(count), candidates.flatten()  # (R,) each
-        carried, begin = cache, 0 if cache is None else start
-        for rows in torch.arange(len(images)).split(batch_size):
+        if start:
+            candidates, carried = _keep_best(found[..., :start], candidates, counts[start], carried)
+        images = torch.arange(batch).repeat_interleave(candidates.shape[1])  # (R,)
+        positions = candidates.flatten()  # (R,)
+        first = 0 if carried is None else start
+        batches = torch.arange(len(images)).split(batch_size)
+        for rows in batches:
             cache = model.new_cache(len(rows)) if carried is None else carried
-            scores = _of_rows(model, tokens, inputs, images[rows], labels[positions[rows]], cache, begin, stop)
-            found[images[rows], positions[rows], begin:stop] = scores
-        cache = cache if len(images) <= batch_size else None
+            scores = _of_rows(model, tokens, inputs, images[rows], labels[positions[rows]], cache, first, stop)
+            found[images[rows], positions[rows], first:stop] = scores
+        carried = cache if len(batches) == 1 else None
     return found
 
 
-def _select_rows(cache: KVCache, rows: Tensor) -> KVCache:
-    rows = rows.flatten().to(cache.keys.device)
-    return KVCache(cache.keys[:, rows], cache.values[:, rows])
+def _keep_best(found: Tensor, candidates: Tensor, number: int, cache: KVCache | None) -> tuple[Tensor, KVCache | None]:
+    """Return the candidates of highest likelihood so far, (B, number), in their order, and their part of the cache.
+
+    Args:
+        found: (B, M, scales so far), log-likelihood.
+        candidates: (B, those that are left), positions among the M.
+        cache: of all candidates, image by image, or none.
+    """
+    batch, left = candidates.shape
+    kept = rank(found.sum(dim=-1).gather(1, candidates))[:, :number].sort().values  # (B, number), in candidates
+    if cache is not None:
+        rows = (kept + torch.arange(batch)[:, None] * left).flatten().to(cache.keys.device)
+        cache = KVCache(cache.keys[:, rows], cache.values[:, rows])
+    return candidates.gather(1, kept), cache
 
 
 def _of_rows(

@@ -144,12 +144,13 @@ def draw_tokens(
     with torch.inference_mode():
         running = begin(model, rows)
         kept = sampling.kept_scales(scales.sides)
+        refined_from = None if refiner is None else next(k for k in kept if k >= refiner.first_scale)
         for done, k in enumerate(kept):
             guided = guidable and sampling.guides(k)
-            if refiner is not None and k == next(k for k in kept if k >= refiner.first_scale):
+            if refiner is not None and k == refined_from:
                 running = begin(refiner.model, rows)
-            count = 2 * len(labels) if guided else len(labels)
-            logits, running = predict(running, kept[: done + 1], next_inputs, count)
+            active = 2 * len(labels) if guided else len(labels)
+            logits, running = predict(running, kept[: done + 1], next_inputs, active)
             if guided:  # (2B, n, V)
                 conditional, unconditional = logits.chunk(2)  # (B, n, V) each
                 logits = classifier_free_guidance(
@@ -171,8 +172,8 @@ def draw_tokens(
             f_hat = f_hat + quantizer.scale_update(codes, k)  # (B, C, H, H)
             tokens.append(tokens_k)
             f_hats.append(f_hat)
-            for following in kept[done + 1 : done + 2]:  # none after the last
-                next_inputs.append(quantizer.next_input(f_hat, following))  # (B, n of the next scale, C)
+            if k != kept[-1]:
+                next_inputs.append(quantizer.next_input(f_hat, kept[done + 1]))  # (B, n of the next scale, C)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
     return Drawn(torch.cat(tokens, dim=1), [f_hat.clone() for f_hat in f_hats])
 
