@@ -57,7 +57,7 @@ def test_it_says_what_was_left_out(var: Run, model: Path, tmp_path: Path) -> Non
 def test_it_says_which_step_has_no_effect(var: Run, model: Path) -> None:
     code, out, _ = var("classify", "a.png", "--model", model, "--keep", "1:1,2:50%")
     assert code == 0
-    assert "\n--keep: the step after 2 scales leaves no class out, as 1 are left there\n" in out
+    assert "\n--keep: the step after 2 scales leaves no class out: 1 left there\n" in out
     assert "--keep" not in var("classify", "a.png", "--model", model, "--keep", "1:2,2:1")[1]
 
 

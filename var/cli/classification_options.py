@@ -39,9 +39,7 @@ Rows = Annotated[
 ]
 
 
-def format_idle_steps(pruning: "Pruning", num_scales: int, num_classes: int) -> list[str]:
+def format_idle_steps(pruning: "Pruning | None", num_scales: int, num_classes: int) -> list[str]:
     """Return a line for each step of --keep that leaves no class out."""
-    return [
-        f"--keep: the step after {scales} scales leaves no class out, as {left} are left there"
-        for scales, left in pruning.idle_steps(num_scales, num_classes)
-    ]
+    idle = [] if pruning is None else pruning.idle_steps(num_scales, num_classes)
+    return [f"--keep: the step after {scales} scales leaves no class out: {left} left there" for scales, left in idle]

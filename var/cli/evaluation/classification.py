@@ -34,7 +34,7 @@ def classification(data: DataOptions, model: ModelOptions, keep: Keep = None, ro
         **describe(opened, data, model, found.num_images),
         **to_dict(found, sides, keep),
     }
-    idle = [] if pruning is None else format_idle_steps(pruning, len(sides), found.num_classes)
+    idle = format_idle_steps(pruning, len(sides), found.num_classes)
     lines = [*heading(results), "", *format_table(found, sides, keep), "", *idle, *format_summary(found)]
     finish(lines, find_renamed_labels(pipe, dataset), results, data.json_file)
 
