@@ -63,8 +63,8 @@ def test_files_that_are_not_there(var: Run, tmp_path: Path, images: Path) -> Non
         str(tmp_path / "empty"),
         "holds neither a train folder nor train*.parquet",
     )
-    base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "no/tokenizer"})
-    refusal(var("train", write_recipe(tmp_path / "v.yaml", base)), "tokenizer='no/tokenizer' does not exist")
+    base = merged(VAR, {"data": {"source": str(images)}, "tokenizer": "no/such/tokenizer"})
+    refusal(var("train", write_recipe(tmp_path / "v.yaml", base)), "tokenizer='no/such/tokenizer' does not exist")
 
 
 def test_a_model_without_a_start_for_its_scales(var: Run, recipe: Path, images: Path, tmp_path: Path) -> None:

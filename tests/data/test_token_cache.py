@@ -1,5 +1,6 @@
 """Which token caches are refused, and what may change under one."""
 
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -104,6 +105,7 @@ def test_images_that_changed_under_a_cache(
 def test_a_complete_cache_goes_without_images_or_with_a_few_repaired(
     recipe: VARRecipe, vqvae: VQVAE, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "var")
     write(recipe, vqvae)
     images = Path(recipe.data.source)
     picture(2, 0).save(images / "train/bar/0.png")

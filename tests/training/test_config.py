@@ -225,7 +225,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         ("optimizer.lr=fast", ['optimizer.lr="fast"', "number"]),
         ("optimizer=3", ["optimizer=3", "group of keys: lr, betas, weight_decay, final_weight_decay, grad_clip"]),
         ("model=3", ["model=3", "group of keys: scales, vocab_size"]),
-        ("model.scales=3", ["model.scales=3", "array"]),
+        ("model.scales=3", ["model.scales=3", "list"]),
         ("model.scales=[a]", ['model.scales.0="a"', "integer"]),
         ("data.flip=maybe", ['data.flip="maybe"', "boolean"]),
         ("output=", ["override output= is empty: give a value"]),

@@ -315,10 +315,16 @@ def test_files_that_are_not_there(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_warnings")
-@pytest.mark.parametrize("content", [b"", b"hello\nworld\n", b"\x89PNG", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\0" * 1000])
+@pytest.mark.parametrize("content", [b"hello\nworld\n", b"\x89PNG", b"%!PS-Adobe-3.0 EPSF-3.0\n", b"\0" * 1000])
 def test_files_that_are_no_pictures(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(content)
     with refused(str(tmp_path / "a.png"), "not an image", "JPEG, PNG, WEBP"):
+        open_image(tmp_path / "a.png")
+
+
+def test_an_empty_file_is_named_as_such(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    with refused(str(tmp_path / "a.png"), "empty file"):
         open_image(tmp_path / "a.png")
 
 

@@ -310,7 +310,7 @@ def upgrade_settings(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
     """Return a checkpoint's `fixed_settings` under current names, with defaults for keys and sizes added since."""
     theirs = rename_keys(theirs, type(recipe), f"the checkpoints in {recipe.output}")
     fields = type(recipe).model_fields
-    added = {name for name in recipe.fixed - theirs.keys() if not fields[name].is_required()}
+    added = {name for name in recipe.fixed & fields.keys() - theirs.keys() if not fields[name].is_required()}
     theirs |= {name: json.loads(json.dumps(fields[name].default)) for name in added}  # as JSON, tuples are lists
     if theirs.get("stage") != recipe.stage or "model" not in theirs:
         return theirs

@@ -127,11 +127,15 @@ def report_found(origin: object, count: int, passed_over: Mapping[str, int]) -> 
     log_once(logging.WARNING if reasons else logging.INFO, line)
 
 
-@cache
 def log_once(level: int, line: str) -> None:
     """Log a line once a process, and on the first one of several alone."""
     if is_first_process():
-        log.log(level, "%s", line)
+        _log_new(level, line)
+
+
+@cache
+def _log_new(level: int, line: str) -> None:
+    log.log(level, "%s", line)
 
 
 def _shorten_reasons(reasons: Sequence[str], passed_over: Mapping[str, int], most: int = 8) -> Iterable[str]:

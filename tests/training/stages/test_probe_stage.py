@@ -632,7 +632,7 @@ def test_layers_that_there_are_not(tmp_path: Path, images: Path, encoder: Path) 
 
 
 def test_folders_and_names_that_are_no_model(tmp_path: Path, images: Path) -> None:
-    with refused("model='nowhere' is neither a folder nor a known name", "aim-600M", "var-mini", "untrained"):
+    with refused("model 'nowhere' is neither a folder nor a known name", "aim-600M", "var-mini", "untrained"):
         load_features("nowhere")
     with refused("has no config.json: a model folder holds"):
         load_features(str(images))
