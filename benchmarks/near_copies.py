@@ -14,6 +14,7 @@ from torch import Tensor
 
 from var import VARPipeline
 from var.cli.run import run
+from var.data.listing import Split
 from var.evaluation.data import image_batches, open_images, read_source, restrict_to_labels
 from var.sampling.generate import generate_batches
 
@@ -21,9 +22,9 @@ TOLERANCE = 2.0  # factor on the squared error of the reconstruction, 3 dB
 CHUNK = 64  # samples compared at once
 
 
-def read_all(pipe: VARPipeline, data: str, overrides: list[str], split: str) -> Tensor:
+def read_all(pipe: VARPipeline, data: str, overrides: list[str], split: Split) -> Tensor:
     """All images of a split that are of the model's classes, (N, 3, S, S) in [-1, 1]."""
-    whole = open_images(read_source(data, overrides), split, pipe.vqvae.config.image_side)  # type: ignore[arg-type]
+    whole = open_images(read_source(data, overrides), split, pipe.vqvae.config.image_side)
     chosen = restrict_to_labels(whole, pipe.known_labels())
     return torch.cat([images for images, _ in image_batches(chosen, CHUNK)])
 

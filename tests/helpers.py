@@ -68,11 +68,13 @@ def small_vqvae(seed: int = 0, **changes: Any) -> VQVAE:
     return vqvae.eval()
 
 
+SMALL: dict[str, Any] = {"depth": 2, "width": 32, "heads": 4, "num_classes": CLASSES}  # as a recipe gives them
+
+
 def small_var(seed: int = 0, **changes: Any) -> VAR:
     """Two blocks of width 32 on the tokens of small_vqvae."""
-    sizes = {"depth": 2, "width": 32, "heads": 4, "num_classes": CLASSES}
     common = {"scales": SIDES, "vocab_size": VOCAB, "latent_dim": LATENT}
-    model = VAR(VARConfig(**(sizes | common | changes)))
+    model = VAR(VARConfig(**(SMALL | common | changes)))
     randomize(model, seed)
     return model.eval()
 

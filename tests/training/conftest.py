@@ -1,10 +1,12 @@
-"""A tiny image folder and a tokenizer trained on it, once for all tests of training."""
+"""A tiny image folder, a tokenizer trained on it and a pipeline, once for all tests of training."""
 
 from pathlib import Path
 
 import pytest
+from helpers import small_var, small_vqvae
 from tiny import image_folder, tokenizer_recipe
 
+from var.pipeline import VARPipeline
 from var.training.loop import train
 from var.training.stages.tokenizer import TokenizerRecipe
 
@@ -12,6 +14,14 @@ from var.training.stages.tokenizer import TokenizerRecipe
 @pytest.fixture(scope="session")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image_folder(tmp_path_factory.mktemp("data") / "images")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a pipeline to start from, a small_var with its small_vqvae."""
+    folder = tmp_path_factory.mktemp("trained") / "pipeline"
+    VARPipeline(small_var(), small_vqvae()).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

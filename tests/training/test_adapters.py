@@ -5,14 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LATENT, SIDES, refused, small_var, small_vqvae
+from helpers import LATENT, SIDES, SMALL, refused, small_var
 from tiny import assert_same_weights, stop_at, tokenizer_recipe, var_recipe
 
 from tokenizer.scales import Scales
 from var.hub.checkpoint import load_var
 from var.models.transformer import QKV
 from var.models.var import VAR
-from var.pipeline import VARPipeline
 from var.training.adapters import add_adapters, merge_adapters
 from var.training.config import LoRAConfig
 from var.training.estimate.cost import estimate
@@ -20,19 +19,10 @@ from var.training.loop import train
 from var.training.stages.var import VARRecipe
 
 ALL = LoRAConfig(rank=2, alpha=4, layers=("qkv", "proj", "up", "down", "linear"))
-SIZES = {"depth": 2, "width": 32, "heads": 4, "num_classes": 5}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pipeline to start from."""
-    folder = tmp_path_factory.mktemp("trained") / "pipeline"
-    VARPipeline(small_var(), small_vqvae()).save_pretrained(folder)
-    return folder
 
 
 def lora_recipe(path: Path, images: Path, trained: Path, **changes: Any) -> VARRecipe:
-    base: dict[str, Any] = {"init": str(trained), "model": SIZES, "steps": 2, "lora": {"rank": 2, "dropout": 0.1}}
+    base: dict[str, Any] = {"init": str(trained), "model": SMALL, "steps": 2, "lora": {"rank": 2, "dropout": 0.1}}
     return var_recipe(path, images, trained, **(base | changes))
 
 

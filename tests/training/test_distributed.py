@@ -485,7 +485,7 @@ def test_a_precision_that_nobody_chose_is_left_to_the_recipe(
         (["python", "/lib/accelerate/commands/launch.py", "t.py"], ["t.py"]),
         (["bash", "launch.sh", "--gradient_accumulation_steps", "2"], None),
         (["python", "launch.py", "t.py"], None),
-        (["/home/accelerate", "config", "launch"], None),
+        (["/usr/bin/accelerate", "config", "launch"], None),
         (["launch", "t.py"], None),
     ],
 )

@@ -8,11 +8,10 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import refused, small_var, small_vqvae
+from helpers import SMALL, refused, small_var, small_vqvae
 from tiny import VAR, assert_same_weights, merged, stop_at, tokenizer_recipe, var_recipe, write_recipe
 
 from var.hub.checkpoint import WEIGHTS
-from var.pipeline import VARPipeline
 from var.training.config import OptimizerConfig
 from var.training.distributed import build_accelerator
 from var.training.ema import EMA
@@ -23,16 +22,6 @@ from var.training.parts import find_lr_factors, freeze, match_part
 from var.training.recipe import load_recipe
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.trainer import Trainer
-
-SIZES = {"depth": 2, "width": 32, "heads": 4, "num_classes": 5}
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a pipeline to start from."""
-    folder = tmp_path_factory.mktemp("trained") / "pipeline"
-    VARPipeline(small_var(), small_vqvae()).save_pretrained(folder)
-    return folder
 
 
 def decoder_recipe(path: Path, images: Path, trained: Path, **changes: Any) -> TokenizerRecipe:
@@ -151,7 +140,7 @@ def test_no_steps_export_the_start_and_where_nothing_is_frozen_no_share_is_logge
     images: Path, trained: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    recipe = var_recipe(tmp_path / "r", images, trained, steps=0, init=str(trained), model=SIZES)
+    recipe = var_recipe(tmp_path / "r", images, trained, steps=0, init=str(trained), model=SMALL)
     train(recipe)
     assert_same_weights(trained, recipe.output / "model")
     assert "trained: " not in caplog.text

@@ -1,6 +1,7 @@
 """Several processes and micro-batches train like one: about 10 s for each pair of processes of their own."""
 
 import json
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,13 @@ def test_sharded_parameters_and_a_run_that_moves(images: Path, tokenizer_run: To
     assert json.loads((moved.output / "model" / "transformer" / "config.json").read_text())
 
 
+def launched(script: str, recipe: Recipe, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script, written into the folder, on two processes with the recipe's file as its argument."""
+    (folder / "script.py").write_text(script)
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+    return run(*launch, "script.py", recipe.output.with_suffix(".yaml"), cwd=folder)
+
+
 @pytest.mark.parametrize("error", ["ValueError", "InputError"])
 def test_an_error_on_one_process_ends_all(error: str, images: Path, tmp_path: Path) -> None:
     recipe = tokenizer_recipe(tmp_path / "r", images, steps=10_000, data={"workers": 1}, checkpoint_every=2)
@@ -141,9 +149,7 @@ def take_step(self, batches):
 Trainer.take_step = take_step
 main()
 """
-    (tmp_path / "script.py").write_text(script)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    done = run(*launch, "script.py", recipe.output.with_suffix(".yaml"), cwd=tmp_path)
+    done = launched(script, recipe, tmp_path)
     assert done.returncode == 1
     assert "out of something" in done.stderr
     assert "lost: 1 step since step 2, the last that was saved; the same command goes on from there" in done.stderr
@@ -165,9 +171,7 @@ def part(*arguments):
 {what} = part
 main()
 """
-    (tmp_path / "script.py").write_text(script)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    done = run(*launch, "script.py", recipe.output.with_suffix(".yaml"), cwd=tmp_path)
+    done = launched(script, recipe, tmp_path)
     assert done.returncode == 1
     assert "ValueError: out of something" in done.stderr
     assert done.stderr.count("step 3 was saved: the same command goes on from there") == 1

@@ -67,9 +67,9 @@ class AlignmentRecipe(VARRecipe):
         return self
 
     @property
+    @abstractmethod
     def weight(self) -> float:
         """Weight of the negatives in the loss."""
-        raise NotImplementedError
 
 
 AlignmentRecipeT = TypeVar("AlignmentRecipeT", bound=AlignmentRecipe)

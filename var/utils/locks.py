@@ -62,10 +62,7 @@ def locked(folder: Path, name: str = LOCK, remedy: str = "give another folder") 
                 remove_abandoned(Path(parent))
         yield
     finally:
-        if descriptor in _held:  # not in a forked process
-            with suppress(OSError):
-                file.unlink()
-            _unlock(descriptor)
+        if _release(file, descriptor):
             for path in made:
                 with suppress(OSError):
                     path.rmdir()
@@ -86,10 +83,17 @@ def in_turn(file: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if descriptor in _held:  # not in a forked process
-            with suppress(OSError):
-                file.unlink()
-            _unlock(descriptor)
+        _release(file, descriptor)
+
+
+def _release(file: Path, descriptor: int) -> bool:
+    """Remove a lock's file and end the lock; return False in a forked process, which does not hold it."""
+    if descriptor not in _held:
+        return False
+    with suppress(OSError):
+        file.unlink()
+    _unlock(descriptor)
+    return True
 
 
 def _open_or_make(path: Path) -> int:
