@@ -230,6 +230,18 @@ def test_training_from_the_token_cache_is_training_from_images(
 # --- starting from weights
 
 
+def test_an_init_that_there_is_not_is_refused_before_images_are_encoded(
+    images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    recipe = var_recipe(
+        tmp_path / "run", images, tokenizer_run.output / "model", init="var-minni", token_cache=str(tokens)
+    )
+    with refused("init='var-minni' does not exist", "did you mean var-mini"):
+        train(recipe)
+    assert not tokens.exists()
+
+
 def test_init_from_a_model_begins_with_its_weights(
     images: Path, tokenizer_run: TokenizerRecipe, var_run: VARRecipe, tmp_path: Path
 ) -> None:

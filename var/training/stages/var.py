@@ -20,12 +20,14 @@ from var.data.token_dataset import TokenDataset
 from var.data.tokenize import write_tokens
 from var.hub.checkpoint import TOKENIZER, TRANSFORMER
 from var.hub.presets import RELEASED
+from var.hub.sources import find_weights
 from var.hub.start import start_from
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.models.var import VAR, TransformerSizes, VARConfig
 from var.sampling.generate import generate
 from var.sampling.params import SamplingParams
 from var.training.adapters import add_adapters, merge_adapters
+from var.training.checkpointing import checkpoints
 from var.training.config import Recipe
 from var.training.estimate.images import Images, find_images
 from var.training.rng import StepRNG
@@ -172,9 +174,11 @@ class VARStage(Stage[VARRecipeT]):
         """Encode the missing parts of the recipe's token cache, if it has one, on all processes."""
         if recipe.token_cache is None:
             return
+        if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
+            find_weights(recipe.init, VAR.__name__, "init")  # before encoding, which takes long
         vqvae = open_tokenizer(recipe.tokenizer).to(device)
         if recipe.model.num_classes and not (recipe.token_cache / MANIFEST).is_file():
-            for images in open_images(recipe, vqvae.config.image_side):  # before encoding, which takes long
+            for images in open_images(recipe, vqvae.config.image_side):
                 check_labels(images.labels, recipe.model.num_classes, "model.num_classes")
         write_tokens(recipe, vqvae, ranks)
 
