@@ -200,7 +200,7 @@ class AdaLNOffset(nn.Module):
 
 def modulate(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """LayerNorm without parameters of its own, then the scale and shift of the condition: (B, L, D) -> (B, L, D)."""
-    return F.layer_norm(x, x.shape[-1:], eps=NORM_EPS) * (1 + scale) + shift
+    return torch.addcmul(shift, F.layer_norm(x, x.shape[-1:], eps=NORM_EPS), 1 + scale)
 
 
 class Block(nn.Module):
@@ -241,8 +241,9 @@ class AdaLNBlock(nn.Module):
         self, x: Tensor, m: Modulation, mask: Mask = None, cache: LayerCache | None = None, start: int = 0
     ) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
-        x = x + self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache, start) * m.gate_attention
-        return x + self.mlp(modulate(x, m.scale_mlp, m.shift_mlp)) * m.gate_mlp
+        attended = self.attention(modulate(x, m.scale_attention, m.shift_attention), mask, cache, start)
+        x = torch.addcmul(x, attended, m.gate_attention)  # one pass where a product and a sum are two
+        return torch.addcmul(x, self.mlp(modulate(x, m.scale_mlp, m.shift_mlp)), m.gate_mlp)
 
 
 def run_blocks(

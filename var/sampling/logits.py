@@ -24,6 +24,8 @@ def cfg_at_scale(cfg: float, k: int, num_scales: int) -> float:
 def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
     """Keep the top_k best tokens, then of these the smallest set whose probability exceeds top_p.
 
+    Equal logits stay or go together: those equal to the least one that is kept stay too.
+
     Args:
         logits: (..., V) of any float type.
         top_k: 0, or V and more, keeps all.
@@ -36,18 +38,18 @@ def filter_logits(logits: Tensor, top_k: int = 0, top_p: float = 0.0) -> Tensor:
         InputError: top_k or top_p out of range.
     """
     SamplingParams(top_k=top_k, top_p=top_p)  # raises if one is out of range
-    logits = logits.clone()
-    if 0 < top_k < logits.shape[-1]:
-        threshold = logits.topk(top_k, dim=-1).values[..., -1:]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    vocab_size = logits.shape[-1]
+    best = min(top_k or vocab_size, vocab_size)
+    if best == vocab_size and top_p in (0, 1):
+        return logits.clone()
+    ordered = logits.topk(best, dim=-1).values  # (..., best), descending
+    least = ordered[..., -1:]
     if 0 < top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
         probabilities = ordered.softmax(dim=-1)
-        # A token goes when the better ones alone already exceed top_p.
-        removed = probabilities.cumsum(dim=-1) - probabilities > top_p
-        removed[..., 0] = False
-        logits = logits.masked_fill(removed.scatter(-1, order, removed), -torch.inf)
-    return logits
+        # A token stays unless the better ones alone already exceed top_p.
+        stays = probabilities.cumsum(dim=-1) - probabilities <= top_p
+        least = ordered.gather(-1, stays.sum(dim=-1, keepdim=True).clamp(min=1) - 1)  # (..., 1)
+    return logits.masked_fill(logits < least, -torch.inf)
 
 
 def mix_seed(*words: int) -> int:
