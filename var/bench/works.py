@@ -14,6 +14,7 @@ from var.bench.sizes import ModelSizes, VARSizes
 from var.bench.steps import tokenizer_step, transformer_step
 from var.models.aim import AIM, AIMConfig
 from var.models.var import VAR
+from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.generate import generate
 from var.sampling.params import FOR_METRICS
 
@@ -53,8 +54,7 @@ def _sample(sizes: VARSizes, setting: Setting) -> Action:
         model = VAR(sizes.transformer).eval().cast(setting.dtype)
     vqvae = _tokenizer(sizes, setting)
     if setting.compiled:
-        for block in model.blocks:
-            block.compile()
+        compile_transformer(model)
     labels = [i % sizes.transformer.num_classes for i in range(setting.batch)]
     sampling = FOR_METRICS.to_dict() | {"top_k": min(FOR_METRICS.top_k, sizes.transformer.vocab_size)}
     return lambda: generate(model, vqvae, labels, **sampling)
@@ -64,8 +64,7 @@ def _tokenizer(sizes: VARSizes, setting: Setting) -> VQVAE:
     with setting.device:
         vqvae = VQVAE(sizes.tokenizer).eval().cast(setting.dtype)
     if setting.compiled:
-        for part in (vqvae.encoder, vqvae.decoder):
-            part.compile()
+        compile_tokenizer(vqvae)
     return vqvae
 
 

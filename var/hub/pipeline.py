@@ -11,6 +11,7 @@ from tokenizer.vqvae import VQVAE
 from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.hub.sharing import Card, Shared, size, tokenizer_facts
 from var.models.var import VAR
+from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.generate import check_fit
 from var.sampling.params import SamplingParams
 from var.utils.classes import spread
@@ -55,6 +56,7 @@ class Pipeline(Shared):
         revision: str | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        compile: bool = False,
         vae_file: str | Path | None = None,
         var_file: str | Path | None = None,
         phi_ratio: float | None = None,
@@ -69,6 +71,7 @@ class Pipeline(Shared):
             revision: branch, tag or commit of such a repository.
             device: auto, cpu, cuda, cuda:N or mps.
             dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+            compile: as `compile` does.
             vae_file: released tokenizer file on this machine, for released names.
             var_file: released transformer file on this machine, for released names.
             phi_ratio, cosine: of the vae_file, where it is another than the released one: see
@@ -80,7 +83,18 @@ class Pipeline(Shared):
         target = choose_device(device)
         chosen = choose_dtype(dtype, target)
         pipe = cls(*load_pipeline(name, vae_file, var_file, phi_ratio, cosine, revision))
-        return pipe.to(target, chosen)
+        pipe.to(target, chosen)
+        return pipe.compile() if compile else pipe
+
+    def compile(self) -> Self:
+        """Compile both networks in place by torch.compile: the first images take minutes, later ones less time.
+
+        Every scale is compiled on its own, and again for another number of images at once. On a CPU it needs a C++
+        compiler.
+        """
+        compile_transformer(self.model)
+        compile_tokenizer(self.vqvae)
+        return self
 
     def to(self, device: str | torch.device, dtype: str | torch.dtype | None = None) -> Self:
         """Move both networks to a device, in place, as `from_pretrained` does; dtype None: as they are.

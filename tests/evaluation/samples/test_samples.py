@@ -299,6 +299,7 @@ def test_a_part_of_the_classes_and_their_order(pipe: VARPipeline, whole: Path, t
         ({"batch": 4}, "with batch=3, not 4"),
         ({"cfg_scales": (0, 1)}, "without cfg_scales, not with [0, 1]"),
         ({"temperature": 0.5}, "with temperature=1.0, not 0.5"),
+        ({"compiled": True}, "with compiled=False, not True"),
         ({"num_per_class": 6}, "with num_per_class=5, not 6"),
         ({"classes": [0, 1]}, "with labels=[0, 1, 3, 4], not [0, 1]"),
         ({"reject": 0.5, "judge": JUDGE}, "with candidates=5, not 10"),
@@ -318,7 +319,7 @@ def test_a_set_of_an_earlier_version_resumes(pipe: VARPipeline, whole: Path, tmp
     shutil.copytree(whole, tmp_path / "set")
     file = tmp_path / "set" / "settings.json"
     settings = json.loads(file.read_text())
-    for name in ("cfg_scales", "temperature", "use_scales", "refiner", "refine_from"):
+    for name in ("cfg_scales", "temperature", "use_scales", "refiner", "refine_from", "compiled"):
         del settings[name]
     file.write_text(json.dumps(settings))
     (tmp_path / "set" / "images" / "000000_000000.png").unlink()

@@ -19,6 +19,7 @@ def generate(
     reject: options.Reject = None,
     reject_by: options.RejectBy = None,
     npz: options.Npz = True,
+    compile: options.Compile = False,
     *,
     sampling: MetricsSamplingOptions,
     drawn: ScaleOptions,
@@ -39,6 +40,7 @@ def generate(
     from var.evaluation.samples.sample_set import sample_settings
     from var.hub.refiner import check_refiner_options
     from var.pipeline import VARPipeline
+    from var.sampling.compiled import compile_transformer
     from var.training.distributed import destroy_process_group
     from var.utils.device import choose_device
     from var.utils.paths import check_writable
@@ -53,14 +55,16 @@ def generate(
     with ranks.in_step():
         check_refiner_options(drawn.refiner, drawn.refine_from)
         target = model.device if ranks.world_size == 1 else str(state.device)
-        pipe = VARPipeline.from_pretrained(model.model, device=target, dtype=model.dtype)
+        pipe = VARPipeline.from_pretrained(model.model, device=target, dtype=model.dtype, compile=compile)
         finer = pipe.choose_refiner(drawn.refiner, drawn.refine_from)
+        if compile and finer is not None:
+            compile_transformer(finer.model)
         scorer = None
         if reject is not None:
             check_labels_are_imagenets(pipe.model.config.num_classes)
             scorer = ClassProbability(reject_by or REJECT_BY, target)
         description = None if scorer is None else scorer.description
-        more = {"use_scales": drawn.use_scales, "refiner": finer, "refiner_name": drawn.refiner}
+        more = {"compiled": compile, "use_scales": drawn.use_scales, "refiner": finer, "refiner_name": drawn.refiner}
         options_given = collect_options(sampling, batch=batch, reject=reject, judge=description, **more)
         settings = sample_settings(pipe, model.model, classes or None, num_per_class, **options_given)
     cores = os.cpu_count() or 1

@@ -91,4 +91,8 @@ RejectBy = Annotated[
     str | None,
     Option(help="Classifier of --reject; never score with the same one. Default: efficientnet-lite1."),
 ]
+Compile = Annotated[
+    bool,
+    Option("--compile", help="Compile the networks: minutes before the first image, for large sets; rounds otherwise."),
+]
 Npz = Annotated[bool, Option(help="Write samples.npz, as ADM's evaluator takes it.")]

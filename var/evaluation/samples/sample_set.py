@@ -63,6 +63,7 @@ class Settings:
     use_scales: tuple[int, ...] | None = FOR_METRICS.use_scales
     refiner: str | None = None  # name or folder; its network is among the weights
     refine_from: int | None = None
+    compiled: bool = False  # rounds otherwise than eager code
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -96,6 +97,7 @@ def sample_settings(
     refiner: Refiner | None = None,
     refiner_name: str | None = None,
     use_scales: tuple[int, ...] | None = None,
+    compiled: bool = False,
 ) -> Settings:
     """Return the checked settings of a set for `generate_samples`.
 
@@ -111,6 +113,7 @@ def sample_settings(
         cfg_scales, temperature, use_scales: as cfg.
         refiner: what draws the fine scales, for `generate_samples` too.
         refiner_name: name of that model.
+        compiled: the networks are compiled.
 
     Raises:
         InputError: an unknown class, or an option out of range.
@@ -152,4 +155,5 @@ def sample_settings(
         use_scales=params.use_scales,
         refiner=refiner_name,
         refine_from=None if refiner is None else refiner.first_scale,
+        compiled=compiled,
     )

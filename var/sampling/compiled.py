@@ -1,0 +1,25 @@
+"""Networks compiled for sampling, each part once for every shape that it meets.
+
+The compiled code is kept on disk by PyTorch, in TORCHINDUCTOR_CACHE_DIR.
+"""
+
+from tokenizer.vqvae import VQVAE
+from var.models.var import VAR
+
+# Compilations of one part: with and without guidance, and for the last, smaller batch of a set too.
+SHAPES_PER_SCALE = 4
+
+
+def compile_transformer(model: VAR) -> None:
+    """Compile the blocks in place, for sampling: once for every scale, since static shapes make the fastest code.
+
+    All blocks share the compiled code. Nothing is compiled before the first call.
+    """
+    for block in model.blocks:
+        block.compile(dynamic=False, recompile_limit=SHAPES_PER_SCALE * len(model.scales))
+
+
+def compile_tokenizer(vqvae: VQVAE) -> None:
+    """Compile encoder and decoder in place, once for every number of images; nothing before the first call."""
+    for part in (vqvae.encoder, vqvae.decoder):
+        part.compile(dynamic=False)
