@@ -27,7 +27,6 @@ from var.evaluation.samples.rejection import IMAGENET_CLASSES
 from var.evaluation.samples.sample_folder import IMAGES
 from var.evaluation.samples.sample_set import Settings, sample_settings
 from var.sampling.generate import generate
-from var.sampling.params import OFF
 from var.sampling.refiner import Refiner
 from var.utils.paths import check_writable
 
@@ -61,9 +60,8 @@ def time_rounds(
     for _ in range(rounds):
         for name, (settings, refiner) in prepared.items():
             labels = settings.batches[0].labels
-            options = {key: getattr(settings, key) for key in ("cfg", "top_k", "top_p", *OFF)}
             began = time.perf_counter()
-            generate(pipe.model, pipe.vqvae, labels, **options, refiner=refiner).images.sum().item()
+            generate(pipe.model, pipe.vqvae, labels, settings.sampling, refiner=refiner).images.sum().item()
             best[name] = min(best[name], (time.perf_counter() - began) / len(labels))
     return best
 

@@ -27,8 +27,10 @@ from var.hub.convert import load_official, load_official_tokenizer, to_official
 from var.models.var import VAR
 from var.sampling.generate import ForcedTokens, Generated, generate
 from var.sampling.logits import cfg_at_scale, classifier_free_guidance, filter_logits
+from var.sampling.params import SamplingParams
 
 TOLERANCE = 1e-4
+GREEDY = SamplingParams(cfg=1.5, top_k=1, top_p=0.0)
 FILTERS = ((0, 0.0), (7, 0.0), (0, 0.9), (5, 0.5), (20, 0.8))
 
 both_models = pytest.mark.parametrize("name", GOLDEN_MODELS)
@@ -74,7 +76,7 @@ def test_training_logits(name: str) -> None:
 @both_models
 def test_greedy_tokens(name: str) -> None:
     vqvae, model, io = from_fixture(name)
-    drawn = generate(model, vqvae, io["greedy_labels"], cfg=1.5, top_k=1, top_p=0.0)
+    drawn = generate(model, vqvae, io["greedy_labels"], GREEDY)
     assert torch.equal(drawn.tokens, io["greedy_tokens"])
 
 
@@ -85,7 +87,7 @@ def known_of_edit(vqvae: VQVAE, io: Tensors) -> ForcedTokens:
 
 
 def greedy_edit(vqvae: VQVAE, model: VAR, io: Tensors) -> Generated:
-    return generate(model, vqvae, io["edit_labels"], cfg=1.5, top_k=1, top_p=0.0, forced=known_of_edit(vqvae, io))
+    return generate(model, vqvae, io["edit_labels"], GREEDY, forced=known_of_edit(vqvae, io))
 
 
 @both_models
@@ -161,9 +163,7 @@ def test_features_tokens_and_reconstructions() -> None:
 @needs_golden
 def test_greedy_picture() -> None:
     vae, var, io = from_golden("var_small")
-    drawn = generate(
-        *reversed(load_official(vae, var, GOLDEN_SCALES)), io["greedy_labels"], cfg=1.5, top_k=1, top_p=0.0
-    )
+    drawn = generate(*reversed(load_official(vae, var, GOLDEN_SCALES)), io["greedy_labels"], GREEDY)
     assert torch.equal(drawn.tokens, io["greedy_tokens"])
     assert largest_difference((drawn.images + 1) / 2, io["greedy_image"]) < TOLERANCE
 

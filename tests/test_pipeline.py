@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from var.hub.load import find_folder
 from var.hub.presets import SHIPPED
 from var.pipeline import EditOutput, PipelineOutput, VARPipeline
 from var.sampling.generate import generate
-from var.sampling.params import SamplingParams
+from var.sampling.params import SamplingParams, apply_options
 from var.utils.images import to_pil, to_rgb
 
 
@@ -81,9 +82,9 @@ def test_the_seed_makes_the_image(pipe: VARPipeline) -> None:
 
 
 def test_options_reach_the_sampler(pipe: VARPipeline) -> None:
-    options = {"cfg": 2.5, "top_k": 9, "top_p": 0.5, "seed": 3, "smooth": True}
-    expected = generate(pipe.model, pipe.vqvae, [3, 3], **options)  # type: ignore[arg-type]
-    out = pipe(3, num=2, **options)  # type: ignore[arg-type]
+    sampling = SamplingParams(cfg=2.5, top_k=9, top_p=0.5, smooth=True)
+    expected = generate(pipe.model, pipe.vqvae, [3, 3], sampling, seed=3)
+    out = pipe(3, num=2, seed=3, **sampling.to_dict())
     assert torch.equal(out.tokens, expected.tokens)
     assert pixels(out.images) == pixels(to_pil(expected.images))
 
@@ -109,10 +110,8 @@ def test_a_models_own_window_and_temperature(pipe: VARPipeline, tmp_path: Path) 
     VARPipeline(pipe.model, pipe.vqvae, pipe.classes, params).save_pretrained(tmp_path / "model")
     loaded = VARPipeline.from_pretrained(tmp_path / "model", dtype="float32")
     assert loaded.sampling == params
-    options: dict[str, Any] = {"cfg": 4.0, "top_k": 9, "top_p": 0.96, "cfg_scales": (1, 1)}
-    drawn = generate(pipe.model, pipe.vqvae, [3], **options, temperature=(1.0, 0.5, 0.7))
-    assert torch.equal(loaded(3).tokens, drawn.tokens)
-    assert torch.equal(loaded(3, temperature=1).tokens, generate(pipe.model, pipe.vqvae, [3], **options).tokens)
+    for out, sampling in ((loaded(3), params), (loaded(3, temperature=1), replace(params, temperature=1.0))):
+        assert torch.equal(out.tokens, generate(pipe.model, pipe.vqvae, [3], sampling).tokens)
 
 
 def test_edits_take_a_window_and_temperatures(pipe: VARPipeline) -> None:
@@ -385,7 +384,8 @@ def test_a_mask_all_over_is_what_the_model_draws(pipe: VARPipeline, options: dic
     image, everywhere = noise(8, 8), (0, 0, 8, 8)
     assert pixels(pipe.inpaint(image, everywhere, 3, num=3, **options).images) == pixels(pipe(3, 3, **options).images)
     assert pixels(pipe.edit(image, everywhere, "3", num=3, **options).images) == pixels(pipe(3, 3, **options).images)
-    plain = generate(pipe.model, pipe.vqvae, [CLASSES] * 2, **(SamplingParams().to_dict() | options))
+    sampling = apply_options(SamplingParams(), options)
+    plain = generate(pipe.model, pipe.vqvae, [CLASSES] * 2, sampling, options.get("seed", 0))
     assert pixels(pipe.inpaint(image, everywhere, num=2, **options).images) == pixels(to_pil(plain.images))
 
 

@@ -225,13 +225,13 @@ def test_without_a_mask_and_without_composite_it_is_the_reconstruction() -> None
 @pytest.mark.parametrize("label", [3, CLASSES])
 @pytest.mark.parametrize("smooth", [False, True])
 def test_a_mask_all_over_is_plain_generation(label: int, smooth: bool) -> None:
-    options: dict[str, Any] = {"seed": 7, "cfg": 2.0, "smooth": smooth}
+    sampling = SamplingParams(cfg=2.0, smooth=smooth)
     for size, match in (((SIDE, SIDE), True), ((SIDE, SIDE), False), ((13, 20), True)):
         mask = mask_of(*size, (0, 0, *size))
-        results = filled(noise(*size), mask, labels=[label] * 2, color_match=match, **options)
+        results = filled(noise(*size), mask, labels=[label] * 2, color_match=match, seed=7, **sampling.to_dict())
         window = window_around(mask)
         for result, square in zip(
-            results, to_pil(generate(MODEL, TOKENIZER, [label] * 2, **options).images), strict=True
+            results, to_pil(generate(MODEL, TOKENIZER, [label] * 2, sampling, seed=7).images), strict=True
         ):
             laid = Image.new("RGB", size)
             laid.paste(square.resize((window.side,) * 2, Image.Resampling.LANCZOS), window.box[:2])

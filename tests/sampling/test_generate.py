@@ -8,12 +8,13 @@ import torch
 from helpers import CLASSES, SIDES, VOCAB, largest_difference, random_tokens, refused, small_var, small_vqvae
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_sampling import models, sample
 from torch import Tensor, nn
 
 from tokenizer.scales import Scales
 from tokenizer.vqvae import VQVAE
 from var.models.var import VAR
-from var.sampling.generate import ForcedTokens, Generated, generate, generate_batches, index_within_class
+from var.sampling.generate import ForcedTokens, generate, generate_batches, index_within_class
 from var.sampling.logits import (
     RandomStreams,
     cfg_at_scale,
@@ -23,14 +24,6 @@ from var.sampling.logits import (
     sample_tokens,
 )
 from var.sampling.params import SamplingParams
-
-
-def models() -> tuple[VAR, VQVAE]:
-    return small_var(seed=1), small_vqvae(seed=2)
-
-
-def sample(labels: list[int] | Tensor, **options: object) -> Generated:
-    return generate(*models(), labels, **({"cfg": 1.5, "top_k": 20, "top_p": 0.95, "seed": 3} | options))
 
 
 def rows_through(module: nn.Module) -> tuple[list[int], Callable[[], None]]:
@@ -66,7 +59,7 @@ def test_tokens_follow_from_the_training_forward(cfg: float) -> None:
     """What the loop drew, drawn again from the masked network with teacher forcing and guidance by hand."""
     model, vqvae = models()
     labels = [1, 4]
-    out = generate(model, vqvae, labels, cfg=cfg, top_k=5, top_p=0.9, seed=3)
+    out = generate(model, vqvae, labels, SamplingParams(cfg, 5, 0.9), seed=3)
     features = vqvae.quantizer.teacher_forcing_input(out.tokens)
     conditional = model(torch.tensor(labels), features)
     unconditional = model(torch.full((2,), CLASSES), features)
@@ -81,7 +74,7 @@ def test_tokens_follow_from_the_training_forward(cfg: float) -> None:
 @torch.no_grad()
 def test_smooth_mode_mixes_codewords() -> None:
     model, vqvae = models()
-    out = generate(model, vqvae, [1, 4], cfg=0.0, top_k=5, top_p=0.0, seed=3, smooth=True)
+    out = generate(model, vqvae, [1, 4], SamplingParams(0.0, 5, 0.0, smooth=True), seed=3)
     logits = filter_logits(model.step(0, None, model.condition(torch.tensor([1, 4])), model.new_cache(2)), 5)
     weights = gumbel_softmax(logits, RandomStreams(3, [1, 4], [0, 0]).uniform(1, VOCAB), 0, 3)
     assert torch.equal(weights.argmax(dim=-1), out.tokens[:, :1])
@@ -134,7 +127,7 @@ def test_labels_are_not_written_to() -> None:
 def test_unconditional_rows_run_only_with_guidance(cfg: float, rows: int) -> None:
     model, vqvae = models()
     seen, stop = rows_through(model.blocks[0])
-    generate(model, vqvae, [0, 1, 2], cfg=cfg)
+    generate(model, vqvae, [0, 1, 2], SamplingParams(cfg))
     stop()
     assert seen == [rows] * len(SIDES)
 
@@ -146,7 +139,7 @@ def test_faint_guidance_is_close_to_none() -> None:
 
 
 def test_guidance_towards_no_class_changes_nothing() -> None:
-    a, b = (generate(*models(), [CLASSES], cfg=cfg, top_k=1, top_p=0.0) for cfg in (0.0, 3.0))
+    a, b = (generate(*models(), [CLASSES], SamplingParams(cfg, top_k=1)) for cfg in (0.0, 3.0))
     assert torch.equal(a.tokens, b.tokens)
 
 
@@ -154,17 +147,17 @@ def test_guidance_towards_no_class_changes_nothing() -> None:
 def test_rows_are_doubled_only_where_guidance_does_something(labels: list[int], rows: int) -> None:
     model, vqvae = models()
     seen, stop = rows_through(model.blocks[0])
-    out = generate(model, vqvae, labels, cfg=2.0)
+    out = generate(model, vqvae, labels, SamplingParams(cfg=2.0))
     stop()
     assert seen == [rows] * len(SIDES)
-    plain = generate(model, vqvae, labels, cfg=0.0)
+    plain = generate(model, vqvae, labels, SamplingParams(cfg=0.0))
     assert torch.equal(out.tokens[::2], plain.tokens[::2])  # those of no class
 
 
 def test_modulation_is_computed_once_an_image() -> None:
     model, vqvae = models()
     seen, stop = rows_through(model.blocks[1].adaln)
-    generate(model, vqvae, [0, 1], cfg=1.0)
+    generate(model, vqvae, [0, 1])
     stop()
     assert seen == [4]
 
@@ -267,9 +260,10 @@ def test_a_tokenizer_that_does_not_fit_is_refused(change: dict[str, object], par
 @pytest.mark.parametrize("smooth", [False, True])
 def test_bfloat16_networks_generate(smooth: bool) -> None:
     model, vqvae = (m.cast(torch.bfloat16) for m in models())
-    out = generate(model, vqvae, [0, 1], smooth=smooth)
+    sampling = SamplingParams(smooth=smooth)
+    out = generate(model, vqvae, [0, 1], sampling)
     assert out.images.dtype == out.f_hats[-1].dtype == torch.float32
-    assert torch.equal(out.tokens, generate(model, vqvae, [0, 1], smooth=smooth).tokens)
+    assert torch.equal(out.tokens, generate(model, vqvae, [0, 1], sampling).tokens)
 
 
 # --- known tokens
@@ -297,7 +291,7 @@ def test_kept_tokens_stay_and_the_others_follow_from_the_final_ones(
     labels = [1, CLASSES]
     tokens = random_tokens(2, model.scales.total, seed=seed)
     keep = random_mask(2, model.scales.total, share, seed + 1)
-    out = generate(model, vqvae, labels, cfg, 0, 0.0, seed, smooth, forced=ForcedTokens(tokens, keep))
+    out = generate(model, vqvae, labels, SamplingParams(cfg, 0, 0.0, smooth), seed, forced=ForcedTokens(tokens, keep))
     assert torch.equal(out.tokens[keep], tokens[keep])
     if smooth:
         return  # what follows a scale is drawn to fit its mixtures, not its tokens
@@ -321,10 +315,10 @@ def test_kept_tokens_stay_and_the_others_follow_from_the_final_ones(
 def test_nothing_kept_is_plain_generation(both: tuple[VAR, VQVAE], seed: int, cfg: float, smooth: bool) -> None:
     model, vqvae = both
     tokens = random_tokens(2, model.scales.total, seed=seed)
-    options = {"cfg": cfg, "top_k": 20, "top_p": 0.9, "seed": seed, "smooth": smooth}
-    plain = generate(model, vqvae, [1, 3], **options)
+    sampling = SamplingParams(cfg, 20, 0.9, smooth)
+    plain = generate(model, vqvae, [1, 3], sampling, seed)
     none = ForcedTokens(tokens, torch.zeros_like(tokens, dtype=torch.bool))
-    out = generate(model, vqvae, [1, 3], **options, forced=none)
+    out = generate(model, vqvae, [1, 3], sampling, seed, forced=none)
     assert torch.equal(out.tokens, plain.tokens)
     assert torch.equal(out.images, plain.images)
     assert all(torch.equal(a, b) for a, b in zip(out.f_hats, plain.f_hats, strict=True))
@@ -336,7 +330,7 @@ def test_everything_kept_is_the_tokenizers_image(both: tuple[VAR, VQVAE], seed: 
     model, vqvae = both
     tokens = random_tokens(2, model.scales.total, seed=seed)
     known = ForcedTokens(tokens, torch.ones_like(tokens, dtype=torch.bool))
-    out = generate(model, vqvae, [1, 3], cfg=2.0, seed=seed, smooth=smooth, forced=known)
+    out = generate(model, vqvae, [1, 3], SamplingParams(cfg=2.0, smooth=smooth), seed, forced=known)
     assert torch.equal(out.tokens, tokens)
     assert largest_difference(out.images, vqvae.decode(tokens)) < 1e-5
 
@@ -361,9 +355,10 @@ def test_known_tokens_in_batches(batch_size: int) -> None:
     model, vqvae = models()
     labels = [2, 1, 2, CLASSES, 2]
     known = ForcedTokens(random_tokens(5, model.scales.total), random_mask(5, model.scales.total, 0.4, seed=1))
+    sampling = SamplingParams(cfg=2.0)
     for given_known in (known, None):
-        whole = generate(model, vqvae, labels, seed=5, cfg=2.0, forced=given_known)
-        parts = list(generate_batches(model, vqvae, labels, batch_size, SamplingParams(cfg=2.0), 5, given_known))
+        whole = generate(model, vqvae, labels, sampling, seed=5, forced=given_known)
+        parts = list(generate_batches(model, vqvae, labels, batch_size, sampling, 5, given_known))
         assert [len(part.tokens) for part in parts[:-1]] == [batch_size] * (len(parts) - 1)
         assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
         assert largest_difference(torch.cat([part.images for part in parts]), whole.images) < 1e-4

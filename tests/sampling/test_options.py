@@ -7,15 +7,14 @@ import numpy as np
 import pytest
 import torch
 from helpers import CLASSES, SIDES, largest_difference, random_tokens, refused, small_var, small_vqvae
+from tiny_sampling import LABELS, models, sample
 
-from tokenizer.vqvae import VQVAE
 from var.models.var import VAR
 from var.sampling.generate import ForcedTokens, Generated, generate
 from var.sampling.logits import RandomStreams, classifier_free_guidance, filter_logits, sample_tokens
 from var.sampling.params import SamplingParams
 from var.sampling.refiner import Refiner
 
-LABELS = [0, CLASSES, 2]
 # Drawn by the code as it was before these options: nothing of them may change what is drawn without them.
 BEFORE = {
     (1.5, 20, 0.95, False): [
@@ -36,14 +35,6 @@ BEFORE = {
 }
 
 
-def models(**changes: Any) -> tuple[VAR, VQVAE]:
-    return small_var(seed=1, **changes), small_vqvae(seed=2)
-
-
-def sample(labels: list[int] = LABELS, **options: Any) -> Generated:
-    return generate(*models(), labels, **({"cfg": 1.5, "top_k": 20, "top_p": 0.95, "seed": 3} | options))
-
-
 def rows_of_each_pass(model: VAR) -> list[tuple[int, int]]:
     """Rows and tokens of whatever goes through the model's first block from now on."""
     passes: list[tuple[int, int]] = []
@@ -57,7 +48,7 @@ def same(a: Generated, b: Generated) -> bool:
 
 @pytest.mark.parametrize("params", BEFORE)
 def test_without_options_tokens_are_those_of_before(params: tuple[Any, ...]) -> None:
-    assert generate(*models(), LABELS, *params[:3], 3, params[3]).tokens.tolist() == BEFORE[params]
+    assert generate(*models(), LABELS, SamplingParams(*params), seed=3).tokens.tolist() == BEFORE[params]
 
 
 # --- the guidance window
@@ -80,7 +71,7 @@ def test_a_window_over_all_scales_is_no_window(smooth: bool) -> None:
 def test_unconditional_rows_run_in_the_window_alone(window: tuple[int, int], passes: list[tuple[int, int]]) -> None:
     model, vqvae = models()
     seen = rows_of_each_pass(model)
-    generate(model, vqvae, LABELS, cfg=2.0, cfg_scales=window)
+    generate(model, vqvae, LABELS, SamplingParams(cfg=2.0, cfg_scales=window))
     assert seen == passes
 
 
@@ -90,7 +81,7 @@ def test_unconditional_rows_run_in_the_window_alone(window: tuple[int, int], pas
 def test_a_window_guides_at_its_scales_alone(window: tuple[int, int], shared_adaln: bool) -> None:
     """What the loop drew, drawn again from the masked network with teacher forcing and guidance by hand."""
     model, vqvae = models(shared_adaln=shared_adaln)
-    out = generate(model, vqvae, LABELS, cfg=2.0, top_k=5, top_p=0.9, seed=3, cfg_scales=window)
+    out = generate(model, vqvae, LABELS, SamplingParams(2.0, 5, 0.9, cfg_scales=window), seed=3)
     features = vqvae.quantizer.teacher_forcing_input(out.tokens)
     conditional = model.scales.split(model(torch.tensor(LABELS), features))
     unconditional = model.scales.split(model(torch.full((3,), CLASSES), features))
@@ -133,7 +124,7 @@ def test_temperature_of_one_number_and_of_one_a_scale() -> None:
     assert same(sample(temperature=1.0), sample())
     assert same(sample(temperature=(1.0, 1.0, 1.0)), sample())
     assert same(sample(temperature=0.5), sample(temperature=(0.5, 0.5, 0.5)))
-    plain, last = sample(temperature=1.0, top_k=0, top_p=0.0), sample(temperature=(1, 1, 3), top_k=0, top_p=0.0)
+    plain, last = (sample(temperature=each, top_k=0, top_p=0.0) for each in (1.0, (1, 1, 3)))
     assert torch.equal(last.tokens[:, :5], plain.tokens[:, :5])
     assert not torch.equal(last.tokens[:, 5:], plain.tokens[:, 5:])
 
@@ -214,7 +205,7 @@ def test_a_refiner_that_is_the_model_draws_the_same(first_scale: int, options: d
 def test_a_refiner_draws_from_its_first_scale_on() -> None:
     other = small_var(seed=9, width=16, depth=1)
     model, vqvae = models()
-    out = generate(model, vqvae, LABELS, cfg=0.0, top_k=5, top_p=0.0, seed=3, refiner=Refiner(other, 2))
+    out = generate(model, vqvae, LABELS, SamplingParams(0.0, 5, 0.0), seed=3, refiner=Refiner(other, 2))
     features = vqvae.quantizer.teacher_forcing_input(out.tokens)
     streams = RandomStreams(3, LABELS, [0] * 3)
     for k, tokens in enumerate(model.scales.split(out.tokens)):
@@ -226,7 +217,7 @@ def test_a_refiners_cache_is_filled_in_one_pass() -> None:
     model, vqvae = models()
     other = small_var(seed=9)
     ours, theirs = rows_of_each_pass(model), rows_of_each_pass(other)
-    generate(model, vqvae, LABELS, cfg=2.0, cfg_scales=(1, 1), refiner=Refiner(other, 2))
+    generate(model, vqvae, LABELS, SamplingParams(cfg=2.0, cfg_scales=(1, 1)), refiner=Refiner(other, 2))
     assert ours == [(3, 1), (3, 1), (6, 4)]
     assert theirs == [(3, 5), (3, 16)]
 
@@ -257,8 +248,8 @@ def test_a_refiner_in_training_mode() -> None:
 def test_tokens_of_some_scales_follow_from_the_forward_over_these(window: tuple[int, int] | None) -> None:
     model, vqvae = small_var(seed=1, scales=(1, 2, 3, 4), scale_drop=0.5), small_vqvae(seed=2, scales=(1, 2, 3, 4))
     kept = [0, 2, 3]
-    options: dict[str, Any] = {"cfg": 2.0, "top_k": 5, "top_p": 0.9, "cfg_scales": window}
-    out = generate(model, vqvae, LABELS, **options, seed=3, use_scales=(1, 3, 4))
+    sampling = SamplingParams(2.0, 5, 0.9, cfg_scales=window, use_scales=(1, 3, 4))
+    out = generate(model, vqvae, LABELS, sampling, seed=3)
     assert out.tokens.shape == (3, 1 + 9 + 16)
     parts = out.tokens.split([1, 9, 16], dim=1)
     assert len(out.f_hats) == 3
@@ -271,7 +262,7 @@ def test_tokens_of_some_scales_follow_from_the_forward_over_these(window: tuple[
         logits = classifier_free_guidance(with_label, without, 2.0 * k / 3) if guided else with_label
         assert torch.equal(sample_tokens(filter_logits(logits, 5, 0.9), streams.uniform(tokens.shape[1])), tokens)
     mine = Refiner(model, 1)  # begins at the first scale from there on that is drawn, of side 3
-    refined = generate(model, vqvae, LABELS, **options, seed=3, use_scales=(1, 3, 4), refiner=mine)
+    refined = generate(model, vqvae, LABELS, sampling, seed=3, refiner=mine)
     assert torch.equal(refined.tokens, out.tokens)
 
 
@@ -290,11 +281,11 @@ def test_models_that_were_trained_with_all_scales() -> None:
         sample(use_scales=(1, 4))
     model, vqvae = models(scale_drop=0.3)
     with refused("use_scales=[1, 4] leaves scales out"):
-        generate(model, vqvae, LABELS, use_scales=(1, 4), refiner=Refiner(models()[0], 2))
+        generate(model, vqvae, LABELS, SamplingParams(use_scales=(1, 4)), refiner=Refiner(models()[0], 2))
 
 
 def test_scales_cannot_be_left_out_of_an_edit() -> None:
     model, vqvae = models(scale_drop=0.3)
     known = ForcedTokens(random_tokens(3, 21), torch.zeros(3, 21, dtype=torch.bool))
     with refused("use_scales", "an edit keeps"):
-        generate(model, vqvae, LABELS, use_scales=(1, 4), forced=known)
+        generate(model, vqvae, LABELS, SamplingParams(use_scales=(1, 4)), forced=known)

@@ -4,6 +4,7 @@ B batch, L tokens of all scales, S side of the images in pixels.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -56,8 +57,8 @@ def _sample(sizes: VARSizes, setting: Setting) -> Action:
     if setting.compiled:
         compile_transformer(model)
     labels = [i % sizes.transformer.num_classes for i in range(setting.batch)]
-    sampling = FOR_METRICS.to_dict() | {"top_k": min(FOR_METRICS.top_k, sizes.transformer.vocab_size)}
-    return lambda: generate(model, vqvae, labels, **sampling)
+    sampling = replace(FOR_METRICS, top_k=min(FOR_METRICS.top_k, sizes.transformer.vocab_size))
+    return lambda: generate(model, vqvae, labels, sampling)
 
 
 def _tokenizer(sizes: VARSizes, setting: Setting) -> VQVAE:

@@ -61,16 +61,10 @@ def generate(
     model: VAR,
     vqvae: VQVAE,
     labels: list[int] | Tensor,
-    cfg: float = FOR_METRICS.cfg,
-    top_k: int = FOR_METRICS.top_k,
-    top_p: float = FOR_METRICS.top_p,
+    sampling: SamplingParams = FOR_METRICS,
     seed: int = 0,
-    smooth: bool = FOR_METRICS.smooth,
     indices: list[int] | None = None,
     forced: ForcedTokens | None = None,
-    cfg_scales: tuple[int, ...] | None = FOR_METRICS.cfg_scales,
-    temperature: float | tuple[float, ...] = FOR_METRICS.temperature,
-    use_scales: tuple[int, ...] | None = FOR_METRICS.use_scales,
     refiner: Refiner | None = None,
 ) -> Generated:
     """Generate one image per label; tokens that are forced are kept.
@@ -82,19 +76,17 @@ def generate(
         model: the transformer, in evaluation mode.
         vqvae: the tokenizer that it was trained on.
         labels: B class labels; model.config.num_classes is the null class.
-        cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales: see SamplingParams; the defaults here are
-            FOR_METRICS. Guidance is skipped, which halves the work, if cfg is 0 or all labels are the null class. With
-            smooth the tokens returned are those of largest weight; the images show the mixtures.
+        sampling: options of sampling. Guidance is skipped, which halves the work, if cfg is 0 or all labels are the
+            null class. With smooth the tokens returned are those of largest weight; the images show the mixtures.
         seed: together with the label and the index it fixes an image's random draws.
         indices: B numbers, different for images of one class; None counts them up within each class.
         forced: tokens that are given; None generates all.
         refiner: another transformer that predicts the fine scales; None: the model predicts all.
 
     Raises:
-        InputError: an option out of range, an unknown label, a tokenizer or a refiner that does not fit the
-            transformer, forced tokens that do not fit.
+        InputError: sampling options that do not fit the transformer, a negative seed, an unknown label, a tokenizer or
+            a refiner that does not fit the transformer, forced tokens that do not fit.
     """
-    sampling = SamplingParams(cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales)  # raises if out of range
     tokens, f_hats = draw_tokens(model, vqvae, labels, sampling, seed, indices, forced, refiner)
     with torch.inference_mode():
         pixels = vqvae.pixels(f_hats[-1])  # (B, 3, S, S)
@@ -198,10 +190,7 @@ def generate_batches(
     for first in range(0, max(len(labels), 1), batch_size):
         part = slice(first, first + batch_size)
         given = None if forced is None else ForcedTokens(forced.tokens[part], forced.forced[part])
-        options = sampling.to_dict()
-        yield generate(
-            model, vqvae, labels[part], **options, seed=seed, indices=indices[part], forced=given, refiner=refiner
-        )
+        yield generate(model, vqvae, labels[part], sampling, seed, indices[part], given, refiner)
 
 
 class Running(NamedTuple):

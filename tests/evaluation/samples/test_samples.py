@@ -31,6 +31,7 @@ from var.evaluation.samples.sample_folder import has_samples_npz, write_samples_
 from var.evaluation.samples.sample_set import Settings, sample_settings
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
+from var.sampling.params import FOR_METRICS
 from var.sampling.refiner import Refiner
 from var.utils.images import to_pil
 from var.utils.locks import locked
@@ -339,7 +340,9 @@ def test_a_set_with_a_refiner(pipe: VARPipeline, tmp_path: Path) -> None:
     assert generate_samples(pipe, settings(2), folder, refiner=Refiner(other, 2)) == 4
     saved = json.loads((folder / "settings.json").read_text())
     assert {"refiner": "other", "refine_from": 2}.items() <= saved.items()
-    expected = to_pil(generate(pipe.model, pipe.vqvae, [0, 1, 3], top_k=0, refiner=Refiner(other, 2)).images)
+    expected = to_pil(
+        generate(pipe.model, pipe.vqvae, [0, 1, 3], replace(FOR_METRICS, top_k=0), refiner=Refiner(other, 2)).images
+    )
     np.testing.assert_array_equal(pixels(folder, 0, 0), np.asarray(expected[0]))
     with refused("was begun with refine_from=2, not without:"):
         alone = replace(settings_of(pipe, num_per_class=1), weights=saved["weights"])

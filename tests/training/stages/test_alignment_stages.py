@@ -15,6 +15,7 @@ from tokenizer.vqvae import VQVAE
 from var.data.dataset import Batch
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
+from var.sampling.params import SamplingParams
 from var.training.alignment_stage import AlignmentStage
 from var.training.config import Recipe
 from var.training.estimate.cost import estimate
@@ -178,7 +179,7 @@ def test_drawn_images_are_the_references_own_without_guidance(
     train_set, held_out = open_fakes(folder, "train"), open_fakes(folder, "validation")
     assert train_set.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     labels = [0, 0, 0, 1, 1, 1, 1, held_out.labels.item()]
-    drawn = generate(small_var(), small_vqvae(), labels, cfg=0.0, top_k=0, top_p=0.0, seed=0).tokens
+    drawn = generate(small_var(), small_vqvae(), labels, SamplingParams(cfg=0.0, top_k=0, top_p=0.0)).tokens
     assert torch.equal(torch.cat([train_set.take(range(7))[0], held_out.take([0])[0]]), drawn)
 
 

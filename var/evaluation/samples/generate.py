@@ -125,8 +125,6 @@ def _generate_batches(
 ) -> Iterator[Batch]:
     """Generate batches and yield each when it is on disk; a batch is written while the next is generated."""
     records = Records(folder / SCORES, settings)
-    names = ("cfg", "top_k", "top_p", "seed", "cfg_scales", "temperature", "use_scales")
-    options = {name: getattr(settings, name) for name in names} | {"refiner": refiner}
 
     def write(batch: Batch, images: Sequence[Image], scores: Sequence[float] | None) -> Batch:
         list(savers.map(save_image, [folder / IMAGES / sample.file for sample in batch.samples], images))
@@ -139,7 +137,9 @@ def _generate_batches(
         for batch in todo:
             with _single_thread(pipe.model.position.device):
                 indices = [sample.index for sample in batch.samples]
-                images = generate(pipe.model, pipe.vqvae, batch.labels, indices=indices, **options).images
+                images = generate(
+                    pipe.model, pipe.vqvae, batch.labels, settings.sampling, settings.seed, indices, refiner=refiner
+                ).images
                 scores = None if scorer is None else scorer(to_uint8(images).cpu(), batch.labels)
             if writing is not None:
                 yield writing.result()

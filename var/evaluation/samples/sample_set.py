@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tokenizer.errors import InputError
 from var.pipeline import VARPipeline
-from var.sampling.params import FOR_METRICS
+from var.sampling.params import FOR_METRICS, SamplingParams
 from var.sampling.refiner import Refiner
 from var.utils.provenance import device_name, fingerprint, version, versions
 
@@ -52,8 +52,8 @@ class Settings:
     num_per_class: int  # samples per class in the set
     candidates: int  # samples per class that are generated; more than num_per_class with rejection sampling
     judge: str | None  # description of the scorer of rejection sampling; None without it
-    seed: int  # sampling options as for `var.sampling.generate.generate`
-    cfg: float
+    seed: int
+    cfg: float  # sampling options as in SamplingParams
     top_k: int
     top_p: float
     batch: int  # samples per batch
@@ -64,6 +64,18 @@ class Settings:
     refiner: str | None = None  # name or folder; its network is among the weights
     refine_from: int | None = None
     compiled: bool = False  # rounds otherwise than eager code
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """The options of sampling."""
+        return SamplingParams(
+            self.cfg,
+            self.top_k,
+            self.top_p,
+            cfg_scales=self.cfg_scales,
+            temperature=self.temperature,
+            use_scales=self.use_scales,
+        )
 
     @cached_property
     def batches(self) -> list[Batch]:
@@ -105,8 +117,8 @@ def sample_settings(
         model: name of the model.
         classes: indices or names; None: all that the model knows.
         num_per_class: samples per class.
-        cfg, top_k, top_p, seed: as for `var.sampling.generate.generate`; None: the model's defaults, else the paper's
-            for FID.
+        cfg, top_k, top_p: as in SamplingParams; None: the model's defaults, else the paper's for FID.
+        seed: as for `var.sampling.generate.generate`.
         batch: samples per batch; another number gives the same samples up to rounding.
         reject: fraction of the generated samples to keep, in (0, 1]; None: no rejection.
         judge: description of the scorer; only with reject.

@@ -286,7 +286,7 @@ class VARStage(Stage[VARRecipeT]):
         """Draw one row a class: samples of the model, with the same random streams every time."""
         labels = [label for label in spread(self.present, SHOWN_CLASSES) for _ in range(SHOWN_PER_CLASS)]
         params = self.recipe.sampling or SamplingParams(cfg=2.0)
-        samples = generate(require(VAR, model), self.vqvae, labels, **params.to_dict()).images
+        samples = generate(require(VAR, model), self.vqvae, labels, params).images
         return image_grid(to_pil(samples), SHOWN_PER_CLASS)
 
     def export(self, model: nn.Module, folder: Path) -> None:

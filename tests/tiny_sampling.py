@@ -1,0 +1,32 @@
+"""What the tests of the loop over scales share: a small model with its tokenizer, and drawing from them."""
+
+from dataclasses import replace
+from typing import Any
+
+from helpers import CLASSES, small_var, small_vqvae
+from torch import Tensor
+
+from tokenizer.vqvae import VQVAE
+from var.models.var import VAR
+from var.sampling.generate import ForcedTokens, Generated, generate
+from var.sampling.params import SamplingParams
+from var.sampling.refiner import Refiner
+
+LABELS = [0, CLASSES, 2]
+
+
+def models(**changes: Any) -> tuple[VAR, VQVAE]:
+    return small_var(seed=1, **changes), small_vqvae(seed=2)
+
+
+def sample(
+    labels: list[int] | Tensor = LABELS,
+    seed: int = 3,
+    indices: list[int] | None = None,
+    forced: ForcedTokens | None = None,
+    refiner: Refiner | None = None,
+    **options: Any,
+) -> Generated:
+    """Draw from these models; options are fields of SamplingParams."""
+    sampling = replace(SamplingParams(cfg=1.5, top_k=20, top_p=0.95), **options)
+    return generate(*models(), labels, sampling, seed, indices, forced, refiner)
