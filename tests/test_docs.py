@@ -48,7 +48,7 @@ SHORTER = {
     "train configs/tiny_imagenet_aim": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
     "train configs/cca_mini": "steps=1 batch_size=4",
-    "train configs/ddo_mini": "steps=1 batch_size=4 fakes=4",
+    "train configs/ddo_mini": "steps=1 batch_size=4 reference_samples=4",
     "scaling train": "--depths 1,2,3 steps=4 batch_size=4 validate_every=1 token_views=1",
     "scaling fit": "--resamples 100",
     "sample --model released/var --class 207 --refiner": "--refine-from 2",  # the stand-in has three scales

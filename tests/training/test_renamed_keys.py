@@ -13,7 +13,8 @@ from var.training.recipe import load_recipe
 from var.training.renamed_keys import rename_keys
 from var.training.stages.base import find_stage
 
-RENAMED = {**find_stage("tokenizer").recipe_type.renamed, **find_stage("var").recipe_type.renamed}
+STAGES = ("tokenizer", "var", "ddo")
+RENAMED = {old: new for stage in STAGES for old, new in find_stage(stage).recipe_type.renamed.items()}
 
 OLD: dict[str, dict[str, Any]] = {
     "tokenizer": {
@@ -24,6 +25,7 @@ OLD: dict[str, dict[str, Any]] = {
         "loss": {"crowding": 0.75, "adversarial": {"optimizer": {"clip": 7.0}}},
     },
     "var": {"tokens": "cache"},
+    "ddo": {"fakes": 7},
 }
 NEW: dict[str, dict[str, Any]] = {
     "tokenizer": {
@@ -34,8 +36,13 @@ NEW: dict[str, dict[str, Any]] = {
         "loss": {"entropy": 0.75, "adversarial": {"optimizer": {"grad_clip": 7.0}}},
     },
     "var": {"token_cache": "cache"},
+    "ddo": {"reference_samples": 7},
 }
-BASES = {"tokenizer": merged(TOKENIZER, {"optimizer": {"lr": 1e-3}}), "var": VAR | {"tokenizer": "tok"}}
+BASES = {
+    "tokenizer": merged(TOKENIZER, {"optimizer": {"lr": 1e-3}}),
+    "var": VAR | {"tokenizer": "tok"},
+    "ddo": VAR | {"stage": "ddo", "tokenizer": "tok", "init": "trained"},
+}
 for base in BASES.values():  # what is given under both names is refused
     base["optimizer"] = {"lr": 1e-3}
 
@@ -48,7 +55,7 @@ def dotted(values: dict[str, Any], prefix: str = "") -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "var"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_former_names_are_read_and_told_of_once(stage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     base = BASES[stage] | {"data": {"source": "images"}}
     old = write_recipe(tmp_path / "run.yaml", base, **OLD[stage])

@@ -20,7 +20,7 @@ class Stream(IntEnum):
     WEIGHTS = 0  # the initial weights
     MODULES = 1  # of torch's global generator in a step, which modules such as the tokenizer's dropout draw from
     SAMPLES = 3  # those of `StepRNG`
-    FAKES = 4  # the order of the images that the reference of stage ddo draws
+    REFERENCE_SAMPLES = 4  # the order in which stage ddo takes those of the reference
     ADAPTERS = 5  # the adapters' initial weights
 
 

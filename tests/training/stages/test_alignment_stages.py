@@ -19,9 +19,9 @@ from var.sampling.params import SamplingParams
 from var.training.alignment_stage import AlignmentStage
 from var.training.config import Recipe
 from var.training.estimate.cost import estimate
-from var.training.fakes import open_fakes, write_fakes
 from var.training.loop import train
 from var.training.recipe import load_recipe
+from var.training.reference_samples import open_reference_samples, write_reference_samples
 from var.training.rng import StepRNG
 from var.training.stages.base import find_stage
 from var.training.trainer import Trainer, build_stage
@@ -171,12 +171,12 @@ def test_wrong_labels_and_drawn_images_do_not_depend_on_micro_batches(
 def test_drawn_images_are_the_references_own_without_guidance(
     images: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = alignment(tmp_path / "run", "ddo", images, trained, fakes=7)
+    recipe = alignment(tmp_path / "run", "ddo", images, trained, reference_samples=7)
     with monkeypatch.context() as patched:
         patched.setattr(VQVAE, "pixels", lambda *_: pytest.fail("tokens alone are needed"))
         built(recipe)
-    folder = recipe.output / "fakes"
-    train_set, held_out = open_fakes(folder, "train"), open_fakes(folder, "validation")
+    folder = recipe.output / "reference_samples"
+    train_set, held_out = open_reference_samples(folder, "train"), open_reference_samples(folder, "validation")
     assert train_set.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     labels = [0, 0, 0, 1, 1, 1, 1, held_out.labels.item()]
     drawn = generate(small_var(), small_vqvae(), labels, SamplingParams(cfg=0.0, top_k=0, top_p=0.0)).tokens
@@ -187,20 +187,21 @@ def test_drawn_images_that_are_there_stay_and_damaged_ones_are_drawn_again(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     labels: Any = {"train": [0, 1, 1], "validation": [1]}
-    write_fakes(tmp_path / "fakes", small_var(), small_vqvae(), labels, 3, ALONE)
-    before = {path.name: path.read_bytes() for path in (tmp_path / "fakes").iterdir()}
-    kept = (tmp_path / "fakes" / "validation-v0-00000.bin").stat().st_mtime_ns
-    (tmp_path / "fakes" / "train-v0-00000.bin").write_bytes(b"cut off")
+    folder = tmp_path / "samples"
+    write_reference_samples(folder, small_var(), small_vqvae(), labels, 3, ALONE)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    kept = (folder / "validation-v0-00000.bin").stat().st_mtime_ns
+    (folder / "train-v0-00000.bin").write_bytes(b"cut off")
     with caplog.at_level(logging.INFO):
-        write_fakes(tmp_path / "fakes", small_var(), small_vqvae(), labels, 3, ALONE)
+        write_reference_samples(folder, small_var(), small_vqvae(), labels, 3, ALONE)
     assert "drew 1 of 1 shards" in caplog.text
     assert "is damaged: drawing it again" in caplog.text
-    assert {path.name: path.read_bytes() for path in (tmp_path / "fakes").iterdir()} == before
-    assert (tmp_path / "fakes" / "validation-v0-00000.bin").stat().st_mtime_ns == kept
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert (folder / "validation-v0-00000.bin").stat().st_mtime_ns == kept
     for other in ({"seed": 4}, {"model": small_var(seed=1)}, {"labels": labels | {"train": [0, 1]}}):
         given = {"model": small_var(), "labels": labels, "seed": 3} | other
         with refused("were drawn by another model, or with another seed, number or labels: give another output"):
-            write_fakes(tmp_path / "fakes", vqvae=small_vqvae(), ranks=ALONE, **given)
+            write_reference_samples(folder, vqvae=small_vqvae(), ranks=ALONE, **given)
 
 
 @STAGES

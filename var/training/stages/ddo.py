@@ -4,9 +4,10 @@ For another round of self-play, run the recipe again with another output and `in
 """
 
 import math
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from var.data.token_cache import MANIFEST
 from var.sampling.logits import mix_seed
 from var.training.alignment import proportional_labels
 from var.training.alignment_stage import AlignmentRecipe, AlignmentStage, Labeled
-from var.training.fakes import Fakes, Labels, open_fakes, write_fakes
+from var.training.reference_samples import Labels, ReferenceSamples, open_reference_samples, write_reference_samples
 from var.training.rng import StepRNG, Stream
 from var.training.stages.base import Outline, register, require
 from var.utils.ranks import Ranks
@@ -32,11 +33,12 @@ HELD_OUT = 0.1  # images for validation, as a share of those for training
 class DDORecipe(AlignmentRecipe):
     """Direct discriminative optimization."""
 
-    fixed = AlignmentRecipe.fixed | {"fakes"}
+    fixed = AlignmentRecipe.fixed | {"reference_samples"}
+    renamed: ClassVar[Mapping[str, str]] = {**AlignmentRecipe.renamed, "fakes": "reference_samples"}
 
-    # Images drawn by the reference at the start of the run, and a tenth as many more for validation; None: one for each
-    # training image.
-    fakes: Count | None = None
+    # Number of images that the reference draws at the start of the run, with a tenth as many more for validation; None:
+    # one for each training image.
+    reference_samples: Count | None = None
 
     @property
     def weight(self) -> float:
@@ -44,9 +46,9 @@ class DDORecipe(AlignmentRecipe):
         return self.negative_weight or 1.0
 
     @property
-    def fakes_folder(self) -> Path:
-        """Folder of the images that the reference draws."""
-        return self.output / "fakes"
+    def samples_folder(self) -> Path:
+        """Folder of the reference's samples."""
+        return self.output / "reference_samples"
 
 
 @register("ddo")
@@ -62,7 +64,7 @@ class DDOStage(AlignmentStage[DDORecipe]):
         self, recipe: DDORecipe, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:
         super().__init__(recipe, vqvae, train_data, validation_data)
-        self.fakes = self.held_out_fakes = Fakes.none(vqvae.scales.total)  # until they are drawn
+        self.samples = self.held_out_samples = ReferenceSamples.none(vqvae.scales.total)  # until they are drawn
 
     @classmethod
     def prepare(cls, recipe: DDORecipe, device: torch.device, ranks: Ranks) -> None:
@@ -70,19 +72,20 @@ class DDOStage(AlignmentStage[DDORecipe]):
         super().prepare(recipe, device, ranks)
         stage = super().from_recipe(recipe)
         stage.to(device)
-        write_fakes(recipe.fakes_folder, stage.reference, stage.vqvae, stage.list_fakes(), recipe.seed, ranks)
+        labels = stage.list_sample_labels()
+        write_reference_samples(recipe.samples_folder, stage.reference, stage.vqvae, labels, recipe.seed, ranks)
 
     @classmethod
     def from_recipe(cls, recipe: DDORecipe) -> Self:
         stage = super().from_recipe(recipe)
-        stage.fakes = open_fakes(recipe.fakes_folder, "train")
-        stage.held_out_fakes = open_fakes(recipe.fakes_folder, "validation")
+        stage.samples = open_reference_samples(recipe.samples_folder, "train")
+        stage.held_out_samples = open_reference_samples(recipe.samples_folder, "validation")
         return stage
 
     @classmethod
     def outline(cls, recipe: DDORecipe) -> Outline:
         outline = super().outline(recipe)
-        if (recipe.fakes_folder / MANIFEST).is_file():
+        if (recipe.samples_folder / MANIFEST).is_file():
             return outline
         number = sum(_numbers(recipe, outline.images.number or 0))
         notes = [*outline.notes, f"the run starts by drawing {number} images with the reference"]
@@ -99,8 +102,8 @@ class DDOStage(AlignmentStage[DDORecipe]):
 
         return outline._replace(prepare=draw, to_prepare=number, prepared="drawn images", notes=notes)
 
-    def list_fakes(self) -> Labels:
-        """Return the labels of the images that the reference draws, in proportion to those of the training images."""
+    def list_sample_labels(self) -> Labels:
+        """Return the labels of the reference's samples, in proportion to those of the training images."""
         train, held_out = _numbers(self.recipe, len(self.train_data))
         counts = self.counts.cpu()
         return {
@@ -110,32 +113,32 @@ class DDOStage(AlignmentStage[DDORecipe]):
 
     def draw_negatives(self, images: Labeled, dropped: Tensor, rng: StepRNG) -> Labeled:
         """Take the next drawn images, in an order of their own for each pass over them."""
-        negatives = self._take(self.fakes, [self._choose(rng, index) for index in rng.indices], images)
+        negatives = self._take(self.samples, [self._choose(rng, index) for index in rng.indices], images)
         return negatives._replace(labels=negatives.labels.masked_fill(dropped, self.num_classes))
 
     def held_out_negatives(self, images: Labeled) -> Labeled:
         """Take for each image a held-out one, chosen by its tokens, so by the image alone."""
         weights = torch.arange(1, images.tokens.shape[1] + 1, device=images.tokens.device)
-        chosen = (images.tokens * weights).sum(dim=1) % len(self.held_out_fakes.labels)
-        return self._take(self.held_out_fakes, chosen.tolist(), images)
+        chosen = (images.tokens * weights).sum(dim=1) % len(self.held_out_samples.labels)
+        return self._take(self.held_out_samples, chosen.tolist(), images)
 
     def _choose(self, rng: StepRNG, index: int) -> int:
-        number = len(self.fakes.labels)
+        number = len(self.samples.labels)
         epoch, position = divmod(rng.step * rng.batch_size + index, number)
         return int(_order(number, rng.seed, epoch)[position])
 
-    def _take(self, fakes: Fakes, indices: list[int], like: Labeled) -> Labeled:
-        tokens, labels = fakes.take(indices)
+    def _take(self, samples: ReferenceSamples, indices: list[int], like: Labeled) -> Labeled:
+        tokens, labels = samples.take(indices)
         return Labeled(tokens.to(like.tokens.device), labels.to(like.labels.device))
 
 
 @lru_cache(maxsize=2)
 def _order(number: int, seed: int, epoch: int) -> NDArray[np.int64]:
     """(number,): the order of the drawn images in a pass over them."""
-    return epoch_order(number, mix_seed(Stream.FAKES, seed), epoch)
+    return epoch_order(number, mix_seed(Stream.REFERENCE_SAMPLES, seed), epoch)
 
 
 def _numbers(recipe: DDORecipe, images: int) -> tuple[int, int]:
     """Return the numbers of images to draw for training and for validation."""
-    number = recipe.fakes or images
+    number = recipe.reference_samples or images
     return number, math.ceil(HELD_OUT * number)

@@ -1,4 +1,4 @@
-"""Tokens of images that a model draws without guidance, kept in the format of a token cache's shards.
+"""Samples of the reference model: tokens that it draws without guidance, kept in the format of a token cache's shards.
 
 L tokens of all scales.
 """
@@ -32,7 +32,7 @@ SHARD_SAMPLES = 1024  # the most that a killed process loses
 Labels = dict[Split, list[int]]  # of the images to draw, for training and held out
 
 
-class Fakes(NamedTuple):
+class ReferenceSamples(NamedTuple):
     """Drawn images as tokens, read when they are taken."""
 
     tokens: Sequence[NDArray[np.integer]]  # (n, L) each, n the same in all but the last
@@ -51,7 +51,7 @@ class Fakes(NamedTuple):
         return torch.from_numpy(tokens.astype(np.int64)), torch.from_numpy(self.labels[list(indices)])
 
 
-def write_fakes(folder: Path, model: VAR, vqvae: VQVAE, labels: Labels, seed: int, ranks: Ranks) -> None:
+def write_reference_samples(folder: Path, model: VAR, vqvae: VQVAE, labels: Labels, seed: int, ranks: Ranks) -> None:
     """Draw the images of these labels without guidance, top-k and top-p, each once: what is there and whole stays.
 
     Args:
@@ -82,14 +82,14 @@ def write_fakes(folder: Path, model: VAR, vqvae: VQVAE, labels: Labels, seed: in
     ranks.barrier()
 
 
-def open_fakes(folder: Path, split: Split) -> Fakes:
+def open_reference_samples(folder: Path, split: Split) -> ReferenceSamples:
     """Open the complete drawn images in a folder. Raises InputError: they are missing or damaged."""
     manifest = _read_manifest(folder)
     tokens, labels = [], []
     for shard in (shard for shard in manifest.shards(views=1) if shard.split == split):
         labels += token_cache.read_record(folder, shard).labels
         tokens.append(np.memmap(folder / shard.tokens, manifest.dtype, "r", shape=(shard.samples, manifest.length)))
-    return Fakes(tokens, np.array(labels))
+    return ReferenceSamples(tokens, np.array(labels))
 
 
 def _describe(model: VAR, vqvae: VQVAE, labels: Labels, seed: int) -> Manifest:
