@@ -9,7 +9,7 @@ from helpers import noise, refused
 from tiny import NAMES, tiny_pipeline
 from tiny_aim import small_aim
 
-from var.evaluation.classify import (
+from var.evaluation.image_probe import (
     By,
     ImageProbe,
     choose_by,

@@ -17,7 +17,7 @@ from PIL import Image
 from tiny import picture, tiny_pipeline
 
 from var.features import extract
-from var.features.classify import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbors
+from var.features.classifiers import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbors
 from var.features.extract import FeatureSummary, open_source, write_features
 from var.features.feature_file import FeatureTable, Pool, Settings, read_features
 from var.features.images import ImageList, LabeledImage, list_folder, list_split
@@ -588,7 +588,7 @@ def test_nearest_neighbors_equal_plain_numpy(k: int) -> None:
 def test_validation_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     train, validation = clusters(300, 1.2, 0), clusters(50, 1.2, 1)
     whole = nearest_neighbors(train, validation), linear(train, validation)
-    monkeypatch.setattr("var.features.classify.CHUNK", 7)
+    monkeypatch.setattr("var.features.classifiers.CHUNK", 7)
     assert (nearest_neighbors(train, validation), linear(train, validation)) == whole
 
 
@@ -619,7 +619,7 @@ def test_scale_and_offset_of_features_do_not_matter_to_the_linear_classifier() -
 def test_a_class_that_is_held_out_whole_is_fitted_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     train = clusters(200, 0.05, 0)
     chosen = (train.labels == train.labels[0]) | (np.arange(200) % 5 == 0)
-    monkeypatch.setattr("var.features.classify.held_out_rows", lambda labels: chosen)
+    monkeypatch.setattr("var.features.classifiers.held_out_rows", lambda labels: chosen)
     found = linear(train, train)
     assert found.held_out == np.mean(train.labels[chosen] != train.labels[0])
     assert found.accuracy.top1 == 1

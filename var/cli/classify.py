@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from tokenizer.errors import InputError
-from var.cli import classification_options, options
+from var.cli import classify_options, options
 from var.cli.run import in_columns
 
 if TYPE_CHECKING:
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 def classify(
-    images: classification_options.ImageFiles,
-    model: classification_options.ClassifierModel = "var-mini",
-    by: classification_options.By = None,
-    classes: classification_options.Candidates = None,
-    top: classification_options.Top = 5,
-    scales: classification_options.ByScale = False,
-    keep: classification_options.Keep = None,
-    rows: classification_options.Rows = 64,
+    images: classify_options.ImageFiles,
+    model: classify_options.ClassifierModel = "var-mini",
+    by: classify_options.By = None,
+    classes: classify_options.Candidates = None,
+    top: classify_options.Top = 5,
+    scales: classify_options.ByScale = False,
+    keep: classify_options.Keep = None,
+    rows: classify_options.Rows = 64,
     device: options.Device = "auto",
     dtype: options.Dtype = "auto",
     json_file: options.JsonFile = None,
@@ -46,7 +46,7 @@ def classify(
         if not file.exists():  # before a model is loaded, perhaps downloaded
             raise InputError(f"image {file} does not exist: give the path of an image")
     began = time.perf_counter()
-    from var.evaluation.classify import choose_by, classify_by_probe, load_image_probe
+    from var.evaluation.image_probe import choose_by, classify_by_probe, load_image_probe
     from var.evaluation.likelihood import load_pipeline
     from var.sampling.class_likelihood import Pruning
     from var.utils.files import atomic_write
@@ -86,7 +86,7 @@ def classify(
             beside.write_text(json.dumps({**settings, "images": entries, "versions": versions()}, indent=2) + "\n")
     for file, found in zip(images, ranked, strict=True):
         typer.echo("\n".join([str(file), *format_classes(found[:top], scale_names, scales), ""]))
-    for line in classification_options.format_idle_steps(pruning, len(scale_names), len(ranked[0])):
+    for line in classify_options.format_idle_steps(pruning, len(scale_names), len(ranked[0])):
         typer.echo(line)
     typer.echo(f"{plural(len(ranked[0]), 'class', 'es')} compared; difference: {scored} minus that of the best class")
     typer.echo(f"{plural(len(images), 'image')} in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")

@@ -15,7 +15,7 @@ from var.cli.progress import progress_bar, stopping
 from var.cli.run import Group
 
 if TYPE_CHECKING:
-    from var.features.classify import Accuracy, Regression
+    from var.features.classifiers import Accuracy, Regression
     from var.features.feature_file import FeatureTable
     from var.models.aim import EncoderConfig
 
@@ -103,7 +103,7 @@ def classify(
       var features classify train.parquet validation.parquet
       var features classify train.parquet validation.parquet --k 10 --json accuracy.json
     """
-    from var.features.classify import check_comparable, linear, nearest_neighbors
+    from var.features.classifiers import check_comparable, linear, nearest_neighbors
     from var.features.feature_file import read_features
     from var.utils.files import atomic_write
     from var.utils.paths import check_target

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from var.cli.classification_options import Keep, Rows, format_idle_steps
+from var.cli.classify_options import Keep, Rows, format_idle_steps
 from var.cli.evaluation.labeled_images import describe, find_renamed_labels, open_labeled_images
 from var.cli.evaluation.options import DataOptions
 from var.cli.evaluation.results import finish, format_mean, heading, read_batches
