@@ -208,6 +208,9 @@ def test_without_a_list_of_classes_all_are_known() -> None:
     assert pipe.label("4") == 4
     thousand = VARPipeline(small_var(num_classes=1000), small_vqvae())
     assert thousand.label("golden retriever") == 207
+    with refused("class 1000 must be in 0..999"):
+        thousand.label("1000")
+    assert not any(name.strip().isdecimal() for name in thousand.known_classes().values())  # "207" needs no names
 
 
 NUMBERS = ("num", "seed", "batch_size")

@@ -12,6 +12,7 @@ from var.hub.sharing import Card, Shared, size
 from var.models import aim
 from var.utils.device import choose_device, choose_dtype
 from var.utils.paths import to_path
+from var.utils.weights import on_meta
 
 
 class AIM(Shared, aim.AIM):
@@ -51,7 +52,7 @@ class AIM(Shared, aim.AIM):
         target = choose_device(device)
         chosen = choose_dtype(dtype, target)
         loaded = load_aim_by_name(name, probe_layers, backbone_file, head_file, revision)
-        with torch.device("meta"):
+        with on_meta():
             model = cls(loaded.config)
         model.encoder, model.probe = loaded.encoder, loaded.probe
         return model.eval().cast(chosen).to(target)

@@ -24,7 +24,7 @@ from var.sampling.generate import generate_batches, index_within_class
 from var.sampling.output import ClassScore, PipelineOutput
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
 from var.sampling.refiner import Refiner
-from var.utils.classes import find_label, imagenet_names, label_of_text, listing
+from var.utils.classes import find_label, imagenet_names, label_of_text, listing, read_number
 from var.utils.device import check_float32
 from var.utils.images import VAR_RESIZE, load_image, resize_and_crop, to_pil, to_rgb, to_tensor
 
@@ -54,6 +54,9 @@ class VARPipeline(Pipeline):
         return label
 
     def _label_of_text(self, text: str) -> int:
+        number = read_number(text)
+        if self.classes is None and number is not None:
+            return number  # no name that `known_classes` has then is another number, and ImageNet's take time to read
         classes = self.known_classes()
         label = label_of_text(text, classes)
         return find_label(text, classes) if label is None else label

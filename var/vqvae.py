@@ -11,6 +11,7 @@ from var.hub.load import find_tokenizer
 from var.hub.sharing import Card, Shared, size, tokenizer_facts
 from var.utils.device import choose_device, choose_dtype
 from var.utils.paths import to_path
+from var.utils.weights import on_meta
 
 
 class VQVAE(Shared, vqvae.VQVAE):
@@ -35,7 +36,7 @@ class VQVAE(Shared, vqvae.VQVAE):
         target = choose_device(device)
         chosen = choose_dtype(dtype, target)
         loaded = find_tokenizer(name, revision)
-        with torch.device("meta"):
+        with on_meta():
             model = cls(loaded.config)
         model.load_state_dict(loaded.state_dict(), strict=True, assign=True)
         return model.eval().cast(chosen).to(target)

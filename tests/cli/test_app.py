@@ -132,6 +132,28 @@ def test_what_can_be_gone_on_with_says_so() -> None:
         assert ("Run the same command again to resume" in command.help) == (" ".join(path) in lasting)
 
 
+def test_sampling_imports_what_it_needs(tmp_path: Path) -> None:
+    """Of a shipped model and, without its list of classes, as of a released one by number; PIL and numpy are needed."""
+    slow = ["scipy", "sympy", "torch._dynamo", "torch._inductor", "torchvision", "huggingface_hub", "accelerate"]
+    script = (
+        f"import sys\nslow = set({slow})\n"
+        + """
+import torch
+slow -= sys.modules.keys()  # torch of another release may import it itself
+from var.cli.sample import main
+sys.argv = ["sample.py", "--class", "207", "--num", "1", "--dtype", "float32"]
+main()
+from var.pipeline import VARPipeline
+pipe = VARPipeline.from_pretrained("var-mini", dtype="float32")
+VARPipeline(pipe.model, pipe.vqvae)("207")
+print(sorted(slow & sys.modules.keys()))
+"""
+    )
+    done = run("-c", script, cwd=tmp_path, OMP_NUM_THREADS=1)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
 def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
     """Nor do mistakes in the command line; `python -m var` is the same command."""
     script = "import sys, var.cli.app as app; sys.argv = ['var', *sys.argv[1:]]\ntry: app.main()\nfinally: "

@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from helpers import Tensors, refused
+from helpers import Tensors, random_tokens, refused, small_var, small_vqvae
+from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from tokenizer.errors import InputError
-from var.utils.weights import check_finite, load_strict, read_weights, unwrap
+from var.models.var import VAR
+from var.utils.weights import check_finite, load_strict, on_meta, read_weights, unwrap
 
 FILE = "weights.pth"
 
@@ -112,6 +115,40 @@ def test_other_numbers_than_floating_point_are_refused(dtype: torch.dtype) -> No
     state = {"weight": torch.zeros(1, 2, dtype=dtype), "bias": torch.zeros(1)}
     with refused("a.pt has numbers of type", str(dtype).removeprefix("torch."), "in weight, where floating-point"):
         load_strict(module, state, "a.pt", "does not fit")
+
+
+class Calls(TorchFunctionMode):
+    """Names of the functions of torch that are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(getattr(func, "__name__", ""))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("shared_adaln", [False, True])
+def test_nothing_is_initialized_on_meta(shared_adaln: bool) -> None:
+    expected, calls = small_var(shared_adaln=shared_adaln), Calls()
+    with calls, on_meta():
+        model = VAR(expected.config).eval()
+    assert "empty" in calls.names
+    assert not {"normal_", "constant_", "kaiming_uniform_", "mul_", "div_"} & calls.names
+    assert all(parameter.is_meta for parameter in model.parameters())
+    load_strict(model, expected.state_dict(), "it", "does not fit")
+    tokens, labels = random_tokens(2, 21), torch.tensor([0, 1])
+    features = small_vqvae().quantizer.teacher_forcing_input(tokens)
+    assert torch.equal(model(labels, features), expected(labels, features))
+
+
+def test_tensors_elsewhere_are_written_to_beside_a_module_on_meta() -> None:
+    with on_meta():
+        here = torch.ones(2, device="cpu").mul_(3).div_(2)
+        filled = nn.init.constant_(torch.ones(2, device="cpu"), 4)
+    assert here.tolist() == [1.5, 1.5]
+    assert filled.tolist() == [4, 4]
 
 
 def test_names_that_only_begin_alike_are_kept() -> None:

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 from torch import Tensor
 
 from tokenizer.errors import InputError
@@ -202,6 +201,8 @@ def masked_downscale(pixels: Tensor, mask: Tensor, factor: int) -> tuple[Tensor,
 
 def feathered_alpha(mask: Mask, feather: float) -> NDArray[np.float32]:
     """Return the opacity of the new image, (H, W): 1 in the mask, falling until `feather` pixels outside it, then 0."""
+    from scipy import ndimage  # slow, and sampling imports this file too
+
     alpha = np.zeros(mask.shape, dtype=np.float32)
     box = Image.fromarray(mask).getbbox()
     if box is None:

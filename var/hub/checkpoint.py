@@ -19,7 +19,7 @@ from var.utils.files import atomic_folder
 from var.utils.json_text import parse_json
 from var.utils.paths import check_writable
 from var.utils.provenance import as_key, file_sha256, sha256
-from var.utils.weights import StateDict, check_finite, load_strict, read_weights
+from var.utils.weights import StateDict, check_finite, load_strict, on_meta, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 # Entries of CONFIG: of WEIGHTS, and of the entries that say what to build. Files from before have none.
@@ -157,7 +157,7 @@ def _load(folder: Path, kind: type, config_type: type) -> Any:
     if entries.get("model") != kind.__name__:
         raise InputError(f"{folder} holds a {entries.get('model')!r}, a {kind.__name__!r} is needed here")
     try:
-        with torch.device("meta"):
+        with on_meta():
             model: nn.Module = kind(config_type(**entries["config"]))
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{folder / CONFIG}: {str(error).splitlines()[0]}") from error

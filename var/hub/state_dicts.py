@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.utils.weights import StateDict, check_finite, check_kinds, unwrap
+from var.utils.weights import StateDict, check_finite, check_kinds, on_meta, unwrap
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -29,7 +29,7 @@ def load_converted(
     Raises InputError: keys missing or left over, shapes that do not fit: nothing is dropped silently. Values that are
     not finite.
     """
-    with torch.device("meta"):
+    with on_meta():
         module = kind(config)
     ours, derived = module.state_dict(), derived or {}
     names = {key: official_key(key) for key in ours}

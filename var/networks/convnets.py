@@ -3,12 +3,11 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
 from var.networks.frozen import IMAGENET, Backbone, IntermediateLayers, read_or_download
 from var.utils.torchvision_compat import import_torchvision
-from var.utils.weights import StateDict
+from var.utils.weights import StateDict, on_meta
 
 
 class ConvNet(NamedTuple):
@@ -34,7 +33,7 @@ CONVNETS = {
 def build(name: str) -> nn.Module:
     """Build a network without weights on the meta device."""
     models: Any = import_torchvision().models
-    with torch.device("meta"):  # the classifier, most of the network, is never needed
+    with on_meta():  # the classifier, most of the network, is never needed
         features: nn.Module = getattr(models, name)(weights=None).features[: CONVNETS[name].taps[-1] + 1]
     return features
 

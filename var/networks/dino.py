@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from var.networks.frozen import IMAGENET, Backbone, IntermediateLayers, read_or_download
 from var.utils.torchvision_compat import import_torchvision
-from var.utils.weights import StateDict
+from var.utils.weights import StateDict, on_meta
 
 URL = "https://dl.fbaipublicfiles.com/dino/dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
 WIDTH = 384
@@ -69,7 +69,7 @@ class IntermediateBlocks(nn.Module):
 def build(name: str) -> nn.Module:
     """Build the network without weights on the meta device."""
     models = import_torchvision().models
-    with torch.device("meta"):
+    with on_meta():
         vit: nn.Module = models.VisionTransformer(
             image_size=224, patch_size=16, num_layers=12, num_heads=6, hidden_dim=WIDTH, mlp_dim=4 * WIDTH
         )

@@ -11,7 +11,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from var.networks.frozen import Backbone, IntermediateLayers, Normalization
 from var.utils.optional_packages import import_package
-from var.utils.weights import StateDict, read_weights
+from var.utils.weights import StateDict, on_meta, read_weights
 
 # It was trained on (x - 127) / 128 of x in 0..255.
 EFFICIENTNET_LITE: Normalization = ((127 / 127.5 - 1,) * 3, (128 / 127.5,) * 3)
@@ -44,7 +44,7 @@ class PadForStride(nn.Module):
 def build(name: str) -> nn.Module:
     """Build the network of the package efficientnet-lite-pytorch, without weights, on the meta device."""
     package = import_package("efficientnet_lite_pytorch")
-    with torch.device("meta"):
+    with on_meta():
         network: nn.Module = package.EfficientNet.from_name(name)
     return network
 
@@ -101,7 +101,7 @@ def fuse(conv: Any, norm: Any) -> list[nn.Module]:
         conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )
     padding = kernel // 2 if stride == 1 else 0
-    with torch.device("meta"):
+    with on_meta():
         fused = nn.Conv2d(conv.in_channels, conv.out_channels, kernel, stride, padding, groups=conv.groups)
     state = {"weight": weight.contiguous(memory_format=torch.channels_last), "bias": bias}
     fused.load_state_dict(state, assign=True)

@@ -77,6 +77,11 @@ def named_classes(folder: Path) -> dict[int, str]:
         raise InputError(f"{path} is not of the form {form}: correct or remove it ({one_line(error)})") from error
 
 
+def read_number(text: str) -> int | None:
+    """Return the whole number that a text is, of at most 18 digits; None: it is none."""
+    return int(text) if re.fullmatch(r"\s*[-+]?\d{1,18}\s*", text) else None
+
+
 def label_of_text(text: str, classes: Mapping[int, str]) -> int | None:
     """The label of the class that has this name, else, of a whole number, that number; None: it is neither.
 
@@ -85,7 +90,7 @@ def label_of_text(text: str, classes: Mapping[int, str]) -> int | None:
 
     Raises InputError: a name of several classes.
     """
-    number = int(text) if re.fullmatch(r"\s*[-+]?\d{1,18}\s*", text) else None
+    number = read_number(text)
     if plain_name(text) not in map(plain_name, classes.values()):
         named = {label: int(name) for label, name in classes.items() if re.fullmatch(r"\d{1,18}", name)}
         ambiguous = any((label == number) != (value == number) for label, value in named.items())

@@ -2,14 +2,17 @@
 
 import warnings
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from tokenizer.errors import InputError, abbreviate, one_line
 from var.utils.contents import HEAD, find_substitute
@@ -129,8 +132,33 @@ def check_kinds(state: StateDict, expected: StateDict, name: object) -> None:
             )
 
 
+class _WithoutInitialization(TorchFunctionMode):
+    """Leave tensors on the meta device as they are where `torch.nn.init` would fill, or a factor scale them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__ or func in (Tensor.mul_, Tensor.div_):
+            tensor = kwargs["tensor"] if "tensor" in kwargs else args[0]
+            if tensor.is_meta:
+                return tensor
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def on_meta() -> Iterator[None]:
+    """Build modules on the meta device, for `load_strict` to give them their tensors.
+
+    Nothing initializes their weights: it would have no effect, yet the first normal distribution on that device imports
+    torch's compiler, and the first quotient sympy, which take as long as all of torch.
+    """
+    with torch.device("meta"), _WithoutInitialization():
+        yield
+
+
 def load_strict(module: nn.Module, state: StateDict, file: object, misfit: str) -> None:
-    """Give a module on the meta device all of its tensors, each in the dtype that the module has.
+    """Give a module built `on_meta` all of its tensors, each in the dtype that the module has.
 
     Raises InputError: tensors that are missing, left over or of another shape: the file, and the misfit, such as "is
     not of this network".
