@@ -3,6 +3,7 @@
 B batch, C latent channels, K scales, L tokens of all scales, H W sides of the image, h w of its latent map.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, Self
 
@@ -15,6 +16,7 @@ from tokenizer.quantizer import Quantizer
 from tokenizer.scales import SCALES_256, Scales
 
 MOST_LEVELS = 10  # 512 px to one token
+PIXELS_AT_ONCE = 2**19  # of images in the network together, where no gradients are recorded: eight of 256 px
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,11 @@ class VQVAEOutput(NamedTuple):
 
 
 class VQVAE(nn.Module):
-    """Images in [-1, 1] <-> (B, L) tokens. The network runs in float32 or bfloat16, the quantizer in float32."""
+    """Images in [-1, 1] <-> (B, L) tokens. The network runs in float32 or bfloat16, the quantizer in float32.
+
+    Without gradients (`torch.no_grad`, `torch.inference_mode`) a large batch passes through the network in parts, so
+    that its activations take no more memory than those of PIXELS_AT_ONCE.
+    """
 
     def __init__(self, config: TokenizerConfig) -> None:
         super().__init__()
@@ -149,16 +155,12 @@ class VQVAE(nn.Module):
         Raises:
             InputError: the images are not RGB or not of the model's side.
         """
-        side = self.config.image_side
-        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
-            raise InputError(
-                f"images of shape {tuple(images.shape)} given, this tokenizer takes (B, 3, {side}, {side})"
-            )
-        return self.quant_conv(self.encoder(images.to(self.dtype)))
+        self._check_images(images)
+        return self._in_parts(lambda part: self.quant_conv(self.encoder(part.to(self.dtype))), images)
 
     def pixels(self, f_hat: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 3, H, W) float32, about [-1, 1] but not clamped."""
-        return self.decoder(self.post_quant_conv(f_hat.to(self.dtype))).float()
+        return self._in_parts(lambda part: self.decoder(self.post_quant_conv(part.to(self.dtype))).float(), f_hat)
 
     def encode(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, L) int64 tokens.
@@ -166,7 +168,8 @@ class VQVAE(nn.Module):
         Raises:
             InputError: the images are not RGB or not of the model's side.
         """
-        return self.quantizer.encode(self.features(images))
+        self._check_images(images)
+        return self._in_parts(lambda part: self.quantizer.encode(self.features(part)), images)
 
     def decode(self, tokens: Tensor, num_scales: int | None = None) -> Tensor:
         """(B, L) int64 -> (B, 3, H, W) float32 in [-1, 1]; num_scales: stop after that many scales (None: all).
@@ -194,3 +197,17 @@ class VQVAE(nn.Module):
         quantized = self.quantizer(features, num_scales)
         reconstruction = self.pixels(quantized.straight_through)  # (B, 3, H, W)
         return VQVAEOutput(reconstruction, quantized.tokens, quantized.loss, features)
+
+    def _check_images(self, images: Tensor) -> None:
+        side = self.config.image_side
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
+            raise InputError(
+                f"images of shape {tuple(images.shape)} given, this tokenizer takes (B, 3, {side}, {side})"
+            )
+
+    def _in_parts(self, compute: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+        """Compute what depends on each image alone: PIXELS_AT_ONCE at a time, or all if gradients are recorded."""
+        size = max(PIXELS_AT_ONCE // self.config.image_side**2, 1)
+        if len(batch) <= size or torch.is_grad_enabled():
+            return compute(batch)
+        return torch.cat([compute(part) for part in batch.split(size)])

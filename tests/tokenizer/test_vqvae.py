@@ -1,5 +1,8 @@
 """Stage 1 as its users see it."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import pytest
 import torch
 from helpers import LATENT, SIDES, VOCAB, largest_difference, normal, random_tokens, refused, small_vqvae
@@ -58,6 +61,37 @@ def test_images_of_a_batch_do_not_mix() -> None:
     vqvae, images = small_vqvae(), pictures(4)
     assert torch.equal(vqvae.encode(images)[2:3], vqvae.encode(images[2:3]))
     assert largest_difference(vqvae.reconstruct(images)[-1][2:3], vqvae.reconstruct(images[2:3])[-1]) < 1e-5
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_large_batches_pass_in_parts_without_gradients(
+    context: Callable[[], AbstractContextManager[object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vqvae, images = small_vqvae(), pictures(5)
+    sizes: list[int] = []
+    for network in (vqvae.encoder, vqvae.decoder):
+        network.register_forward_hook(lambda _, __, output: sizes.append(len(output)))
+    with context():
+        tokens, features = vqvae.encode(images), vqvae.features(images)
+        decoded = vqvae.decode(tokens)
+    assert sizes == [5, 5, 5]
+    sizes.clear()
+    monkeypatch.setattr("tokenizer.vqvae.PIXELS_AT_ONCE", 2 * 8 * 8 + 1)
+    with context():
+        assert torch.equal(vqvae.encode(images), tokens)
+        assert largest_difference(vqvae.features(images), features) < 1e-5
+        assert largest_difference(vqvae.decode(tokens), decoded) < 1e-5
+        with refused("images of shape (5, 3, 4, 4) given"):
+            vqvae.encode(images[:, :, :4, :4])
+    assert sizes == [2, 2, 1] * 3
+    sizes.clear()
+    monkeypatch.setattr("tokenizer.vqvae.PIXELS_AT_ONCE", 1)
+    with context():
+        assert largest_difference(vqvae.decode(tokens), decoded) < 1e-5
+    assert sizes == [1] * 5
+    sizes.clear()
+    assert vqvae(images).reconstruction.requires_grad
+    assert sizes == [5, 5]
 
 
 @torch.no_grad()
