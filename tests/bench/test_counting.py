@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from var.bench.counting import Operations, count_operations
+from var.models.int8 import Int8Linear
 
 LINEAR = 2 * 3 * 8 * 5  # three vectors of 8 numbers to 5
 CONVOLUTION = 2 * 2 * 25 * 6 * 4 * 9  # two images of 5 x 5, 4 channels to 6, 3 x 3
@@ -41,6 +42,12 @@ def test_attention_has_two_products_and_five_backward() -> None:
     assert count_operations(lambda: F.scaled_dot_product_attention(q, k, v)) == Operations(2 * ATTENTION, 0)
     both = count_operations(lambda: backward(F.scaled_dot_product_attention(q, k, v)))
     assert both == Operations((2 + 5) * ATTENTION, 0)
+
+
+def test_a_linear_layer_in_int8_is_counted_apart() -> None:
+    layer, after, x = Int8Linear(torch.randn(5, 8), None), nn.Linear(5, 4), torch.randn(1, 3, 8)
+    with torch.inference_mode():
+        assert count_operations(lambda: after(layer(x))) == Operations(2 * 3 * 5 * 4, 0, LINEAR)
 
 
 def test_what_is_compiled_is_counted_without_the_compiler() -> None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from var.bench.ceilings import CHANNELS_LAST, CONVOLUTION, COPY, PRODUCT
+from var.bench.ceilings import CHANNELS_LAST, CONVOLUTION, COPY, INT8_PRODUCT, PRODUCT
 from var.bench.counting import Operations
 from var.bench.measure import Result, Speed
 from var.bench.timing import Spread
@@ -18,3 +18,7 @@ def test_the_floor_is_products_and_convolutions_at_their_ceilings() -> None:
     assert result.floor == pytest.approx(300 / 100 + 20 / 20)
     assert result.time_over_floor == pytest.approx(8 / 4)
     assert result.images_per_second == pytest.approx(4 / 8)
+
+    ceilings[INT8_PRODUCT] = Speed("", Spread.of([400.0]))
+    in_int8 = Result("sample", setting, Spread.of([8.0]), 0, Operations(300, 20, 800), ceilings)
+    assert in_int8.floor == pytest.approx(300 / 100 + 20 / 20 + 800 / 400)

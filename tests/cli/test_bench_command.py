@@ -1,6 +1,7 @@
 """`var bench` on tiny models: what it prints and writes, and what it refuses. No time is asserted."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,17 @@ def test_all_works_of_a_var_at_two_batches(var: Run, model: Path) -> None:
             assert 0 < one["flops"][kind] < two["flops"][kind] <= 2 * one["flops"][kind]
 
 
+def test_sampling_in_int8(var: Run, model: Path) -> None:
+    out, written = measured(var, "sample", "--model", model, "--dtype", "float32,int8")
+    float32, int8 = written["results"]
+    assert (float32["dtype"], int8["dtype"]) == ("float32", "int8")
+    assert set(int8["ceilings"]) == {"int8 product", *float32["ceilings"]}
+    assert re.search(r"^int8 product +int8 ", out, re.MULTILINE)
+    counts = float32["flops"], int8["flops"]
+    assert counts[0]["int8_products"] == 0 < counts[1]["int8_products"]
+    assert counts[1]["products"] + counts[1]["int8_products"] == counts[0]["products"]
+
+
 def test_features_of_an_aim_in_two_types(var: Run, tmp_path: Path) -> None:
     save_model(tmp_path / "aim", small_aim())
     _, written = measured(var, "all", "--model", tmp_path / "aim", "--dtype", "float32,bfloat16")
@@ -88,7 +100,10 @@ def test_eager_and_compiled_are_compared(var: Run, model: Path, monkeypatch: pyt
         (("sample", "--batch", "1,"), ("--batch", "1,4")),
         (("sample", "--repeats", "0"), ("repeats=0",)),
         (("sample", "--threads", "0"), ("threads=0",)),
-        (("sample", "--dtype", "float32,int3"), ("'int3'", "float32 or bfloat16")),
+        (("sample", "--dtype", "float32,int3"), ("'int3'", "float32, bfloat16 or int8")),
+        (("all", "--dtype", "float32,int8"), ("encode is not done in int8", "sample")),
+        (("sample", "--dtype", "int8", "--compile", "both"), ("sample, compiled, is not done in int8",)),
+        (("features", "--model", "aim-tiny", "--dtype", "int8"), ("features is not done in int8", "bfloat16")),
         (("sample", "--device", "cuda:99"), ("'cuda:99' cannot be used",)),
         (("sample", "--compile", "maybe"), ("--compile", "maybe")),
         (("sample", "--json", "nowhere/"), ("nowhere",)),

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import refused
 
-from var.utils.device import choose_device, choose_dtype, choose_stored_dtype, has_fast_bfloat16
+from var.utils.device import VAR_DTYPES, choose_device, choose_dtype, choose_stored_dtype, has_fast_bfloat16
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -69,6 +69,21 @@ def test_a_type_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("float16", "bf16", "", "Float32"):
         with refused(f"dtype {name!r} is unknown", "auto, float32 or bfloat16"):
             choose_dtype(name, CPU)
+
+
+def test_int8(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_dtype("int8", CPU, VAR_DTYPES) == choose_dtype(torch.int8, CPU, VAR_DTYPES) == torch.int8
+    assert choose_dtype("bfloat16", CUDA, VAR_DTYPES) == torch.bfloat16
+    with refused("dtype 'int8' is unknown", "auto, float32 or bfloat16"):
+        choose_dtype("int8", CPU)
+    with refused("dtype 'int4' is unknown", "auto, float32, bfloat16 or int8"):
+        choose_dtype("int4", CPU, VAR_DTYPES)
+    for device in (CUDA, MPS):
+        with refused("int8 runs on a CPU", device.type, "device cpu"):
+            choose_dtype("int8", device, VAR_DTYPES)
+    monkeypatch.setattr(torch._C, "_get_qengine", lambda: 0)
+    with refused("this build of torch has no products in int8", "float32"):
+        choose_dtype("int8", CPU, VAR_DTYPES)
 
 
 def test_types_that_weights_are_stored_in() -> None:

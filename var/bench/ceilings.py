@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from var.bench.timing import measure_seconds
+from var.models.int8 import Int8Linear
 
 SIDE = 4096  # of the matrices
 CHANNELS, IMAGE_SIDE = 160, 256  # of the convolution: the widest maps of the released tokenizer
@@ -15,7 +16,8 @@ LONGEST = 1.0  # seconds of a call: what would take longer is made smaller
 SHORTEST = 0.05  # seconds of a turn: shorter calls are repeated in it
 SMALLEST = 16  # side, at which a size is tried first
 
-PRODUCT, CONVOLUTION, CHANNELS_LAST, COPY = "product", "convolution", "convolution, channels last", "copy"
+PRODUCT, INT8_PRODUCT = "product", "int8 product"
+CONVOLUTION, CHANNELS_LAST, COPY = "convolution", "convolution, channels last", "copy"
 
 
 class Ceiling(NamedTuple):
@@ -28,7 +30,15 @@ class Ceiling(NamedTuple):
 
 
 def prepare_ceilings(device: torch.device, dtype: torch.dtype) -> list[Ceiling]:
-    """Build what is timed in turns with the works; sizes and repetitions are chosen for the device's speed."""
+    """Build what is timed in turns with the works; sizes and repetitions are chosen for the device's speed.
+
+    With int8 there are its products, and all ceilings of float32, in which the works have the rest.
+    """
+    if dtype == torch.int8:
+        return [
+            _fit(INT8_PRODUCT, SIDE, 3, lambda side: _int8_product(side, device), device),
+            *prepare_ceilings(device, torch.float32),
+        ]
     plain, last = torch.contiguous_format, torch.channels_last
     return [
         _fit(PRODUCT, SIDE, 3, lambda side: _product(side, device, dtype), device),
@@ -47,6 +57,12 @@ class _Call(NamedTuple):
 def _product(side: int, device: torch.device, dtype: torch.dtype) -> _Call:
     a, b = torch.randn(2, side, side, device=device).to(dtype)
     return _Call(f"{side} x {side}", 2 * side**3, lambda: a @ b)
+
+
+def _int8_product(side: int, device: torch.device) -> _Call:
+    x, weight = torch.randn(2, side, side, device=device)
+    layer = Int8Linear(weight, None)
+    return _Call(f"{side} x {side}", 2 * side**3, lambda: layer(x[None]))
 
 
 def _convolution(side: int, device: torch.device, dtype: torch.dtype, layout: torch.memory_format) -> _Call:

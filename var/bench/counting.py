@@ -1,6 +1,7 @@
 """Operations of a piece of work, counted while it runs: those of matrix products and those of convolutions."""
 
 from collections.abc import Callable
+from math import prod
 from typing import NamedTuple
 
 import torch
@@ -18,18 +19,24 @@ CPU_ATTENTION = {
     ),
 }
 
+# The products of `var.models.int8`.
+INT8 = {torch.ops.quantized.linear_dynamic: lambda x, *_, out_shape: 2 * prod(x) * out_shape[-1]}
+
 
 class Operations(NamedTuple):
     """FLOPs, a multiplication and an addition being two."""
 
-    products: int  # of matrices, those of attention among them
+    products: int  # of matrices in floating point, those of attention among them
     convolutions: int
+    int8_products: int = 0
 
 
 def count_operations(action: Callable[[], object]) -> Operations:
     """Run the action once, without the compiler, and count the FLOPs that it executes, backward passes included."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as mode:
+    known = CPU_ATTENTION | INT8
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=known) as mode:
         action()
     counts = mode.get_flop_counts()["Global"]
     convolutions = sum(count for operator, count in counts.items() if "conv" in str(operator))
-    return Operations(sum(counts.values()) - convolutions, convolutions)
+    int8 = sum(counts.get(operator, 0) for operator in INT8)
+    return Operations(sum(counts.values()) - convolutions - int8, convolutions, int8)

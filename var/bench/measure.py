@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from var.bench.ceilings import CHANNELS_LAST, CONVOLUTION, PRODUCT, Ceiling, prepare_ceilings
+from var.bench.ceilings import CHANNELS_LAST, CONVOLUTION, INT8_PRODUCT, PRODUCT, Ceiling, prepare_ceilings
 from var.bench.counting import Operations, count_operations
 from var.bench.sizes import ModelSizes
 from var.bench.timing import Spread, peak_memory, reset_peak_memory, take_turns
@@ -44,7 +44,9 @@ class Result:
         """Seconds that the products and convolutions of a batch would take at the ceilings, and nothing else."""
         speed = {name: ceiling.per_second.median for name, ceiling in self.ceilings.items()}
         convolutions = self.operations.convolutions / max(speed[CONVOLUTION], speed[CHANNELS_LAST])
-        return self.operations.products / speed[PRODUCT] + convolutions
+        seconds = self.operations.products / speed[PRODUCT] + convolutions
+        int8 = self.operations.int8_products
+        return seconds + int8 / speed[INT8_PRODUCT] if int8 else seconds
 
     @property
     def time_over_floor(self) -> float:

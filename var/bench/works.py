@@ -3,7 +3,7 @@
 B batch, L tokens of all scales, S side of the images in pixels.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -20,6 +20,7 @@ from var.sampling.generate import generate
 from var.sampling.params import FOR_METRICS
 
 Action = Callable[[], object]
+SAMPLE = "sample"  # the one work that has int8
 
 
 class Setting(NamedTuple):
@@ -36,11 +37,14 @@ def works_of(sizes: ModelSizes) -> list[str]:
     return ["features"] if isinstance(sizes, AIMConfig) else list(_OF_VAR)
 
 
-def check_work(name: str, sizes: ModelSizes) -> None:
-    """Raise InputError unless a model of these sizes does that work."""
+def check_work(name: str, sizes: ModelSizes, dtypes: Sequence[torch.dtype], compiled: Sequence[bool]) -> None:
+    """Raise InputError unless a model of these sizes does that work, in these types, compiled or not."""
     if name not in works_of(sizes):
         kind = "an AIM" if isinstance(sizes, AIMConfig) else "a VAR"
         raise InputError(f"{name!r} is no work of {kind}: take {', '.join(works_of(sizes))} or all")
+    if torch.int8 in dtypes and (name != SAMPLE or any(compiled)):
+        done = f"{name}, compiled," if any(compiled) else name
+        raise InputError(f"{done} is not done in int8: take float32 or bfloat16, or {SAMPLE} without --compile")
 
 
 def build_work(name: str, sizes: ModelSizes, setting: Setting) -> Action:
@@ -63,7 +67,8 @@ def _sample(sizes: VARSizes, setting: Setting) -> Action:
 
 def _tokenizer(sizes: VARSizes, setting: Setting) -> VQVAE:
     with setting.device:
-        vqvae = VQVAE(sizes.tokenizer).eval().cast(setting.dtype)
+        vqvae = VQVAE(sizes.tokenizer).eval()
+    vqvae.cast(torch.float32 if setting.dtype == torch.int8 else setting.dtype)
     if setting.compiled:
         compile_tokenizer(vqvae)
     return vqvae
@@ -101,7 +106,7 @@ def _features(sizes: AIMConfig, setting: Setting) -> Action:
 
 
 _OF_VAR: dict[str, Callable[[VARSizes, Setting], Action]] = {
-    "sample": _sample,
+    SAMPLE: _sample,
     "encode": _encode,
     "decode": _decode,
     "train": _train,

@@ -30,7 +30,7 @@ Model = Annotated[
     ),
 ]
 Batches = Annotated[str, Option(help="Images at once; several with commas, such as 1,4, are compared.")]
-Dtypes = Annotated[str, Option(help="auto, float32 or bfloat16; several with commas are compared.")]
+Dtypes = Annotated[str, Option(help="auto, float32, bfloat16, or int8 for sample; several with commas are compared.")]
 Compile = Annotated[Literal["no", "yes", "both"], Option(help="Measure with torch.compile, without it, or compare.")]
 Threads = Annotated[int | None, Option(help="Of the CPU. Default: torch's.")]
 Repeats = Annotated[int, Option(help="Times that are measured, after a warm-up.")]
@@ -70,18 +70,18 @@ def bench(
     from var.bench.measure import describe_machine, measure
     from var.bench.sizes import find_sizes
     from var.bench.works import Setting, check_work, works_of
-    from var.utils.device import choose_device, choose_dtype
+    from var.utils.device import VAR_DTYPES, choose_device, choose_dtype
     from var.utils.files import atomic_write
     from var.utils.paths import check_target
 
     if json_file is not None:
         check_target(json_file, "bench.json")
     target = choose_device(device)
-    dtypes = [choose_dtype(name.strip(), target) for name in dtype.split(",")]
+    dtypes = [choose_dtype(name.strip(), target, VAR_DTYPES) for name in dtype.split(",")]
     sizes = find_sizes(model)
     named = works_of(sizes) if "all" in works else list(dict.fromkeys(works))
     for work in named:
-        check_work(work, sizes)
+        check_work(work, sizes, dtypes, VARIANTS[compile])
     if threads is not None:
         torch.set_num_threads(threads)
     if target.type == "cuda":
@@ -139,7 +139,7 @@ def table(results: Sequence["Result"]) -> list[str]:
                 f"{seconds.lowest:.4g} to {seconds.highest:.4g}",
                 f"{result.images_per_second:.4g}",
                 f"{result.peak_memory / 2**30:.2f} GiB",
-                f"{result.operations.products / 1e9:.4g}",
+                f"{(result.operations.products + result.operations.int8_products) / 1e9:.4g}",
                 f"{result.operations.convolutions / 1e9:.4g}",
                 f"{result.floor:.4g} s",
                 f"{result.time_over_floor:.3f}",

@@ -28,7 +28,7 @@ def classify(
     keep: classify_options.Keep = None,
     rows: classify_options.Rows = 64,
     device: options.Device = "auto",
-    dtype: options.Dtype = "auto",
+    dtype: options.VARDtype = "auto",
     json_file: options.JsonFile = None,
 ) -> None:
     """Print the most probable classes of each IMAGE: by the likelihood of its tokens, or by a probe.

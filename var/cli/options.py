@@ -87,6 +87,7 @@ def collect_options(*bundles: object, **more: object) -> dict[str, Any]:
 Batch = Annotated[int, Option(help="Images at once, for each process.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, Option(help="auto, float32 or bfloat16.")]
+VARDtype = Annotated[str, Option(help="auto, float32 or bfloat16; a VAR on a CPU also in int8.")]
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class ModelOptions:
 
     model: Annotated[str, Option(help=f"{MODEL}.")] = "var-mini"
     device: Device = "auto"
-    dtype: Dtype = "auto"
+    dtype: VARDtype = "auto"
 
 
 @dataclass(frozen=True)

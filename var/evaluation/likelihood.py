@@ -20,7 +20,7 @@ from tokenizer.scales import Scales
 from var.evaluation.metrics.stats import MeanStderr, concatenate, mean_stderr
 from var.models.token_losses import TokenLosses, image_means, token_losses
 from var.pipeline import VARPipeline
-from var.utils.device import check_float32, choose_device, choose_dtype
+from var.utils.device import VAR_DTYPES, check_float32, choose_device, choose_dtype
 
 BITS = 1 / math.log(2)  # of a nat
 
@@ -85,7 +85,7 @@ def load_pipeline(name: str | Path, device: str = "auto", dtype: str = "auto") -
     Raises:
         InputError: as VARPipeline.from_pretrained.
     """
-    chosen = choose_dtype(dtype, choose_device(device))
+    chosen = choose_dtype(dtype, choose_device(device), VAR_DTYPES)
     pipe = VARPipeline.from_pretrained(name, device=device, dtype="float32")
     pipe.model.cast(chosen)
     return pipe

@@ -41,10 +41,12 @@ def save_model(
         extra: more entries for config.json, such as the names of the classes.
         dtype: type of the stored floating-point numbers, see `choose_stored_dtype`; None keeps the model's.
 
-    Raises InputError: the folder cannot be written; a type that weights are not stored in; weights that are not
-    finite, which are not worth keeping.
+    Raises InputError: the folder cannot be written; a type that weights are not stored in; a VAR in int8;
+    weights that are not finite, which are not worth keeping.
     """
     dtype = choose_stored_dtype(dtype)
+    if isinstance(model, VAR) and model.dtype == torch.int8:
+        raise InputError("a model in int8 was rounded, and is not saved: save it as loaded with dtype float32")
     config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:

@@ -15,7 +15,7 @@ from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.generate import check_fit
 from var.sampling.params import SamplingParams
 from var.utils.classes import spread
-from var.utils.device import choose_device, choose_dtype
+from var.utils.device import VAR_DTYPES, check_int8, choose_device, choose_dtype
 from var.utils.paths import to_path
 
 LISTED = 50  # classes in a card
@@ -70,7 +70,8 @@ class Pipeline(Shared):
                 repository on the hub (`user/model`) that `push_to_hub` wrote.
             revision: branch, tag or commit of such a repository.
             device: auto, cpu, cuda, cuda:N or mps.
-            dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16.
+            dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16; or int8, on a
+                CPU: of the linear maps in the transformer's blocks, to draw and edit with; all else is in float32.
             compile: as `compile` does.
             vae_file: released tokenizer file on this machine, for released names.
             var_file: released transformer file on this machine, for released names.
@@ -81,7 +82,7 @@ class Pipeline(Shared):
             InputError: unknown name, missing or damaged files, no connection, an impossible device or dtype.
         """
         target = choose_device(device)
-        chosen = choose_dtype(dtype, target)
+        chosen = choose_dtype(dtype, target, VAR_DTYPES)
         pipe = cls(*load_pipeline(name, vae_file, var_file, phi_ratio, cosine, revision))
         pipe.to(target, chosen)
         return pipe.compile() if compile else pipe
@@ -91,6 +92,8 @@ class Pipeline(Shared):
 
         Every scale is compiled on its own, and again for another number of images at once. On a CPU it needs a C++
         compiler.
+
+        Raises InputError: a model in int8.
         """
         compile_transformer(self.model)
         compile_tokenizer(self.vqvae)
@@ -100,12 +103,17 @@ class Pipeline(Shared):
         """Move both networks to a device, in place, as `from_pretrained` does; dtype None: as they are.
 
         Raises:
-            InputError: an impossible device or dtype.
+            InputError: an impossible device or dtype, another than int8 for a model in int8.
         """
         target = choose_device(device)
-        chosen = None if dtype is None else choose_dtype(dtype, target)
+        if self.model.dtype == torch.int8:
+            check_int8(target)
+        if dtype is not None:
+            chosen = choose_dtype(dtype, target, VAR_DTYPES)
+            self.model.cast(chosen)
+            self.vqvae.cast(torch.float32 if chosen == torch.int8 else chosen)
         for network in (self.model, self.vqvae):
-            (network if chosen is None else network.cast(chosen)).to(target)
+            network.to(target)
         return self
 
     def save_pretrained(self, folder: str | Path, dtype: str | torch.dtype | None = None) -> None:

@@ -45,9 +45,8 @@ def open_refiner(
     else:
         with _named():
             parts = load_pipeline(refiner)
-        weight = draws.model.position
-        for network in (parts.model, parts.vqvae):
-            network.cast(weight.dtype).eval().to(weight.device)
+        parts.model.cast(draws.model.dtype).eval().to(draws.model.position.device)
+        parts.vqvae.cast(draws.vqvae.dtype).eval()
     found = Refiner(parts.model, first_scale)
     check_refiner(found, draws.model)
     if not is_same_tokenizer(parts.vqvae, draws.vqvae):

@@ -145,12 +145,15 @@ class Attention(nn.Module):
         self.softmax_scale = 1.0 if config.qk_norm else config.logit_scale / math.sqrt(width // config.heads)
         self.proj = nn.Linear(width, width, bias=config.bias)
 
+    def qkv_bias(self) -> Tensor | None:
+        """Return the bias (3D,) of queries, keys and values, 0 for keys."""
+        if self.q_bias is None or self.v_bias is None:
+            return None
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
     def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
         """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see earlier ones too."""
-        bias = None
-        if self.q_bias is not None and self.v_bias is not None:
-            bias = torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])  # (3D,)
-        qkv = self.qkv(x, bias)  # (B, L, 3D)
+        qkv = self.qkv(x, self.qkv_bias())  # (B, L, 3D)
         q, k, v = rearrange(qkv, "b l (three h d) -> three b l h d", three=3, h=self.heads)  # (B, L, H, D / H) each
         if self.log_scale is not None:
             attention_scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]  # (H, 1)

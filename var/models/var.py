@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tokenizer.errors import DEEPEST, InputError, check_types
 from tokenizer.scales import SCALES_256, Scales
+from var.models.int8 import Int8Linear, quantize
 from var.models.masks import block_causal, fastest
 from var.models.transformer import (
     AdaLN,
@@ -153,11 +154,30 @@ class VAR(nn.Module):
         initialize(self)
 
     def cast(self, dtype: torch.dtype) -> Self:
-        """Hold the weights in dtype, those of the head in float32: logits are always computed in float32."""
+        """Hold the weights in dtype, those of the head in float32: logits are always computed in float32.
+
+        With int8 the linear maps of attention and MLP become `Int8Linear`, for good; all else is in float32.
+
+        Raises InputError: from int8 to another type.
+        """
+        if self.dtype == torch.int8 != dtype:
+            raise InputError(f"weights in int8 were rounded: for {dtype} load the model again, with that dtype")
+        if dtype == torch.int8:
+            return self if self.dtype == dtype else self.cast(torch.float32)._quantize()
         head = {*self.head_adaln.parameters(), *self.head.parameters()}
         for parameter in self.parameters():  # never through dtype and back, which would round the head
             parameter.data = parameter.data.to(torch.float32 if parameter in head else dtype)
         return self
+
+    def _quantize(self) -> Self:
+        for block in self.blocks:
+            quantize(block)
+        return self.requires_grad_(False)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the blocks hold their linear maps in."""
+        return torch.int8 if any(isinstance(part, Int8Linear) for part in self.modules()) else self.position.dtype
 
     def condition(self, labels: Tensor) -> Condition:
         """(B,) int64 labels, num_classes for the null class -> embeddings and modulations."""

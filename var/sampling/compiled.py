@@ -3,6 +3,9 @@
 The compiled code is kept on disk by PyTorch, in TORCHINDUCTOR_CACHE_DIR.
 """
 
+import torch
+
+from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.models.var import VAR
 
@@ -14,7 +17,11 @@ def compile_transformer(model: VAR) -> None:
     """Compile the blocks in place, for sampling: once for every scale, since static shapes make the fastest code.
 
     All blocks share the compiled code. Nothing is compiled before the first call.
+
+    Raises InputError: a model in int8, whose products the compiler does not take.
     """
+    if model.dtype == torch.int8:
+        raise InputError("a model in int8 is not compiled: leave out compile, or take float32 or bfloat16")
     for block in model.blocks:
         block.compile(dynamic=False, recompile_limit=SHAPES_PER_SCALE * len(model.scales))
 

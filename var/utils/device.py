@@ -1,5 +1,7 @@
 """Devices and number types of the networks."""
 
+from collections.abc import Mapping
+
 import torch
 
 from tokenizer.errors import InputError
@@ -7,6 +9,7 @@ from tokenizer.vqvae import VQVAE
 
 KINDS = ("cpu", "cuda", "mps")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+VAR_DTYPES = DTYPES | {"int8": torch.int8}  # of a VAR that draws, on a CPU
 STORED_DTYPES = DTYPES | {"float16": torch.float16, "float64": torch.float64}
 
 
@@ -40,17 +43,33 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return False
 
 
-def choose_dtype(name: str | torch.dtype, device: torch.device) -> torch.dtype:
+def choose_dtype(
+    name: str | torch.dtype, device: torch.device, known: Mapping[str, torch.dtype] = DTYPES
+) -> torch.dtype:
     """The type, or that of a name; "auto" takes bfloat16 where the device is fast at it, else float32.
 
-    Raises InputError: an unknown name.
+    Args:
+        known: types by name.
+
+    Raises InputError: an unknown name, int8 on a device or with a build of torch that has no such products.
     """
     name = str(name).removeprefix("torch.")  # of a torch.dtype too
     if name == "auto":
         return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
-    if name not in DTYPES:
-        raise InputError(f"dtype {name!r} is unknown: take auto, {' or '.join(DTYPES)}")
-    return DTYPES[name]
+    if name not in known:
+        *others, last = known
+        raise InputError(f"dtype {name!r} is unknown: take auto, {', '.join(others)} or {last}")
+    if known[name] == torch.int8:
+        check_int8(device)
+    return known[name]
+
+
+def check_int8(device: torch.device) -> None:
+    """Raise InputError unless there are products in int8."""
+    if device.type != "cpu":
+        raise InputError(f"int8 runs on a CPU, not on {device.type}: load the model with device cpu, or in bfloat16")
+    if torch.backends.quantized.engine in ("", "none"):
+        raise InputError("this build of torch has no products in int8 on this processor: load the model in float32")
 
 
 def check_float32(vqvae: VQVAE) -> None:

@@ -50,7 +50,7 @@ def describe(opened: LabeledImages, data: DataOptions, model: ModelOptions, read
     """Return the JSON entries of model, data and versions: `read` is the number of images read."""
     from var.utils.provenance import device_name, fingerprint, versions
 
-    pipe, dtype = opened.pipe, str(opened.pipe.model.position.dtype).removeprefix("torch.")
+    pipe, dtype = opened.pipe, str(opened.pipe.model.dtype).removeprefix("torch.")
     return {
         "model": {
             "name": model.model,

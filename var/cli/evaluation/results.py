@@ -70,8 +70,12 @@ def heading(results: Mapping[str, Any]) -> list[str]:
 
 
 def format_size(network: Any) -> str:
-    """Return the number of parameters, as `3.3 M parameters`."""
-    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f} M parameters"
+    """Return the number of parameters, as `3.3 M parameters`, those that were rounded to int8 among them."""
+    from var.models.int8 import Int8Linear
+
+    rounded = [layer for layer in network.modules() if isinstance(layer, Int8Linear)]
+    count = sum(part.numel() for part in network.parameters()) + sum(layer.numel for layer in rounded)
+    return f"{count / 1e6:.1f} M parameters"
 
 
 def format_mean(value: "MeanStderr", form: str, factor: float = 1) -> str:

@@ -146,11 +146,10 @@ def sample_settings(
     candidates = num_per_class if reject is None else math.ceil(num_per_class / reject - 1e-9)
     if candidates > MOST:
         raise InputError(f"{candidates:,} images per class are too many: at most {MOST:,} fit the file names")
-    weight = pipe.model.position
     return Settings(
         model=model,
-        dtype=str(weight.dtype).removeprefix("torch."),
-        device=device_name(weight.device),
+        dtype=str(pipe.model.dtype).removeprefix("torch."),
+        device=device_name(pipe.model.position.device),
         versions=versions() | {name: version(name) for name in ("numpy", "pillow")},
         weights=fingerprint(pipe.model, pipe.vqvae, *([] if refiner is None else [refiner.model])),
         labels=tuple(labels),
