@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
@@ -88,7 +87,9 @@ def mean_fill(image: Image.Image, mask: Mask) -> Image.Image:
 
 
 def telea(image: Image.Image, mask: Mask) -> Image.Image:
-    """OpenCV's fast marching (Telea, 2004)."""
+    """OpenCV's fast marching (Telea, 2004); needs opencv-python-headless."""
+    import cv2
+
     return Image.fromarray(cv2.inpaint(np.array(image), mask.astype(np.uint8), TELEA_RADIUS, cv2.INPAINT_TELEA))
 
 

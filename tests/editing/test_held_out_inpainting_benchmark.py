@@ -1,6 +1,7 @@
 """`python benchmarks/held_out_inpainting.py`: what is hidden, and what every way to fill leaves as it is."""
 
 import runpy
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,6 +20,8 @@ def test_every_fill_keeps_the_half_that_is_shown(monkeypatch: pytest.MonkeyPatch
     pixels = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
     image = Image.fromarray(pixels)
     fills = script["ways_to_fill"](VARPipeline(*models()), mask)
+    if find_spec("cv2") is None:  # not among the packages that the tests install
+        del fills["Telea (OpenCV)"]
     results = {name: np.asarray(fill(image, 1, 0)) for name, fill in fills.items()}
     for filled in results.values():
         np.testing.assert_array_equal(filled[:, :4], pixels[:, :4])
