@@ -34,10 +34,11 @@ Fill = Callable[[Image.Image, int, int], Image.Image]  # image, its label, its n
 
 
 def read_split(pipe: VARPipeline, data: str, split: Split) -> tuple[list[Image.Image], Tensor]:
-    """The images of a split that are of the model's classes, and their labels."""
+    """The images of a split that are of the model's classes, and their labels (B,)."""
     whole = open_images(read_source(data, []), split, pipe.vqvae.config.image_side)
     batches = list(image_batches(restrict_to_labels(whole, pipe.known_labels()), CHUNK))
-    return [image for images, _ in batches for image in to_pil(images)], torch.cat([labels for _, labels in batches])
+    labels = [label for _, part in batches for label in part]
+    return [image for images, _ in batches for image in to_pil(images)], torch.tensor(labels)
 
 
 def right_half(side: int) -> Mask:
