@@ -1,6 +1,7 @@
 """VAR: one network for training and for generation."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from tokenizer.scales import SCALES_512, Scales
 from var.models.masks import Spans, spans
+from var.models.token_losses import head_losses, token_losses
 from var.models.var import VAR, VARConfig, gate_init
 
 SCALES = Scales(SIDES)
@@ -205,6 +207,23 @@ def test_spans_and_dense_mask_give_the_same_logits(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("var.models.var.fastest", lambda *args: seen.append(spans(*args)) or seen[-1])
     assert largest_difference(model(labels, features), dense) < 1e-5
     assert len(seen[0].bounds) > 1
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_losses_read_from_the_head_in_parts_are_those_of_the_logits(dtype: torch.dtype, checkpoint: bool) -> None:
+    model, (labels, features), tokens = small_var(), inputs(), random_tokens(3, SCALES.total)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        expected = token_losses(model(labels, features), tokens)
+        read = partial(head_losses, tokens=tokens, chunk=10 * VOCAB)
+        found = model(labels, features, checkpoint=checkpoint, read=read)
+    assert torch.allclose(found.loss, expected.loss, rtol=1e-5)
+    assert found.loss.dtype == torch.float32
+    assert torch.equal(found.accuracy, expected.accuracy)
+    losses = (found.loss.mean(), expected.loss.mean())
+    for ours, theirs in zip(*(torch.autograd.grad(loss, list(model.parameters())) for loss in losses), strict=True):
+        tolerance = 1e-6 if dtype == torch.float32 else 2e-2 * theirs.abs().max()
+        assert largest_difference(ours, theirs) <= tolerance
 
 
 @pytest.mark.parametrize("shared", [False, True])

@@ -10,6 +10,7 @@ B batch, N images.
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 from var.evaluation.metrics.stats import MeanStderr, concatenate, mean_stderr
-from var.models.token_losses import TokenLosses, image_means, token_losses
+from var.models.token_losses import TokenLosses, head_losses, image_means
 from var.pipeline import VARPipeline
 from var.utils.device import VAR_DTYPES, check_float32, choose_device, choose_dtype
 
@@ -114,7 +115,7 @@ def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -
         class_labels = torch.tensor(labels, device=device)
         null_labels = torch.full_like(class_labels, model.config.num_classes)
         for column, condition in zip(parts, (class_labels, null_labels), strict=True):
-            losses = token_losses(model(condition, inputs), tokens)
+            losses: TokenLosses = model(condition, inputs, read=partial(head_losses, tokens=tokens))
             column.append(image_means(TokenLosses(*(each.cpu().double() for each in losses)), model.scales))
     given, null = map(concatenate, parts)
     gain = mean_stderr(null["loss"] - given["loss"], "the loss").times(model.scales.total)

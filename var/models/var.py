@@ -6,9 +6,9 @@ Labels are dropped in training, for classifier-free guidance, in `var/training/s
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -128,6 +128,12 @@ class Condition(NamedTuple):
         return Condition(self.start[rows], modulations, self.head_scale[rows], self.head_shift[rows])
 
 
+def compute_logits(head: nn.Linear, x: Tensor) -> Tensor:
+    """Return the logits (B, L, V) of the head's input (B, L, D)."""
+    logits: Tensor = head(x)
+    return logits
+
+
 class VAR(nn.Module):
     """Labels and the coarser scales' features -> logits of the tokens."""
 
@@ -208,9 +214,13 @@ class VAR(nn.Module):
         positions = torch.cat(ranges)
         return scales, positions, self.mask[positions[:, None], positions]
 
-    def _logits(self, x: Tensor, condition: Condition) -> Tensor:
+    def _read(self, x: Tensor, condition: Condition, read: Callable[[nn.Linear, Tensor], Any]) -> Any:
         with torch.autocast(x.device.type, enabled=False):
-            return self.head(modulate(x.float(), condition.head_scale, condition.head_shift))  # (B, L, V)
+            return read(self.head, modulate(x.float(), condition.head_scale, condition.head_shift))
+
+    def _logits(self, x: Tensor, condition: Condition) -> Tensor:
+        logits: Tensor = self._read(x, condition, compute_logits)  # (B, L, V)
+        return logits
 
     def forward(
         self,
@@ -219,7 +229,8 @@ class VAR(nn.Module):
         path_noise: Tensor | None = None,
         checkpoint: bool = False,
         kept: Sequence[int] | None = None,
-    ) -> Tensor:
+        read: Callable[[nn.Linear, Tensor], Any] = compute_logits,
+    ) -> Any:
         """Predict all scales at once, each from itself and the coarser ones (training; VAR paper, figure 4).
 
         Args:
@@ -228,9 +239,11 @@ class VAR(nn.Module):
             path_noise: (B, 2 * depth) uniform in [0, 1), for stochastic depth; None drops nothing.
             checkpoint: keep only each block's input for the backward pass, and recompute the block there.
             kept: scales that L counts, in ascending order, the first among them; None: all.
+            read: computes what is returned from the head and its input, (B, L, D) float32: where logits are only a
+                step on the way, as to `head_losses`, they need not all exist at once.
 
         Returns:
-            (B, L, V) float32 logits.
+            What `read` does: (B, L, V) float32 logits, unless another function is given.
 
         Raises:
             InputError: the input is not of shape (B, L - 1, C), the noise not of shape (B, 2 * depth).
@@ -243,7 +256,7 @@ class VAR(nn.Module):
             modulations = stochastic_depth(modulations, self.config.drop_rates, path_noise)
         x = self.embed(condition, teacher_forcing_input, positions)  # (B, L, D)
         x = run_blocks(self.blocks, x, modulations, fastest(scales, mask), recompute=checkpoint)  # (B, L, D)
-        return self._logits(x, condition)  # (B, L, V)
+        return self._read(x, condition, read)
 
     def _check_shapes(self, batch: int, length: int, teacher_forcing_input: Tensor, path_noise: Tensor | None) -> None:
         expected = (batch, length - 1, self.config.latent_dim)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import ClassVar, Self, TypeVar
 
@@ -22,7 +23,7 @@ from var.hub.checkpoint import TOKENIZER, TRANSFORMER
 from var.hub.presets import RELEASED
 from var.hub.sources import find_weights
 from var.hub.start import start_from
-from var.models.token_losses import TokenLosses, image_means, token_losses
+from var.models.token_losses import TokenLosses, head_losses, image_means
 from var.models.var import VAR, TransformerSizes, VARConfig
 from var.sampling.generate import generate
 from var.sampling.params import SamplingParams
@@ -260,7 +261,8 @@ class VARStage(Stage[VARRecipeT]):
             inputs, targets = quantize_kept(self.vqvae.quantizer, self._features(batch), kept)
         else:
             inputs, targets = self._pyramid(self._tokens(batch), rng)
-        each = token_losses(model(labels, inputs, path_noise, checkpoint=checkpoint, kept=kept), targets)
+        read = partial(head_losses, tokens=targets)
+        each: TokenLosses = model(labels, inputs, path_noise, checkpoint=checkpoint, kept=kept, read=read)
         if kept is not None:  # which scales there are changes from step to step: validation reports each
             return Losses(each.loss.mean(), {"loss": each.loss.detach().mean(), "accuracy": each.accuracy.mean()})
         means = image_means(TokenLosses(each.loss.detach(), each.accuracy), self.vqvae.scales)
@@ -279,8 +281,8 @@ class VARStage(Stage[VARRecipeT]):
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         tokens = self._tokens(batch)
-        logits = model(batch.labels, self.vqvae.quantizer.teacher_forcing_input(tokens))
-        return image_means(token_losses(logits, tokens), self.vqvae.scales)
+        inputs = self.vqvae.quantizer.teacher_forcing_input(tokens)
+        return image_means(model(batch.labels, inputs, read=partial(head_losses, tokens=tokens)), self.vqvae.scales)
 
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """Draw one row a class: samples of the model, with the same random streams every time."""
