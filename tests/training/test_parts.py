@@ -186,3 +186,18 @@ def test_a_list_or_mapping_of_another_type_is_refused_in_the_words_of_recipes(im
         load_recipe(path, ["freeze=3"])
     with refused("optimizer.lr_factors=[1] must be a mapping"):
         load_recipe(path, ["optimizer.lr_factors=[1]"])
+
+
+@pytest.mark.parametrize(
+    "frozen", [{"train_only": ["mlp"]}, {"freeze": ["class_embedding"]}, {"lora": {"rank": 2, "train": []}}]
+)
+def test_what_init_leaves_random_must_be_trained(
+    images: Path, trained: Path, tmp_path: Path, frozen: dict[str, Any]
+) -> None:
+    """The rows of other classes: frozen, they would be noise for good."""
+    recipe = var_recipe(
+        tmp_path / "r", images, trained, init=str(trained), model=SMALL | {"num_classes": None}, **frozen
+    )
+    with refused("class_embedding.weight would stay random (1 tensor)", "lora keep it from training"):
+        train(recipe)
+    assert not (recipe.output / "model").exists()

@@ -230,15 +230,22 @@ def test_training_from_the_token_cache_is_training_from_images(
 # --- starting from weights
 
 
-def test_an_init_that_there_is_not_is_refused_before_images_are_encoded(
-    images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"init": "var-minni"}, "init='var-minni' does not exist"),
+        ({"init": "var-mini", "freeze": ["blok"]}, "freeze has 'blok', which is no part of the model"),
+        ({"init": "var-mini", "lora": {"rank": 500}}, "lora.rank=500 is above"),
+        ({"sampling": {"cfg_scales": [0, 9]}}, "cfg_scales=[0, 9]"),
+    ],
+)
+def test_what_the_model_has_not_is_refused_before_images_are_encoded(
+    images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path, changes: dict[str, Any], told: str
 ) -> None:
     tokens = tmp_path / "tokens"
-    recipe = var_recipe(
-        tmp_path / "run", images, tokenizer_run.output / "model", init="var-minni", token_cache=str(tokens)
-    )
-    with refused("init='var-minni' does not exist", "did you mean var-mini"):
-        train(recipe)
+    tokenizer = tokenizer_run.output / "model"
+    with refused(told):
+        train(var_recipe(tmp_path / "run", images, tokenizer, token_cache=str(tokens), **changes))
     assert not tokens.exists()
 
 

@@ -11,7 +11,7 @@ from tokenizer.errors import InputError
 from var.models.var import VAR
 from var.sampling.logits import mix_seed
 from var.training.config import LoRAConfig
-from var.training.parts import find_parameters
+from var.training.parts import find_parameters, plain_name
 from var.training.rng import Stream
 from var.utils.optional_packages import optional_packages
 from var.utils.torchvision_compat import import_torchvision
@@ -33,7 +33,7 @@ def add_adapters(model: VAR, config: LoRAConfig, seed: int) -> None:
     torch.manual_seed(mix_seed(Stream.ADAPTERS, seed))
     peft.inject_adapter_in_model(settings, model)
     for name, parameter in model.named_parameters():
-        if _plain_name(name) in trained:
+        if plain_name(name) in trained:
             parameter.requires_grad_(True)
 
 
@@ -57,14 +57,9 @@ def merge_adapters(model: VAR, build: Callable[[], VAR]) -> VAR:
             if isinstance(module, peft.tuners.lora.LoraLayer):
                 module.merge()
     plain = build().to(device).eval()
-    state = {_plain_name(name): value for name, value in merged.state_dict().items() if ".lora_" not in name}
+    state = {plain_name(name): value for name, value in merged.state_dict().items() if ".lora_" not in name}
     plain.load_state_dict(state)
     return plain
-
-
-def _plain_name(name: str) -> str:
-    """Return the name in a model without adapters of a parameter that is none of an adapter's."""
-    return name.replace(".base_layer.", ".")
 
 
 def _import_peft() -> ModuleType:

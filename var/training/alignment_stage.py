@@ -128,10 +128,11 @@ class AlignmentStage(VARStage[AlignmentRecipeT]):
             )
         return stage
 
-    def start_from(self, given: Path) -> None:
-        """Give the model the weights of its reference, which were read already."""
+    def start_from(self, given: Path) -> list[str]:
+        """Give the model the weights of its reference, which were read already and have all tensors."""
         self.phases[0].model.load_state_dict(self.reference.state_dict())
         log.info("init: the model and its frozen reference are %s", given)
+        return []
 
     def to(self, device: torch.device) -> None:
         super().to(device)

@@ -1,13 +1,14 @@
 """Parts of a model, by name or kind: which are trained, and with which share of the learning rate."""
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from itertools import chain
 
 from torch import nn
 
 from tokenizer.errors import InputError, abbreviate
+from var.utils.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -50,6 +51,22 @@ def freeze(model: nn.Module, frozen: Iterable[str], train_only: Iterable[str] = 
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("freeze and train_only leave nothing to train: freeze fewer parts")
+
+
+def check_random_is_trained(model: nn.Module, random: Collection[str]) -> None:
+    """Raise InputError if a parameter that has no trained value is frozen: it would stay random for good."""
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    lost = [name for name in map(plain_name, frozen) if name in random]
+    if lost:
+        raise InputError(
+            f"{lost[0]} would stay random ({plural(len(lost), 'tensor')}): it is not, or not all of it, in init, and "
+            "freeze, train_only or lora keep it from training: let it be trained, or give an init that has it"
+        )
+
+
+def plain_name(name: str) -> str:
+    """Return a parameter's name in the model without adapters."""
+    return name.replace(".base_layer.", ".")
 
 
 def log_trained(model: nn.Module) -> None:

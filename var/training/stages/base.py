@@ -107,9 +107,12 @@ class Stage(ABC, Generic[RecipeT]):
         for network in self.frozen.values():
             network.to(device)
 
-    def start_from(self, given: Path) -> None:
-        """Give the first phase's model the weights of the recipe's init. Raises InputError: see `load_weights`."""
-        start_from(given, self.phases[0].model, self.train_data.class_names)
+    def start_from(self, given: Path) -> list[str]:
+        """Give the first phase's model the weights of the recipe's init; return the tensors that stay random.
+
+        Raises InputError: see `load_weights`.
+        """
+        return start_from(given, self.phases[0].model, self.train_data.class_names).new
 
     def set_trained(self) -> None:
         """Make the first phase's model ready for training: with what `adapt` adds, without what the recipe freezes.

@@ -177,6 +177,8 @@ class VARStage(Stage[VARRecipeT]):
             return
         if recipe.init is not None and not checkpoints(recipe.output / "checkpoints"):
             find_weights(recipe.init, VAR.__name__, "init")  # before encoding, which takes long
+        with torch.device("meta"):
+            cls.outline(recipe).stage.set_trained()  # what the model has not is found here, not after encoding
         vqvae = open_tokenizer(recipe.tokenizer).to(device)
         if recipe.model.num_classes and not (recipe.token_cache / MANIFEST).is_file():
             for images in open_images(recipe, vqvae.config.image_side):
@@ -221,8 +223,8 @@ class VARStage(Stage[VARRecipeT]):
         super().to(device)
         self.neighbors = None if self.neighbors is None else self.neighbors.to(device)
 
-    def start_from(self, given: Path) -> None:
-        start_from(given, self.phases[0].model, self.train_data.class_names, self.vqvae)
+    def start_from(self, given: Path) -> list[str]:
+        return start_from(given, self.phases[0].model, self.train_data.class_names, self.vqvae).new
 
     def build(self) -> VAR:
         return VAR(self.config)
