@@ -154,7 +154,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
         """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see earlier ones too."""
         qkv = self.qkv(x, self.qkv_bias())  # (B, L, 3D)
-        q, k, v = rearrange(qkv, "b l (three h d) -> three b l h d", three=3, h=self.heads)  # (B, L, H, D / H) each
+        qkv = rearrange(qkv, "b l (three h d) -> b l three h d", three=3, h=self.heads)  # its gradient is laid out so
+        q, k, v = qkv.unbind(dim=2)  # (B, L, H, D / H) each
         if self.log_scale is not None:
             attention_scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]  # (H, 1)
             q, k = on_sphere(q, attention_scale), on_sphere(k)
