@@ -224,8 +224,8 @@ def predict(running: Running, kept: Sequence[int], next_inputs: list[Tensor], ro
     """
     model, condition, cache, filled = running
 
-    def repeat(x: Tensor, rows: int) -> Tensor:
-        return x.repeat(rows // len(x), 1, 1)
+    def repeat(x: Tensor, number: int) -> Tensor:
+        return x.repeat(number // len(x), 1, 1)
 
     *before, k = kept
     cached = sum(model.scales.lengths[earlier] for earlier in before)

@@ -25,7 +25,7 @@ def add_adapters(model: VAR, config: LoRAConfig, seed: int) -> None:
     Raises InputError: peft is not installed; a part to train that the model has not; a rank above that of a layer.
     """
     peft = _import_peft()
-    trained = find_parameters(model, config.train, "lora.train")  # before names change, to refuse in the user's words
+    trained = find_parameters(model, config.train, "lora.train")  # before adapters change names, which errors list
     _check_rank(model, config)
     settings = peft.LoraConfig(
         r=config.rank, lora_alpha=config.alpha, lora_dropout=config.dropout, target_modules=list(config.layers)

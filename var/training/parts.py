@@ -44,10 +44,10 @@ def freeze(model: nn.Module, frozen: Iterable[str], train_only: Iterable[str] = 
 
     Raises InputError: a part that has no parameter; nothing would be left to train.
     """
-    kept = find_parameters(model, train_only, "train_only")
-    out = find_parameters(model, frozen, "freeze")
+    only = find_parameters(model, train_only, "train_only")
+    frozen_names = find_parameters(model, frozen, "freeze")
     for name, parameter in model.named_parameters():
-        if name in out or (kept and name not in kept):
+        if name in frozen_names or (only and name not in only):
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError("freeze and train_only leave nothing to train: freeze fewer parts")

@@ -87,7 +87,7 @@ class DDOStage(AlignmentStage[DDORecipe]):
         outline = super().outline(recipe)
         if (recipe.samples_folder / MANIFEST).is_file():
             return outline
-        number = sum(_numbers(recipe, outline.images.number or 0))
+        number = sum(_sample_counts(recipe, outline.images.number or 0))
         notes = [*outline.notes, f"the run starts by drawing {number} images with the reference"]
         if outline.to_prepare:
             return outline._replace(notes=[*notes, "the time that this takes is not estimated"])
@@ -104,7 +104,7 @@ class DDOStage(AlignmentStage[DDORecipe]):
 
     def list_sample_labels(self) -> Labels:
         """Return the labels of the reference's samples, in proportion to those of the training images."""
-        train, held_out = _numbers(self.recipe, len(self.train_data))
+        train, held_out = _sample_counts(self.recipe, len(self.train_data))
         counts = self.counts.cpu()
         return {
             "train": proportional_labels(counts, train).tolist(),
@@ -138,7 +138,7 @@ def _order(number: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return epoch_order(number, mix_seed(Stream.REFERENCE_SAMPLES, seed), epoch)
 
 
-def _numbers(recipe: DDORecipe, images: int) -> tuple[int, int]:
+def _sample_counts(recipe: DDORecipe, images: int) -> tuple[int, int]:
     """Return the numbers of images to draw for training and for validation."""
     number = recipe.reference_samples or images
     return number, math.ceil(HELD_OUT * number)
