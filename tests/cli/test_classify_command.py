@@ -83,7 +83,7 @@ def test_mistakes_are_reported_in_one_line(var: Run, model: Path, tmp_path: Path
         ("a.png", "text.png"): ["text.png is not an image"],
         ("a.png", "--top", "0"): ["top=0"],
         ("a.png", "--rows", "0"): ["rows=0"],
-        ("a.png", "--keep", "2"): ["'2'", "3:25%,5:8"],
+        ("a.png", "--keep", "2"): ["--keep='2'", "3:25%,5:8"],
         ("a.png", "--keep", "3:2"): ["after 3 scales"],
         ("a.png", "--class", "1"): ["class 1", "two classes"],
         ("a.png", "--class", "1", "--class", "red dog"): ["red dog"],

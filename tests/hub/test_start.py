@@ -189,7 +189,7 @@ def test_of_other_classes_the_null_class_and_those_of_the_same_name_are_kept(
     assert torch.equal(table[0], theirs.class_embedding.weight[1])
     assert torch.equal(table[1:3], before[1:3])
     assert_equal(model.blocks, theirs.blocks)  # type: ignore[arg-type]
-    assert "is of other classes: rows kept of the null class, tabby cat; 2 other rows random" in caplog.text
+    assert "is of other classes: rows kept of the null class, tabby cat; 2 of 4 rows random" in caplog.text
     assert "not in it" not in caplog.text
     assert "num_classes=5, here 3" in caplog.text
 
@@ -220,8 +220,8 @@ def test_a_tokenizer_that_the_transformer_was_not_trained_with_is_named(
 
 
 def test_a_size_that_the_folder_does_not_give_has_its_default(folder: Path) -> None:
-    assert start_from(folder, small_var(seed=1)).settings == []
-    assert start_from(folder, small_var(seed=1, scale_drop=0.25)).settings == ["scale_drop=0.0, here 0.25"]
+    assert start_from(folder, small_var(seed=1)).settings == {}
+    assert start_from(folder, small_var(seed=1, scale_drop=0.25)).settings == {"scale_drop": (0.0, 0.25)}
 
 
 def test_positions_and_levels_of_other_scales_are_interpolated(folder: Path) -> None:
@@ -282,12 +282,13 @@ def test_another_patch_size_is_new_and_another_image_size_is_not(tmp_path: Path)
 def test_what_is_no_model_of_this_kind_is_refused(check: Any, folder: Path, tmp_path: Path) -> None:
     save_model(tmp_path / "aim", small_aim())
     cases: list[tuple[object, nn.Module, tuple[str, ...]]] = [
-        ("var-d17", small_var(), ("init='var-d17'", "var-d16")),
+        ("var-d17", small_var(), ("init='var-d17'", "did you mean var-d16", "var-d20")),
         ("aim-600M", small_var(), ("init='aim-600M'", "'VAR' is needed")),
         ("var-mini", pretrainer(), ("init='var-mini'", "'Encoder' is needed")),
         ("aim-tiny", pretrainer(), ("no released weights",)),
         (tmp_path / "none", small_var(), ("does not exist", "var-mini")),
-        (tmp_path, small_var(), ("has no config.json",)),
+        (tmp_path, small_var(), (f"init={str(tmp_path)!r}", "has no config.json")),
+        ("absent.pth", small_var(), ("init='absent.pth' does not exist: give", "a released file")),
         (folder / "tokenizer", small_var(), ("holds a 'VQVAE', a 'VAR' is needed",)),
         (tmp_path / "aim", small_vqvae(), ("holds a 'AIM', a 'VQVAE' is needed",)),
         (folder, nn.Linear(2, 2), ("leave it out",)),
@@ -305,8 +306,8 @@ def test_a_file_of_another_kind_is_refused(files: Path, tmp_path: Path) -> None:
         (RELEASED_TOKENIZER, small_var(), "holds a released 'VQVAE', a 'VAR' is needed"),
         (AIM_RELEASED["aim-600M"].backbone, small_var(), "holds a released 'Encoder', a 'VAR' is needed"),
         ("../notes.pth", small_var(), "weights"),
-        ("../other.pth", small_var(), "not a released file"),
-        ("../other.pth", pretrainer(), "not a released file"),
+        ("../other.pth", small_var(), "holds no weights of a released 'VAR': give"),
+        ("../other.pth", pretrainer(), "holds no weights of a released 'Encoder': give"),
     ]
     for file, model, part in cases:
         with refused(part):
@@ -341,6 +342,16 @@ def test_a_tokenizer_by_name_and_file(files: Path) -> None:
         assert not any(parameter.requires_grad for parameter in opened.parameters())
     assert open_tokenizer(Path("var-d16")).config.scales == SIDES  # as the model of that name has
     assert open_tokenizer(Path("var-mini")).config == tokenizer_config(SHIPPED["var-mini"])
+
+
+def test_a_file_of_scales_that_it_does_not_tell_is_refused_with_the_cause(files: Path) -> None:
+    vae, var = to_official(tokenizer(scales=(1, 2, 4)), small_var())
+    torch.save(vae, files / "vae.pth")
+    torch.save(var, files / "var.pth")
+    with refused("tokenizer=", "it is of 3 scales", str(list(SCALES_256.sides)), "a model's folder"):
+        open_tokenizer(files / "vae.pth")
+    with refused("init=", "it is of 21 tokens", "[1, 3]", "a model's folder"):
+        start_from(files / "var.pth", small_var(scales=(1, 3)))
 
 
 def test_the_sizes_of_a_named_tokenizer_need_no_download(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

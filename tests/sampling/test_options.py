@@ -108,7 +108,7 @@ def test_windows_that_are_none(window: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("window", ["0:7", 3, [0, 1.5]])
 def test_windows_of_another_type(window: object) -> None:
-    with refused(f"cfg_scales={window!r} must be whole numbers or null"):
+    with refused(f"cfg_scales={window!r} must be whole numbers, such as (1, 4), or None"):
         SamplingParams(cfg_scales=window)  # type: ignore[arg-type]  # that is what is tried
 
 
@@ -165,7 +165,7 @@ def test_numbers_of_numpy_and_torch_become_pythons_own() -> None:
     assert given == expected
     assert json.loads(json.dumps(given.to_dict()))["temperature"] == [1.0, 0.75, 0.5]
     assert SamplingParams(temperature=np.float32(0.5)).temperature == 0.5  # type: ignore[arg-type]
-    with refused("cfg_scales=[True, 2] must be whole numbers or null"):
+    with refused("cfg_scales=[True, 2] must be whole numbers, such as (1, 4), or None"):
         SamplingParams(cfg_scales=[np.True_, 2])  # type: ignore[arg-type, list-item]
 
 

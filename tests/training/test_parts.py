@@ -130,8 +130,10 @@ def test_a_decoder_is_tuned_alone_and_goes_on_bit_for_bit(
     with monkeypatch.context() as patched:
         stop_at(patched, 1)
         train(parts)
+    caplog.clear()
     with refused("freeze="):
         train(decoder_recipe(tmp_path / "parts", images, trained, ema=0.5, freeze=["encoder"]))
+    assert "trained: " not in caplog.text
     train(decoder_recipe(tmp_path / "parts", images, trained, ema=0.5))
     assert_same_weights(whole.output / "model", parts.output / "model")
 

@@ -54,7 +54,7 @@ def classify(
     from var.utils.provenance import versions
     from var.utils.text import as_unicode, plural
 
-    pruning = None if keep is None else Pruning.parse(keep)
+    pruning = None if keep is None else Pruning.parse(keep, "--keep")
     if json_file is not None:
         check_target(json_file, "classes.json", [*images, model])
     chosen = choose_by(model, by)

@@ -166,5 +166,5 @@ def _read_sampling(entry: object, folder: Path, model: VAR) -> SamplingParams | 
         sampling = SamplingParams(**entry)
         sampling.check_scales(model.scales.sides, model.config.scale_drop)
     except InputError as error:
-        raise InputError(f"{folder}: sampling has {error}") from error
+        raise InputError(f"{folder}: sampling: {error}") from error
     return sampling

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, did_you_mean
 from tokenizer.scales import SCALES_256, SCALES_512, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.checkpoint import CONFIG, WEIGHTS, check_values, find_part, read_config
@@ -71,7 +71,10 @@ def find_weights(given: str | Path, kind: str, key: str) -> Path | None:
     if path is None or path.is_file():
         return path
     folder = find_part(path, kind)
-    found = read_config(folder).get("model")
+    try:
+        found = read_config(folder).get("model")
+    except InputError as error:
+        raise InputError(f"{key}={str(given)!r} cannot be used: {error}") from error
     if found != kind and not (kind == Encoder.__name__ and found == AIM.__name__):
         raise InputError(f"{key}={str(given)!r} holds a {found!r}, a {kind!r} is needed here")
     return folder
@@ -85,7 +88,7 @@ def _find_named(given: str, kind: str, key: str) -> Path | None:
     of_aim, own = kind == Encoder.__name__, own_name(given)
     if own in ((*SHIPPED, *RELEASED) if of_aim else AIM_RELEASED):
         raise InputError(f"{key}={given!r} is {'no AIM' if of_aim else 'an AIM'}, a {kind!r} is needed here")
-    if "/" in given and not is_known(given):
+    if not is_known(given):
         return _fetch(given, kind, key)
     try:
         own = (check_aim_name if of_aim else check_name)(given)
@@ -99,11 +102,11 @@ def _find_named(given: str, kind: str, key: str) -> Path | None:
 
 def _fetch(given: str, kind: str, key: str) -> Path:
     """Return the folder of a repository on the hub. Raises InputError: none, or what no repository can be called."""
-    known = ", ".join(AIM_RELEASED if kind == Encoder.__name__ else (*SHIPPED, *RELEASED))
+    known = AIM_RELEASED if kind == Encoder.__name__ else (*SHIPPED, *RELEASED)
     remedy = "train stage 1 first, and give its model" if key == "tokenizer" else "give a model's folder"
-    remedy += f", a released file, a repository on the Hugging Face hub (user/model), or one of {known}"
+    remedy += f", a released file, a repository on the Hugging Face hub (user/model), or one of {', '.join(known)}"
     if not is_repository(given):
-        raise InputError(f"{key}={given!r} does not exist: {remedy}")
+        raise InputError(f"{key}={given!r} does not exist{did_you_mean(given, known)}: {remedy}")
     try:
         return fetch_repository(given, files=TOKENIZER_FILES if kind == VQVAE.__name__ else FILES)
     except InputError as error:
@@ -148,7 +151,12 @@ def read_released(
             f"{key}={given!r} holds the weights of a model of ours without its sizes: give the model's folder, with "
             f"{CONFIG} and {WEIGHTS}"
         )
-    if found not in (kind, None):
+    if found is None:
+        raise InputError(
+            f"{key}={given!r} holds no weights of a released {kind!r}: give a released file as its authors published "
+            "it, or a model's folder"
+        )
+    if found != kind:
         raise InputError(f"{key}={given!r} holds a released {found!r}, a {kind!r} is needed here")
     try:
         if isinstance(sizes, EncoderConfig):
@@ -156,18 +164,35 @@ def read_released(
             heads = None if shape_of(state, _PATCHES, 4)[0] in known else sizes.heads
             return load_official_encoder(state, sizes.image_size, heads)
         if kind == VQVAE.__name__:
-            return load_official_tokenizer(state, _choose_scales(sizes.scales, len, state, _USAGE, 0))
-        return load_official_var(state, _choose_scales(sizes.scales, _count_tokens, state, _MARKS[kind], 1))
+            return load_official_tokenizer(state, _choose_scales(sizes.scales, len, "scales", state, _USAGE, 0))
+        return load_official_var(state, _choose_scales(sizes.scales, _count_tokens, "tokens", state, _MARKS[kind], 1))
     except InputError as error:
         raise InputError(f"{key}={given!r} cannot be used: {error}") from error
 
 
 def _choose_scales(
-    ours: tuple[int, ...], count: Callable[[tuple[int, ...]], int], state: StateDict, name: str, dimension: int
+    ours: tuple[int, ...],
+    count: Callable[[tuple[int, ...]], int],
+    unit: str,
+    state: StateDict,
+    name: str,
+    dimension: int,
 ) -> tuple[int, ...]:
-    """Return the scales whose count is a tensor's length: ours or a released model's; ours too where none fits."""
-    length = state[name].shape[dimension] if name in state and state[name].ndim > dimension else None
-    return next((sides for sides in (ours, SCALES_256.sides, SCALES_512.sides) if count(sides) == length), ours)
+    """Return the scales whose count is a tensor's length: ours or a released model's; ours too without that tensor.
+
+    Raises InputError: the length is that of none of them.
+    """
+    if name not in state or state[name].ndim <= dimension:
+        return ours
+    length, known = state[name].shape[dimension], dict.fromkeys((ours, SCALES_256.sides, SCALES_512.sides))
+    for sides in known:
+        if count(sides) == length:
+            return sides
+    tried = ", ".join(str(list(sides)) for sides in known)
+    raise InputError(
+        f"it is of {length} {unit}, which none of the scales tried have ({tried}), and a released file does not tell "
+        "its own: give a model's folder, which does"
+    )
 
 
 def _count_tokens(sides: tuple[int, ...]) -> int:

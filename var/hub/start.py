@@ -41,9 +41,10 @@ class Started:
     interpolated: list[str] = field(default_factory=list)  # from other scales
     new: list[str] = field(default_factory=list)  # keep the values that they had
     classes: list[str] = field(default_factory=list)  # rows kept in a table of other classes
-    new_rows: int = 0  # the others in it
+    rows: int = 0  # in that table
+    new_rows: int = 0  # those of them that are random
     dropped: list[str] = field(default_factory=list)  # the given weights' own that nothing takes
-    settings: list[str] = field(default_factory=list)  # those of the given model that differ, in words
+    settings: dict[str, tuple[Any, Any]] = field(default_factory=dict)  # those that differ: the given model's, ours
     names: Mapping[int, str] = field(default_factory=dict)  # of the given model's labels, as far as they are known
     quantizer: object = None  # entry of the given model, for `is_of_tokenizer`
 
@@ -85,14 +86,15 @@ def start_from(
         log.info("init: interpolated from other scales: %s", ", ".join(started.interpolated))
     if started.classes:
         level = logging.WARNING if started.new_rows else logging.INFO
-        kept, rows = _enumerate(started.classes), plural(started.new_rows, "other row")
-        log.log(level, "init: %s is of other classes: rows kept of %s; %s random", CLASSES, kept, rows)
+        fate = f"; {started.new_rows} of {started.rows} rows random" if started.new_rows else ""
+        log.log(level, "init: %s is of other classes: rows kept of %s%s", CLASSES, _enumerate(started.classes), fate)
     new = [name for name in started.new if name != CLASSES or not started.classes]
     for names, fate in ((new, "not in it, random"), (started.dropped, "of it not used")):
         if names:
             log.warning("init: %s %s: %s", plural(len(names), "tensor"), fate, _enumerate(names))
     if started.settings:
-        log.warning("init: it was trained with other settings: %s", "; ".join(started.settings))
+        settings = "; ".join(f"{name}={there}, here {here}" for name, (there, here) in started.settings.items())
+        log.warning("init: it was trained with other settings: %s", settings)
     if vqvae is not None and not is_of_tokenizer(started.quantizer, vqvae):
         log.warning("init: %s was trained on the tokens of another tokenizer than the recipe's", given)
     return started
@@ -220,7 +222,7 @@ def _fit_classes(
     for name in kept:
         table[labels[name]] = theirs[rows[name]].to(table)
     started.classes = ["the null class", *kept]
-    started.new_rows = len(table) - len(started.classes)
+    started.rows, started.new_rows = len(table), len(table) - len(started.classes)
     state[CLASSES] = table
 
 
@@ -240,9 +242,10 @@ def _unique(classes: Mapping[int, str], number: int) -> dict[str, int]:
     return {name: label for label, name in classes.items() if count[name] == 1 and label < number}
 
 
-def _other_settings(model: VQVAE | VAR | Encoder, config: object) -> list[str]:
-    pairs = [(size.name, getattr(config, size.name), getattr(model.config, size.name)) for size in fields(model.config)]
-    return [f"{name}={_as_list(there)}, here {_as_list(here)}" for name, there, here in pairs if there != here]
+def _other_settings(model: VQVAE | VAR | Encoder, config: object) -> dict[str, tuple[Any, Any]]:
+    names = [size.name for size in fields(model.config)]
+    pairs = {name: (_as_list(getattr(config, name)), _as_list(getattr(model.config, name))) for name in names}
+    return {name: (there, here) for name, (there, here) in pairs.items() if there != here}
 
 
 def _as_list(value: Any) -> Any:

@@ -56,15 +56,18 @@ class Pruning:
                 )
 
     @classmethod
-    def parse(cls, text: str) -> "Pruning":
-        """Read steps from text such as `3:25%,5:8`. Raises InputError for anything else."""
+    def parse(cls, text: str, key: str = "pruning") -> "Pruning":
+        """Read steps from text such as `3:25%,5:8`; `key` is the option's, for messages.
+
+        Raises InputError for anything else.
+        """
         steps: list[tuple[int, int | float]] = []
         for part in text.split(","):
             found = re.fullmatch(r"\s*(\d{1,9}):(?:(\d{1,9})|(\d{1,9}(?:\.\d{1,9})?)%)\s*", part)
             if found is None:
                 raise InputError(
-                    f"{abbreviate(text)} must be scales and the classes kept after them, such as 3:25%,5:8: after "
-                    "three scales a quarter, after five scales eight"
+                    f"{key}={abbreviate(text)} must be scales and the classes kept after them, such as 3:25%,5:8: "
+                    "after three scales a quarter, after five scales eight"
                 )
             scales, number, percent = found.groups()
             steps.append((int(scales), float(percent) / 100 if number is None else int(number)))

@@ -20,7 +20,7 @@ from tokenizer.vqvae import VQVAE
 from var.data.config import Positive
 from var.data.dataset import Batch, SampleDataset
 from var.hub.load import is_of_tokenizer
-from var.hub.start import find_other_class, load_weights
+from var.hub.start import CLASSES, find_other_class, load_weights
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
 from var.training.alignment import alignment_loss, log_likelihood
@@ -28,6 +28,7 @@ from var.training.config import Recipe
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses, require
 from var.training.stages.var import VARRecipe, VARStage
+from var.utils.text import plural
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,13 @@ class AlignmentStage(VARStage[AlignmentRecipeT]):
             raise TypeError("a recipe of an alignment has init")
         init, started = f"init={str(recipe.init)!r}", load_weights(recipe.init, stage.reference)
         if new := started.new + started.interpolated:
+            if new == [CLASSES]:
+                number, here = started.settings["num_classes"]
+                where = "the data has" if recipe.model.num_classes is None else "model.num_classes is"
+                raise InputError(
+                    f"{init} has {plural(number, 'class', 'es')}, {where} {here}: give data of the same classes, and "
+                    f"if some have no images model.num_classes={number}"
+                )
             raise InputError(
                 f"{init} has no {new[0]} of this size ({len(new)} of the model's tensors are missing): give the recipe "
                 "the model's own sizes, classes and tokenizer"

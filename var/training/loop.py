@@ -12,6 +12,7 @@ from var.training.config import Recipe
 from var.training.distributed import build_accelerator, destroy_process_group, with_launcher_settings
 from var.training.health import disk_full_as_input_error
 from var.training.logger import Report, check_wandb
+from var.training.parts import log_trained
 from var.training.stages.base import find_stage
 from var.training.trainer import Trainer
 from var.utils.paths import check_writable
@@ -49,6 +50,8 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
     kind.prepare(recipe, accelerator.device, Ranks.of(accelerator))
     trainer = Trainer(recipe, accelerator)
     trainer.resume()
+    if recipe.freezes:
+        log_trained(trainer.stage.phases[0].model)
     stage, start, steps = trainer.stage, trainer.step, trainer.stage.steps
     rank, world_size = accelerator.process_index, accelerator.num_processes
     sampler = StepSampler(stage.train_data, recipe.batch_size, rank, world_size, start, steps, recipe.micro_batches)

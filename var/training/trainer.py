@@ -25,7 +25,7 @@ from var.training.distributed import is_sharding_requested, load_model_state, mo
 from var.training.ema import EMA
 from var.training.health import RunHealth
 from var.training.origin import describe_origin, describe_repairs, find_change
-from var.training.parts import check_random_is_trained, log_trained
+from var.training.parts import check_random_is_trained
 from var.training.phase_runner import PhaseRunner
 from var.training.renamed_keys import rename_keys
 from var.training.rng import StepRNG, Stream
@@ -63,7 +63,6 @@ class Trainer:
         stage.set_trained()
         if recipe.freezes:
             check_random_is_trained(stage.phases[0].model, random)
-            log_trained(stage.phases[0].model)
         first, sharded = stage.phases[0], accelerator.num_processes > 1 and is_sharding_requested()
         self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
         if self.ema and sharded and first.units:

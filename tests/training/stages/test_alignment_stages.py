@@ -222,8 +222,12 @@ def test_it_refuses_what_cannot_work(stage: str, images: Path, trained: Path, tm
         alignment(path, stage, images, trained, self_correction={"share": 0.1})
     with refused("model.num_classes"):
         alignment(path, stage, images, trained, data={"classes": [7]})
-    with refused("has no class_embedding.weight of this size (1 of the model's tensors"):
+    with refused("has 5 classes, model.num_classes is 4: give", "model.num_classes=5"):
         train(alignment(path, stage, images, trained, model={"num_classes": 4}))
+    with refused("has 5 classes, the data has "):
+        train(alignment(path, stage, images, trained, model={"num_classes": None}))
+    with refused("has no blocks.2.", "of the model's tensors are missing)"):
+        train(alignment(path, stage, images, trained, model={"depth": 3}))
     with refused("beta"):
         alignment(path, stage, images, trained, beta=0)
 

@@ -22,7 +22,7 @@ def classification(data: DataOptions, model: ModelOptions, keep: Keep = None, ro
     """
     from var.sampling.class_likelihood import Pruning
 
-    pruning = None if keep is None else Pruning.parse(keep)
+    pruning = None if keep is None else Pruning.parse(keep, "--keep")
     opened = open_labeled_images(data, model, "classification.json")
     from var.evaluation.classification import classification as measure
 
