@@ -6,10 +6,13 @@ need none. Measured are, for each way to fill:
 - PSNR in dB under the mask, of pixels in [0, 1]: mean over images and its standard error;
 - recognition: share of the results whose nearest training image, by the cosine of a network's features, is of the same
   class. The images themselves show how much can be had.
+
+`--figure FILE` fills and shows ten of them instead, evenly spaced in the order of the data.
 """
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import numpy as np
@@ -26,9 +29,18 @@ from var.data.listing import Split
 from var.editing.image_masks import Mask
 from var.evaluation.data import image_batches, open_images, read_source, restrict_to_labels
 from var.evaluation.metrics.extractors import Extractor, open_extractor
-from var.utils.images import to_pil
+from var.utils.classes import spread
+from var.utils.images import enlarge, image_grid, save_image, to_pil
 
 CHUNK = 64  # images in memory at once
+EXAMPLES, SHOWN_SIDE = 10, 96  # of the figure: its columns, and the side of an image in pixels
+FIGURED = (
+    "the drawing itself",
+    "what is shown",
+    "Telea (OpenCV)",
+    "in-painting, no class",
+    "in-painting, with the class",
+)
 
 Fill = Callable[[Image.Image, int, int], Image.Image]  # image, its label, its number -> result
 
@@ -46,6 +58,11 @@ def right_half(side: int) -> Mask:
     mask = np.zeros((side, side), dtype=bool)
     mask[:, side // 2 :] = True
     return mask
+
+
+def hide(image: Image.Image, mask: Mask) -> Image.Image:
+    """The image with gray in place of what is hidden."""
+    return Image.composite(Image.new("RGB", image.size, "gray"), image, Image.fromarray(mask))
 
 
 def ways_to_fill(pipe: VARPipeline, mask: Mask) -> dict[str, Fill]:
@@ -67,19 +84,31 @@ def directions(images: list[Image.Image], network: Extractor) -> Tensor:
     return torch.cat([F.normalize(network(part).pool, dim=1) for part in pixels.split(CHUNK)])
 
 
+def draw_figure(file: Path, images: list[Image.Image], labels: list[int], fills: dict[str, Fill]) -> None:
+    """Save one row for each name in FIGURED, one column for each image."""
+    rows = [fills[name](image, labels[i], i) for name in FIGURED for i, image in enumerate(images)]
+    save_image(file, image_grid([enlarge(image, SHOWN_SIDE) for image in rows], len(images)))
+
+
 def main(
     data: Annotated[
         str, typer.Option(help="What the model was trained on: a source, or its recipe.")
     ] = "data/emoji-64",
     model: Annotated[str, typer.Option(help="Name or folder.")] = "var-emoji",
     extractor: Annotated[str, typer.Option(help="Network that recognizes.")] = "efficientnet-lite0",
+    figure: Annotated[Path | None, typer.Option(help="PNG with ten examples, in place of the table.")] = None,
 ) -> None:
     """Print a table of the ways to fill."""
     pipe = VARPipeline.from_pretrained(model, dtype="float32")
-    network = open_extractor(extractor)
     mask = right_half(pipe.vqvae.config.image_side)
-    known, known_labels = read_split(pipe, data, "train")
     images, labels = read_split(pipe, data, "validation")
+    if figure is not None:
+        chosen = spread(range(len(images)), EXAMPLES)
+        shown = ways_to_fill(pipe, mask) | {"what is shown": lambda image, *_: hide(image, mask)}
+        draw_figure(figure, [images[i] for i in chosen], labels[chosen].tolist(), shown)
+        return
+    network = open_extractor(extractor)
+    known, known_labels = read_split(pipe, data, "train")
     known_directions = directions(known, network)
     rows = [("fill", "PSNR", "recognized")]
     for name, fill in ways_to_fill(pipe, mask).items():
