@@ -111,16 +111,7 @@ def draw_tokens(
     """
     labels = labels.tolist() if isinstance(labels, Tensor) else list(labels)
     indices = index_within_class(labels) if indices is None else indices
-    check_fit(model, vqvae)
-    check_labels(labels, indices, model.config.num_classes)
-    sampling.check_scales(model.scales.sides, model.config.scale_drop)
-    if refiner is not None:
-        check_refiner(refiner, model)
-        sampling.check_scales(model.scales.sides, refiner.model.config.scale_drop)
-    if sampling.use_scales is not None and forced is not None:
-        raise InputError("use_scales draws other token maps than the encoder's, which an edit keeps: leave it out")
-    if model.training or vqvae.training:
-        raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
+    check_drawing(model, vqvae, labels, indices, sampling, forced, refiner)
     streams = RandomStreams(seed, labels, indices)
 
     scales, quantizer, device = model.scales, vqvae.quantizer, model.position.device
@@ -143,20 +134,11 @@ def draw_tokens(
                 running = begin(refiner.model, rows)
             active = 2 * len(labels) if guided else len(labels)
             logits, running = predict(running, kept[: done + 1], next_inputs, active)
-            if guided:  # (2B, n, V)
-                conditional, unconditional = logits.chunk(2)  # (B, n, V) each
-                logits = classifier_free_guidance(
-                    conditional, unconditional, cfg_at_scale(sampling.cfg, k, len(scales))
-                )
-            if sampling.temperature_at(k) != 1:
-                logits = logits / sampling.temperature_at(k)
-            logits = filter_logits(logits, sampling.top_k, sampling.top_p)  # (B, n, V)
-            if sampling.smooth:
-                weights = gumbel_softmax(logits, streams.uniform(*logits.shape[1:]), k, len(scales))  # (B, n, V)
-                tokens_k, codes = weights.argmax(dim=-1), weights @ codebook  # (B, n), (B, n, C)
-            else:
-                tokens_k = sample_tokens(logits, streams.uniform(logits.shape[1]))  # (B, n)
-                codes = codebook[tokens_k]  # (B, n, C)
+            if guided:  # (2B, n, V) -> (B, n, V)
+                conditional, unconditional = logits.chunk(2)
+                strength = cfg_at_scale(sampling.cfg, k, len(scales))
+                logits = classifier_free_guidance(conditional, unconditional, strength)
+            tokens_k, codes = draw_scale(logits, k, len(scales), sampling, streams, codebook)  # (B, n), (B, n, C)
             if given is not None:
                 forced_tokens, is_forced = given[k]  # (B, n) each
                 tokens_k = torch.where(is_forced, forced_tokens, tokens_k)
@@ -168,6 +150,29 @@ def draw_tokens(
                 next_inputs.append(quantizer.next_input(f_hat, kept[done + 1]))  # (B, n of the next scale, C)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
     return Drawn(torch.cat(tokens, dim=1), [f_hat.clone() for f_hat in f_hats])
+
+
+def draw_scale(
+    logits: Tensor, k: int, num_scales: int, sampling: SamplingParams, streams: RandomStreams, codebook: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Draw the tokens of scale k, of num_scales.
+
+    Args:
+        logits: (B, n, V), guided.
+        streams: of the B images.
+        codebook: (V, C).
+
+    Returns:
+        The tokens, (B, n), and the codes that they stand for, (B, n, C); with smooth, mixtures of codes.
+    """
+    if sampling.temperature_at(k) != 1:
+        logits = logits / sampling.temperature_at(k)
+    logits = filter_logits(logits, sampling.top_k, sampling.top_p)
+    if sampling.smooth:
+        weights = gumbel_softmax(logits, streams.uniform(*logits.shape[1:]), k, num_scales)  # (B, n, V)
+        return weights.argmax(dim=-1), weights @ codebook
+    tokens = sample_tokens(logits, streams.uniform(logits.shape[1]))
+    return tokens, codebook[tokens]
 
 
 def generate_batches(
@@ -259,6 +264,28 @@ def forced_at_scales(given: ForcedTokens, vqvae: VQVAE, batch: int) -> list[tupl
         raise InputError(f"forced tokens must be in 0..{vqvae.config.vocab_size - 1}, the codebook's indices")
     tokens = tokens.where(inside, 0)
     return list(zip(vqvae.scales.split(tokens), vqvae.scales.split(forced), strict=True))
+
+
+def check_drawing(
+    model: VAR,
+    vqvae: VQVAE,
+    labels: list[int],
+    indices: list[int],
+    sampling: SamplingParams,
+    forced: ForcedTokens | None,
+    refiner: Refiner | None,
+) -> None:
+    """Raise InputError for arguments of `generate` that do not fit together, or a model in training mode."""
+    check_fit(model, vqvae)
+    check_labels(labels, indices, model.config.num_classes)
+    sampling.check_scales(model.scales.sides, model.config.scale_drop)
+    if refiner is not None:
+        check_refiner(refiner, model)
+        sampling.check_scales(model.scales.sides, refiner.model.config.scale_drop)
+    if sampling.use_scales is not None and forced is not None:
+        raise InputError("use_scales draws other token maps than the encoder's, which an edit keeps: leave it out")
+    if model.training or vqvae.training:
+        raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
 
 
 def check_fit(model: VAR, vqvae: VQVAE) -> None:
