@@ -120,7 +120,7 @@ def test_an_unknown_class(sample: Run) -> None:
         (("207",), ("207", "--help lists the options")),
         (("--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
         (("--device", "cuda:77"), ("device 'cuda:77'",)),
-        (("--dtype", "half"), ("dtype 'half'", "auto, float32 or bfloat16")),
+        (("--dtype", "half"), ("dtype 'half'", "auto, float32, bfloat16 or int8")),
         (("--model", "var-d99"), ("'var-d99'", "var-mini, var-emoji, var-d16")),
         (("--model", "no/such/folder"), ("'no/such/folder'", "give a model folder")),
     ],

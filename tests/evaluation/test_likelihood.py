@@ -218,7 +218,7 @@ def test_the_command_tells_mistakes_in_one_line(var: Run, tmp_path: Path) -> Non
         ("--classes", "0,,1"): ["--classes '0,,1'"],
         ("--num", "0"): ["num=0"],
         ("--batch", "0"): ["batch=0"],
-        ("--dtype", "int8"): ["int8"],
+        ("--dtype", "int4"): ["int4"],
         ("--model", "var-d17"): ["var-d17"],
         ("--json", "images"): ["images", "likelihood.json"],
         ("--json", "images/val/cup/0.png"): ["is inside"],

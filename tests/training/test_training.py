@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from torch import Tensor
 
 from var.data.loader import validation_loader
 from var.hub.checkpoint import WEIGHTS, load_tokenizer
+from var.models.token_losses import TokenLosses
 from var.pipeline import VARPipeline
 from var.training.checkpointing import checkpoints, save_checkpoint
 from var.training.distributed import build_accelerator
@@ -166,9 +168,11 @@ def test_labels_are_dropped_in_training_only(images: Path, tokenizer_run: Tokeni
     batch = next(iter(validation_loader(stage.validation_data, recipe.data, 6, 0, 1)))
     seen: list[list[int]] = []
 
-    def model(labels: Tensor, *arguments: Tensor, **options: bool) -> Tensor:
+    head = torch.nn.Linear(2, 16)
+
+    def model(labels: Tensor, *_: Tensor, read: Callable[..., TokenLosses], **options: bool) -> TokenLosses:
         seen.append(labels.tolist())
-        return torch.zeros(len(labels), LATENT_TOKENS, 16, requires_grad=True)
+        return read(head, torch.zeros(len(labels), LATENT_TOKENS, 2))
 
     for step in range(100):
         draws = StepRNG(0, step, 6, range(6), torch.device("cpu"))
