@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from var.bench.counting import Operations, count_operations
 from var.models.int8 import Int8Linear
+from var.models.packed import PackedLinear, can_pack
 
 LINEAR = 2 * 3 * 8 * 5  # three vectors of 8 numbers to 5
 CONVOLUTION = 2 * 2 * 25 * 6 * 4 * 9  # two images of 5 x 5, 4 channels to 6, 3 x 3
@@ -63,3 +64,13 @@ def test_what_is_compiled_is_counted_without_the_compiler() -> None:
     assert compiled == []
     run(x)
     assert len(compiled) == 1
+
+
+def test_a_packed_linear_layer_counts_as_the_plain_one() -> None:
+    layer = nn.Linear(24, 40)
+    if not can_pack(layer.weight):
+        pytest.skip("this build of torch packs no weights")
+    x = torch.randn(2, 5, 24)
+    with torch.inference_mode():
+        assert count_operations(lambda: PackedLinear(layer)(x)) == Operations(2 * 10 * 24 * 40, 0)
+        assert count_operations(lambda: layer(x)) == Operations(2 * 10 * 24 * 40, 0)

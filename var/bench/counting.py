@@ -19,6 +19,9 @@ CPU_ATTENTION = {
     ),
 }
 
+# The products of `var.models.packed`.
+PACKED = {torch.ops.mkldnn._linear_pointwise: lambda x, *_, out_shape: 2 * prod(x) * out_shape[-1]}
+
 # The products of `var.models.int8`.
 INT8 = {torch.ops.quantized.linear_dynamic: lambda x, *_, out_shape: 2 * prod(x) * out_shape[-1]}
 
@@ -33,7 +36,7 @@ class Operations(NamedTuple):
 
 def count_operations(action: Callable[[], object]) -> Operations:
     """Run the action once, without the compiler, and count the FLOPs that it executes, backward passes included."""
-    known = CPU_ATTENTION | INT8
+    known = CPU_ATTENTION | PACKED | INT8
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=known) as mode:
         action()
     counts = mode.get_flop_counts()["Global"]

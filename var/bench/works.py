@@ -14,6 +14,7 @@ from tokenizer.vqvae import VQVAE
 from var.bench.sizes import ModelSizes, VARSizes
 from var.bench.steps import tokenizer_step, transformer_step
 from var.models.aim import AIM, AIMConfig
+from var.models.packed import pack
 from var.models.var import VAR
 from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.generate import generate
@@ -60,6 +61,8 @@ def _sample(sizes: VARSizes, setting: Setting) -> Action:
     vqvae = _tokenizer(sizes, setting)
     if setting.compiled:
         compile_transformer(model)
+    else:
+        pack(model.blocks)
     labels = [i % sizes.transformer.num_classes for i in range(setting.batch)]
     sampling = replace(FOR_METRICS, top_k=min(FOR_METRICS.top_k, sizes.transformer.vocab_size))
     return lambda: generate(model, vqvae, labels, sampling)

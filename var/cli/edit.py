@@ -143,7 +143,7 @@ def finish(verb: str, file: Path, edit: EditOptions, method: "Callable[[VARPipel
     from var.pipeline import VARPipeline
     from var.utils.images import save_image
 
-    pipe = VARPipeline.from_pretrained(edit.model, device=edit.device, dtype=edit.dtype)
+    pipe = VARPipeline.from_pretrained(edit.model, device=edit.device, dtype=edit.dtype).pack()
     loaded = time.perf_counter()
     output = method(pipe)
     seconds = time.perf_counter() - loaded

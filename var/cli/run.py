@@ -13,6 +13,7 @@ from typer.exceptions import TyperException
 
 from tokenizer.errors import InputError, one_line
 from var.cli.streams import check_printed, guard_streams
+from var.utils.allocator import keep_freed_memory
 from var.utils.optional_packages import optional_packages
 from var.utils.paths import to_path
 
@@ -34,6 +35,7 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
     is of all commands together.
     """
     guard_streams()
+    keep_freed_memory()
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("var.utils.images").setLevel(logging.INFO)  # every command says which images it found
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough

@@ -51,7 +51,7 @@ def sample(
 
     check_writable(out)
     check_refiner_options(drawn.refiner, drawn.refine_from)
-    pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype)
+    pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype).pack()
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
     loaded = time.perf_counter()
     output = pipe(labels, num, intermediates=scales, **collect_options(sampling, drawn))

@@ -10,6 +10,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.hub.sharing import Card, Shared, size, tokenizer_facts
+from var.models.packed import pack, unpack
 from var.models.var import VAR
 from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.generate import check_fit
@@ -95,8 +96,19 @@ class Pipeline(Shared):
 
         Raises InputError: a model in int8.
         """
+        unpack(self.model.blocks)
         compile_transformer(self.model)
         compile_tokenizer(self.vqvae)
+        return self
+
+    def pack(self) -> Self:
+        """Lay out the transformer's weights, in place, as products on x86 CPUs read them: images take less time.
+
+        A packed transformer makes images and is saved as any other; `to` and `compile` undo it, and so does
+        `var.models.packed.unpack`, which is needed before the model is trained. Nothing happens on other devices, in
+        int8, or in bfloat16 on CPUs that have no instructions for it.
+        """
+        pack(self.model.blocks)
         return self
 
     def to(self, device: str | torch.device, dtype: str | torch.dtype | None = None) -> Self:
@@ -106,6 +118,7 @@ class Pipeline(Shared):
             InputError: an impossible device or dtype, another than int8 for a model in int8.
         """
         target = choose_device(device)
+        unpack(self.model.blocks)
         if self.model.dtype == torch.int8:
             check_int8(target)
         if dtype is not None:

@@ -17,6 +17,7 @@ from tokenizer.errors import DEEPEST, InputError, check_types
 from tokenizer.scales import SCALES_256, Scales
 from var.models.int8 import Int8Linear, quantize
 from var.models.masks import block_causal, fastest
+from var.models.packed import unpack
 from var.models.transformer import (
     AdaLN,
     AdaLNBlock,
@@ -162,12 +163,14 @@ class VAR(nn.Module):
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights in dtype, those of the head in float32: logits are always computed in float32.
 
-        With int8 the linear maps of attention and MLP become `Int8Linear`, for good; all else is in float32.
+        With int8 the linear maps of attention and MLP become `Int8Linear`, for good; all else is in float32. A packed
+        model is unpacked.
 
         Raises InputError: from int8 to another type.
         """
         if self.dtype == torch.int8 != dtype:
             raise InputError(f"weights in int8 were rounded: for {dtype} load the model again, with that dtype")
+        unpack(self.blocks)
         if dtype == torch.int8:
             return self if self.dtype == dtype else self.cast(torch.float32)._quantize()
         head = {*self.head_adaln.parameters(), *self.head.parameters()}

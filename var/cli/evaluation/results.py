@@ -70,11 +70,12 @@ def heading(results: Mapping[str, Any]) -> list[str]:
 
 
 def format_size(network: Any) -> str:
-    """Return the number of parameters, as `3.3 M parameters`, those that were rounded to int8 among them."""
+    """Return the number of weights, as `3.3 M parameters`, whether they are parameters, in int8 or packed."""
     from var.models.int8 import Int8Linear
+    from var.models.packed import PackedLinear
 
-    rounded = [layer for layer in network.modules() if isinstance(layer, Int8Linear)]
-    count = sum(part.numel() for part in network.parameters()) + sum(layer.numel for layer in rounded)
+    others = [layer for layer in network.modules() if isinstance(layer, Int8Linear | PackedLinear)]
+    count = sum(part.numel() for part in network.parameters()) + sum(layer.numel for layer in others)
     return f"{count / 1e6:.1f} M parameters"
 
 

@@ -1,0 +1,95 @@
+"""Packed linear maps: the same results, the same weights back, refusals where they cannot be used."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import SIDES, largest_difference, random_tokens, refused, small_quantizer, small_var, small_vqvae
+
+from tokenizer.scales import Scales
+from var import VARPipeline
+from var.cli.evaluation.results import format_size
+from var.hub.checkpoint import load_var, save_model
+from var.models.packed import LINEAR_MAPS, PackedLinear, can_pack, pack, unpack
+from var.models.var import VAR
+from var.sampling.params import SamplingParams
+from var.utils.provenance import fingerprint
+
+pytestmark = pytest.mark.skipif(not can_pack(torch.ones(1)), reason="this build of torch packs no weights")
+
+
+def packed_var() -> VAR:
+    model = small_var(seed=1)
+    pack(model.blocks)
+    return model
+
+
+def packed_layers(model: VAR) -> int:
+    return sum(isinstance(part, PackedLinear) for part in model.modules())
+
+
+def pipeline() -> VARPipeline:
+    return VARPipeline(small_var(seed=1), small_vqvae(seed=2), sampling=SamplingParams(top_k=20))
+
+
+def test_logits_are_the_same() -> None:
+    tokens = random_tokens(3, Scales(SIDES).total)
+    given = torch.tensor([0, 3, 5]), small_quantizer().teacher_forcing_input(tokens)
+    plain, packed = small_var(seed=1), packed_var()
+    assert packed_layers(packed) == len(LINEAR_MAPS) * len(packed.blocks)
+    with torch.inference_mode():
+        assert largest_difference(packed(*given), plain(*given)) < 1e-5
+
+
+def test_images_are_the_same_and_unpacking_gives_the_same_bits() -> None:
+    pipe, packed = pipeline(), pipeline().pack()
+    assert torch.equal(packed([1, 2], cfg=1.5).tokens, pipe([1, 2], cfg=1.5).tokens)
+    unpack(packed.model.blocks)
+    assert packed_layers(packed.model) == 0
+    found, expected = dict(packed.model.named_parameters()), dict(pipe.model.named_parameters())
+    assert list(found) == list(expected)
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_packing_twice_is_packing_once() -> None:
+    model = packed_var()
+    layer = model.blocks[0].mlp.up
+    pack(model.blocks)
+    assert model.blocks[0].mlp.up is layer
+
+
+def test_it_is_saved_counted_and_known_as_the_plain_one(tmp_path: Path) -> None:
+    plain, packed = small_var(seed=1), packed_var()
+    assert fingerprint(packed) == fingerprint(plain)
+    assert format_size(packed) == format_size(plain)
+    save_model(tmp_path / "packed", packed)
+    loaded = load_var(tmp_path / "packed")
+    assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_packed_model_is_not_trained_or_moved() -> None:
+    model = packed_var()
+    with refused("a packed model cannot be trained: call unpack() first"):
+        model.train()
+    with refused("a packed model is not moved or cast: call unpack() first"):
+        model.double()
+
+
+def test_a_pipeline_unpacks_before_it_moves_or_casts_its_model() -> None:
+    pipe = pipeline().pack().to("cpu", "bfloat16")
+    assert packed_layers(pipe.model) == 0
+    assert pipe.model.blocks[0].mlp.up.weight.dtype == torch.bfloat16
+
+
+def test_compiling_unpacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda *_, **__: None)
+    assert packed_layers(pipeline().pack().compile().model) == 0
+
+
+def test_int8_and_other_types_are_left_as_they_are() -> None:
+    for dtype in (torch.float64, torch.int8):
+        model = small_var(seed=1).cast(dtype)
+        before = copy.copy(list(model.modules()))
+        pack(model.blocks)
+        assert list(model.modules()) == before

@@ -1,0 +1,88 @@
+"""Linear maps of a transformer's blocks whose weights lie as oneDNN's products on x86 CPUs read them.
+
+A plain weight is laid out anew in every product, which takes longer than the product itself for the few tokens of a
+coarse scale.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError
+from var.models.transformer import AdaLNBlock, Block
+
+LINEAR_MAPS = ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")  # of a block
+
+
+class PackedLinear(nn.Module):
+    """A linear map that is neither trained nor moved; its numbers are those of the layer that it replaces.
+
+    Args:
+        layer: on a CPU, in a type that `can_pack` says True of.
+    """
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.kind = type(layer)  # that `unpack` gives back
+        self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), None)
+        self.bias = layer.bias
+        self.numel = layer.weight.numel()  # of the numbers that are no parameters
+        self.eval()
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """(..., in) -> (..., out); a bias that is given, as to QKV, is in place of the layer's own."""
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(
+            x, self.weight, self.bias if bias is None else bias, "none", [], ""
+        )
+        return y
+
+    def unpack(self) -> nn.Linear:
+        """Return the layer that was packed, with the same numbers."""
+        weight = self.weight.to_dense()
+        layer = self.kind(weight.shape[1], weight.shape[0], bias=False, device="meta")
+        layer.weight, layer.bias = nn.Parameter(weight), self.bias
+        return layer.eval()
+
+    def train(self, mode: bool = True) -> "PackedLinear":
+        """Raise InputError for mode=True: these products have no gradients."""
+        if mode:
+            raise InputError("a packed model cannot be trained: call unpack() first")
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "PackedLinear":
+        raise InputError("a packed model is not moved or cast: call unpack() first")
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        """Write what the layer that was packed would."""
+        destination[f"{prefix}weight"] = self.weight.to_dense()
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+
+
+def can_pack(weight: Tensor) -> bool:
+    """Return whether this device and build of torch have products of packed weights of this type."""
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return False
+    bfloat16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return weight.dtype == torch.float32 or bool(bfloat16)
+
+
+def pack(blocks: Iterable[AdaLNBlock | Block]) -> None:
+    """Pack the linear maps of attention and MLP in place, where that can be done; those in int8 are left."""
+    for block in blocks:
+        for name in LINEAR_MAPS:
+            layer = block.get_submodule(name)
+            if isinstance(layer, nn.Linear) and can_pack(layer.weight):
+                block.set_submodule(name, PackedLinear(layer))
+
+
+def unpack(blocks: Iterable[AdaLNBlock | Block]) -> None:
+    """Undo `pack`: the weights are parameters again, the same to the last bit."""
+    for block in blocks:
+        for name in LINEAR_MAPS:
+            layer = block.get_submodule(name)
+            if isinstance(layer, PackedLinear):
+                block.set_submodule(name, layer.unpack())
