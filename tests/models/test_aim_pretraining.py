@@ -17,14 +17,12 @@ from var.models.aim_pretraining import (
     HeadConfig,
     PixelHead,
     check_prefix,
-    patch_statistics,
-    patches,
     prefix_lengths,
     sequence_order,
     target_mask,
-    unpatchify,
 )
 from var.models.masks import prefix_causal
+from var.models.pretraining import patch_statistics, patches, unpatchify
 
 SIDE, PATCH = 4, 2
 ENCODER = EncoderConfig(image_size=SIDE * PATCH, patch_size=PATCH, width=16, depth=2, heads=2)

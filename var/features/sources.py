@@ -31,8 +31,8 @@ from var.hub.presets import (
 )
 from var.models import transformer
 from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
-from var.models.aim_pretraining import patches
 from var.models.masks import fastest
+from var.models.pretraining import patches
 from var.models.var import VAR
 from var.pipeline import VARPipeline
 from var.utils.device import choose_device, choose_dtype

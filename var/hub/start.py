@@ -22,7 +22,7 @@ from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.load import is_of_tokenizer
 from var.hub.sources import Weights, find_weights, read_weights_for
 from var.models.aim import Encoder, EncoderConfig
-from var.models.aim_pretraining import AIMPretrainer
+from var.models.pretraining import Pretrainer
 from var.models.var import VAR, VARConfig
 from var.utils.text import plural
 from var.utils.weights import check_kinds
@@ -54,7 +54,7 @@ def startable_part(model: nn.Module) -> tuple[str, VQVAE | VAR | Encoder]:
 
     Raises InputError: there is none.
     """
-    if isinstance(model, AIMPretrainer):
+    if isinstance(model, Pretrainer):
         return "encoder.", model.encoder
     if isinstance(model, VQVAE | VAR | Encoder):
         return "", model

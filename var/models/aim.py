@@ -120,16 +120,27 @@ class Encoder(nn.Module):
         self.register_buffer("position", sincos_2d_pos_embed(config.side, config.width), persistent=False)
         initialize(self)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S), normalized, on any device -> patches with their positions (B, N, D), row by row.
+    def embed_patches(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S), normalized, on any device -> patches without their positions (B, N, D), row by row.
 
         Raises InputError: the images are no floating-point numbers, not RGB or not of the model's size.
         """
         check_images(images, self.config.image_size)
         weight = self.patchify.weight
         x = self.patchify(images.to(weight.device, weight.dtype))  # (B, D, S / P, S / P)
-        x = self.patch_norm(rearrange(x, "b d h w -> b (h w) d"))  # (B, N, D)
+        return self.patch_norm(rearrange(x, "b d h w -> b (h w) d"))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """`embed_patches` with the positions."""
+        return self.add_position(self.embed_patches(images))
+
+    def add_position(self, x: Tensor) -> Tensor:
+        """Add their positions to all patches, (B, N, D), row by row."""
         return x + self.position.to(x.dtype)
+
+    def encode(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Patches with their positions, any of them in any order, (B, n, D) -> (B, n, D), after the last norm."""
+        return self.norm(run_blocks(self.blocks, x, mask=mask))
 
     def extract_features(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Return outputs of some blocks, with attention between all patches; blocks after the last of them are not run.
@@ -145,16 +156,23 @@ class Encoder(nn.Module):
         return hidden_states(self.blocks, self.embed(images), wanted)
 
     def forward(self, images: Tensor, mask: Tensor | None = None, order: Tensor | None = None) -> Tensor:
-        """Input of the pixel head: (B, 3, S, S) -> (B, N, D), after the last norm.
+        """What the heads of pre-training read: (B, 3, S, S) -> (B, n, D), after the last norm.
 
         Args:
             images: normalized.
             mask: see `prefix_causal`; None: attention between all patches.
-            order: (N,) int64, the patches in the order of the sequence; None: row by row.
+            order: int64, indices of the patches in the order of the sequence: (n,), or (B, n) for each image its own.
+                Those that are left out are not seen. None: all N, row by row.
         """
         x = self.embed(images)  # (B, N, D)
-        x = x if order is None else x[:, order]
-        return self.norm(run_blocks(self.blocks, x, mask=mask))
+        return self.encode(x if order is None else select_patches(x, order), mask)
+
+
+def select_patches(x: Tensor, indices: Tensor) -> Tensor:
+    """What belongs to some patches, in their order: (B, N, C) and int64 (n,), or (B, n), -> (B, n, C)."""
+    if indices.dim() == 1:
+        return x[:, indices]
+    return x.gather(1, indices[..., None].expand(-1, -1, x.shape[-1]))
 
 
 class AttentiveProbe(nn.Module):

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from tokenizer.errors import DEEPEST, InputError, check_types
-from var.models.aim import Encoder, EncoderConfig, initialize, sincos_2d_pos_embed
+from var.models.aim import EncoderConfig, initialize, sincos_2d_pos_embed
 from var.models.masks import prefix_causal
+from var.models.pretraining import Pretrainer
 from var.models.transformer import MLP, NORM_EPS, BlockConfig, check_mlp_ratio
-
-VARIANCE_EPS = 1e-6  # of a patch, when targets are normalized
 
 Order = Literal["raster", "spiral", "checkerboard", "random"]
 
@@ -69,7 +66,7 @@ class PixelHead(nn.Module):
         return self.predict(self.norm(x))  # (B, N - 1, C)
 
 
-class AIMPretrainer(nn.Module):
+class AIMPretrainer(Pretrainer):
     """An encoder with its head.
 
     Args:
@@ -78,8 +75,7 @@ class AIMPretrainer(nn.Module):
     """
 
     def __init__(self, encoder: EncoderConfig, head: HeadConfig, outputs: int, order: Tensor) -> None:
-        super().__init__()
-        self.encoder = Encoder(encoder)
+        super().__init__(encoder)
         self.head = PixelHead(encoder, head, outputs)
         self.order: Tensor
         self.register_buffer("order", order, persistent=False)
@@ -159,38 +155,6 @@ def _spiral(side: int) -> list[int]:
     return visited
 
 
-def patches(images: Tensor, patch_size: int) -> Tensor:
-    """(B, 3, S, S) -> the pixels of each patch, row by row: (B, N, P * P * 3)."""
-    return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
-
-
-def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patches`."""
-    side = round(patches.shape[1] ** 0.5)
-    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)
-
-
-def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of each patch (..., C), and the root of its (unbiased) variance, (..., 1) each."""
-    return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + VARIANCE_EPS).sqrt()
-
-
 def target_mask(prefix: Tensor, length: int) -> Tensor:
     """Mask of the second to the last patch, true after the prefix; (B,) -> (B, N - 1) bool."""
     return torch.arange(1, length, device=prefix.device) >= prefix[:, None]
-
-
-def pixel_errors(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Squared error of each patch: predictions (B, N - 1, C) and targets (B, N - 1, C) -> (B, N - 1) float32."""
-    return (predictions.float() - targets).square().mean(dim=-1)
-
-
-def token_errors(predictions: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each patch's token: logits (B, N - 1, V), tokens (B, N - 1) int64 -> (B, N - 1) float32."""
-    return F.cross_entropy(predictions.float().transpose(1, 2), targets, reduction="none")
-
-
-def normalize_patches(patches: Tensor) -> Tensor:
-    """Each patch (..., C) without its mean, over its standard deviation: AIM's targets (section 3.2)."""
-    mean, deviation = patch_statistics(patches)
-    return (patches - mean) / deviation

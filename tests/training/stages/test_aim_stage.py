@@ -13,7 +13,8 @@ from tiny import image_folder, merged, metrics, stop_at, write_recipe
 from var.data.dataset import Batch
 from var.hub.checkpoint import load_encoder, save_model
 from var.hub.presets import AIM_SIZES
-from var.models.aim_pretraining import patch_statistics, patches, prefix_lengths
+from var.models.aim_pretraining import prefix_lengths
+from var.models.pretraining import patch_statistics, patches
 from var.training.estimate.cost import estimate
 from var.training.loop import train
 from var.training.recipe import load_recipe

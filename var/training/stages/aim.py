@@ -18,16 +18,13 @@ from var.data.config import UserPath
 from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
 from var.models.aim import EncoderConfig
-from var.models.aim_pretraining import (
-    AIMPretrainer,
-    HeadConfig,
+from var.models.aim_pretraining import AIMPretrainer, HeadConfig, prefix_lengths, sequence_order, target_mask
+from var.models.pretraining import (
+    Pretrainer,
     normalize_patches,
     patch_statistics,
     patches,
     pixel_errors,
-    prefix_lengths,
-    sequence_order,
-    target_mask,
     token_errors,
     unpatchify,
 )
@@ -183,7 +180,7 @@ class AIMStage(Stage[AIMRecipe]):
         return denormalize(unpatchify(pixels, self.recipe.model.patch_size))
 
     def export(self, model: nn.Module, folder: Path) -> None:
-        save_model(folder, require(AIMPretrainer, model).encoder)
+        save_model(folder, require(Pretrainer, model).encoder)
 
 
 def encode(vqvae: VQVAE, images: Tensor) -> Tensor:
