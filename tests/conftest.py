@@ -1,12 +1,14 @@
 """One thread: the models here are so small that threads only wait for one another, above all on a busy machine."""
 
 import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from tiny import NAMES, Ended, Run, ended, tiny_pipeline
+from tiny import NAMES, Ended, Graphs, Run, ended, tiny_pipeline
 from tiny_runs import WriteRun, write_run
 
 from var.cli import app
@@ -41,3 +43,20 @@ def pipe() -> VARPipeline:
 def _write_run(tmp_path: Path) -> WriteRun:
     """Write the folder of a run of that depth."""
     return partial(write_run, tmp_path)
+
+
+@pytest.fixture
+def graphs() -> Iterator[Graphs]:
+    """Collect what the compiler would compile, and run it as it is."""
+    found: Graphs = []
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
+        found.append(graph)
+        return graph.forward
+
+    before = torch.compiler.get_default_backend()
+    torch.compiler.reset()
+    torch.compiler.set_default_backend(backend)
+    yield found
+    torch.compiler.set_default_backend(before)
+    torch.compiler.reset()

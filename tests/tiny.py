@@ -25,6 +25,7 @@ from var.training.trainer import build_stage
 ROOT = Path(__file__).parents[1]
 Ended = tuple[int, str, str]  # a command's exit code, output, error output
 Run = Callable[..., Ended]
+Graphs = list[torch.fx.GraphModule]  # what the compiler would compile
 TIMEOUT = 300  # seconds: a bound on what hangs, with room for a busy machine
 NAMES = {0: "red fox", 1: "tabby_cat", 3: "crane", 4: "crane"}  # of five classes; 2 was not trained on
 

@@ -1,33 +1,13 @@
 """Compiled networks. The compiler's front end does its work here; what it hands over is run as it is, in seconds."""
 
-from collections.abc import Callable, Iterator
 from typing import Any
 
-import pytest
 import torch
 from helpers import SIDES, small_var, small_vqvae
+from tiny import Graphs
 
 from var import VARPipeline
 from var.sampling.params import SamplingParams
-
-Graphs = list[torch.fx.GraphModule]
-
-
-@pytest.fixture
-def graphs() -> Iterator[Graphs]:
-    """What the compiler would compile, which is collected here."""
-    found: Graphs = []
-
-    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., Any]:
-        found.append(graph)
-        return graph.forward
-
-    before = torch.compiler.get_default_backend()
-    torch.compiler.reset()
-    torch.compiler.set_default_backend(backend)
-    yield found
-    torch.compiler.set_default_backend(before)
-    torch.compiler.reset()
 
 
 def pipeline() -> VARPipeline:

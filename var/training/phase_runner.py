@@ -53,7 +53,9 @@ class PhaseRunner:
         self.model = phase.model
         if recipe.compile:
             torch._functorch.config.donated_buffer = False  # the adaptive weight walks the graph twice
-            self.model = torch.compile(phase.model)  # type: ignore[assignment]  # typed as a mere callable
+            # Blocks share what is compiled for one of them: a quarter of the time that the whole model takes.
+            for unit in phase.units or [""]:
+                phase.model.get_submodule(unit).compile()
         if not (sharded and phase.units):
             self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
 

@@ -54,7 +54,9 @@ class Phase:
     loss: Loss
     never_decayed: tuple[str, ...] = ()  # endings of the names of parameters without weight decay
     start_step: int = 0  # the first one that has this phase
-    units: Sequence[str] = ()  # submodules gathered one at a time in a sharded model; none: it is not sharded
+    # Submodules that are gathered one at a time in a sharded model, and compiled each; none: it is not sharded, and is
+    # compiled as a whole.
+    units: Sequence[str] = ()
     kind: Callable[[int], Hashable] = lambda step: None  # of a step: steps of one kind do the same work
 
 
