@@ -1,0 +1,134 @@
+"""Objectives that pre-train one encoder, at equal FLOPs: `python benchmarks/encoder_objectives.py --data FOLDER`.
+
+Every objective trains the same encoder on the same images until the products of its steps, counted, have taken the
+given FLOPs. The frozen features of its last blocks are then judged by nearest neighbors, logistic regression and an
+attentive probe, beside those of the untrained encoder. A result is a file: the same command goes on where it was ended.
+"""
+
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from var.cli.run import in_columns, run
+from var.features.classifiers import linear, nearest_neighbors
+from var.features.extract import open_source, write_features
+from var.features.feature_file import read_features
+from var.features.images import list_split
+from var.models.aim import EncoderConfig
+from var.training.estimate.cost import estimate
+from var.training.logger import METRICS
+from var.training.loop import train
+from var.training.recipe import load_recipe
+from var.training.stages.probe import SCORES
+from var.utils.files import atomic_write
+
+NEVER = 10**9  # a step that no run reaches
+UNTRAINED = "untrained"
+OBJECTIVES = {  # recipe in configs, and what differs from it
+    "AIM, prefix": ("tiny_imagenet_aim.yaml", []),
+    "AIM, causal": ("tiny_imagenet_aim.yaml", ["attention=causal"]),
+    "SemAIM": ("tiny_imagenet_semaim.yaml", []),
+    "BEiT": ("tiny_imagenet_beit.yaml", []),
+    "MAE": ("tiny_imagenet_mae.yaml", []),
+    "SimMIM": ("tiny_imagenet_simmim.yaml", []),
+}
+CONFIGS = Path(__file__).parents[1] / "configs"
+MEASURES = ("nearest neighbors", "linear probe", "attentive probe")
+
+
+def encoder_objectives(
+    data: Annotated[str, typer.Option(help="Images with labels, as data.source of a recipe.")],
+    tokenizer: Annotated[str, typer.Option(help="Of BEiT's targets: its last token map has a token a patch.")],
+    tflop: Annotated[float, typer.Option(help="Products of each training run.", min=0)] = 8.0,
+    seeds: Annotated[int, typer.Option(help="Runs of each objective.", min=1)] = 2,
+    image_size: Annotated[int, typer.Option(help="Side of the images in pixels.", min=1)] = 32,
+    patch_size: Annotated[int, typer.Option(help="Side of the patches in pixels.", min=1)] = 4,
+    probe_steps: Annotated[int, typer.Option(help="Steps of the attentive probe.", min=1)] = 400,
+    only: Annotated[
+        list[str] | None, typer.Option(help="An objective; several times for several. All if none.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/encoder_objectives"),
+) -> None:
+    """Print a table of what the features of each objective are worth."""
+    chosen = {name: OBJECTIVES[name] for name in only or OBJECTIVES}
+    sizes = [f"model.image_size={image_size}", f"model.patch_size={patch_size}"]
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in (UNTRAINED, *chosen)}
+    for seed in range(seeds):
+        for name, (recipe, changes) in chosen.items():
+            given = [f"data.source={data}", *sizes, *changes, f"seed={seed}"]
+            given += [f"tokenizer={tokenizer}"] if name == "BEiT" else []
+            folder = out / f"{name.replace(', ', '-')}-{seed}"
+            results[name].append(_measure(CONFIGS / recipe, given, folder, data, tflop, probe_steps))
+    encoder = load_recipe(CONFIGS / "tiny_imagenet_aim.yaml", sizes).model  # type: ignore[attr-defined]  # an AIMRecipe
+    results[UNTRAINED].append(_measure_features(UNTRAINED, encoder, out / UNTRAINED, data, 0, probe_steps))
+    typer.echo("\n".join(in_columns([_HEADER, *(_row(name, found) for name, found in results.items())])))
+
+
+def _measure(recipe: Path, given: list[str], folder: Path, data: str, tflop: float, probe_steps: int) -> dict[str, Any]:
+    """Train, and judge the features; what was done before is not done again."""
+    done = folder / "result.json"
+    if done.exists():
+        return dict(json.loads(done.read_text()))
+    given = [*given, "epochs=null", f"output={folder / 'run'}", f"sample_every={NEVER}"]
+    flops = estimate(load_recipe(recipe, [*given, "steps=1"])).flops
+    steps = max(1, round(tflop * 1e12 / flops))
+    loaded = load_recipe(recipe, [*given, f"steps={steps}", f"validate_every={steps}", f"checkpoint_every={steps}"])
+    train(loaded)
+    lines = [json.loads(line) for line in (loaded.output / METRICS).read_text().splitlines()]
+    speeds = [line["images_per_second"] for line in lines if line["split"] == "train"]
+    encoder, seed = loaded.model, loaded.seed  # type: ignore[attr-defined]  # recipes of encoders have one
+    found = _measure_features(str(loaded.output / "model"), encoder, folder, data, seed, probe_steps)
+    result = found | {
+        "steps": steps,
+        "gflop a step": flops / 1e9,
+        "images": steps * loaded.batch_size,
+        "seconds": steps * loaded.batch_size / statistics.median(speeds),
+        "validation loss": [line["loss"] for line in lines if line["split"] == "validation"][-1],
+    }
+    with atomic_write(done) as beside:
+        beside.write_text(json.dumps(result, indent=2) + "\n")
+    return result
+
+
+def _measure_features(
+    model: str, encoder: EncoderConfig, folder: Path, data: str, seed: int, probe_steps: int
+) -> dict[str, Any]:
+    """Return top-1 on the validation images by three classifiers of the last blocks' features."""
+    began = time.perf_counter()
+    source = open_source(model, encoder if model == UNTRAINED else None)
+    tables = []
+    for split in ("train", "validation"):
+        path = folder / f"{split}.parquet"
+        write_features(source, list_split(data, split), path, model, "last", batch=128)
+        tables.append(read_features(path))
+    given = [f"model={model}", f"data.source={data}", f"output={folder / 'probe'}", f"seed={seed}", "probe_layers=last"]
+    given += [f"sizes.{name}={value}" for name, value in encoder.to_dict().items()]
+    given += [f"steps={probe_steps}", f"validate_every={probe_steps}", f"sample_every={NEVER}"]
+    probe = load_recipe(CONFIGS / "tiny_imagenet_probe.yaml", given)
+    train(probe)
+    (scored,) = json.loads((probe.output / "model" / SCORES).read_text())["probes"]
+    top1 = (nearest_neighbors(*tables).top1, linear(*tables).accuracy.top1, scored["top1"])
+    return dict(zip(MEASURES, top1, strict=True)) | {"seconds of measuring": time.perf_counter() - began}
+
+
+_HEADER = ("objective", "steps", "GFLOP a step", "images", "seconds", "validation loss", *MEASURES)
+
+
+def _row(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
+    """Means over the seeds, and the accuracies of each seed."""
+    first = results[0]
+    cost = [f"{first[key]:.4g}" if key in first else "" for key in ("steps", "gflop a step", "images")]
+    means = [
+        f"{statistics.mean(result[key] for result in results):.4g}" if key in first else ""
+        for key in ("seconds", "validation loss")
+    ]
+    accuracies = [" / ".join(f"{result[measure]:.1%}" for result in results) for measure in MEASURES]
+    return (name, *cost, *means, *accuracies)
+
+
+if __name__ == "__main__":
+    run(encoder_objectives)
