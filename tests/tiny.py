@@ -17,6 +17,7 @@ from helpers import Tensors, small_var, small_vqvae
 from PIL import Image
 
 from var.pipeline import VARPipeline
+from var.training.config import Recipe
 from var.training.recipe import load_recipe
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe
@@ -63,6 +64,19 @@ VAR: dict[str, Any] = {
     "optimizer": {"lr": 1e-2, "weight_decay": 0.01},
     "precision": "float32",
     "log_every": 1,
+}
+ENCODER: dict[str, Any] = {
+    "batch_size": 4,
+    "steps": 6,
+    "model": {"image_size": 8, "patch_size": 2, "width": 16, "depth": 2, "heads": 2},
+    "data": {"crop": "resized", "flip": True, "jitter": {}},
+    "optimizer": {"lr": 1e-2, "weight_decay": 0.05, "grad_clip": 1.0},
+    "precision": "float32",
+    "log_every": 1,
+}
+# The stages that pre-train an encoder, beside `aim`, and what their recipes have more.
+PRETRAINING: dict[str, dict[str, Any]] = {
+    "semaim": {"decoder": {"depth": 1, "width": 8, "heads": 2}},
 }
 
 
@@ -114,6 +128,12 @@ def var_recipe(path: Path, source: Path, tokenizer: Path, **changes: Any) -> VAR
     recipe = load_recipe(write_recipe(path.with_suffix(".yaml"), base, **changes))
     assert isinstance(recipe, VARRecipe)
     return recipe
+
+
+def encoder_recipe(stage: str, path: Path, source: Path, **changes: Any) -> Recipe:
+    """One of PRETRAINING."""
+    base = merged(ENCODER, {"stage": stage, "data": {"source": str(source)}, **PRETRAINING[stage]})
+    return load_recipe(write_recipe(path.with_suffix(".yaml"), base, **changes))
 
 
 def metrics(output: Path, split: str | None = None) -> list[dict[str, Any]]:

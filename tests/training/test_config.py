@@ -284,7 +284,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         # the length of the run
         ("epochs=null", ["epochs and steps are both missing", "epochs=100"]),
         # the stage
-        ("stage=gan", ['stage="gan"', "aim, cca, ddo, probe, tokenizer, var"]),
+        ("stage=gan", ['stage="gan"', "aim, cca, ddo, probe, semaim, tokenizer, var"]),
         ("stage=null", ["stage=null", "tokenizer, var"]),
         ("stage=[1]", ["stage=[1]", "tokenizer, var"]),
         # the form of overrides
@@ -336,10 +336,10 @@ def test_var_recipe_refuses(var_recipe: Path, override: str, parts: list[str]) -
         (TOKENIZER + "!!binary aGk=: 1", ["a key that is no text"]),
         ("a: 1\na: 2", ["not valid YAML", "duplicate key a"]),
         ("- 1", ["holds a list", "key: value"]),
-        ("", ["the file is empty", "stage, one of aim, cca, ddo, probe, tokenizer, var"]),
+        ("", ["the file is empty", "stage, one of aim, cca, ddo, probe, semaim, tokenizer, var"]),
         (
             "model: {}\ndata: {}",
-            ["stage is missing among model, data:", "stage, one of aim, cca, ddo, probe, tokenizer, var"],
+            ["stage is missing among model, data:", "stage, one of aim, cca, ddo, probe, semaim, tokenizer, var"],
         ),
         ("stage:", ["stage=null", "tokenizer, var"]),
         ("A letter, not a recipe.\nIn two lines.", ["holds text", "key: value pairs, such as stage: tokenizer"]),

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import largest_difference
-from tiny import ROOT, metrics, run, tokenizer_recipe, var_recipe, weights
+from tiny import PRETRAINING, ROOT, encoder_recipe, metrics, run, tokenizer_recipe, var_recipe, weights
 
 from var.training.checkpointing import checkpoints
 from var.training.config import Recipe
@@ -44,6 +44,9 @@ PATHS: dict[str, Any] = {
 def recipe_of(stage: str, path: Path, source: Path, tokenizer: TokenizerRecipe, **more: Any) -> Recipe:
     if stage == "tokenizer":
         return tokenizer_recipe(path, source, **{**GAN, **more})
+    if stage in PRETRAINING:
+        given = {"batch_size": 8, "data": {"validation_images": 5}, "ema": 0.5, "validate_every": 3}
+        return encoder_recipe(stage, path, source, **{**given, **more})
     return var_recipe(path, source, tokenizer.output / "model", **{**PATHS, **more})
 
 
@@ -83,12 +86,20 @@ def test_accumulated_gradients_are_those_of_the_large_batch(
     assert_alike(whole, parts)
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "var"])
+@pytest.mark.parametrize("stage", ["tokenizer", "var", *PRETRAINING])
 def test_two_processes_train_like_one(stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
     one = recipe_of(stage, tmp_path / "one", images, tokenizer_run)
     two = recipe_of(stage, tmp_path / "two", images, tokenizer_run, accumulate=2)
     train(one)  # type: ignore[arg-type]
     torchrun(two)
+    assert_alike(one, two)
+
+
+def test_a_sharded_encoder_orders_and_predicts_as_a_whole_one(images: Path, tmp_path: Path) -> None:
+    """The order of stage semaim needs parts of a block by themselves, which must be there."""
+    one, two = (encoder_recipe("semaim", tmp_path / name, images, ema=0.5, validate_every=3) for name in ("one", "two"))
+    train(one)  # type: ignore[arg-type]
+    torchrun(two, ACCELERATE_USE_FSDP="true")
     assert_alike(one, two)
 
 

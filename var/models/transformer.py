@@ -151,14 +151,19 @@ class Attention(nn.Module):
             return None
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
-        """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see earlier ones too."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, L, D) -> queries, keys and values, (B, L, H, D / H) each, without the softmax's scale."""
         qkv = self.qkv(x, self.qkv_bias())  # (B, L, 3D)
         qkv = rearrange(qkv, "b l (three h d) -> b l three h d", three=3, h=self.heads)  # its gradient is laid out so
-        q, k, v = qkv.unbind(dim=2)  # (B, L, H, D / H) each
+        q, k, v = qkv.unbind(dim=2)
         if self.log_scale is not None:
             attention_scale = self.log_scale.float().clamp(max=MAX_LOG_SCALE).exp()[:, None]  # (H, 1)
             q, k = on_sphere(q, attention_scale), on_sphere(k)
+        return q, k, v
+
+    def forward(self, x: Tensor, mask: Mask = None, cache: LayerCache | None = None, start: int = 0) -> Tensor:
+        """(B, L, D) -> (B, L, D). With a cache, x are the tokens from position start on and see earlier ones too."""
+        q, k, v = self.project(x)
         if cache is not None:
             k, v = cache.extend(start, k, v)  # (B, T, H, D / H)
         return self.proj(attend(q, k, v, mask, self.softmax_scale))  # (B, L, D)

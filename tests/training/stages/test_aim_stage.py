@@ -89,12 +89,12 @@ def test_the_loss_is_the_error_of_the_targets_after_the_prefix(tmp_path: Path) -
 def test_targets_before_the_prefix_have_no_influence(tmp_path: Path) -> None:
     """Their pixels are inputs, but as targets they give no gradient: with the longest prefix one patch is predicted."""
     trained, batch = stage(tmp_path), images(1)
-    errors = trained._errors(torch.zeros(1, N - 1, 12), batch.content)
+    errors = trained._errors(torch.zeros(1, N - 1, 12), trained.order, batch.content)
     assert errors.shape == (1, N - 1)
     values = trained.validate(trained.phases[0].model, batch)
     model = trained.phases[0].model
     prediction = model(normalize(batch.content), prefix_lengths([N // 2], N))
-    expected = trained._errors(prediction, batch.content)[:, N // 2 - 1 :].mean(dim=1)
+    expected = trained._errors(prediction, trained.order, batch.content)[:, N // 2 - 1 :].mean(dim=1)
     assert largest_difference(values["loss"], expected) < 1e-6
 
 
@@ -112,7 +112,8 @@ def test_every_order_and_attention_trains(tmp_path: Path, order: str, attention:
 def test_unnormalised_targets_are_the_pixels(tmp_path: Path) -> None:
     trained, batch = stage(tmp_path, targets="pixels"), images(2)
     expected = patches(normalize(batch.content), 2)[:, 1:].square().mean(dim=-1)
-    assert largest_difference(trained._errors(torch.zeros(2, N - 1, 12), batch.content), expected) < 1e-5
+    found = trained._errors(torch.zeros(2, N - 1, 12), trained.order, batch.content)
+    assert largest_difference(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("order", ["raster", "spiral"])
@@ -121,8 +122,8 @@ def test_a_perfect_prediction_is_drawn_as_the_image_itself(tmp_path: Path, order
     """And one of nothing but zeros changes the second half of the sequence alone."""
     trained, batch = stage(tmp_path, order=order, targets=targets), images(3)
     perfect = trained._targets(batch.content)[:, trained.order[1:]]
-    assert largest_difference(trained._draw_predictions(perfect, batch.content), batch.content) < 1e-5
-    drawn = trained._draw_predictions(torch.zeros_like(perfect), batch.content)
+    assert largest_difference(trained._draw_predictions(perfect, trained.order, batch.content), batch.content) < 1e-5
+    drawn = trained._draw_predictions(torch.zeros_like(perfect), trained.order, batch.content)
     changed = (patches(drawn - batch.content, 2).abs() > 1e-5).any(dim=-1)
     assert changed.sum(dim=1).tolist() == [N // 2] * 3
     assert changed[:, trained.order[N // 2 :]].all()
@@ -140,7 +141,7 @@ def test_tokens_as_targets(tmp_path: Path) -> None:
     tokens = vqvae.scales.split(vqvae.encode(batch.content))[-1]
     logits = torch.randn(2, N - 1, vqvae.config.vocab_size)
     picked = logits.log_softmax(dim=-1).gather(-1, tokens[:, 1:, None])[..., 0]
-    assert largest_difference(trained._errors(logits, batch.content), -picked) < 1e-5
+    assert largest_difference(trained._errors(logits, trained.order, batch.content), -picked) < 1e-5
     trained.preview(trained.phases[0].model, batch)
     trained.phases[0].loss(trained.phases[0].model, batch, draws(2), None).total.backward()
     assert all(parameter.grad is None for parameter in vqvae.parameters())

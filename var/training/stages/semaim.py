@@ -1,0 +1,38 @@
+"""Pre-train an image encoder to predict patches from more semantic ones (SemAIM, arXiv 2312.10457).
+
+B batch, N patches, C numbers that describe a patch.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from var.models.semantic_pretraining import QueryDecoderConfig, SemAIMPretrainer
+from var.training.next_patch_stage import NextPatchRecipe, NextPatchStage
+from var.training.stages.base import register
+
+
+class SemAIMRecipe(NextPatchRecipe):
+    """Pre-training of an image encoder (SemAIM, arXiv 2312.10457)."""
+
+    decoder: QueryDecoderConfig = QueryDecoderConfig()  # is not exported
+    attention: Literal["prefix", "causal"] = "causal"  # as in the paper
+    # Of the attention by which patches are ordered: standard deviation in patches of a Gaussian; 0: none.
+    smoothing: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+
+
+@register("semaim")
+class SemAIMStage(NextPatchStage[SemAIMRecipe]):
+    """Patches in each image's own order, by the attention of the encoder in its current state."""
+
+    recipe_type = SemAIMRecipe
+
+    def units(self) -> list[str]:
+        return super().units()[:-1]  # the order needs parts of the last block by themselves
+
+    def build(self) -> SemAIMPretrainer:
+        return SemAIMPretrainer(self.recipe.model, self.recipe.decoder, self.outputs, self.recipe.smoothing)
+
+    def predict(self, model: nn.Module, images: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
+        return model(images, prefix)
