@@ -13,9 +13,11 @@ from tiny import TOKENIZER_YAML as TOKENIZER
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
 from var.training.recipe import load_recipe
+from var.training.stages.base import stage_names
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe, VARSizes
 
+STAGES = ", ".join(stage_names())
 VAR = """
 stage: var
 output: runs/var
@@ -284,7 +286,7 @@ def test_sizes_become_the_transformers_configuration() -> None:
         # the length of the run
         ("epochs=null", ["epochs and steps are both missing", "epochs=100"]),
         # the stage
-        ("stage=gan", ['stage="gan"', "aim, cca, ddo, probe, semaim, tokenizer, var"]),
+        ("stage=gan", ['stage="gan"', STAGES]),
         ("stage=null", ["stage=null", "tokenizer, var"]),
         ("stage=[1]", ["stage=[1]", "tokenizer, var"]),
         # the form of overrides
@@ -336,10 +338,10 @@ def test_var_recipe_refuses(var_recipe: Path, override: str, parts: list[str]) -
         (TOKENIZER + "!!binary aGk=: 1", ["a key that is no text"]),
         ("a: 1\na: 2", ["not valid YAML", "duplicate key a"]),
         ("- 1", ["holds a list", "key: value"]),
-        ("", ["the file is empty", "stage, one of aim, cca, ddo, probe, semaim, tokenizer, var"]),
+        ("", ["the file is empty", f"stage, one of {STAGES}"]),
         (
             "model: {}\ndata: {}",
-            ["stage is missing among model, data:", "stage, one of aim, cca, ddo, probe, semaim, tokenizer, var"],
+            ["stage is missing among model, data:", f"stage, one of {STAGES}"],
         ),
         ("stage:", ["stage=null", "tokenizer, var"]),
         ("A letter, not a recipe.\nIn two lines.", ["holds text", "key: value pairs, such as stage: tokenizer"]),
