@@ -17,6 +17,7 @@ from var.models.var import VAR
 from var.networks.backbones import BACKBONES
 from var.networks.perceptual import PERCEPTUAL
 from var.training.config import Recipe
+from var.training.masked_stage import MaskedRecipe
 from var.training.next_patch_stage import NextPatchRecipe
 from var.training.recipe import load_recipe
 from var.training.stages.aim import AIMRecipe
@@ -96,7 +97,7 @@ def test_every_recipe_is_a_run_of_its_own_and_builds(path: Path) -> None:
         if isinstance(loaded, TokenizerRecipe):
             VQVAE(loaded.model)
             assert loaded.image_size == loaded.model.image_side
-        elif isinstance(loaded, NextPatchRecipe):
+        elif isinstance(loaded, NextPatchRecipe | MaskedRecipe):
             Encoder(loaded.model)
         elif isinstance(loaded, ProbeRecipe):
             sizes = loaded.sizes or AIM_RELEASED[loaded.model].config
@@ -168,6 +169,22 @@ def test_the_probe_is_of_the_encoder_that_is_trained_before_it() -> None:
     assert second.sizes == first.model
     for key in ("source", "image_column", "label_column", "resize"):
         assert getattr(second.data, key) == getattr(first.data, key), key
+
+
+@pytest.mark.parametrize(("name", "patches", "masked"), [("mae", 196, 147), ("simmim", 49, 29)])
+def test_masked_pretraining_follows_the_papers(name: str, patches: int, masked: int) -> None:
+    loaded, small = recipe(f"imagenet_{name}"), recipe(f"tiny_imagenet_{name}")
+    assert isinstance(loaded, MaskedRecipe)
+    assert isinstance(small, MaskedRecipe)
+    assert (loaded.cells, loaded.masked_cells) == (patches, masked)
+    assert (loaded.model.width, loaded.model.depth, loaded.model.heads) == (768, 12, 12)
+    assert loaded.optimizer.lr == pytest.approx(1.5e-4 * loaded.batch_size / 256 if name == "mae" else 8e-4)
+    assert loaded.optimizer.weight_decay == 0.05
+    assert (small.mask_ratio, small.targets) == (loaded.mask_ratio, loaded.targets)
+    assert small.data.crop_area == loaded.data.crop_area
+    aim = recipe("tiny_imagenet_aim")
+    assert isinstance(aim, AIMRecipe)
+    assert small.model == aim.model
 
 
 def test_the_papers_probe_reads_six_blocks() -> None:

@@ -76,6 +76,8 @@ ENCODER: dict[str, Any] = {
 }
 # The stages that pre-train an encoder, beside `aim`, and what their recipes have more.
 PRETRAINING: dict[str, dict[str, Any]] = {
+    "mae": {"decoder": {"depth": 1, "width": 128, "heads": 2, "mlp_ratio": 0.5}},
+    "simmim": {"mask_size": 4},
     "semaim": {"decoder": {"depth": 1, "width": 8, "heads": 2}},
 }
 

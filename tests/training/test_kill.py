@@ -5,15 +5,26 @@ import multiprocessing
 import os
 import random
 import time
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch._dynamo  # what a run imports late is imported here once for all processes
-from tiny import ROOT, TIMEOUT, assert_same_weights, image_folder, metrics, tokenizer_recipe
+from tiny import (
+    PRETRAINING,
+    ROOT,
+    TIMEOUT,
+    assert_same_weights,
+    encoder_recipe,
+    image_folder,
+    metrics,
+    tokenizer_recipe,
+)
 
 from var.training.checkpointing import checkpoints
+from var.training.config import Recipe
 from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.stages.tokenizer import TokenizerRecipe
@@ -55,8 +66,41 @@ def newest(folder: Path) -> int:
     return int(found[-1].stem.removeprefix("step-")) if found else 0
 
 
+@pytest.fixture
+def context(monkeypatch: pytest.MonkeyPatch) -> ForkServerContext:
+    """A server that has imported everything forks each run in no time; it looks for this module in PYTHONPATH alone."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return context
+
+
+def kill(context: ForkServerContext, killed: Recipe, after: float) -> None:
+    """Start a run of its own, or go on with it, and kill it so many seconds after its next checkpoint."""
+    folder = killed.output / "checkpoints"
+    before = newest(folder)
+    process = context.Process(target=train_file, args=(killed.output.with_suffix(".yaml"),))
+    process.start()
+    deadline = time.monotonic() + TIMEOUT
+    while newest(folder) == before and process.is_alive() and before < STEPS - 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(after)
+    process.kill()
+    process.join()
+    assert newest(folder) >= before
+
+
+def assert_same_run(killed: Recipe, whole: Recipe) -> None:
+    """The killed run goes on to the end, and is the whole one bit for bit."""
+    train(killed)  # type: ignore[arg-type]
+    assert metrics(killed.output) == metrics(whole.output)
+    assert_same_weights(killed.output / "model", whole.output / "model")
+    assert newest(killed.output / "checkpoints") == STEPS
+
+
 def test_killed_at_random_points_nothing_is_lost(
-    tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, request: pytest.FixtureRequest, context: ForkServerContext
 ) -> None:
     """About a second a kill. Some hit a step, some a save: it goes on until both were seen."""
     kills = int(request.config.getoption("--kills"))
@@ -66,31 +110,26 @@ def test_killed_at_random_points_nothing_is_lost(
     train(whole)
     pace = (time.monotonic() - began) / STEPS
     folder = killed.output / "checkpoints"
-    # A server that has imported everything forks each run in no time; it looks for this module in PYTHONPATH alone.
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))))
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
     chance = random.Random(0)
     torn = done = 0
     while done < kills or (torn == 0 and done < 10 * kills):
-        before = newest(folder)
-        process = context.Process(target=train_file, args=(tmp_path / "killed.yaml",))
-        process.start()
-        deadline = time.monotonic() + TIMEOUT
-        while newest(folder) == before and process.is_alive() and before < STEPS - 2:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 2 * pace))
-        process.kill()
-        process.join()
+        kill(context, killed, chance.uniform(0, 2 * pace))
         done += 1
         torn += any(folder.glob("*.new"))
-        assert newest(folder) >= before
         if newest(folder) >= STEPS - 2:  # nearly done: begin anew further back
             for path in checkpoints(folder)[1:]:
                 path.unlink()
     assert torn > 0
-    train(killed)
-    assert metrics(killed.output) == metrics(whole.output)
-    assert_same_weights(killed.output / "model", whole.output / "model")
-    assert newest(folder) == STEPS
+    assert_same_run(killed, whole)
+
+
+@pytest.mark.parametrize("stage", PRETRAINING)
+def test_a_killed_pretraining_of_an_encoder_loses_nothing(
+    stage: str, tmp_path: Path, images: Path, context: ForkServerContext
+) -> None:
+    often = {"steps": STEPS, "ema": 0.9, "checkpoint_every": 1, "validate_every": 20, "sample_every": STEPS}
+    whole, killed = (encoder_recipe(stage, tmp_path / name, images, **often) for name in ("whole", "killed"))
+    train(whole)  # type: ignore[arg-type]
+    kill(context, killed, after=0.02)
+    assert 0 < newest(killed.output / "checkpoints") < STEPS
+    assert_same_run(killed, whole)

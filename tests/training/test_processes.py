@@ -39,14 +39,15 @@ PATHS: dict[str, Any] = {
     "model": {"drop_path": 0.4},
     "validate_every": 3,
 }
+ENCODER: dict[str, Any] = {"batch_size": 8, "data": {"validation_images": 5}, "ema": 0.5, "validate_every": 3}
+STAGES = pytest.mark.parametrize("stage", ["tokenizer", "var", *PRETRAINING])
 
 
 def recipe_of(stage: str, path: Path, source: Path, tokenizer: TokenizerRecipe, **more: Any) -> Recipe:
     if stage == "tokenizer":
         return tokenizer_recipe(path, source, **{**GAN, **more})
     if stage in PRETRAINING:
-        given = {"batch_size": 8, "data": {"validation_images": 5}, "ema": 0.5, "validate_every": 3}
-        return encoder_recipe(stage, path, source, **{**given, **more})
+        return encoder_recipe(stage, path, source, **{**ENCODER, **more})
     return var_recipe(path, source, tokenizer.output / "model", **{**PATHS, **more})
 
 
@@ -74,7 +75,7 @@ def assert_alike(one: Recipe, other: Recipe, steps: int = 6) -> None:
     assert max(largest_difference(ours[name], theirs[name]) for name in ours) < 2e-3
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "var"])
+@STAGES
 def test_accumulated_gradients_are_those_of_the_large_batch(
     stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path
 ) -> None:
@@ -86,7 +87,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(
     assert_alike(whole, parts)
 
 
-@pytest.mark.parametrize("stage", ["tokenizer", "var", *PRETRAINING])
+@STAGES
 def test_two_processes_train_like_one(stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
     one = recipe_of(stage, tmp_path / "one", images, tokenizer_run)
     two = recipe_of(stage, tmp_path / "two", images, tokenizer_run, accumulate=2)

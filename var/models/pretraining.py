@@ -48,6 +48,11 @@ def pixel_errors(predictions: Tensor, targets: Tensor) -> Tensor:
     return (predictions.float() - targets).square().mean(dim=-1)
 
 
+def absolute_errors(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Absolute error of each patch: predictions and targets (B, N, C) -> (B, N) float32."""
+    return (predictions.float() - targets).abs().mean(dim=-1)
+
+
 def token_errors(predictions: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each patch's token: logits (B, N, V), tokens (B, N) int64 -> (B, N) float32."""
     return F.cross_entropy(predictions.float().transpose(1, 2), targets, reduction="none")
