@@ -36,6 +36,7 @@ OBJECTIVES = {  # recipe in configs, and what differs from it
     "MAE": ("tiny_imagenet_mae.yaml", []),
     "SimMIM": ("tiny_imagenet_simmim.yaml", []),
 }
+SAME_IMAGES = ["data.crop=resized", "data.crop_area=[0.4, 1.0]", "data.flip=true", "data.jitter=null"]
 CONFIGS = Path(__file__).parents[1] / "configs"
 MEASURES = ("nearest neighbors", "linear probe", "attentive probe")
 
@@ -59,8 +60,9 @@ def encoder_objectives(
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in (UNTRAINED, *chosen)}
     for seed in range(seeds):
         for name, (recipe, changes) in chosen.items():
-            given = [f"data.source={data}", *sizes, *changes, f"seed={seed}"]
+            given = [f"data.source={data}", *SAME_IMAGES, *sizes, *changes, f"seed={seed}"]
             given += [f"tokenizer={tokenizer}"] if name == "BEiT" else []
+            given += [f"mask_size={2 * patch_size}"] if name == "SimMIM" else []
             folder = out / f"{name.replace(', ', '-')}-{seed}"
             results[name].append(_measure(CONFIGS / recipe, given, folder, data, tflop, probe_steps))
     encoder = load_recipe(CONFIGS / "tiny_imagenet_aim.yaml", sizes).model  # type: ignore[attr-defined]  # an AIMRecipe
