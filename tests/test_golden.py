@@ -20,10 +20,12 @@ from helpers import (
     small_vqvae,
     under,
 )
+from tiny_backends import both_backends, copy_into, from_array, run_in
 
 from tokenizer.vqvae import VQVAE
 from var.editing.image_masks import mask_at_scales
 from var.hub.convert import load_official, load_official_tokenizer, to_official
+from var.hub.convert_aim import load_official_aim
 from var.models.var import VAR
 from var.sampling.generate import ForcedTokens, Generated, generate
 from var.sampling.logits import cfg_at_scale, classifier_free_guidance, filter_logits
@@ -173,6 +175,17 @@ def test_edited_picture() -> None:
     vae, var, io = from_golden("var_small")
     drawn = greedy_edit(*load_official(vae, var, GOLDEN_SCALES), io)
     assert largest_difference((drawn.images + 1) / 2, io["edit_image"]) < TOLERANCE
+
+
+@needs_golden
+@both_backends
+def test_aim_in_other_frameworks(backend: str) -> None:
+    tensors = read_tensors(GOLDEN / "aim_small.safetensors.xz")
+    io = under(tensors, "io.")
+    model = load_official_aim(under(tensors, "aim."), img_size=56, num_heads=4, probe_layers=[1, 3])
+    logits, features = run_in(backend, copy_into(backend, model), io["image"])
+    assert largest_difference(from_array(backend, logits), io["logits"]) < TOLERANCE
+    assert largest_difference(from_array(backend, features), io["features"][[1, 3]].mean(dim=0)) < TOLERANCE
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ FLOORS = (
     ("tokenizer",),
     ("var.utils",),
     ("var.models",),
-    ("var.sampling", "var.networks", "var.data"),
+    ("var.sampling", "var.networks", "var.data", "var.backends"),
     ("var.editing", "var.hub"),
     ("var.pipeline", "var.aim", "var.vqvae"),
     ("var.features",),

@@ -15,6 +15,7 @@ def test_pipeline_and_aim_are_in_the_package_itself() -> None:
     assert var.VARPipeline is VARPipeline
     assert var.AIM is AIM
     assert var.VQVAE is VQVAE
+    assert var.load_pretrained == AIM.from_pretrained
 
 
 def test_modules_at_the_top_hand_on_what_the_rooms_define() -> None:

@@ -3,11 +3,11 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from var.aim import AIM
+    from var.aim import AIM, load_pretrained
     from var.pipeline import VARPipeline
     from var.vqvae import VQVAE
 
-__all__ = ["AIM", "VQVAE", "VARPipeline"]
+__all__ = ["AIM", "VQVAE", "VARPipeline", "load_pretrained"]
 
 
 def __getattr__(name: str) -> object:
@@ -20,6 +20,10 @@ def __getattr__(name: str) -> object:
         from var.aim import AIM
 
         return AIM
+    if name == "load_pretrained":
+        from var.aim import load_pretrained
+
+        return load_pretrained
     if name == "VQVAE":
         from var.vqvae import VQVAE
 

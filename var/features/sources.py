@@ -163,7 +163,7 @@ class ProbeClassifier:
     probe: Probe
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor) -> AIMOutput:
+    def __call__(self, images: Tensor) -> AIMOutput[Tensor]:
         """Logits, and as features the mean over the layers that the probe reads, (B, N, D) float32.
 
         Args:

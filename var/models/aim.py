@@ -6,7 +6,7 @@ B batch, N patches, P side of a patch in pixels, D width, H heads.
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple, Self
+from typing import Generic, NamedTuple, Self, TypeVar
 
 import torch
 from einops import rearrange
@@ -18,6 +18,8 @@ from var.models.transformer import NORM_EPS, Block, BlockConfig, attend, check_m
 from var.utils.images import check_images, normalize, resize_and_center_crop
 
 MOST_PATCHES = 2**17  # of an image
+
+Array = TypeVar("Array")
 
 
 @dataclass(frozen=True)
@@ -229,11 +231,11 @@ class Probe(AttentiveProbe):
         self.config = config
 
 
-class AIMOutput(NamedTuple):
-    """Logits and features of images."""
+class AIMOutput(NamedTuple, Generic[Array]):
+    """Logits and features of images, in arrays of PyTorch, or of another framework that AIM runs in."""
 
-    logits: Tensor  # (B, classes)
-    features: Tensor  # (B, N, D), the mean over the probe layers
+    logits: Array  # (B, classes)
+    features: Array  # (B, N, D), the mean over the probe layers
 
 
 class AIM(nn.Module):
@@ -251,7 +253,7 @@ class AIM(nn.Module):
             parameter.data = parameter.data.to(dtype)
         return self
 
-    def forward(self, images: Tensor) -> AIMOutput:
+    def forward(self, images: Tensor) -> AIMOutput[Tensor]:
         """(B, 3, S, S), as `val_transforms` makes them, on any device -> logits and features.
 
         Raises InputError: the images are no floating-point numbers, not RGB or not of the model's size.

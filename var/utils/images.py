@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -216,12 +217,20 @@ def resize_and_center_crop(image: Image.Image, side: int) -> Tensor:
 
 def check_images(images: object, side: int) -> None:
     """Raise InputError unless these are floating-point numbers of shape (B, 3, side, side)."""
-    if not isinstance(images, Tensor) or not images.is_floating_point():
-        given = f"a tensor of {images.dtype}" if isinstance(images, Tensor) else f"a {type(images).__name__}"
-        raise InputError(
-            f"images are {given}: give floating-point tensors, as var.models.aim.val_transforms or "
-            "var.utils.images.resize_and_center_crop makes them of images"
-        )
+    needed = "floating-point tensors, as var.models.aim.val_transforms or var.utils.images.resize_and_center_crop makes"
+    check_arrays(images, isinstance(images, Tensor) and images.is_floating_point(), f"{needed} them of images", side)
+
+
+def check_arrays(images: Any, fit: bool, needed: str, side: int) -> None:
+    """Raise InputError unless these are images of shape (B, 3, side, side), in arrays of any framework.
+
+    Args:
+        fit: True if they are floating-point numbers in the framework's arrays.
+        needed: what to give, if not.
+    """
+    if not fit:
+        dtype = f" of {images.dtype}" if hasattr(images, "dtype") else ""
+        raise InputError(f"images are a {type(images).__name__}{dtype}: give {needed}")
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
         raise InputError(f"images of shape {tuple(images.shape)} given, this model takes (B, 3, {side}, {side})")
 

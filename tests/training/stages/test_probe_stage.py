@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import Tensors, normal, refused, small_var, small_vqvae
+from helpers import Tensors, largest_difference, normal, refused, small_var, small_vqvae
 from tiny import image_folder, metrics, picture, tiny_pipeline, write_recipe
 from tiny_aim import SIZES, small_aim
+from tiny_backends import arrays_of, both_backends, from_array, run_in
 from torch import Tensor
 
-from var.aim import AIM
+from var.aim import AIM, load_pretrained
 from var.data.dataset import Batch, open_dataset
 from var.data.loader import collate
 from var.features.sources import FeatureSource, VARFeatures, hidden_states, load_classifier, load_features
@@ -417,6 +418,24 @@ def test_what_is_exported_of_an_encoder_is_an_aim(tmp_path: Path, images: Path, 
     (folder / "notes.txt").write_text("mine")
     trained.export("model")
     assert sorted(path.name for path in folder.iterdir()) == [CONFIG, WEIGHTS, "notes.txt", SCORES]
+
+
+@both_backends
+def test_an_aim_that_was_trained_runs_in_the_other_frameworks(
+    tmp_path: Path, images: Path, encoder: Path, backend: str
+) -> None:
+    recipe = probe_recipe(tmp_path / "r", images, encoder)
+    trained = Trainer(recipe, build_accelerator(recipe))
+    assert isinstance(trained.stage, ProbeStage)
+    batch = read(trained.stage)
+    trained.take_step([batch])
+    folder = trained.export("model")
+    arrays_of(backend)
+    found = run_in(backend, load_pretrained(folder, backend=backend), normalize(batch.content))  # type: ignore[call-overload]
+    with torch.no_grad():
+        expected = AIM.from_pretrained(folder, device="cpu", dtype="float32")(normalize(batch.content))
+    for ours, theirs in zip(expected, found, strict=True):
+        assert largest_difference(ours, from_array(backend, theirs)) < 1e-4
 
 
 @pytest.mark.parametrize("model", ["pipeline", "pixels"])
