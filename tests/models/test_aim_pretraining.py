@@ -22,7 +22,7 @@ from var.models.aim_pretraining import (
     target_mask,
 )
 from var.models.masks import prefix_causal
-from var.models.pretraining import patch_statistics, patches, unpatchify
+from var.models.pretraining import denormalize_patches, normalize_patches, patch_statistics, patches, unpatchify
 
 SIDE, PATCH = 4, 2
 ENCODER = EncoderConfig(image_size=SIDE * PATCH, patch_size=PATCH, width=16, depth=2, heads=2)
@@ -225,6 +225,7 @@ def test_statistics_are_of_each_patch_with_the_unbiased_variance() -> None:
     expected = ((x - x.mean(dim=-1, keepdim=True)).square().sum(dim=-1, keepdim=True) / 11 + 1e-6).sqrt()
     assert largest_difference(mean, x.mean(dim=-1, keepdim=True)) < 1e-12
     assert largest_difference(deviation, expected) < 1e-12
+    assert largest_difference(denormalize_patches(normalize_patches(x), x), x) < 1e-12
     flat = torch.full((1, 1, 12), 0.3)
     mean, deviation = patch_statistics(flat)
     assert ((flat - mean) / deviation).abs().max() < 1e-3  # a patch of one color does not blow up

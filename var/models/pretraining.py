@@ -43,6 +43,12 @@ def normalize_patches(patches: Tensor) -> Tensor:
     return (patches - mean) / deviation
 
 
+def denormalize_patches(normalized: Tensor, patches: Tensor) -> Tensor:
+    """The inverse of `normalize_patches`, with the mean and deviation of `patches`; (..., C) each."""
+    mean, deviation = patch_statistics(patches)
+    return normalized * deviation + mean
+
+
 def pixel_errors(predictions: Tensor, targets: Tensor) -> Tensor:
     """Squared error of each patch: predictions and targets (B, N, C) -> (B, N) float32."""
     return (predictions.float() - targets).square().mean(dim=-1)

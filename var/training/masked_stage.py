@@ -16,7 +16,7 @@ from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
 from var.models.aim import EncoderConfig
 from var.models.patch_masks import count_masked
-from var.models.pretraining import Pretrainer, normalize_patches, patch_statistics, patches, unpatchify
+from var.models.pretraining import Pretrainer, denormalize_patches, normalize_patches, patches, unpatchify
 from var.models.transformer import Block
 from var.training.config import Recipe, preset_sizes
 from var.training.estimate.images import find_images
@@ -32,7 +32,7 @@ class MaskedRecipe(Recipe):
 
     fixed = Recipe.fixed | {"mask_ratio", "targets"}  # else losses of one run could not be compared
 
-    model: EncoderConfig  # as in AIMRecipe
+    model: EncoderConfig  # as in NextPatchRecipe
     _preset = field_validator("model", mode="before")(preset_sizes)
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]  # of an image's cells
     targets: Literal["normalized", "pixels"]  # predicted of a patch: its pixels, normalized or not
@@ -129,8 +129,7 @@ class MaskedStage(Stage[MaskedRecipeT]):
         """Normalized pixels (B, N, C) of predictions; normalized targets get the true patches' mean and deviation."""
         if self.recipe.targets == "pixels":
             return predictions.float()
-        mean, deviation = patch_statistics(patches(normalize(images), self.recipe.model.patch_size))
-        return predictions.float() * deviation + mean
+        return denormalize_patches(predictions.float(), patches(normalize(images), self.recipe.model.patch_size))
 
     def _fill(self, images: Tensor, pixels: Tensor, masked: Tensor) -> Tensor:
         """Replace the masked patches of images (B, 3, S, S) in [-1, 1] by normalized pixels (B, N, C)."""

@@ -22,8 +22,8 @@ from var.models.aim import EncoderConfig, select_patches
 from var.models.aim_pretraining import prefix_lengths, target_mask
 from var.models.pretraining import (
     Pretrainer,
+    denormalize_patches,
     normalize_patches,
-    patch_statistics,
     patches,
     pixel_errors,
     token_errors,
@@ -190,8 +190,7 @@ class NextPatchStage(Stage[NextPatchRecipeT]):
             return self.vqvae.decode(tokens)
         pixels = patches(normalize(images), self.recipe.model.patch_size)
         if self.recipe.targets == "normalized":
-            mean, deviation = patch_statistics(select_patches(pixels, indices))
-            guess = guess * deviation + mean
+            guess = denormalize_patches(guess, select_patches(pixels, indices))
         pixels = pixels.scatter(1, indices[..., None].expand_as(guess), guess)
         return denormalize(unpatchify(pixels, self.recipe.model.patch_size))
 
