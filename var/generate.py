@@ -1,4 +1,4 @@
-"""The loop over scales; the code is in `var.sampling.generate`."""
+"""Class labels to images; the code is in `var.sampling.generate`."""
 
 from var.sampling.generate import generate
 

@@ -19,8 +19,11 @@ from var.editing.params import BlendParams, EditKeywords
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
 from var.hub.pipeline import Pipeline
 from var.hub.refiner import open_refiner
+from var.models.var import require_var
 from var.sampling.class_likelihood import WHOLE, Pruning, class_likelihood
-from var.sampling.generate import generate_batches, index_within_class
+from var.sampling.drawing import index_within_class
+from var.sampling.generate import generate_batches
+from var.sampling.generators import check_sampling
 from var.sampling.output import ClassScore, PipelineOutput
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
 from var.sampling.refiner import Refiner
@@ -245,10 +248,10 @@ class VARPipeline(Pipeline):
         Raises:
             InputError: an image that is not smaller; and as `inpaint`.
         """
-        image = to_rgb(load_image(image))
+        model, image = require_var(self.model, "upscaling"), to_rgb(load_image(image))
         check_known(options, SamplingParams())
         sampling, rows = self._choose_edit_sampling(options), self._rows(label, num)
-        images = upscale(self.model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size)
+        images = upscale(model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size)
         return EditOutput(images, image, np.ones(image.size[::-1], dtype=bool))
 
     @torch.inference_mode()
@@ -275,14 +278,14 @@ class VARPipeline(Pipeline):
             InputError: images that cannot be read, an unknown class, fewer than two, pruning that does not fit the
                 model's scales, a tokenizer that is not in float32.
         """
-        vqvae, names = self.vqvae, self.known_classes()
+        model, vqvae, names = require_var(self.model, "classification"), self.vqvae, self.known_classes()
         check_float32(vqvae)
         pruning = Pruning.parse(pruning) if isinstance(pruning, str) else pruning or WHOLE
         chosen = self.known_labels() if labels is None else list(dict.fromkeys(map(self.label, labels)))
         if len(chosen) < 2:
             raise InputError(f"class {chosen[0] if chosen else None} is the only candidate: give two classes or more")
         pruning.candidates(len(vqvae.scales), len(chosen))  # raises before images are read
-        side, device = vqvae.config.image_side, self.model.position.device
+        side, device = vqvae.config.image_side, model.position.device
         given = [images] if isinstance(images, Image.Image) else images
         rgb = (to_rgb(load_image(image)) for image in given)
         squares = (to_tensor(resize_and_crop(image, round(VAR_RESIZE * side), side)) for image in rgb)
@@ -291,7 +294,7 @@ class VARPipeline(Pipeline):
             raise InputError("no images given: give at least one")
         tokens = torch.cat(encoded)  # (B, L)
         inputs = vqvae.quantizer.teacher_forcing_input(tokens)
-        found = class_likelihood(self.model, tokens, inputs, chosen, pruning, batch_size)
+        found = class_likelihood(model, tokens, inputs, chosen, pruning, batch_size)
         return found.ranked(names)
 
     def choose_sampling(
@@ -305,7 +308,7 @@ class VARPipeline(Pipeline):
         params, vocab_size = apply_options(self.sampling or default, options), self.model.config.vocab_size
         if options.get("top_k") is not None and params.top_k > vocab_size:
             raise InputError(f"top_k={params.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
-        params.check_scales(self.model.scales.sides, self.model.config.scale_drop)
+        check_sampling(params, self.model.config)
         return params
 
     def _choose_edit_sampling(self, options: Mapping[str, object]) -> SamplingParams:

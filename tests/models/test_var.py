@@ -20,9 +20,10 @@ from helpers import (
 from torch import Tensor, nn
 
 from tokenizer.scales import SCALES_512, Scales
+from var.models.conditional import gate_init
 from var.models.masks import Spans, spans
 from var.models.token_losses import head_losses, token_losses
-from var.models.var import VAR, VARConfig, gate_init
+from var.models.var import VAR, VARConfig
 
 SCALES = Scales(SIDES)
 VARIANTS = pytest.mark.parametrize(

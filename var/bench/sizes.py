@@ -9,7 +9,7 @@ from var.hub.checkpoint import TOKENIZER, TRANSFORMER, read_config
 from var.hub.download import find_given
 from var.hub.presets import AIM_SIZES, RELEASED, SHIPPED, check_name, choose_layers, own_name
 from var.models.aim import AIM, AIMConfig, Encoder
-from var.models.var import VARConfig
+from var.models.var import VAR, VARConfig
 
 
 class VARSizes(NamedTuple):
@@ -48,9 +48,11 @@ def _with_probe(sizes: dict[str, Any]) -> AIMConfig:
 def _read_sizes(folder: Path) -> ModelSizes:
     try:
         if (folder / TRANSFORMER).is_dir():
-            tokenizer, transformer = (read_config(folder / part)["config"] for part in (TOKENIZER, TRANSFORMER))
-            return VARSizes(TokenizerConfig(**tokenizer), VARConfig(**transformer))
-        entries = read_config(folder)
+            tokenizer, entries = (read_config(folder / part) for part in (TOKENIZER, TRANSFORMER))
+            if entries.get("model") == VAR.__name__:
+                return VARSizes(TokenizerConfig(**tokenizer["config"]), VARConfig(**entries["config"]))
+        else:
+            entries = read_config(folder)
         if entries.get("model") == AIM.__name__:
             return AIMConfig(**entries["config"])
         if entries.get("model") == Encoder.__name__:

@@ -20,8 +20,10 @@ from tokenizer.vqvae import VQVAE
 from var.editing.image_masks import Mask, feathered_alpha, mask_at_scales, masked_downscale, pull_push_fill, token_mask
 from var.editing.params import BlendParams
 from var.editing.windows import Window, bounding_square, crop_mask, paste, remove_window
+from var.models.conditional import ConditionalTransformer
 from var.models.var import VAR
-from var.sampling.generate import ForcedTokens, generate_batches
+from var.sampling.drawing import ForcedTokens
+from var.sampling.generate import generate_batches
 from var.sampling.logits import derive_seed
 from var.sampling.params import SamplingParams
 from var.utils.images import to_pil, to_tensor
@@ -31,7 +33,7 @@ DEFAULT_SAMPLING, DEFAULT_BLEND = SamplingParams(), BlendParams()
 
 
 def inpaint_windows(
-    model: VAR,
+    model: ConditionalTransformer,
     vqvae: VQVAE,
     image: Image.Image,
     mask: Mask,
@@ -156,7 +158,7 @@ def encoder_view(square: Image.Image, hidden: Mask, side: int) -> Tensor:
 
 @torch.inference_mode()
 def generate_masked(
-    model: VAR,
+    model: ConditionalTransformer,
     vqvae: VQVAE,
     seen: Tensor,
     forced: Tensor,

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var.evaluation.likelihood import check_known
 from var.evaluation.metrics.stats import MeanStderr, concatenate, mean_stderr
+from var.models.var import require_var
 from var.pipeline import VARPipeline
 from var.sampling.class_likelihood import WHOLE, Pruning, class_likelihood, rank
 from var.utils.device import check_float32
@@ -66,7 +67,7 @@ def classification(
         InputError: as `class_likelihood`; a label that the model does not know, images of another size, no images; a
             tokenizer that is not in float32; a model of a single class.
     """
-    model, vqvae, known = pipe.model, pipe.vqvae, pipe.known_labels()
+    model, vqvae, known = require_var(pipe.model, "classification"), pipe.vqvae, pipe.known_labels()
     if len(known) < 2:
         raise InputError(f"the model knows class {known[0]} alone: classification needs two classes or more")
     check_float32(vqvae)

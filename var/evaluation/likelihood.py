@@ -20,6 +20,7 @@ from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 from var.evaluation.metrics.stats import MeanStderr, concatenate, mean_stderr
 from var.models.token_losses import TokenLosses, head_losses, image_means
+from var.models.var import require_var
 from var.pipeline import VARPipeline
 from var.utils.device import VAR_DTYPES, check_float32, choose_device, choose_dtype
 
@@ -104,7 +105,7 @@ def likelihood(pipe: VARPipeline, batches: Iterable[tuple[Tensor, list[int]]]) -
         InputError: a label that the model does not know, images of another size, no images; losses that are not
             finite; a tokenizer that is not in float32.
     """
-    model, vqvae = pipe.model, pipe.vqvae
+    model, vqvae = require_var(pipe.model, "likelihood"), pipe.vqvae
     check_float32(vqvae)
     known, device = frozenset(pipe.known_labels()), model.position.device
     parts: tuple[list[Values], list[Values]] = ([], [])

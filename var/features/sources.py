@@ -33,7 +33,7 @@ from var.models import transformer
 from var.models.aim import AIM, AIMOutput, Encoder, EncoderConfig, Probe, ProbeConfig, check_layers
 from var.models.masks import fastest
 from var.models.pretraining import patches
-from var.models.var import VAR
+from var.models.var import VAR, require_var
 from var.pipeline import VARPipeline
 from var.utils.device import choose_device, choose_dtype
 from var.utils.images import check_images, normalize
@@ -271,7 +271,7 @@ def _load_trained(model: str) -> FeatureSource:
         folder = find_folder(check_name(model, [*AIM_RELEASED, *SHIPPED, *RELEASED, *BASELINES]))
     if (folder / TRANSFORMER).is_dir():
         pipe = VARPipeline.from_pretrained(folder, device="cpu", dtype="float32")
-        return VARFeatures(pipe.model.requires_grad_(False), pipe.vqvae.requires_grad_(False))
+        return VARFeatures(require_var(pipe.model, "features").requires_grad_(False), pipe.vqvae.requires_grad_(False))
     kind = read_config(folder).get("model")
     if kind == AIM.__name__:
         return _load_with_probe(folder)

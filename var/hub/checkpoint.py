@@ -12,7 +12,9 @@ from torch import nn
 from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
+from var.models.conditional import ConditionalTransformer
 from var.models.var import VAR, VARConfig
+from var.sampling.generators import GENERATORS
 from var.utils.contents import HEAD, find_substitute
 from var.utils.device import choose_stored_dtype
 from var.utils.files import atomic_folder
@@ -26,12 +28,12 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CHECKSUM, CONFIG_CHECKSUM = "sha256", "config_sha256"
 EXPORTED = "model"  # folder of a training's output
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a pipeline's models
-PIPELINE_PARTS = {"VQVAE": TOKENIZER, "VAR": TRANSFORMER}
+PIPELINE_PARTS = {"VQVAE": TOKENIZER} | {generator.model.__name__: TRANSFORMER for generator in GENERATORS}
 
 
 def save_model(
     folder: Path,
-    model: VQVAE | VAR | Encoder | AIM | Probe,
+    model: VQVAE | ConditionalTransformer | Encoder | AIM | Probe,
     extra: Mapping[str, Any] | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> None:
@@ -41,11 +43,11 @@ def save_model(
         extra: more entries for config.json, such as the names of the classes.
         dtype: type of the stored floating-point numbers, see `choose_stored_dtype`; None keeps the model's.
 
-    Raises InputError: the folder cannot be written; a type that weights are not stored in; a VAR in int8;
+    Raises InputError: the folder cannot be written; a type that weights are not stored in; a transformer in int8;
     weights that are not finite, which are not worth keeping.
     """
     dtype = choose_stored_dtype(dtype)
-    if isinstance(model, VAR) and model.dtype == torch.int8:
+    if isinstance(model, ConditionalTransformer) and model.dtype == torch.int8:
         raise InputError("a model in int8 was rounded, and is not saved: save it as loaded with dtype float32")
     config = {"model": type(model).__name__, "config": model.config.to_dict(), **(extra or {})}
     state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
@@ -79,7 +81,7 @@ def find_exported(folder: Path) -> Path:
 
 
 def find_part(folder: Path, kind: str) -> Path:
-    """Return the folder of a VQVAE or VAR in that of a pipeline or a training's output; any other folder as it is."""
+    """Return the folder of a model of that class in that of a pipeline or a training's output; others as they are."""
     folder = find_exported(folder)
     part = folder / PIPELINE_PARTS.get(kind, "")
     return part if part.is_dir() else folder
@@ -114,6 +116,14 @@ def load_tokenizer(folder: Path) -> VQVAE:
 def load_var(folder: Path) -> VAR:
     """Load the transformer in a folder, in float32 and evaluation mode. Raises InputError."""
     return _load(folder, VAR, VARConfig)
+
+
+def load_transformer(folder: Path) -> ConditionalTransformer:
+    """Load the transformer in a folder, of any kind that draws, in float32 and evaluation mode. Raises InputError."""
+    kind = read_config(folder).get("model")
+    found = next((generator for generator in GENERATORS if generator.model.__name__ == kind), GENERATORS[0])
+    model: ConditionalTransformer = _load(folder, found.model, found.config)
+    return model
 
 
 def load_probe(folder: Path) -> Probe:

@@ -9,11 +9,12 @@ import torch
 
 from tokenizer.errors import InputError, abbreviate
 from tokenizer.vqvae import VQVAE
-from var.hub.checkpoint import CONFIG, TOKENIZER, TRANSFORMER, load_tokenizer, load_var, read_config, save_model
+from var.hub.checkpoint import CONFIG, TOKENIZER, TRANSFORMER, load_tokenizer, load_transformer, read_config, save_model
 from var.hub.client import FILES, TOKENIZER_FILES
 from var.hub.download import convert_once, find_given, load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name, own_name
-from var.models.var import VAR
+from var.models.conditional import ConditionalTransformer
+from var.sampling.generators import check_sampling
 from var.sampling.params import SamplingParams
 from var.utils.device import choose_stored_dtype
 from var.utils.files import atomic_folder
@@ -27,7 +28,7 @@ ROUNDED = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class PipelineParts(NamedTuple):
     """The parts of a VARPipeline."""
 
-    model: VAR
+    model: ConditionalTransformer
     vqvae: VQVAE
     classes: Mapping[int, str] | None = None
     sampling: SamplingParams | None = None
@@ -120,7 +121,7 @@ def _load_folder(folder: Path) -> PipelineParts:
         classes = None if names is None else {int(label): str(name) for label, name in names.items()}
     except (AttributeError, ValueError) as error:
         raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({error})") from error
-    model = load_var(folder / TRANSFORMER)
+    model = load_transformer(folder / TRANSFORMER)
     sampling = _read_sampling(entries.get("sampling"), folder / TRANSFORMER, model)
     vqvae = load_tokenizer(folder / TOKENIZER)
     _check_pair(folder, entries.get(QUANTIZER), vqvae)
@@ -156,7 +157,7 @@ def _check_pair(folder: Path, entry: object, vqvae: VQVAE) -> None:
         )
 
 
-def _read_sampling(entry: object, folder: Path, model: VAR) -> SamplingParams | None:
+def _read_sampling(entry: object, folder: Path, model: ConditionalTransformer) -> SamplingParams | None:
     if entry is None:
         return None
     known = [field.name for field in fields(SamplingParams)]
@@ -164,7 +165,7 @@ def _read_sampling(entry: object, folder: Path, model: VAR) -> SamplingParams | 
         raise InputError(f"{folder}: sampling={abbreviate(entry)} must map {', '.join(known)} to values")
     try:
         sampling = SamplingParams(**entry)
-        sampling.check_scales(model.scales.sides, model.config.scale_drop)
+        check_sampling(sampling, model.config)
     except InputError as error:
         raise InputError(f"{folder}: sampling: {error}") from error
     return sampling

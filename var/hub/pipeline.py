@@ -10,10 +10,11 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.hub.sharing import Card, Shared, size, tokenizer_facts
+from var.models.conditional import ConditionalTransformer
 from var.models.packed import pack, unpack
-from var.models.var import VAR
 from var.sampling.compiled import compile_tokenizer, compile_transformer
-from var.sampling.generate import check_fit
+from var.sampling.drawing import check_fit
+from var.sampling.generators import check_sampling
 from var.sampling.params import SamplingParams
 from var.utils.classes import spread
 from var.utils.device import VAR_DTYPES, check_int8, choose_device, choose_dtype
@@ -36,13 +37,17 @@ class Pipeline(Shared):
     """
 
     def __init__(
-        self, model: VAR, vqvae: VQVAE, classes: Mapping[int, str] | None = None, sampling: SamplingParams | None = None
+        self,
+        model: ConditionalTransformer,
+        vqvae: VQVAE,
+        classes: Mapping[int, str] | None = None,
+        sampling: SamplingParams | None = None,
     ) -> None:
         check_fit(model, vqvae)
         self.model = model.eval()
         self.vqvae = vqvae.eval()
         if sampling is not None:
-            sampling.check_scales(model.scales.sides, model.config.scale_drop)
+            check_sampling(sampling, model.config)
         self.sampling = sampling
         self.classes = None if classes is None else dict(classes)
         unknown = [label for label in self.classes or () if not 0 <= label < model.config.num_classes]

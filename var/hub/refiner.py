@@ -9,6 +9,7 @@ import torch
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.load import PipelineParts, find_folder, load_pipeline
+from var.models.var import require_var
 from var.sampling.refiner import Refiner, check_refiner
 
 
@@ -40,6 +41,7 @@ def open_refiner(
     _check_both(refiner, first_scale)
     if refiner is None or first_scale is None:
         return None
+    require_var(draws.model, "a refiner")
     if isinstance(refiner, PipelineParts):
         parts = refiner
     else:
@@ -47,7 +49,7 @@ def open_refiner(
             parts = load_pipeline(refiner)
         parts.model.cast(draws.model.dtype).eval().to(draws.model.position.device)
         parts.vqvae.cast(draws.vqvae.dtype).eval()
-    found = Refiner(parts.model, first_scale)
+    found = Refiner(require_var(parts.model, "the refiner"), first_scale)
     check_refiner(found, draws.model)
     if not is_same_tokenizer(parts.vqvae, draws.vqvae):
         raise InputError("the refiner has another tokenizer than the model: give one that was trained on the same")

@@ -5,65 +5,31 @@ B batch, K scales, L tokens of all scales, C latent channels, D width, V codeboo
 Labels are dropped in training, for classifier-free guidance, in `var/training/stages/var.py`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tokenizer.errors import DEEPEST, InputError, check_types
-from tokenizer.scales import SCALES_256, Scales
-from var.models.int8 import Int8Linear, quantize
-from var.models.masks import block_causal, fastest
-from var.models.packed import unpack
-from var.models.transformer import (
-    AdaLN,
-    AdaLNBlock,
-    AdaLNOffset,
-    BlockConfig,
-    KVCache,
-    Modulation,
-    check_mlp_ratio,
-    modulate,
-    run_blocks,
-    stochastic_depth,
+from tokenizer.errors import InputError
+from tokenizer.scales import Scales
+from var.models.conditional import (
+    Condition,
+    ConditionalTransformer,
+    TransformerConfig,
+    compute_logits,
+    initialize,
 )
+from var.models.masks import block_causal, fastest
+from var.models.transformer import KVCache, run_blocks
 
 
 @dataclass(frozen=True)
-class TransformerSizes:
-    """The sizes that a recipe chooses; width = 64 * depth and heads = depth unless given.
-
-    Attributes:
-        depth: number of blocks.
-        width: D; 0 for 64 * depth.
-        heads: 0 for depth.
-        mlp_ratio: hidden width of the MLP over D.
-        qk_norm: q and k on the unit sphere with a learned temperature for each head.
-        shared_adaln: one AdaLN for all blocks plus an offset for each block (512 px model).
-        drop_path: rate of stochastic depth at the last block, rising linearly from 0; None for 0.1 * depth / 24.
-    """
-
-    depth: int
-    width: int = 0
-    heads: int = 0
-    mlp_ratio: float = 4.0
-    qk_norm: bool = True
-    shared_adaln: bool = False
-    drop_path: float | None = None
-
-
-@dataclass(frozen=True)
-class VARConfig(TransformerSizes):
+class VARConfig(TransformerConfig):
     """All sizes of the transformer; defaults are VAR-d16.
 
     Attributes:
-        scales: sides of the token maps, the tokenizer's.
-        vocab_size: V, the tokenizer's.
-        latent_dim: C, the tokenizer's.
-        num_classes: labels are 0..num_classes - 1; num_classes itself is the null class.
         scale_drop: rate at which scales between the first and the last were left out in training; above 0 the model
             can also draw without them.
 
@@ -71,131 +37,34 @@ class VARConfig(TransformerSizes):
         InputError: a value that cannot work, with the value and the remedy.
     """
 
-    depth: int = 16
-    scales: tuple[int, ...] = SCALES_256.sides
-    vocab_size: int = 4096
-    latent_dim: int = 32
-    num_classes: int = 1000
     scale_drop: float = 0.0
 
     def __post_init__(self) -> None:
-        check_types(
-            self,
-            at_least_one=("depth", "vocab_size", "latent_dim", "num_classes"),
-            at_most={"depth": DEEPEST, "width": 2**16, "latent_dim": 2**16},
-        )
-        object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
-        object.__setattr__(self, "width", self.width or 64 * self.depth)
-        object.__setattr__(self, "heads", self.heads or self.depth)
+        super().__post_init__()
         if self.scales[0] != 1:
             raise InputError(f"scales {list(self.scales)} must begin with 1: the class embedding stands for one token")
-        if self.width < 1 or self.heads < 1 or self.width % self.heads:
-            raise InputError(f"width={self.width} must be a positive multiple of heads={self.heads}")
-        check_mlp_ratio(self.mlp_ratio)
         if not 0 <= self.scale_drop < 1:
             raise InputError(f"scale_drop={self.scale_drop} must be in [0, 1)")
-        if not 0 <= self.drop_rates[-1] < 1:
-            raise InputError(f"drop_path={self.drop_rates[-1]} must be in [0, 1)")
-
-    @property
-    def drop_rates(self) -> tuple[float, ...]:
-        """Rate of stochastic depth of each block."""
-        last = 0.1 * self.depth / 24 if self.drop_path is None else self.drop_path
-        return tuple(last * i / max(self.depth - 1, 1) for i in range(self.depth))
-
-    @property
-    def block(self) -> BlockConfig:
-        """Sizes of its blocks."""
-        return BlockConfig(
-            self.width, self.heads, self.mlp_ratio, self.qk_norm, logit_scale=0.25
-        )  # as in the released code
 
     def to_dict(self) -> dict[str, object]:
         """Return the fields by name; scale_drop only where it is not 0, as versions without it read the others."""
         return {name: value for name, value in asdict(self).items() if name != "scale_drop" or value}
 
 
-class Condition(NamedTuple):
-    """All that depends on the labels alone: computed once per image, used at every scale."""
-
-    start: Tensor  # (B, 1, D), the class embedding: the content of the first token
-    modulations: list[Modulation]  # one per block
-    head_scale: Tensor  # (B, 1, D) float32
-    head_shift: Tensor
-
-    def select(self, rows: slice) -> "Condition":
-        """Return the part of some rows of the batch, as views."""
-        modulations = [Modulation(*(part[rows] for part in modulation)) for modulation in self.modulations]
-        return Condition(self.start[rows], modulations, self.head_scale[rows], self.head_shift[rows])
-
-
-def compute_logits(head: nn.Linear, x: Tensor) -> Tensor:
-    """Return the logits (B, L, V) of the head's input (B, L, D)."""
-    logits: Tensor = head(x)
-    return logits
-
-
-class VAR(nn.Module):
+class VAR(ConditionalTransformer):
     """Labels and the coarser scales' features -> logits of the tokens."""
 
+    config: VARConfig
+
     def __init__(self, config: VARConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.scales = Scales(config.scales)
-        width, depth = config.width, config.depth
-        self.class_embedding = nn.Embedding(config.num_classes + 1, width)
-        self.start_position = nn.Parameter(torch.empty(1, 1, width))
-        self.position = nn.Parameter(torch.empty(1, self.scales.total, width))
-        self.level_embedding = nn.Embedding(len(self.scales), width)
-        self.feature_in = nn.Linear(config.latent_dim, width)
-        self.shared_adaln = AdaLN(width, 6) if config.shared_adaln else None
-        self.blocks: Sequence[AdaLNBlock] = nn.ModuleList(  # type: ignore[assignment]  # a ModuleList names no type
-            AdaLNBlock(config.block, config.shared_adaln) for _ in range(depth)
-        )
-        self.head_adaln = AdaLN(width, 2)
-        self.head = nn.Linear(width, config.vocab_size)
+        super().__init__(config)
+        self.level_embedding = nn.Embedding(len(self.scales), config.width)
+        self._add_blocks()
         self.mask: Tensor
         self.levels: Tensor
         self.register_buffer("mask", block_causal(self.scales), persistent=False)
         self.register_buffer("levels", self.scales.levels(), persistent=False)
         initialize(self)
-
-    def cast(self, dtype: torch.dtype) -> Self:
-        """Hold the weights in dtype, those of the head in float32: logits are always computed in float32.
-
-        With int8 the linear maps of attention and MLP become `Int8Linear`, for good; all else is in float32. A packed
-        model is unpacked.
-
-        Raises InputError: from int8 to another type.
-        """
-        if self.dtype == torch.int8 != dtype:
-            raise InputError(f"weights in int8 were rounded: for {dtype} load the model again, with that dtype")
-        unpack(self.blocks)
-        if dtype == torch.int8:
-            return self if self.dtype == dtype else self.cast(torch.float32)._quantize()
-        head = {*self.head_adaln.parameters(), *self.head.parameters()}
-        for parameter in self.parameters():  # never through dtype and back, which would round the head
-            parameter.data = parameter.data.to(torch.float32 if parameter in head else dtype)
-        return self
-
-    def _quantize(self) -> Self:
-        for block in self.blocks:
-            quantize(block)
-        return self.requires_grad_(False)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type that the blocks hold their linear maps in."""
-        return torch.int8 if any(isinstance(part, Int8Linear) for part in self.modules()) else self.position.dtype
-
-    def condition(self, labels: Tensor) -> Condition:
-        """(B,) int64 labels, num_classes for the null class -> embeddings and modulations."""
-        embedding = self.class_embedding(labels)  # (B, D)
-        shared = embedding if self.shared_adaln is None else self.shared_adaln(embedding)  # (B, D) or (B, 6, 1, D)
-        modulations = [block.modulation(shared) for block in self.blocks]
-        with torch.autocast(labels.device.type, enabled=False):
-            head_scale, head_shift = self.head_adaln(embedding.float()).unbind(dim=1)  # (B, 1, D) each
-        return Condition(embedding[:, None], modulations, head_scale, head_shift)
 
     def embed(
         self, condition: Condition, teacher_forcing_input: Tensor, positions: Tensor | slice = slice(None)
@@ -204,8 +73,7 @@ class VAR(nn.Module):
 
         L may also be the tokens of some scales alone, whose positions are then given.
         """
-        tokens = self.feature_in(teacher_forcing_input.to(self.feature_in.weight.dtype))  # (B, L - 1, D)
-        x = torch.cat([condition.start + self.start_position, tokens.to(condition.start.dtype)], dim=1)  # (B, L, D)
+        x = self._contents(condition, teacher_forcing_input)
         return x + (self.position[:, positions] + self.level_embedding(self.levels[positions]))
 
     def _part(self, kept: Sequence[int] | None) -> tuple[Scales, Tensor | slice, Tensor]:
@@ -216,14 +84,6 @@ class VAR(nn.Module):
         ranges = [torch.arange(*self.scales.offsets[k : k + 2], device=self.mask.device) for k in kept]
         positions = torch.cat(ranges)
         return scales, positions, self.mask[positions[:, None], positions]
-
-    def _read(self, x: Tensor, condition: Condition, read: Callable[[nn.Linear, Tensor], Any]) -> Any:
-        with torch.autocast(x.device.type, enabled=False):
-            return read(self.head, modulate(x.float(), condition.head_scale, condition.head_shift))
-
-    def _logits(self, x: Tensor, condition: Condition) -> Tensor:
-        logits: Tensor = self._read(x, condition, compute_logits)  # (B, L, V)
-        return logits
 
     def forward(
         self,
@@ -254,27 +114,9 @@ class VAR(nn.Module):
         scales, positions, mask = self._part(kept)
         self._check_shapes(len(labels), scales.total, teacher_forcing_input, path_noise)
         condition = self.condition(labels)
-        modulations = condition.modulations
-        if path_noise is not None:
-            modulations = stochastic_depth(modulations, self.config.drop_rates, path_noise)
         x = self.embed(condition, teacher_forcing_input, positions)  # (B, L, D)
-        x = run_blocks(self.blocks, x, modulations, fastest(scales, mask), recompute=checkpoint)  # (B, L, D)
+        x = self._run(x, condition, fastest(scales, mask), path_noise, checkpoint)
         return self._read(x, condition, read)
-
-    def _check_shapes(self, batch: int, length: int, teacher_forcing_input: Tensor, path_noise: Tensor | None) -> None:
-        expected = (batch, length - 1, self.config.latent_dim)
-        if teacher_forcing_input.shape != expected:
-            given = tuple(teacher_forcing_input.shape)
-            raise InputError(f"teacher forcing input of shape {given} given, {expected} needed for these labels")
-        branches = (batch, 2 * self.config.depth)
-        if path_noise is not None and path_noise.shape != branches:
-            raise InputError(f"path noise of shape {tuple(path_noise.shape)} given, {branches} needed for these labels")
-
-    def new_cache(self, batch: int) -> KVCache:
-        """Allocate a cache of the keys and values of all L tokens of a batch."""
-        c = self.config
-        head_dim = c.width // c.heads
-        return KVCache.allocate(c.depth, batch, c.heads, self.scales.total, head_dim, like=self.position)
 
     def prefill(self, kept: Sequence[int], next_inputs: Tensor, condition: Condition, cache: KVCache) -> None:
         """Write some scales into the cache in one pass, as `step` does scale by scale.
@@ -314,36 +156,8 @@ class VAR(nn.Module):
         return self._logits(x, condition)  # (B, side * side, V)
 
 
-def gate_init(depth: int) -> float:
-    """Factor on the initial AdaLN gate rows: deeper models start closer to the identity."""
-    if depth > 30:
-        return 5e-6
-    if depth > 24:
-        return 1e-5
-    return 1e-4 if depth > 20 else 1e-3
-
-
-@torch.no_grad()
-def initialize(model: VAR) -> None:
-    """Draw the initial weights as the released code does; small gates let every block start near the identity."""
-    depth, width = model.config.depth, model.config.width
-    std = math.sqrt(1 / (3 * width))
-    for module in model.modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.trunc_normal_(module.weight, std=std)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
-    nn.init.trunc_normal_(model.start_position, std=std)
-    nn.init.trunc_normal_(model.position, std=std)
-
-    factors = torch.tensor([gate_init(depth)] * 2 + [0.5] * 4)  # two gates, two scales, two shifts, as in Modulation
-    for block in model.blocks:
-        block.attention.proj.weight.div_(math.sqrt(2 * depth))
-        block.mlp.down.weight.div_(math.sqrt(2 * depth))
-        if isinstance(block.adaln, AdaLNOffset):  # the layer that all blocks share is drawn like any other
-            nn.init.normal_(block.adaln.offset, std=1 / math.sqrt(width))
-            block.adaln.offset.mul_(factors[:, None])
-        else:
-            block.adaln.linear.weight.mul_(factors.repeat_interleave(width)[:, None])
-    model.head_adaln.linear.weight.mul_(0.5)
-    model.head.weight.mul_(0.02)
+def require_var(model: ConditionalTransformer, work: str) -> VAR:
+    """Return the model, which a work needs to be a VAR. Raises InputError: it is of another kind."""
+    if not isinstance(model, VAR):
+        raise InputError(f"{work} needs a VAR, and the model is a {type(model).__name__}: give another one")
+    return model

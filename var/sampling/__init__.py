@@ -1,4 +1,4 @@
-"""Sampling: logits to tokens, and the loop over scales in `var.sampling.generate`."""
+"""Sampling: logits to tokens, and the loop over scales in `var.sampling.scales`."""
 
 from typing import TYPE_CHECKING
 

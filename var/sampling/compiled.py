@@ -7,19 +7,22 @@ import torch
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.models.var import VAR
+from var.models.conditional import ConditionalTransformer
+from var.models.var import require_var
 
 # Compilations of one part: with and without guidance, and for the last, smaller batch of a set too.
 SHAPES_PER_SCALE = 4
 
 
-def compile_transformer(model: VAR) -> None:
+def compile_transformer(model: ConditionalTransformer) -> None:
     """Compile the blocks in place, for sampling: once for every scale, since static shapes make the fastest code.
 
     All blocks share the compiled code. Nothing is compiled before the first call.
 
-    Raises InputError: a model in int8, whose products the compiler does not take.
+    Raises InputError: a model in int8, whose products the compiler does not take; one that draws token by token, with
+    as many shapes.
     """
+    require_var(model, "compile")
     if model.dtype == torch.int8:
         raise InputError("a model in int8 is not compiled: leave out compile, or take float32 or bfloat16")
     for block in model.blocks:

@@ -3,7 +3,8 @@
 from typing import NamedTuple
 
 from tokenizer.errors import InputError, check_whole_number
-from var.models.var import VAR
+from var.models.conditional import ConditionalTransformer
+from var.models.var import VAR, require_var
 
 
 class Refiner(NamedTuple):
@@ -13,9 +14,10 @@ class Refiner(NamedTuple):
     first_scale: int  # in 1..K - 1, counted from 0
 
 
-def check_refiner(refiner: Refiner, model: VAR) -> None:
+def check_refiner(refiner: Refiner, model: ConditionalTransformer) -> None:
     """Raise InputError unless the refiner can continue what the model draws."""
     theirs = refiner.model
+    require_var(model, "a refiner")
     for name in ("scales", "vocab_size", "latent_dim", "num_classes"):
         if getattr(theirs.config, name) != getattr(model.config, name):
             raise InputError(

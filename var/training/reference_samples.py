@@ -19,7 +19,8 @@ from var.data import token_cache
 from var.data.listing import Split
 from var.data.token_cache import FORMAT, MANIFEST, Manifest, Record, Shard, SplitInfo
 from var.models.var import VAR
-from var.sampling.generate import draw_tokens, index_within_class
+from var.sampling.drawing import index_within_class
+from var.sampling.generate import draw_tokens
 from var.sampling.params import SamplingParams
 from var.utils.paths import check_no_other_files
 from var.utils.provenance import fingerprint, sha256

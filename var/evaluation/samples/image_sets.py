@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.evaluation.samples.npz import LABELS, Npz, open_npz
-from var.sampling.generate import index_within_class
+from var.sampling.drawing import index_within_class
 from var.utils.image_files import FORMATS, IMAGE_SUFFIXES, find_images
 from var.utils.images import exif_orientation, open_image, to_rgb
 

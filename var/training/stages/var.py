@@ -23,8 +23,9 @@ from var.hub.checkpoint import TOKENIZER, TRANSFORMER
 from var.hub.presets import RELEASED
 from var.hub.sources import find_weights
 from var.hub.start import start_from
+from var.models.conditional import TransformerSizes
 from var.models.token_losses import TokenLosses, head_losses, image_means
-from var.models.var import VAR, TransformerSizes, VARConfig
+from var.models.var import VAR, VARConfig
 from var.sampling.generate import generate
 from var.sampling.params import SamplingParams
 from var.training.adapters import add_adapters, merge_adapters

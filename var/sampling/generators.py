@@ -1,0 +1,32 @@
+"""The kinds of transformers that draw images, by their sizes: another kind is one more entry here."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from var.models.conditional import ConditionalTransformer, TransformerConfig
+from var.models.var import VAR, VARConfig
+from var.sampling import scales
+from var.sampling.drawing import Drawn
+from var.sampling.params import SamplingParams
+
+
+class Generator(NamedTuple):
+    """A kind of transformer, and its way to draw tokens."""
+
+    model: type[ConditionalTransformer]
+    config: type[TransformerConfig]
+    check_sampling: Callable[[SamplingParams, Any], None]  # raises InputError for options that do not fit a config
+    draw: Callable[..., Drawn]  # with the arguments of `scales.draw_scales`
+
+
+GENERATORS = (Generator(VAR, VARConfig, scales.check_sampling, scales.draw_scales),)
+
+
+def find_generator(config: TransformerConfig) -> Generator:
+    """Return the generator of a model with this config."""
+    return next(generator for generator in GENERATORS if type(config) is generator.config)
+
+
+def check_sampling(sampling: SamplingParams, config: TransformerConfig) -> None:
+    """Raise InputError for options that do not fit a model with this config."""
+    find_generator(config).check_sampling(sampling, config)
