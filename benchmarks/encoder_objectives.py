@@ -28,12 +28,13 @@ from var.utils.files import atomic_write
 
 NEVER = 10**9  # a step that no run reaches
 UNTRAINED = "untrained"
-OBJECTIVES = {  # recipe in configs, and what differs from it
-    "AIM, prefix": ("tiny_imagenet_aim.yaml", []),
-    "AIM, causal": ("tiny_imagenet_aim.yaml", ["attention=causal"]),
-    "SemAIM": ("tiny_imagenet_semaim.yaml", []),
+# Recipe in configs, and what differs from it: heads and decoders that fit a small encoder.
+OBJECTIVES = {
+    "AIM, prefix": ("tiny_imagenet_aim.yaml", ["head={depth: 2, width: 64}"]),
+    "AIM, causal": ("tiny_imagenet_aim.yaml", ["head={depth: 2, width: 64}", "attention=causal"]),
+    "SemAIM": ("tiny_imagenet_semaim.yaml", ["decoder={depth: 2, width: 64, heads: 2}"]),
     "BEiT": ("tiny_imagenet_beit.yaml", []),
-    "MAE": ("tiny_imagenet_mae.yaml", []),
+    "MAE": ("tiny_imagenet_mae.yaml", ["decoder={depth: 1, width: 128, heads: 4}"]),
     "SimMIM": ("tiny_imagenet_simmim.yaml", []),
 }
 SAME_IMAGES = ["data.crop=resized", "data.crop_area=[0.4, 1.0]", "data.flip=true", "data.jitter=null"]
@@ -45,9 +46,12 @@ def encoder_objectives(
     data: Annotated[str, typer.Option(help="Images with labels, as data.source of a recipe.")],
     tokenizer: Annotated[str, typer.Option(help="Of BEiT's targets: its last token map has a token a patch.")],
     tflop: Annotated[float, typer.Option(help="Products of each training run.", min=0)] = 8.0,
-    seeds: Annotated[int, typer.Option(help="Runs of each objective.", min=1)] = 2,
+    seed: Annotated[list[int] | None, typer.Option(help="Of the runs; 0 and 1 if none is given.")] = None,
     image_size: Annotated[int, typer.Option(help="Side of the images in pixels.", min=1)] = 32,
     patch_size: Annotated[int, typer.Option(help="Side of the patches in pixels.", min=1)] = 4,
+    width: Annotated[int, typer.Option(help="Of the encoder.", min=1)] = 64,
+    depth: Annotated[int, typer.Option(help="Blocks of the encoder.", min=1)] = 4,
+    heads: Annotated[int, typer.Option(help="Attention heads of a block.", min=1)] = 2,
     probe_steps: Annotated[int, typer.Option(help="Steps of the attentive probe.", min=1)] = 400,
     only: Annotated[
         list[str] | None, typer.Option(help="An objective; several times for several. All if none.")
@@ -56,14 +60,15 @@ def encoder_objectives(
 ) -> None:
     """Print a table of what the features of each objective are worth."""
     chosen = {name: OBJECTIVES[name] for name in only or OBJECTIVES}
-    sizes = [f"model.image_size={image_size}", f"model.patch_size={patch_size}"]
+    chosen_sizes = {"image_size": image_size, "patch_size": patch_size, "width": width, "depth": depth, "heads": heads}
+    sizes = [f"model.{key}={value}" for key, value in chosen_sizes.items()]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in (UNTRAINED, *chosen)}
-    for seed in range(seeds):
+    for number in seed or (0, 1):
         for name, (recipe, changes) in chosen.items():
-            given = [f"data.source={data}", *SAME_IMAGES, *sizes, *changes, f"seed={seed}"]
+            given = [f"data.source={data}", *SAME_IMAGES, *sizes, *changes, f"seed={number}"]
             given += [f"tokenizer={tokenizer}"] if name == "BEiT" else []
             given += [f"mask_size={2 * patch_size}"] if name == "SimMIM" else []
-            folder = out / f"{name.replace(', ', '-')}-{seed}"
+            folder = out / f"{name.replace(', ', '-')}-{number}"
             results[name].append(_measure(CONFIGS / recipe, given, folder, data, tflop, probe_steps))
     encoder = load_recipe(CONFIGS / "tiny_imagenet_aim.yaml", sizes).model  # type: ignore[attr-defined]  # an AIMRecipe
     results[UNTRAINED].append(_measure_features(UNTRAINED, encoder, out / UNTRAINED, data, 0, probe_steps))
