@@ -80,6 +80,13 @@ def test_in_bfloat16_within_three_percent_of_the_largest_value(backend: str, siz
 
 
 @both_backends
+def test_an_empty_batch(backend: str) -> None:
+    logits, features = run_in(backend, copy_into(backend, small_aim()), torch.zeros(0, 3, 8, 8))
+    assert tuple(logits.shape) == (0, 5)
+    assert tuple(features.shape) == (0, 4, 16)
+
+
+@both_backends
 def test_statistics_of_the_probe_stay_in_float32(backend: str) -> None:
     probe = copy_into(backend, small_aim(), "bfloat16").probe
     mean = probe.norm.mean[...] if backend == "jax" else probe.norm.running_mean

@@ -28,7 +28,7 @@ class Attention(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """(B, N, D) -> (B, N, D)."""
-        q, k, v = jnp.moveaxis(self.qkv(x).reshape(*x.shape[:2], 3, self.heads, -1), 2, 0)  # (B, N, H, D / H) each
+        q, k, v = (split_heads(part, self.heads) for part in jnp.split(self.qkv(x), 3, axis=-1))
         return self.proj(jax.nn.dot_product_attention(q, k, v).reshape(x.shape))
 
 
@@ -78,7 +78,7 @@ class Encoder(nnx.Module):
         check_arrays(images, floating, "a floating-point array of JAX or NumPy", self.config.image_size)
         dtype = self.patchify.kernel[...].dtype
         x = self.patchify(jnp.moveaxis(images, 1, -1).astype(dtype))  # (B, S / P, S / P, D)
-        return self.patch_norm(x.reshape(len(x), -1, x.shape[-1])) + self.position.astype(dtype)
+        return self.patch_norm(x.reshape(len(x), self.config.patches, x.shape[-1])) + self.position.astype(dtype)
 
     def extract_features(self, images: Array, layers: Sequence[int] | None = None) -> list[Array]:
         """See var.models.aim.Encoder.extract_features."""
@@ -106,9 +106,9 @@ class AttentiveProbe(nnx.Module):
     def __call__(self, features: Array) -> Array:
         """(B, N, D) -> logits (B, classes)."""
         x = self.norm(features).astype(features.dtype)  # its statistics are in float32
-        q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in (self.query[...], self.key(x), self.value(x)))
-        q = jnp.broadcast_to(q, (len(x), *q.shape[1:]))  # (B, 1, H, D / H)
-        return self.classify(jax.nn.dot_product_attention(q, k, v).reshape(len(x), -1))
+        q = jnp.broadcast_to(self.query[...], (len(x), 1, x.shape[-1]))
+        q, k, v = (split_heads(part, self.heads) for part in (q, self.key(x), self.value(x)))
+        return self.classify(jax.nn.dot_product_attention(q, k, v).reshape(len(x), x.shape[-1]))
 
 
 class AIM(nnx.Module):
@@ -129,6 +129,11 @@ class AIM(nnx.Module):
         return self.encoder.extract_features(images, layers)
 
 
+def split_heads(x: Array, heads: int) -> Array:
+    """(B, L, D) -> (B, L, H, D / H)."""
+    return x.reshape(*x.shape[:2], heads, x.shape[-1] // heads)
+
+
 def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
     return nnx.LayerNorm(width, epsilon=NORM_EPS, use_fast_variance=False, rngs=rngs)
 
@@ -136,8 +141,7 @@ def layer_norm(width: int, rngs: nnx.Rngs) -> nnx.LayerNorm:
 def from_torch(model: aim.AIM, dtype: str = "float32") -> AIM:
     """A copy of a model in JAX, in evaluation mode; dtype is of the weights, not of the probe's statistics."""
     weights = dict(convert_weights(model, "jax"))
-    abstract = nnx.eval_shape(lambda: AIM(model.config, nnx.Rngs(0)))  # nothing is drawn
-    graph, state = nnx.split(abstract)
+    graph, state = nnx.split(nnx.eval_shape(lambda: AIM(model.config, nnx.Rngs(0))))  # nothing is drawn
 
     def fill(path: tuple[object, ...], variable: nnx.Variable[Array]) -> nnx.Variable[Array]:
         values = jnp.array(weights[".".join(map(str, path))])
