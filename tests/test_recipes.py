@@ -17,8 +17,8 @@ from var.models.var import VAR
 from var.networks.backbones import BACKBONES
 from var.networks.perceptual import PERCEPTUAL
 from var.training.config import Recipe
+from var.training.encoder_stage import EncoderRecipe
 from var.training.masked_stage import MaskedRecipe
-from var.training.next_patch_stage import NextPatchRecipe
 from var.training.recipe import load_recipe
 from var.training.stages.aim import AIMRecipe
 from var.training.stages.probe import ProbeRecipe, candidates
@@ -97,7 +97,7 @@ def test_every_recipe_is_a_run_of_its_own_and_builds(path: Path) -> None:
         if isinstance(loaded, TokenizerRecipe):
             VQVAE(loaded.model)
             assert loaded.image_size == loaded.model.image_side
-        elif isinstance(loaded, NextPatchRecipe | MaskedRecipe):
+        elif isinstance(loaded, EncoderRecipe | MaskedRecipe):
             Encoder(loaded.model)
         elif isinstance(loaded, ProbeRecipe):
             sizes = loaded.sizes or AIM_RELEASED[loaded.model].config

@@ -16,6 +16,7 @@ import torch
 from helpers import Tensors, small_var, small_vqvae
 from PIL import Image
 
+from var.hub.checkpoint import save_model
 from var.pipeline import VARPipeline
 from var.training.config import Recipe
 from var.training.recipe import load_recipe
@@ -79,6 +80,7 @@ PRETRAINING: dict[str, dict[str, Any]] = {
     "mae": {"decoder": {"depth": 1, "width": 128, "heads": 2, "mlp_ratio": 0.5}},
     "simmim": {"mask_size": 4},
     "semaim": {"decoder": {"depth": 1, "width": 8, "heads": 2}},
+    "beit": {"min_block": 2, "tokenizer": "tokenizer"},
 }
 
 
@@ -133,8 +135,11 @@ def var_recipe(path: Path, source: Path, tokenizer: Path, **changes: Any) -> VAR
 
 
 def encoder_recipe(stage: str, path: Path, source: Path, **changes: Any) -> Recipe:
-    """One of PRETRAINING."""
+    """One of PRETRAINING; its tokenizer, if it has one, has random weights and is written beside the recipe."""
     base = merged(ENCODER, {"stage": stage, "data": {"source": str(source)}, **PRETRAINING[stage]})
+    if "tokenizer" in base:
+        base["tokenizer"] = path.parent / base["tokenizer"]
+        save_model(base["tokenizer"], small_vqvae())
     return load_recipe(write_recipe(path.with_suffix(".yaml"), base, **changes))
 
 

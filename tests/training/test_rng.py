@@ -37,6 +37,14 @@ def test_indices_are_rows_of_the_whole_batch(indices: range) -> None:
     assert torch.equal(draws(indices).uniform("a", 5), draws().uniform("a", 5)[list(indices)])
 
 
+@pytest.mark.parametrize("indices", [range(4, 8), range(2, 11, 4), range(0)])
+def test_every_sample_has_a_seed_of_its_own(indices: range) -> None:
+    whole = draws().seeds("mask")
+    assert draws(indices).seeds("mask") == [whole[index] for index in indices]
+    others = draws().seeds("a"), draws(seed=4).seeds("mask"), draws(step=8).seeds("mask")
+    assert len({*whole, *(seed for seeds in others for seed in seeds)}) == 4 * BATCH
+
+
 def test_numbers_are_uniform_and_of_every_sample_its_own() -> None:
     whole = StepRNG(0, 0, 4096, range(4096), CPU).uniform("a")
     assert whole.shape == (4096,)

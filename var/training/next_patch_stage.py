@@ -5,23 +5,19 @@ B batch, N patches, C numbers that describe a patch.
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar, Literal, Self, TypeVar
 
 import torch
 from PIL import Image
-from pydantic import field_validator, model_validator
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.data.config import UserPath
 from var.data.dataset import Batch, SampleDataset
-from var.hub.checkpoint import save_model
-from var.models.aim import EncoderConfig, select_patches
+from var.models.aim import select_patches
 from var.models.aim_pretraining import prefix_lengths, target_mask
 from var.models.pretraining import (
-    Pretrainer,
     denormalize_patches,
     normalize_patches,
     patches,
@@ -29,31 +25,24 @@ from var.models.pretraining import (
     token_errors,
     unpatchify,
 )
-from var.training.config import Recipe, preset_sizes
-from var.training.estimate.images import find_images
+from var.training.encoder_stage import EncoderRecipe, EncoderStage, check_tokens_fit, encode
 from var.training.rng import StepRNG
-from var.training.stages.base import Losses, Outline, Phase, Stage, open_images, require
-from var.training.tokenizers import open_tokenizer, tokenizer_config
+from var.training.stages.base import Losses, Phase
 from var.utils.images import denormalize, image_grid, normalize, to_pil
 
 SHOWN = 8  # images on the sheet
 
 
-class NextPatchRecipe(Recipe):
+class NextPatchRecipe(EncoderRecipe):
     """Pre-training of an image encoder by the prediction of the next patch."""
 
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"targets": {"normalised": "normalized"}}
 
-    # By name, `model: aim-tiny` (-small, -base, -600M, ...: 224 px), or by name with others in place of single sizes,
-    # `model: {preset: aim-tiny, image_size: 48, patch_size: 8}`.
-    model: EncoderConfig
-    _preset = field_validator("model", mode="before")(preset_sizes)
     # `prefix` draws for each image how many patches see one another; `causal` has no prefix.
     attention: Literal["prefix", "causal"] = "prefix"
     # Predicted of a patch: its pixels, normalized or not, or its token in the last token map of a tokenizer, which must
     # have as many cells as the encoder has patches.
     targets: Literal["normalized", "pixels", "tokens"] = "normalized"
-    tokenizer: UserPath | None = None  # for targets=tokens: as in VARRecipe
 
     @model_validator(mode="after")
     def _targets_fit(self) -> Self:
@@ -69,42 +58,22 @@ class NextPatchRecipe(Recipe):
 NextPatchRecipeT = TypeVar("NextPatchRecipeT", bound=NextPatchRecipe)
 
 
-class NextPatchStage(Stage[NextPatchRecipeT]):
+class NextPatchStage(EncoderStage[NextPatchRecipeT]):
     """Squared error of the pixels of the patches after a prefix, or cross-entropy of their tokens."""
 
     def __init__(
         self, recipe: NextPatchRecipeT, vqvae: VQVAE | None, train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:
-        super().__init__(recipe, train_data, validation_data, {} if vqvae is None else {"tokenizer": vqvae})
-        self.vqvae = vqvae
+        super().__init__(recipe, vqvae, train_data, validation_data)
         if vqvae is not None:
             check_tokens_fit(recipe.model, vqvae)
         self.patches = recipe.model.patches
         self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, units=self.units()),)
 
-    @classmethod
-    def from_recipe(cls, recipe: NextPatchRecipeT) -> Self:
-        images = open_images(recipe, recipe.model.image_size)
-        return cls(recipe, open_tokenizer(recipe.tokenizer) if recipe.tokenizer else None, *images)
-
-    @classmethod
-    def outline(cls, recipe: NextPatchRecipeT) -> Outline:
-        side, images = recipe.model.image_size, find_images(recipe.data)
-        data = images.stand_in(recipe.data, side)
-        with torch.device("meta"):
-            vqvae = None
-            if recipe.tokenizer is not None:
-                vqvae = VQVAE(tokenizer_config(recipe.tokenizer)).eval().requires_grad_(False)
-            return Outline(cls(recipe, vqvae, data, data), images, torch.empty(3, side, side), recipe.model.patches)
-
     @property
     def outputs(self) -> int:
         """C."""
         return 3 * self.recipe.model.patch_size**2 if self.vqvae is None else self.vqvae.config.vocab_size
-
-    def units(self) -> list[str]:
-        """List the submodules of the model that are gathered one at a time when it is sharded."""
-        return [f"encoder.blocks.{i}" for i in range(self.recipe.model.depth)]
 
     @abstractmethod
     def predict(self, model: nn.Module, images: Tensor, prefix: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,23 +162,3 @@ class NextPatchStage(Stage[NextPatchRecipeT]):
             guess = denormalize_patches(guess, select_patches(pixels, indices))
         pixels = pixels.scatter(1, indices[..., None].expand_as(guess), guess)
         return denormalize(unpatchify(pixels, self.recipe.model.patch_size))
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        save_model(folder, require(Pretrainer, model).encoder)
-
-
-def encode(vqvae: VQVAE, images: Tensor) -> Tensor:
-    """(B, 3, S, S) in [-1, 1] -> (B, L) tokens, in float32 whatever the precision of training."""
-    with torch.autocast(images.device.type, enabled=False):
-        return vqvae.encode(images)
-
-
-def check_tokens_fit(model: EncoderConfig, vqvae: VQVAE) -> None:
-    """Raise InputError unless the tokenizer's last token map has one token a patch."""
-    side, sides = vqvae.config.image_side, vqvae.config.scales
-    if (side, sides[-1]) != (model.image_size, model.side):
-        raise InputError(
-            f"the tokenizer has {sides[-1]}x{sides[-1]} last tokens of images of {side} px, the encoder "
-            f"{model.side}x{model.side} patches of {model.image_size} px: give "
-            f"model.image_size={side} and model.patch_size={vqvae.config.downsample}"
-        )

@@ -43,6 +43,12 @@ class StepRNG:
         """Draw numbers in 0..bound - 1 for the whole batch, the same on every process."""
         return torch.randint(bound, (count,), generator=self._generator(purpose)).tolist()
 
+    def seeds(self, purpose: str) -> list[int]:
+        """Derive a seed of 63 bits for each sample, for draws of which their number is not known before."""
+        return [mix_seed(*self._words(purpose), index) for index in self.indices]
+
     def _generator(self, purpose: str) -> torch.Generator:
-        words = (Stream.SAMPLES, zlib.crc32(purpose.encode()), self.seed, self.step)
-        return torch.Generator().manual_seed(mix_seed(*words))
+        return torch.Generator().manual_seed(mix_seed(*self._words(purpose)))
+
+    def _words(self, purpose: str) -> tuple[int, ...]:
+        return Stream.SAMPLES, zlib.crc32(purpose.encode()), self.seed, self.step

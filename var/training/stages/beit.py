@@ -1,0 +1,147 @@
+"""Pre-train an image encoder to predict the tokens of masked patches (BEiT, arXiv 2106.08254, section 2).
+
+B batch, N patches, V codebook size, K token maps that are predicted.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+import torch
+from einops import rearrange
+from PIL import Image
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
+from var.data.config import Count
+from var.data.dataset import Batch, SampleDataset
+from var.models.block_masks import BlockMasks
+from var.models.masked_pretraining import MaskedPretrainer
+from var.models.pretraining import patches, token_errors, unpatchify
+from var.training.encoder_stage import EncoderRecipe, EncoderStage, check_tokens_fit, encode
+from var.training.rng import StepRNG
+from var.training.stages.base import Losses, Phase, register, require
+from var.utils.images import image_grid, normalize, to_pil
+
+SHOWN = 8  # images on the sheet
+
+
+class BEiTRecipe(EncoderRecipe):
+    """Pre-training of an image encoder (BEiT, arXiv 2106.08254)."""
+
+    fixed = EncoderRecipe.fixed | {"mask_ratio", "scales"}  # else losses of one run could not be compared
+
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.4  # of an image's patches, at least
+    min_block: Count = 16  # patches of a masked block
+    min_aspect: Annotated[float, Field(gt=0, le=1)] = 0.3  # of a block: height over width, or width over height
+    # Predicted of a patch: its token in the tokenizer's last token map, which must have as many cells as the encoder
+    # has patches; or, in each token map, the token of the cell in which the patch's center is.
+    scales: Literal["last", "each"] = "last"
+
+    @property
+    def masks(self) -> BlockMasks:
+        """The masks of the images. Raises InputError: the sizes do not fit."""
+        return BlockMasks(self.model.side, self.mask_ratio, self.min_block, self.min_aspect)
+
+    @model_validator(mode="after")
+    def _can_work(self) -> Self:
+        if self.tokenizer is None:
+            raise InputError("tokenizer is missing: give the one whose tokens are predicted, such as var-mini")
+        _ = self.masks  # raises where they cannot work
+        return self
+
+
+@register("beit")
+class BEiTStage(EncoderStage[BEiTRecipe]):
+    """Cross-entropy of the tokens of masked patches, which the encoder sees as one learned embedding.
+
+    Tokenizer and encoder see the same image, unlike in the paper, whose tokenizer is a dVAE at half of the size.
+    """
+
+    recipe_type = BEiTRecipe
+
+    def __init__(
+        self, recipe: BEiTRecipe, vqvae: VQVAE | None, train_data: SampleDataset, validation_data: SampleDataset
+    ) -> None:
+        super().__init__(recipe, vqvae, train_data, validation_data)
+        self.tokenizer, self.masks = require(VQVAE, vqvae), recipe.masks
+        sides = self.tokenizer.config.scales
+        if recipe.scales == "last":
+            check_tokens_fit(recipe.model, self.tokenizer)
+        elif recipe.model.image_size != (side := self.tokenizer.config.image_side):
+            raise InputError(
+                f"the tokenizer is for images of {side} px, the encoder for {recipe.model.image_size} px: give "
+                f"model.image_size={side}"
+            )
+        self.predicted = sides if recipe.scales == "each" else sides[-1:]  # K sides of token maps
+        self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, units=self.units()),)
+
+    def build(self) -> MaskedPretrainer:
+        return MaskedPretrainer(self.recipe.model, len(self.predicted) * self.tokenizer.config.vocab_size)
+
+    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
+        masked = self.masks.draw(rng.seeds("mask")).to(batch.content.device)
+        loss = self._errors(model, batch.content, masked).mean()
+        return Losses(loss, {"loss": loss.detach()})
+
+    def _errors(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
+        """The mean error of each image's masked patches and token maps, (B,).
+
+        Args:
+            model: of `build`, possibly wrapped.
+            images: (B, 3, S, S) in [-1, 1].
+            masked: (B, N) bool.
+        """
+        logits, targets = self._predict(model, images, masked), self._targets(images)
+        errors = token_errors(logits.flatten(1, 2), targets.flatten(1)).unflatten(1, targets.shape[1:])  # (B, N, K)
+        return (errors.mean(dim=2) * masked).sum(dim=1) / masked.sum(dim=1)
+
+    def _predict(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
+        """Logits (B, N, K, V)."""
+        return rearrange(model(normalize(images), masked), "b n (k v) -> b n k v", k=len(self.predicted))
+
+    @torch.no_grad()
+    def _targets(self, images: Tensor) -> Tensor:
+        """Tokens of the patches, row by row: (B, N, K) int64."""
+        maps = self.tokenizer.scales.split(encode(self.tokenizer, images))[-len(self.predicted) :]
+        cells = (nearest_cells(self.recipe.model.side, side) for side in self.predicted)
+        return torch.stack([tokens[:, cell] for tokens, cell in zip(maps, cells, strict=True)], dim=2)
+
+    @torch.no_grad()
+    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """The mean error of an image's masked patches, see `_fixed_masks`."""
+        return {"loss": self._errors(model, batch.content, self._fixed_masks(batch.content))}
+
+    def _fixed_masks(self, images: Tensor) -> Tensor:
+        """(B, N) bool: one mask for all images, the same in every run."""
+        return self.masks.draw([0]).to(images.device).expand(len(images), -1)
+
+    @torch.no_grad()
+    def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
+        """Draw three rows: images, what the encoder sees of them, and the tokens with those of masked patches guessed.
+
+        Of a cell with several masked patches the guess for one of them is shown.
+        """
+        images = batch.content[:SHOWN]
+        masked = self._fixed_masks(images)
+        pixels = patches(images, self.recipe.model.patch_size).masked_fill(masked[..., None], 0)
+        seen = unpatchify(pixels, self.recipe.model.patch_size)
+        guesses = self._predict(model, images, masked).argmax(dim=-1).unbind(dim=2)
+        return image_grid(to_pil(torch.cat([images, seen, self._draw(images, masked, guesses)])), columns=len(images))
+
+    def _draw(self, images: Tensor, masked: Tensor, guesses: Sequence[Tensor]) -> Tensor:
+        """Reconstruct images with the tokens of masked patches replaced by guesses, (B, N) for each token map."""
+        tokens = encode(self.tokenizer, images)
+        maps = self.tokenizer.scales.split(tokens)[-len(self.predicted) :]  # views
+        for known, side, guess in zip(maps, self.predicted, guesses, strict=True):
+            cells = nearest_cells(self.recipe.model.side, side).to(known.device)
+            for one, hidden, guessed in zip(known, masked, guess, strict=True):
+                one[cells[hidden]] = guessed[hidden]
+        return self.tokenizer.decode(tokens)
+
+
+def nearest_cells(side: int, cells: int) -> Tensor:
+    """Index of the cell of a cells x cells map in which each of side x side patches has its center: (N,) int64."""
+    place = (2 * torch.arange(side) + 1) * cells // (2 * side)
+    return (place[:, None] * cells + place).flatten()
