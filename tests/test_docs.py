@@ -46,6 +46,8 @@ SHORTER = {
     "train configs/tune_decoder": "steps=2 batch_size=2",
     "train configs/finetune_mini": "steps=2 batch_size=2 token_views=1",
     "train configs/tiny_imagenet_aim": "epochs=null steps=2 batch_size=4",
+    "train configs/tiny_imagenet_beit": "epochs=null steps=2 batch_size=4",
+    "train configs/tiny_imagenet_semaim": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_mae": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_simmim": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
