@@ -21,6 +21,7 @@ from tokenizer.errors import InputError
 from tokenizer.quantizer import Quantizer
 from tokenizer.scales import Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.models.raster import Raster, RasterConfig
 from var.models.var import VAR, VARConfig
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -75,6 +76,14 @@ def small_var(seed: int = 0, **changes: Any) -> VAR:
     """Two blocks of width 32 on the tokens of small_vqvae."""
     common = {"scales": SIDES, "vocab_size": VOCAB, "latent_dim": LATENT}
     model = VAR(VARConfig(**(SMALL | common | changes)))
+    randomize(model, seed)
+    return model.eval()
+
+
+def small_raster(seed: int = 0, **changes: Any) -> Raster:
+    """Two blocks of width 32 on the tokens of small_vqvae(scales=(4,))."""
+    common = {"scales": SIDES[-1:], "vocab_size": VOCAB, "latent_dim": LATENT}
+    model = Raster(RasterConfig(**(SMALL | common | changes)))
     randomize(model, seed)
     return model.eval()
 

@@ -20,6 +20,7 @@ from var.hub.checkpoint import save_model
 from var.pipeline import VARPipeline
 from var.training.config import Recipe
 from var.training.recipe import load_recipe
+from var.training.stages.raster import RasterRecipe
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe
 from var.training.trainer import build_stage
@@ -131,6 +132,17 @@ def var_recipe(path: Path, source: Path, tokenizer: Path, **changes: Any) -> VAR
     base = merged(VAR, {"data": {"source": str(source)}, "tokenizer": str(tokenizer)})
     recipe = load_recipe(write_recipe(path.with_suffix(".yaml"), base, **changes))
     assert isinstance(recipe, VARRecipe)
+    return recipe
+
+
+def raster_recipe(path: Path, source: Path, **changes: Any) -> RasterRecipe:
+    """On a tokenizer of a single scale with random weights, which is written beside the recipe."""
+    tokenizer = path.parent / "single_scale"
+    if not tokenizer.exists():
+        save_model(tokenizer, small_vqvae(scales=(4,)))
+    base = merged(VAR, {"stage": "raster", "data": {"source": str(source)}, "tokenizer": str(tokenizer)})
+    recipe = load_recipe(write_recipe(path.with_suffix(".yaml"), base, **changes))
+    assert isinstance(recipe, RasterRecipe)
     return recipe
 
 

@@ -4,7 +4,7 @@ import difflib
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import Any
+from typing import Any, get_args
 
 LONGEST_MESSAGE = 2000  # characters
 
@@ -103,6 +103,11 @@ _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
 }
 
 
+def _check_choice(literal: Any) -> tuple[Callable[[Any], bool], str]:
+    choices = get_args(literal)
+    return lambda value: value in choices, f"one of {', '.join(choices)}"
+
+
 def check_types(
     config: Any,
     at_least_one: Sequence[str] = (),
@@ -116,7 +121,7 @@ def check_types(
     what `at_most` says of their field, so that nothing is built, or even counted, of a size that cannot work.
     """
     for field in fields(config):
-        fits, wanted = _CHECKS[field.type]
+        fits, wanted = _CHECKS.get(field.type) or _check_choice(field.type)
         value = getattr(config, field.name)
         if field.name in bounded and isinstance(value, float):
             continue

@@ -18,10 +18,10 @@ from var.models.aim_pretraining import (
     PixelHead,
     check_prefix,
     prefix_lengths,
-    sequence_order,
     target_mask,
 )
 from var.models.masks import prefix_causal
+from var.models.orders import sequence_order
 from var.models.pretraining import denormalize_patches, normalize_patches, patch_statistics, patches, unpatchify
 
 SIDE, PATCH = 4, 2
@@ -180,7 +180,7 @@ def test_head_sizes_that_cannot_work() -> None:
 # --- orders
 
 
-@pytest.mark.parametrize("kind", ["raster", "spiral", "checkerboard", "random"])
+@pytest.mark.parametrize("kind", ["raster", "spiral", "checkerboard", "z-curve", "random"])
 @pytest.mark.parametrize("side", [1, 2, 3, 6, 16])
 def test_every_order_visits_every_patch_once(kind: str, side: int) -> None:
     assert sequence_order(kind, side).sort().values.tolist() == list(range(side * side))  # type: ignore[arg-type]
@@ -188,7 +188,7 @@ def test_every_order_visits_every_patch_once(kind: str, side: int) -> None:
 
 @pytest.mark.parametrize("kind", ["zigzag", "Raster", None])
 def test_orders_that_there_are_not(kind: object) -> None:
-    with refused(f"order={kind!r} is unknown", "raster, spiral, checkerboard, random"):
+    with refused(f"order={kind!r} is unknown", "raster, spiral, checkerboard, z-curve, random"):
         sequence_order(kind, 3)  # type: ignore[arg-type]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import largest_difference
-from tiny import PRETRAINING, ROOT, encoder_recipe, metrics, run, tokenizer_recipe, var_recipe, weights
+from tiny import PRETRAINING, ROOT, encoder_recipe, metrics, raster_recipe, run, tokenizer_recipe, var_recipe, weights
 
 from var.training.checkpointing import checkpoints
 from var.training.config import Recipe
@@ -40,7 +40,7 @@ PATHS: dict[str, Any] = {
     "validate_every": 3,
 }
 ENCODER: dict[str, Any] = {"batch_size": 8, "data": {"validation_images": 5}, "ema": 0.5, "validate_every": 3}
-STAGES = pytest.mark.parametrize("stage", ["tokenizer", "var", *PRETRAINING])
+STAGES = pytest.mark.parametrize("stage", ["tokenizer", "var", "raster", *PRETRAINING])
 
 
 def recipe_of(stage: str, path: Path, source: Path, tokenizer: TokenizerRecipe, **more: Any) -> Recipe:
@@ -48,6 +48,8 @@ def recipe_of(stage: str, path: Path, source: Path, tokenizer: TokenizerRecipe, 
         return tokenizer_recipe(path, source, **{**GAN, **more})
     if stage in PRETRAINING:
         return encoder_recipe(stage, path, source, **{**ENCODER, **more})
+    if stage == "raster":
+        return raster_recipe(path, source, **{**PATHS, "random_order": {"start": 0.2, "end": 0.9}, **more})
     return var_recipe(path, source, tokenizer.output / "model", **{**PATHS, **more})
 
 

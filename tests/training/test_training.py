@@ -25,6 +25,7 @@ from tiny import (
     environment,
     image_folder,
     metrics,
+    raster_recipe,
     run,
     stop_at,
     tokenizer_recipe,
@@ -45,6 +46,7 @@ from var.training.rng import StepRNG
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe
 from var.training.trainer import Trainer, build_stage
+from var.training.transformer_stage import TransformerRecipe
 
 LATENT_TOKENS = 1 + 4 + 16
 
@@ -314,14 +316,18 @@ def test_a_checkpoint_from_before_a_size_was_there_is_read(images: Path, tmp_pat
 # --- resuming
 
 
-@pytest.mark.parametrize(("stage", "number"), [("tokenizer", signal.SIGTERM), ("var", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("stage", "number"), [("tokenizer", signal.SIGTERM), ("var", signal.SIGINT), ("raster", signal.SIGINT)]
+)
 def test_resumed_equals_uninterrupted_bit_for_bit(
     stage: str, number: int, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     common: dict[str, Any] = {"steps": 8, "data": {"flip": True}, "ema": 0.9, "validate_every": 2, "sample_every": 3}
 
-    def recipe(name: str) -> TokenizerRecipe | VARRecipe:
+    def recipe(name: str) -> TokenizerRecipe | TransformerRecipe:
+        if stage == "raster":
+            return raster_recipe(tmp_path / name, images, **common, random_order={"start": 0.3, "end": 0.9})
         if stage == "tokenizer":
             return tokenizer_recipe(tmp_path / name, images, **common, restart_dead_codes=2, model={"dropout": 0.2})
         return var_recipe(tmp_path / name, images, tokenizer_run.output / "model", **common, model={"drop_path": 0.3})

@@ -23,7 +23,7 @@ def index(folder: options.ShardFolder) -> None:
 
 
 def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> None:
-    """Encode the images of RECIPE, of stage var, so that training needs no encoder.
+    """Encode the images of RECIPE, of stage var or raster, so that training needs no encoder.
 
     Run the same command again to resume.
 
@@ -32,11 +32,11 @@ def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> Non
       torchrun --nproc_per_node 8 -m var data tokenize configs/mini_var.yaml token_cache=runs/tokens
     """
     from var.training.recipe import load_recipe
-    from var.training.stages.var import VARRecipe
+    from var.training.transformer_stage import TransformerRecipe
 
     checked = load_recipe(recipe, overrides or [])
-    if not isinstance(checked, VARRecipe):
-        raise InputError(f"recipe {recipe} has stage={checked.stage}: only stage var trains on tokens")
+    if not isinstance(checked, TransformerRecipe):
+        raise InputError(f"recipe {recipe} has stage={checked.stage}: only stages var and raster train on tokens")
     if checked.token_cache is None:
         raise InputError(f"recipe {recipe} has no token_cache: give the folder of the tokens, token_cache=FOLDER")
     from accelerate import PartialState

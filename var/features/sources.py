@@ -271,7 +271,9 @@ def _load_trained(model: str) -> FeatureSource:
         folder = find_folder(check_name(model, [*AIM_RELEASED, *SHIPPED, *RELEASED, *BASELINES]))
     if (folder / TRANSFORMER).is_dir():
         pipe = VARPipeline.from_pretrained(folder, device="cpu", dtype="float32")
-        return VARFeatures(require_var(pipe.model, "features").requires_grad_(False), pipe.vqvae.requires_grad_(False))
+        return VARFeatures(
+            require_var(pipe.model, "feature extraction").requires_grad_(False), pipe.vqvae.requires_grad_(False)
+        )
     kind = read_config(folder).get("model")
     if kind == AIM.__name__:
         return _load_with_probe(folder)

@@ -14,7 +14,7 @@ from var.models.conditional import ConditionalTransformer
 from var.models.packed import pack, unpack
 from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.drawing import check_fit
-from var.sampling.generators import check_sampling
+from var.sampling.generators import check_sampling, find_generator
 from var.sampling.params import SamplingParams
 from var.utils.classes import spread
 from var.utils.device import VAR_DTYPES, check_int8, choose_device, choose_dtype
@@ -140,7 +140,7 @@ class Pipeline(Shared):
 
     def card(self) -> Card:
         """See Shared.card."""
-        config = self.model.config
+        config, generator = self.model.config, find_generator(self.model.config)
         facts = tokenizer_facts(self.vqvae) | {
             "transformer": f"{config.depth} blocks, width {config.width}, {config.heads} heads",
             "parameters": f"{size(self.model)} of the transformer, {size(self.vqvae)} of the tokenizer",
@@ -158,12 +158,12 @@ class Pipeline(Shared):
             sections["Sampling"] = f"The defaults of this model:\n\n{values}"
         label = min(self.classes or [0])
         return Card(
-            "A VAR (arXiv 2404.02905): draws images of a class by next-scale prediction.",
+            generator.about,
             facts,
             sections,
             'from var import VARPipeline\n\npipe = VARPipeline.from_pretrained("{repository}")\n'
             f'pipe({label}).images[0].save("image.png")',
-            ("image-generation", "class-conditional", "var", "next-scale-prediction"),
+            ("image-generation", "class-conditional", "var", generator.tag),
         )
 
     @property

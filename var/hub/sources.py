@@ -28,6 +28,7 @@ from var.hub.presets import (
 )
 from var.hub.state_dicts import find_state, shape_of
 from var.models.aim import AIM, Encoder, EncoderConfig
+from var.models.conditional import ConditionalTransformer, TransformerConfig
 from var.models.var import VAR, VARConfig
 from var.utils.paths import cache_folder, to_path
 from var.utils.weights import StateDict, read_weights
@@ -39,7 +40,13 @@ _MARKS = {
     Encoder.__name__: "trunk.post_trunk_norm.weight",
 }
 # One that a file of ours has.
-_OURS = {"quantizer.codebook.weight", "level_embedding.weight", "patchify.weight", "encoder.patchify.weight"}
+_OURS = {
+    "quantizer.codebook.weight",
+    "level_embedding.weight",
+    "token_position",
+    "patchify.weight",
+    "encoder.patchify.weight",
+}
 _USAGE = "quantize.ema_vocab_hit_SV"  # (K, V)
 _PATCHES = "preprocessor.patchifier.proj.weight"
 _ENTRIES = {VQVAE.__name__: TOKENIZER_ENTRIES, VAR.__name__: VAR_ENTRIES}
@@ -61,7 +68,7 @@ def find_weights(given: str | Path, kind: str, key: str) -> Path | None:
     Args:
         given: a name, a folder (of a pipeline, a training's output, the model alone), a released file, or a repository
             on the hub, which is downloaded.
-        kind: the class of the model: VQVAE, VAR or Encoder.
+        kind: the class of the model: VQVAE, VAR, another one that draws, or Encoder.
         key: the recipe's, for messages.
 
     Raises InputError: nothing of that name, missing files, a damaged config, another kind of model, no connection.
@@ -86,6 +93,8 @@ def _find_named(given: str, kind: str, key: str) -> Path | None:
     A repository is downloaded.
     """
     of_aim, own = kind == Encoder.__name__, own_name(given)
+    if own in RELEASED and kind not in _MARKS:
+        raise InputError(f"{key}={given!r} is a {VAR.__name__!r}, a {kind!r} is needed here")
     if own in ((*SHIPPED, *RELEASED) if of_aim else AIM_RELEASED):
         raise InputError(f"{key}={given!r} is {'no AIM' if of_aim else 'an AIM'}, a {kind!r} is needed here")
     if not is_known(given):
@@ -113,7 +122,7 @@ def _fetch(given: str, kind: str, key: str) -> Path:
         raise InputError(f"{key}={given!r} cannot be used: {error}; else {remedy}") from error
 
 
-def read_weights_for(model: VQVAE | VAR | Encoder, given: str | Path, key: str) -> Weights:
+def read_weights_for(model: VQVAE | ConditionalTransformer | Encoder, given: str | Path, key: str) -> Weights:
     """Find and read weights for a model of the same kind, of any sizes.
 
     Raises InputError: see `find_weights`; damaged files, no connection.
@@ -133,7 +142,7 @@ def read_weights_for(model: VQVAE | VAR | Encoder, given: str | Path, key: str) 
 
 
 def read_released(
-    file: Path | None, given: str, kind: str, sizes: TokenizerConfig | VARConfig | EncoderConfig, key: str
+    file: Path | None, given: str, kind: str, sizes: TokenizerConfig | TransformerConfig | EncoderConfig, key: str
 ) -> VQVAE | VAR | Encoder:
     """Read a released file, or if it is None that of a released name, which is downloaded if need be.
 

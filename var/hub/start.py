@@ -22,8 +22,8 @@ from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.load import is_of_tokenizer
 from var.hub.sources import Weights, find_weights, read_weights_for
 from var.models.aim import Encoder, EncoderConfig
+from var.models.conditional import ConditionalTransformer, TransformerConfig
 from var.models.pretraining import Pretrainer
-from var.models.var import VAR, VARConfig
 from var.utils.text import plural
 from var.utils.weights import check_kinds
 
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 
 SHOWN = 8  # names in a line of the log
 POSITION, LEVELS, CLASSES = "position", "level_embedding.weight", "class_embedding.weight"
+POSITIONS = (POSITION, "token_position")  # of all tokens; the second is a Raster's
 
 
 @dataclass
@@ -49,14 +50,14 @@ class Started:
     quantizer: object = None  # entry of the given model, for `is_of_tokenizer`
 
 
-def startable_part(model: nn.Module) -> tuple[str, VQVAE | VAR | Encoder]:
+def startable_part(model: nn.Module) -> tuple[str, VQVAE | ConditionalTransformer | Encoder]:
     """Return the part of a model that can start from weights, and what its tensors' names begin with in the model.
 
     Raises InputError: there is none.
     """
     if isinstance(model, Pretrainer):
         return "encoder.", model.encoder
-    if isinstance(model, VQVAE | VAR | Encoder):
+    if isinstance(model, VQVAE | ConditionalTransformer | Encoder):
         return "", model
     raise InputError("init goes with the stages that train a tokenizer, a transformer or an encoder: leave it out here")
 
@@ -101,7 +102,7 @@ def start_from(
 
 
 def load_weights(given: str | Path, model: nn.Module, classes: Mapping[int, str] | None = None) -> Started:
-    """Give a VQVAE, VAR or encoder the weights of a trained one, in place.
+    """Give a VQVAE, transformer or encoder the weights of a trained one, in place.
 
     Tensors of the same name and shape are loaded. Positions and levels of other scales are interpolated. Of a table of
     other classes, by their names or number, the row of the null class is kept, and those of classes of the same name.
@@ -127,7 +128,7 @@ def load_weights(given: str | Path, model: nn.Module, classes: Mapping[int, str]
 
 
 def fit(
-    model: VQVAE | VAR | Encoder, weights: Weights, classes: Mapping[int, str]
+    model: VQVAE | ConditionalTransformer | Encoder, weights: Weights, classes: Mapping[int, str]
 ) -> tuple[dict[str, Tensor], Started]:
     """Return the tensors that a model takes from weights, as `load_weights` says, and the origin of all of its own.
 
@@ -138,7 +139,7 @@ def fit(
     started = Started(loaded=[name for name in ours if name in theirs and theirs[name].shape == ours[name].shape])
     started.names, started.quantizer = weights.classes, weights.quantizer
     state = {name: theirs[name] for name in started.loaded}
-    if isinstance(model, VAR) and isinstance(config, VARConfig):
+    if isinstance(model, ConditionalTransformer) and isinstance(config, TransformerConfig):
         _fit_scales(model, Scales(config.scales), weights.state, state, started)
         _fit_classes(ours, weights, classes, state, started)
     if not any(state[name].ndim > 1 for name in started.loaded):
@@ -149,7 +150,9 @@ def fit(
     return state, started
 
 
-def _read_sizes(model: VQVAE | VAR | Encoder, weights: Weights) -> TokenizerConfig | VARConfig | EncoderConfig:
+def _read_sizes(
+    model: VQVAE | ConditionalTransformer | Encoder, weights: Weights
+) -> TokenizerConfig | TransformerConfig | EncoderConfig:
     """Return the sizes of trained weights, with the defaults of what an earlier version did not write."""
     given = {size.name: weights.config[size.name] for size in fields(model.config) if size.name in weights.config}
     try:
@@ -159,16 +162,21 @@ def _read_sizes(model: VQVAE | VAR | Encoder, weights: Weights) -> TokenizerConf
 
 
 def _fit_scales(
-    model: VAR, theirs: Scales, given: Mapping[str, Tensor], state: dict[str, Tensor], started: Started
+    model: ConditionalTransformer,
+    theirs: Scales,
+    given: Mapping[str, Tensor],
+    state: dict[str, Tensor],
+    started: Started,
 ) -> None:
     """Interpolate positions and levels, where the scales differ and the width does not."""
-    ours, position, levels = model.scales, given[POSITION], given[LEVELS]
-    if theirs == ours or position.shape[-1] != model.config.width:
+    ours, names = model.scales, [name for name, _ in model.named_parameters() if name in POSITIONS]
+    if theirs == ours or given[POSITION].shape[-1] != model.config.width:
         return
-    state[POSITION] = interpolate_positions(position, theirs, ours)
-    started.interpolated.append(POSITION)
+    for name in names:
+        state[name] = interpolate_positions(given[name], theirs, ours)
+        started.interpolated.append(name)
     if len(theirs) != len(ours):
-        state[LEVELS] = interpolate_levels(levels, len(ours))
+        state[LEVELS] = interpolate_levels(given[LEVELS], len(ours))
         started.interpolated.append(LEVELS)
     started.loaded = [name for name in started.loaded if name not in started.interpolated]
 
@@ -242,7 +250,7 @@ def _unique(classes: Mapping[int, str], number: int) -> dict[str, int]:
     return {name: label for label, name in classes.items() if count[name] == 1 and label < number}
 
 
-def _other_settings(model: VQVAE | VAR | Encoder, config: object) -> dict[str, tuple[Any, Any]]:
+def _other_settings(model: VQVAE | ConditionalTransformer | Encoder, config: object) -> dict[str, tuple[Any, Any]]:
     names = [size.name for size in fields(model.config)]
     pairs = {name: (_as_list(getattr(config, name)), _as_list(getattr(model.config, name))) for name in names}
     return {name: (there, here) for name, (there, here) in pairs.items() if there != here}

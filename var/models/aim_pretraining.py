@@ -5,7 +5,6 @@ B batch, N patches, P side of a patch in pixels, D width of the encoder, C numbe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +14,6 @@ from var.models.aim import EncoderConfig, initialize, sincos_2d_pos_embed
 from var.models.masks import prefix_causal
 from var.models.pretraining import Pretrainer
 from var.models.transformer import MLP, NORM_EPS, BlockConfig, check_mlp_ratio
-
-Order = Literal["raster", "spiral", "checkerboard", "random"]
 
 
 @dataclass(frozen=True)
@@ -121,38 +118,6 @@ def prefix_lengths(lengths: Sequence[int], patches: int) -> Tensor:
     prefix = torch.tensor(lengths) if lengths else torch.empty(0, dtype=torch.int64)
     check_prefix(prefix, len(lengths), patches)
     return prefix
-
-
-def sequence_order(kind: Order, side: int, seed: int = 0) -> Tensor:
-    """Indices of side x side patches in the order of their prediction, (side * side,) int64.
-
-    Raster goes row by row, spiral outwards from the middle, checkerboard over all black fields and then all white ones;
-    random is one permutation, from the seed.
-
-    Raises InputError: another kind.
-    """
-    if kind not in get_args(Order):
-        raise InputError(f"order={kind!r} is unknown: take one of {', '.join(get_args(Order))}")
-    indices = torch.arange(side * side)
-    rows, columns = indices // side, indices % side
-    if kind == "raster":
-        return indices
-    if kind == "checkerboard":
-        return torch.cat([indices[(rows + columns) % 2 == color] for color in (0, 1)])
-    if kind == "random":
-        return torch.randperm(side * side, generator=torch.Generator().manual_seed(seed))
-    return torch.tensor(_spiral(side)).flip(0)
-
-
-def _spiral(side: int) -> list[int]:
-    """Order the patches inwards along the edge, clockwise from the top left."""
-    rest = [list(range(row * side, (row + 1) * side)) for row in range(side)]
-    visited: list[int] = []
-    while rest:
-        visited += rest.pop(0)
-        rest = [list(column) for column in zip(*rest, strict=True)]
-        rest.reverse()  # turned left, so that the next edge is on top
-    return visited
 
 
 def target_mask(prefix: Tensor, length: int) -> Tensor:

@@ -34,6 +34,12 @@ def block_causal(scales: Scales) -> Tensor:
     return levels[:, None] >= levels
 
 
+def causal(length: int) -> Tensor:
+    """(L, L) bool on the CPU: a token sees itself and all earlier ones."""
+    index = torch.arange(length, device="cpu")
+    return index[:, None] >= index
+
+
 def prefix_causal(prefix: Tensor, length: int) -> Tensor:
     """Mask in which patches of a prefix see one another, later ones all up to themselves (AIM, arXiv 2401.08541, 3.2).
 

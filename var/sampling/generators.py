@@ -4,8 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from var.models.conditional import ConditionalTransformer, TransformerConfig
+from var.models.raster import Raster, RasterConfig
 from var.models.var import VAR, VARConfig
-from var.sampling import scales
+from var.sampling import raster, scales
 from var.sampling.drawing import Drawn
 from var.sampling.params import SamplingParams
 
@@ -17,9 +18,28 @@ class Generator(NamedTuple):
     config: type[TransformerConfig]
     check_sampling: Callable[[SamplingParams, Any], None]  # raises InputError for options that do not fit a config
     draw: Callable[..., Drawn]  # with the arguments of `scales.draw_scales`
+    about: str  # for its card
+    tag: str  # on the Hugging Face hub
 
 
-GENERATORS = (Generator(VAR, VARConfig, scales.check_sampling, scales.draw_scales),)
+GENERATORS = (
+    Generator(
+        VAR,
+        VARConfig,
+        scales.check_sampling,
+        scales.draw_scales,
+        "A VAR (arXiv 2404.02905): draws images of a class by next-scale prediction.",
+        "next-scale-prediction",
+    ),
+    Generator(
+        Raster,
+        RasterConfig,
+        raster.check_sampling,
+        raster.draw_raster,
+        "The baseline of VAR (arXiv 2404.02905): draws images of a class by next-token prediction.",
+        "next-token-prediction",
+    ),
+)
 
 
 def find_generator(config: TransformerConfig) -> Generator:

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tokenizer.errors import InputError
-from var.models.var import VAR
+from var.models.conditional import ConditionalTransformer
 from var.sampling.logits import mix_seed
 from var.training.config import LoRAConfig
 from var.training.parts import find_parameters, plain_name
@@ -17,7 +17,7 @@ from var.utils.optional_packages import optional_packages
 from var.utils.torchvision_compat import import_torchvision
 
 
-def add_adapters(model: VAR, config: LoRAConfig, seed: int) -> None:
+def add_adapters(model: ConditionalTransformer, config: LoRAConfig, seed: int) -> None:
     """Add adapters to a model, in place, and freeze all else but the parts in `config.train`.
 
     Until they are trained, the adapters change nothing: B of W + alpha / rank * B A is 0.
@@ -37,7 +37,7 @@ def add_adapters(model: VAR, config: LoRAConfig, seed: int) -> None:
             parameter.requires_grad_(True)
 
 
-def _check_rank(model: VAR, config: LoRAConfig) -> None:
+def _check_rank(model: ConditionalTransformer, config: LoRAConfig) -> None:
     for name, layer in model.named_modules():
         if isinstance(layer, nn.Linear) and name.rpartition(".")[2] in config.layers:
             full = min(layer.weight.shape)
@@ -48,7 +48,9 @@ def _check_rank(model: VAR, config: LoRAConfig) -> None:
                 )
 
 
-def merge_adapters(model: VAR, build: Callable[[], VAR]) -> VAR:
+def merge_adapters(
+    model: ConditionalTransformer, build: Callable[[], ConditionalTransformer]
+) -> ConditionalTransformer:
     """Return a model without adapters that computes the same: `build` makes one, and it gets W + alpha / rank * B A."""
     peft = _import_peft()
     merged, device = copy.deepcopy(model), model.position.device

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from tokenizer.vqvae import VQVAE
 from var.data.dataset import SampleDataset
-from var.models.aim_pretraining import AIMPretrainer, HeadConfig, Order, sequence_order
+from var.models.aim_pretraining import AIMPretrainer, HeadConfig
+from var.models.orders import Order, sequence_order
 from var.training.next_patch_stage import NextPatchRecipe, NextPatchStage
 from var.training.stages.base import register
 
