@@ -50,6 +50,7 @@ SHORTER = {
     "train configs/tiny_imagenet_semaim": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_mae": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_simmim": "epochs=null steps=2 batch_size=4",
+    "train configs/tiny_imagenet_raster": "epochs=null steps=2 batch_size=2",
     "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
     "train configs/cca_mini": "steps=1 batch_size=4",
     "train configs/ddo_mini": "steps=1 batch_size=4 reference_samples=4",

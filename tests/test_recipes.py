@@ -1,6 +1,7 @@
 """The recipes of the repository: each loads, is the model it says, and tells how it is run and what comes of it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tokenizer.scales import SCALES_512
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.presets import AIM_RELEASED
 from var.models.aim import Encoder
+from var.models.raster import Raster
 from var.models.var import VAR
 from var.networks.backbones import BACKBONES
 from var.networks.perceptual import PERCEPTUAL
@@ -22,6 +24,7 @@ from var.training.masked_stage import MaskedRecipe
 from var.training.recipe import load_recipe
 from var.training.stages.aim import AIMRecipe
 from var.training.stages.probe import ProbeRecipe, candidates
+from var.training.stages.raster import RasterRecipe
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe
 
@@ -102,6 +105,8 @@ def test_every_recipe_is_a_run_of_its_own_and_builds(path: Path) -> None:
         elif isinstance(loaded, ProbeRecipe):
             sizes = loaded.sizes or AIM_RELEASED[loaded.model].config
             assert len(candidates(loaded.probe_layers, sizes.depth, loaded.probed)) > 1
+        elif isinstance(loaded, RasterRecipe):
+            Raster(loaded.model.config(TokenizerConfig(scales=(16,)), loaded.model.num_classes or 1000))
         else:
             VAR(loaded.model.config(TokenizerConfig(), loaded.model.num_classes or 1000))
 
@@ -159,6 +164,19 @@ def test_the_two_stages_of_a_data_set_fit(name: str, first: str) -> None:
         assert getattr(second.data, key) == getattr(tokenizer.data, key), key
     assert tokenizer.model.scales[0] == 1
     assert second.token_cache is not None
+
+
+def test_the_baseline_differs_from_var_in_scales_and_stage_alone() -> None:
+    tokenizers = [tokenizer_recipe(f"tiny_imagenet{name}_tokenizer") for name in ("", "_raster")]
+    sizes = [replace(each.model, scales=(8,)) for each in tokenizers]
+    assert sizes[0] == sizes[1] == tokenizers[1].model
+    transformers = [recipe(f"tiny_imagenet_{name}") for name in ("var", "raster")]
+    for pair, changed in ((tokenizers, {"output", "model"}), (transformers, {"output", "stage"})):
+        first, second = (each.model_dump() for each in pair)
+        differ = {name for name in first.keys() & second.keys() if first[name] != second[name]}
+        assert differ == changed | ({"tokenizer", "token_cache"} if pair is transformers else set())
+    assert isinstance(transformers[1], RasterRecipe)
+    assert transformers[1].tokenizer == tokenizers[1].output / "model"
 
 
 def test_the_probe_is_of_the_encoder_that_is_trained_before_it() -> None:

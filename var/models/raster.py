@@ -54,7 +54,7 @@ class Raster(ConditionalTransformer):
     """Labels and the codes of the earlier tokens -> logits of the next token.
 
     Besides its content, a token has two learned positions: that of the cell whose code it is, and that of the cell that
-    is predicted from it (RAR, arXiv 2411.00776, section 3.2). So the model can be trained in any order of the cells.
+    is predicted from it (RAR, arXiv 2411.00776). So the model can be trained in any order of the cells.
     """
 
     config: RasterConfig
