@@ -99,7 +99,7 @@ class Pipeline(Shared):
         Every scale is compiled on its own, and again for another number of images at once. On a CPU it needs a C++
         compiler.
 
-        Raises InputError: a model in int8.
+        Raises InputError: a model in int8, or one that draws token by token.
         """
         unpack(self.model.blocks)
         compile_transformer(self.model)

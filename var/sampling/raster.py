@@ -52,12 +52,13 @@ def draw_raster(
     codebook, length = vqvae.quantizer.codebook.weight, model.scales.total  # (V, C)
     rows = guided_rows(model, labels, sampling.cfg)  # (2B,), or (B,)
     copies = len(rows) // len(labels)
-    noise = streams.uniform(length)  # (B, L)
+    noise = streams.uniform(length).to(rows.device)  # (B, L)
     tokens = torch.zeros(len(labels), length, dtype=torch.int64, device=rows.device)
     code = None
     with torch.inference_mode():
         condition, cache = model.condition(rows), model.new_cache(len(rows))
         for i, cell in enumerate(model.order.tolist()):
+            here = slice(cell, cell + 1)
             logits = model.step(i, code, condition, cache)  # (2B, 1, V), or (B, 1, V)
             if copies == 2:
                 conditional, unconditional = logits.chunk(2)
@@ -65,8 +66,8 @@ def draw_raster(
             logits = filter_logits(logits / sampling.temperature_at(0), sampling.top_k, sampling.top_p)
             token = sample_tokens(logits, noise[:, i : i + 1])  # (B, 1)
             if forced is not None:
-                token = torch.where(forced.forced[:, [cell]], forced.tokens[:, [cell]], token)
-            tokens[:, [cell]] = token
+                token = torch.where(forced.forced[:, here], forced.tokens[:, here], token)
+            tokens[:, here] = token
             code = codebook[token].repeat(copies, 1, 1)  # (2B, 1, C), or (B, 1, C)
         f_hat = vqvae.quantizer.decode(tokens)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
