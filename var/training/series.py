@@ -23,7 +23,9 @@ def series(recipe: RecipeT, depths: Sequence[int]) -> list[RecipeT]:
     """
     sized = [name for name in stage_names() if find_stage(name).recipe_type.at_depth is not Recipe.at_depth]
     if recipe.stage not in sized:
-        raise InputError(f"the recipe has stage={recipe.stage}: only stage {', '.join(sized)} has sizes in a series")
+        raise InputError(
+            f"the recipe has stage={recipe.stage}: the stages with sizes in a series are {', '.join(sized)}"
+        )
     if not depths:
         raise InputError("no depths given: give some, such as 2,4,6")
     for depth in depths:

@@ -15,6 +15,7 @@ from var.models.raster import Raster
 from var.pipeline import VARPipeline
 from var.training.loop import train
 from var.training.rng import StepRNG
+from var.training.series import series
 from var.training.stages.base import require
 from var.training.stages.raster import RandomOrderConfig, RasterRecipe, RasterStage
 from var.training.trainer import build_stage
@@ -129,3 +130,9 @@ def test_the_exported_folder_says_what_it_is(images: Path, tmp_path: Path) -> No
     train(recipe)
     config = json.loads((recipe.output / "model" / "transformer" / "config.json").read_text())
     assert (config["model"], config["config"]["order"], config["config"]["scales"]) == ("Raster", "spiral", [4])
+
+
+def test_a_series_of_sizes_has_its_widths_and_rates(images: Path, tmp_path: Path) -> None:
+    small, large = series(raster_recipe(tmp_path / "r", images), [1, 4])
+    assert [(each.model.width, each.model.heads) for each in (small, large)] == [(8, 1), (32, 4)]
+    assert small.optimizer.lr == 4 * large.optimizer.lr
