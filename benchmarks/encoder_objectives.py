@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from tokenizer.errors import InputError
 from var.cli.run import in_columns, run
 from var.features.classifiers import linear, nearest_neighbors
 from var.features.extract import open_source, write_features
@@ -59,6 +60,8 @@ def encoder_objectives(
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/encoder_objectives"),
 ) -> None:
     """Print a table of what the features of each objective are worth."""
+    if unknown := set(only or ()) - OBJECTIVES.keys():
+        raise InputError(f"--only {min(unknown)!r} is no objective: take one of {', '.join(OBJECTIVES)}")
     chosen = {name: OBJECTIVES[name] for name in only or OBJECTIVES}
     chosen_sizes = {"image_size": image_size, "patch_size": patch_size, "width": width, "depth": depth, "heads": heads}
     sizes = [f"model.{key}={value}" for key, value in chosen_sizes.items()]
@@ -76,10 +79,13 @@ def encoder_objectives(
 
 
 def _measure(recipe: Path, given: list[str], folder: Path, data: str, tflop: float, probe_steps: int) -> dict[str, Any]:
-    """Train, and judge the features; what was done before is not done again."""
-    done = folder / "result.json"
+    """Train, and judge the features; what was done before in the same way is not done again."""
+    done, way = folder / "result.json", [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
     if done.exists():
-        return dict(json.loads(done.read_text()))
+        known = dict(json.loads(done.read_text()))
+        if known.pop("way") != way:
+            raise InputError(f"{folder} was measured with other options: give another --out")
+        return known
     given = [*given, "epochs=null", f"output={folder / 'run'}", f"sample_every={NEVER}"]
     flops = estimate(load_recipe(recipe, [*given, "steps=1"])).flops
     steps = max(1, round(tflop * 1e12 / flops))
@@ -97,7 +103,7 @@ def _measure(recipe: Path, given: list[str], folder: Path, data: str, tflop: flo
         "validation loss": [line["loss"] for line in lines if line["split"] == "validation"][-1],
     }
     with atomic_write(done) as beside:
-        beside.write_text(json.dumps(result, indent=2) + "\n")
+        beside.write_text(json.dumps(result | {"way": way}, indent=2) + "\n")
     return result
 
 

@@ -206,11 +206,11 @@ def test_images_of_another_shape(backend: str, shape: tuple[int, ...]) -> None:
 @both_backends
 def test_images_of_another_kind(backend: str) -> None:
     model = copy_into(backend, small_aim())
-    with refused("images are a Tensor of torch.float32", "floating-point array"):
+    with refused("images are of type Tensor of torch.float32", "floating-point array"):
         model(torch.zeros(1, 3, 8, 8))
     with refused("int32", "floating-point array"):
         model(to_array(backend, torch.zeros(1, 3, 8, 8, dtype=torch.int32)))
-    with refused("images are a list"):
+    with refused("images are of type list"):
         model([[0.0]])
     with refused("[7]", "0..2"):
         model.extract_features(to_array(backend, torch.zeros(1, 3, 8, 8)), [7])

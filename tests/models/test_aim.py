@@ -256,7 +256,7 @@ def test_images_of_another_size_or_kind_are_refused(shape: tuple[int, ...]) -> N
 )
 def test_what_are_no_floating_point_tensors_are_refused(given: object, what: str) -> None:
     for call in (small_aim(), small_aim().extract_features):
-        with refused("images are a", what, "val_transforms"):
+        with refused("images are of type", what, "val_transforms"):
             call(given)
 
 

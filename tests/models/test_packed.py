@@ -1,6 +1,8 @@
 """Packed linear maps: the same results, the same weights back, refusals where they cannot be used."""
 
 import copy
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tokenizer.scales import Scales
 from var import VARPipeline
 from var.cli.evaluation.results import format_size
 from var.hub.checkpoint import load_var, save_model
-from var.models.packed import LINEAR_MAPS, PackedLinear, can_pack, pack, unpack
+from var.models.packed import LINEAR_MAPS, PackedLinear, can_pack, is_packed, pack, unpack
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
 from var.utils.provenance import fingerprint
@@ -68,12 +70,60 @@ def test_it_is_saved_counted_and_known_as_the_plain_one(tmp_path: Path) -> None:
     assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), plain.parameters(), strict=True))
 
 
-def test_a_packed_model_is_not_trained_or_moved() -> None:
-    model = packed_var()
-    with refused("a packed model cannot be trained: call unpack() first"):
-        model.train()
-    with refused("a packed model is not moved or cast: call unpack() first"):
-        model.double()
+def test_what_changes_weights_unpacks_first() -> None:
+    changes: list[Callable[[VAR], object]] = [
+        lambda model: model.train(),
+        lambda model: model.double(),
+        lambda model: model.load_state_dict(small_var(seed=3).state_dict()),
+    ]
+    for change in changes:
+        packed, plain = packed_var(), small_var(seed=1)
+        change(packed)
+        change(plain)
+        assert (packed_layers(packed), packed.training) == (0, plain.training)
+        assert all(torch.equal(*pair) for pair in zip(packed.parameters(), plain.parameters(), strict=True))
+
+
+def test_a_layer_by_itself_is_not_trained_or_moved() -> None:
+    layer = packed_var().blocks[0].mlp
+    with refused("a packed layer cannot be trained: call unpack() first"):
+        layer.train()
+    with refused("a packed layer is not moved or cast: call unpack() first"):
+        layer.double()
+
+
+def test_gradients_are_refused_where_they_would_be_wrong() -> None:
+    tokens = random_tokens(3, Scales(SIDES).total)
+    given = torch.tensor([0, 3, 5]), small_quantizer().teacher_forcing_input(tokens).detach()
+    with refused("a packed model has no gradients", "inference_mode"):
+        packed_var()(*given)
+    frozen = small_var(seed=1).requires_grad_(False)
+    pack(frozen.blocks)
+    assert not frozen(*given).requires_grad
+    unpack(frozen.blocks)
+    assert not any(parameter.requires_grad for parameter in frozen.parameters())
+
+
+def test_it_is_copied_and_pickled() -> None:
+    pipe, packed = pipeline(), pipeline().pack()
+    for copied in (copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert packed_layers(copied.model) == packed_layers(packed.model)
+        assert torch.equal(copied([1]).tokens, pipe([1]).tokens)
+
+
+def test_under_autocast_it_computes_in_its_own_type() -> None:
+    layer = packed_var().blocks[0].mlp.up
+    x = torch.ones(2, layer.weight.shape[1])
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(layer(x.bfloat16()), layer(x))
+
+
+def test_a_refiner_is_packed_with_the_model(tmp_path: Path) -> None:
+    pipeline().save_pretrained(tmp_path / "refiner")
+    for pipe, expected in ((pipeline(), False), (pipeline().pack(), True)):
+        finer = pipe.choose_refiner(tmp_path / "refiner", 1)
+        assert finer is not None
+        assert is_packed(finer.model.blocks) == expected
 
 
 def test_a_pipeline_unpacks_before_it_moves_or_casts_its_model() -> None:

@@ -13,7 +13,7 @@ from tiny import TOKENIZER_YAML as TOKENIZER
 from tokenizer.errors import InputError
 from tokenizer.vqvae import TokenizerConfig
 from var.training.recipe import load_recipe
-from var.training.stages.base import stage_names
+from var.training.stages.base import find_stage, stage_names
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe, VARSizes
 
@@ -434,3 +434,17 @@ def test_a_path_in_the_users_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "r.yaml").write_text(TOKENIZER)
     assert load_recipe(tmp_path / "r.yaml", ["output=~/runs"]).output == tmp_path / "runs"
+
+
+@pytest.mark.parametrize(
+    ("stage", "keys"),
+    [
+        ("aim", {"attention", "targets", "head", "order"}),
+        ("semaim", {"attention", "targets", "decoder", "smoothing"}),
+        ("beit", {"mask_ratio", "min_block", "min_aspect", "scales"}),
+        ("mae", {"mask_ratio", "targets", "decoder"}),
+        ("simmim", {"mask_ratio", "targets", "mask_size"}),
+    ],
+)
+def test_what_a_loss_measures_is_fixed_for_a_run(stage: str, keys: set[str]) -> None:
+    assert keys <= find_stage(stage).recipe_type.fixed

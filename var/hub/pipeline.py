@@ -109,9 +109,9 @@ class Pipeline(Shared):
     def pack(self) -> Self:
         """Lay out the transformer's weights, in place, as products on x86 CPUs read them: images take less time.
 
-        A packed transformer makes images and is saved as any other; `to` and `compile` undo it, and so does
-        `var.models.packed.unpack`, which is needed before the model is trained. Nothing happens on other devices, in
-        int8, or in bfloat16 on CPUs that have no instructions for it.
+        A packed transformer makes images, is saved and copied as any other. It has no gradients, and its weights are no
+        parameters until it is unpacked: `to`, `compile`, `model.train()` and `var.models.packed.unpack` do that.
+        Nothing is packed on other devices, in int8, or in bfloat16 on CPUs that have no instructions for it.
         """
         pack(self.model.blocks)
         return self
@@ -123,7 +123,6 @@ class Pipeline(Shared):
             InputError: an impossible device or dtype, another than int8 for a model in int8.
         """
         target = choose_device(device)
-        unpack(self.model.blocks)
         if self.model.dtype == torch.int8:
             check_int8(target)
         if dtype is not None:

@@ -9,6 +9,7 @@ import torch
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.load import PipelineParts, find_folder, load_pipeline
+from var.models.packed import is_packed, pack
 from var.models.var import require_var
 from var.sampling.refiner import Refiner, check_refiner
 
@@ -27,7 +28,7 @@ def check_refiner_options(refiner: str | Path | None, first_scale: int | None) -
 def open_refiner(
     refiner: str | Path | PipelineParts | None, first_scale: int | None, draws: PipelineParts
 ) -> Refiner | None:
-    """Return the refiner of a model, checked; one given by name is loaded in its number type, to its device.
+    """Return the refiner of a model, checked; one given by name is loaded in its type, to its device, packed if it is.
 
     Args:
         refiner: name, folder, or parts of a pipeline.
@@ -49,6 +50,8 @@ def open_refiner(
             parts = load_pipeline(refiner)
         parts.model.cast(draws.model.dtype).eval().to(draws.model.position.device)
         parts.vqvae.cast(draws.vqvae.dtype).eval()
+        if is_packed(draws.model.blocks):
+            pack(parts.model.blocks)
     found = Refiner(require_var(parts.model, "the refiner"), first_scale)
     check_refiner(found, draws.model)
     if not is_same_tokenizer(parts.vqvae, draws.vqvae):

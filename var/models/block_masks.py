@@ -30,6 +30,10 @@ class BlockMasks:
     min_aspect: float = 0.3
 
     def __post_init__(self) -> None:
+        if not (0 < self.ratio < 1 and 0 < self.min_aspect <= 1):
+            raise InputError(
+                f"mask_ratio={self.ratio:g} must be between 0 and 1, and min_aspect={self.min_aspect:g} in (0, 1]"
+            )
         if not len(self.shapes):
             raise InputError(
                 f"no block has at least min_block={self.min_block} patches, at most the {self.count} of "

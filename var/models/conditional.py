@@ -168,6 +168,28 @@ class ConditionalTransformer(nn.Module):
             parameter.data = parameter.data.to(torch.float32 if parameter in head else dtype)
         return self
 
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode; a packed model that is to be trained is unpacked.
+
+        Raises InputError: training of a model in int8, of which nothing is changed.
+        """
+        if mode:
+            unpack(self.blocks)
+            for part in self.modules():
+                if isinstance(part, Int8Linear):
+                    part.train()  # refuses
+        return super().train(mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move or cast as any module; a packed one is unpacked first."""
+        unpack(self.blocks)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+
+    def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
+        """Load as any module; a packed one is unpacked first."""
+        unpack(self.blocks)
+        return super().load_state_dict(*arguments, **options)
+
     def _quantize(self) -> Self:
         for block in self.blocks:
             quantize(block)

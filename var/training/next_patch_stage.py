@@ -36,6 +36,7 @@ SHOWN = 8  # images on the sheet
 class NextPatchRecipe(EncoderRecipe):
     """Pre-training of an image encoder by the prediction of the next patch."""
 
+    fixed = EncoderRecipe.fixed | {"attention", "targets"}  # else losses of one run could not be compared
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"targets": {"normalised": "normalized"}}
 
     # `prefix` draws for each image how many patches see one another; `causal` has no prefix.

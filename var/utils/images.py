@@ -230,7 +230,7 @@ def check_arrays(images: Any, fit: bool, needed: str, side: int) -> None:
     """
     if not fit:
         dtype = f" of {images.dtype}" if hasattr(images, "dtype") else ""
-        raise InputError(f"images are a {type(images).__name__}{dtype}: give {needed}")
+        raise InputError(f"images are of type {type(images).__name__}{dtype}: give {needed}")
     if images.ndim != 4 or tuple(images.shape[1:]) != (3, side, side):
         raise InputError(f"images of shape {tuple(images.shape)} given, this model takes (B, 3, {side}, {side})")
 

@@ -39,7 +39,6 @@ def generate(
     from var.evaluation.samples.sample_folder import IMAGES, NPZ, has_samples_npz, write_samples_npz
     from var.evaluation.samples.sample_set import sample_settings
     from var.hub.refiner import check_refiner_options
-    from var.models.packed import pack
     from var.pipeline import VARPipeline
     from var.sampling.compiled import compile_transformer
     from var.training.distributed import destroy_process_group
@@ -57,16 +56,13 @@ def generate(
         check_refiner_options(drawn.refiner, drawn.refine_from)
         target = model.device if ranks.world_size == 1 else str(state.device)
         pipe = VARPipeline.from_pretrained(model.model, device=target, dtype=model.dtype)
-        finer = pipe.choose_refiner(drawn.refiner, drawn.refine_from)
         if compile:
             pipe.compile()
         else:
             pipe.pack()
-        if finer is not None:
-            if compile:
-                compile_transformer(finer.model)
-            else:
-                pack(finer.model.blocks)
+        finer = pipe.choose_refiner(drawn.refiner, drawn.refine_from)
+        if compile and finer is not None:
+            compile_transformer(finer.model)
         scorer = None
         if reject is not None:
             check_labels_are_imagenets(pipe.model.config.num_classes)

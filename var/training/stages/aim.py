@@ -17,6 +17,8 @@ from var.training.stages.base import register
 class AIMRecipe(NextPatchRecipe):
     """Pre-training of an image encoder (AIM, arXiv 2401.08541)."""
 
+    fixed = NextPatchRecipe.fixed | {"head", "order"}
+
     head: HeadConfig = HeadConfig()  # is not exported
     order: Order = "raster"  # of the patches
 

@@ -30,7 +30,12 @@ SHOWN = 8  # images on the sheet
 class BEiTRecipe(EncoderRecipe):
     """Pre-training of an image encoder (BEiT, arXiv 2106.08254)."""
 
-    fixed = EncoderRecipe.fixed | {"mask_ratio", "scales"}  # else losses of one run could not be compared
+    fixed = EncoderRecipe.fixed | {
+        "mask_ratio",
+        "min_block",
+        "min_aspect",
+        "scales",
+    }  # else losses could not be compared
 
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.4  # of an image's patches, at least
     min_block: Count = 16  # patches of a masked block

@@ -5,21 +5,33 @@ B batch, N patches, C numbers that describe a patch.
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from tokenizer.errors import InputError
 from var.models.semantic_pretraining import QueryDecoderConfig, SemAIMPretrainer
 from var.training.next_patch_stage import NextPatchRecipe, NextPatchStage
 from var.training.stages.base import register
+
+NARROWEST = 0.05  # smoothing in patches: below, a patch has no share in its neighbors
 
 
 class SemAIMRecipe(NextPatchRecipe):
     """Pre-training of an image encoder (SemAIM, arXiv 2312.10457)."""
 
+    fixed = NextPatchRecipe.fixed | {"decoder", "smoothing"}
+
     decoder: QueryDecoderConfig = QueryDecoderConfig()  # is not exported
     attention: Literal["prefix", "causal"] = "causal"  # as in the paper
     # Of the attention by which patches are ordered: standard deviation in patches of a Gaussian; 0: none.
     smoothing: Annotated[float, Field(ge=0, le=1e3)] = 1.0
+
+    @field_validator("smoothing")
+    @classmethod
+    def _not_lost_in_rounding(cls, given: float) -> float:
+        if 0 < given < NARROWEST:
+            raise InputError(f"{given:g} must be at least {NARROWEST:g} patches, or 0 for none")
+        return given
 
 
 @register("semaim")
