@@ -9,7 +9,7 @@ from torch import nn
 
 from var.training.config import OptimizerConfig
 from var.training.optimizer import build_optimizer
-from var.training.stages.var import NEVER_DECAYED
+from var.training.transformer_stage import NEVER_DECAYED
 
 CONFIG = OptimizerConfig(lr=0.01, betas=(0.8, 0.9), weight_decay=0.5)
 
