@@ -183,7 +183,7 @@ class ConditionalTransformer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move or cast as any module; a packed one is unpacked first."""
         unpack(self.blocks)
-        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch does not type it
 
     def load_state_dict(self, *arguments: Any, **options: Any) -> Any:
         """Load as any module; a packed one is unpacked first."""

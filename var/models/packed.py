@@ -73,7 +73,8 @@ class PackedLinear(nn.Module):
         return {**self.__dict__, "weight": self.weight.to_dense()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__({**state, "weight": _lay_out(state["weight"])})  # type: ignore[no-untyped-call]
+        state = {**state, "weight": _lay_out(state["weight"])}
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch does not type it
 
 
 def _lay_out(weight: Tensor) -> Tensor:

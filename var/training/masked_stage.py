@@ -32,7 +32,7 @@ class MaskedRecipe(Recipe):
 
     fixed = Recipe.fixed | {"mask_ratio", "targets"}  # else losses of one run could not be compared
 
-    model: EncoderConfig  # as in NextPatchRecipe
+    model: EncoderConfig  # as in EncoderRecipe
     _preset = field_validator("model", mode="before")(preset_sizes)
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]  # of an image's cells
     targets: Literal["normalized", "pixels"]  # predicted of a patch: its pixels, normalized or not
