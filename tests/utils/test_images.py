@@ -415,9 +415,9 @@ def test_images_that_a_model_cannot_take() -> None:
     for given, parts in (
         (
             torch.zeros(1, 3, 8, 8, dtype=torch.int64),
-            ("a Tensor of torch.int64", "val_transforms", "resize_and_center_crop"),
+            ("of type Tensor of torch.int64", "val_transforms", "resize_and_center_crop"),
         ),
-        ([Image.new("RGB", (8, 8))], ("a list", "val_transforms")),
+        ([Image.new("RGB", (8, 8))], ("of type list", "val_transforms")),
         (torch.zeros(1, 3, 8, 9), ("(1, 3, 8, 9)", "(B, 3, 8, 8)")),
         (torch.zeros(3, 8, 8), ("(3, 8, 8)",)),
     ):
