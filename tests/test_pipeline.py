@@ -18,6 +18,7 @@ from tiny import NAMES, tiny_pipeline
 
 import var
 from tokenizer.scales import SCALES_256, SCALES_512
+from tokenizer.vqvae import VQVAE
 from var.editing.edit import inpaint_windows, upscale
 from var.editing.params import BlendParams
 from var.editing.windows import bounding_square, slide_windows, window_around
@@ -27,6 +28,7 @@ from var.hub.presets import SHIPPED
 from var.pipeline import EditOutput, PipelineOutput, VARPipeline
 from var.sampling.generate import generate
 from var.sampling.params import SamplingParams, apply_options
+from var.sampling.steps import ScaleOutput
 from var.utils.images import to_pil, to_rgb
 
 
@@ -173,6 +175,82 @@ def test_the_image_after_every_scale(pipe: VARPipeline) -> None:
     for k in range(len(SIDES)):
         decoded = to_pil(pipe.vqvae.decode(out.tokens, num_scales=k + 1))
         assert pixels([stages[k] for stages in out.intermediates]) == pixels(decoded)
+
+
+def test_the_images_of_every_scale_are_shown_while_they_are_drawn(pipe: VARPipeline) -> None:
+    seen: list[ScaleOutput] = []
+    out = pipe([3, 0], num=2, intermediates=True, batch_size=3, on_scale=seen.append)
+    assert out.intermediates is not None
+    plain = pipe([3, 0], num=2, batch_size=3)
+    assert same_images(out, plain)
+    assert [(each.start, each.scale, each.num_scales) for each in seen] == [(b, k, 3) for b in (0, 3) for k in range(3)]
+    assert [each.labels for each in seen] == [[3, 3, 0]] * 3 + [[0]] * 3
+    assert [each.indices for each in seen] == [[0, 1, 0]] * 3 + [[1]] * 3
+    for each in seen:
+        kept = out.intermediates[each.start : each.start + len(each.labels)]
+        assert pixels(each.images) == pixels([stages[each.scale] for stages in kept])
+
+
+def test_images_are_decoded_only_where_they_are_read(pipe: VARPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = []
+    pixels_of = VQVAE.pixels
+    monkeypatch.setattr(VQVAE, "pixels", lambda self, f_hat: decoded.append(len(f_hat)) or pixels_of(self, f_hat))
+    pipe(3, on_scale=lambda shown: shown.images[0] if shown.scale == 1 else None)
+    assert decoded == [1, 1]  # that scale, and the result
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_progress_counts_images(pipe: VARPipeline, batch_size: int) -> None:
+    seen: list[tuple[float, int]] = []
+    pipe([3, 0], num=2, batch_size=batch_size, progress=lambda done, total: seen.append((done, total)))
+    assert {total for _, total in seen} == {4}
+    done = [each for each, _ in seen]
+    assert done == sorted(done)
+    assert {float(batch_size), 4.0} <= set(done)
+    assert len(done) == 2 * len(SIDES)
+    assert done[0] == batch_size / 21
+
+
+def test_progress_of_edits(pipe: VARPipeline) -> None:
+    image, seen = noise(20, 12), []
+
+    def count(done: float, total: int) -> None:
+        seen.append((done, total))
+
+    pipe.inpaint(image, (2, 2, 6, 6), num=2, progress=count)
+    assert (len(seen), seen[-1]) == (3, (2, 2))
+    seen.clear()
+    pipe.outpaint(image, left=30, num=2, method="slide", batch_size=1, progress=count)
+    assert seen == sorted(seen)
+    assert len(set(seen)) == len(seen) > 12
+    assert seen[-1] == (2, 2)
+    seen.clear()
+    pipe.upscale(noise(4, 4), num=3, batch_size=2, progress=count)
+    assert seen[2::3] == [(2, 3), (3, 3)]
+
+
+def test_batches_are_what_a_call_draws(pipe: VARPipeline) -> None:
+    options: dict[str, Any] = {"seed": 3, "cfg": 2.0, "batch_size": 3, "intermediates": True}
+    whole, parts = pipe([3, 0], num=2, **options), list(pipe.batches([3, 0], num=2, **options))
+    assert [len(part.images) for part in parts] == [3, 1]
+    assert torch.equal(torch.cat([part.tokens for part in parts]), whole.tokens)
+    assert pixels([image for part in parts for image in part.images]) == pixels(whole.images)
+    assert [label for part in parts for label in part.labels] == whole.labels
+    assert [index for part in parts for index in part.indices] == whole.indices
+    with pytest.raises(TypeError, match="sed"):
+        pipe.batches(3, sed=1)  # type: ignore[call-arg]
+    with refused("class 'zebra'"):
+        pipe.batches("zebra")  # at once, not with the first batch
+
+
+def test_what_is_called_may_end_the_drawing(pipe: VARPipeline) -> None:
+    def stop(*_: object) -> None:
+        raise RuntimeError("enough")
+
+    for options in ({"on_scale": stop}, {"progress": stop}):
+        with pytest.raises(RuntimeError, match="enough"):
+            pipe(3, **options)
+    assert same_images(pipe(3), pipe(3))
 
 
 # --- classes

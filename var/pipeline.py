@@ -1,15 +1,14 @@
 """VARPipeline, what users import: labels in, images out; edits of images, and their classes."""
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from tokenizer.errors import InputError, check_whole_number
 from var.editing.edit import DEFAULT_SAMPLING, inpaint_windows, upscale
@@ -20,9 +19,8 @@ from var.editing.windows import Window, outpaint_windows, pad_canvas, window_aro
 from var.hub.pipeline import Pipeline
 from var.hub.refiner import open_refiner
 from var.models.var import require_var
+from var.sampling.batches import DrawingKeywords, OnScale, draw_batches, join_outputs
 from var.sampling.class_likelihood import WHOLE, Pruning, class_likelihood
-from var.sampling.drawing import index_within_class
-from var.sampling.generate import generate_batches
 from var.sampling.generators import check_sampling
 from var.sampling.output import ClassScore, PipelineOutput
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
@@ -30,6 +28,7 @@ from var.sampling.refiner import Refiner
 from var.utils.classes import find_label, imagenet_names, label_of_text, listing, read_number
 from var.utils.device import check_float32
 from var.utils.images import VAR_RESIZE, load_image, resize_and_crop, to_pil, to_rgb, to_tensor
+from var.utils.progress import Progress, open_progress
 
 __all__ = ["EditOutput", "PipelineOutput", "VARPipeline"]
 
@@ -91,6 +90,8 @@ class VARPipeline(Pipeline):
         refiner: "VARPipeline | str | Path | None" = None,
         refine_from: int | None = None,
         use_scales: tuple[int, ...] | None = None,
+        on_scale: OnScale | None = None,
+        progress: bool | Progress = False,
     ) -> PipelineOutput:
         """Generate `num` images of each class.
 
@@ -106,27 +107,32 @@ class VARPipeline(Pipeline):
             refiner: pipeline or name of another model on the same tokenizer, which draws the fine scales (a name is
                 loaded in every call).
             refine_from: first scale that it draws, counted from 0.
+            on_scale: called with a ScaleOutput, the images so far of a batch, after each of its scales; a model that
+                draws tokens of a single map calls it once a batch. One that raises ends the drawing.
+            progress: True shows a bar on a terminal or in a notebook; a function is called as (done, total), numbers
+                of images, in which those at work count in part.
 
         Raises:
             InputError: an unknown class, an option out of range, or a refiner that does not fit.
         """
+        drawing: dict[str, Any] = {"seed": seed, "intermediates": intermediates, "batch_size": batch_size}
+        drawing |= {"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth, "cfg_scales": cfg_scales}
+        drawing |= {"temperature": temperature, "use_scales": use_scales, "refiner": refiner}
+        drawing |= {"refine_from": refine_from, "on_scale": on_scale, "progress": progress}
+        return join_outputs(self.batches(labels, num, **drawing))
+
+    def batches(
+        self, labels: int | str | Sequence[int | str], num: int = 1, **options: Unpack[DrawingKeywords]
+    ) -> Iterator[PipelineOutput]:
+        """Give what a call with these arguments generates batch by batch, each as soon as it is there."""
         classes = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
         rows = [label for label in map(self.label, classes) for _ in range(check_whole_number("num", num, 1))]
-        given: dict[str, object] = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth}
-        given |= {"cfg_scales": cfg_scales, "temperature": temperature, "use_scales": use_scales}
-        sampling = self.choose_sampling(given)
-        finer = self.choose_refiner(refiner, refine_from)
-        images: list[Image.Image] = []
-        growth: list[list[Image.Image]] | None = [] if intermediates else None
-        tokens: list[Tensor] = []
-        for batch in generate_batches(self.model, self.vqvae, rows, batch_size, sampling, seed, refiner=finer):
-            images += to_pil(batch.images)
-            tokens.append(batch.tokens.cpu())
-            if growth is not None:
-                with torch.inference_mode():
-                    after_scale = [to_pil(self.vqvae.pixels(f_hat)) for f_hat in batch.f_hats]
-                growth += map(list, zip(*after_scale, strict=True))
-        return PipelineOutput(images, rows, index_within_class(rows), torch.cat(tokens), growth)
+        sampling = self.choose_sampling(options)
+        finer = self.choose_refiner(options.pop("refiner", None), options.pop("refine_from", None))
+        rest: dict[str, Any] = {
+            name: value for name, value in options.items() if name not in SamplingKeywords.__annotations__
+        }
+        return draw_batches(self.model, self.vqvae, rows, sampling, finer, **rest)
 
     def inpaint(
         self,
@@ -150,7 +156,7 @@ class VARPipeline(Pipeline):
                 None: as large as fits the image. A small one gives a small mask more of the model's pixels, and less to
                 go by; 1 shows nothing but the mask. It reaches over the edges where the mask is longer than the image.
             options: fields of `SamplingParams` (cfg, top_k, top_p, ...) and of `BlendParams` (dilate, hide_masked,
-                composite, color_match, feather); seed (0), batch_size (16).
+                composite, color_match, feather); seed (0), batch_size (16), progress (False), as a call takes them.
 
         Raises:
             InputError: an image that cannot be read, a mask of another size, an unknown class, an option out of range.
@@ -212,12 +218,17 @@ class VARPipeline(Pipeline):
         num: int,
         options: EditKeywords,
     ) -> EditOutput:
-        seed, batch_size = options.pop("seed", 0), options.pop("batch_size", 16)
+        seed, batch_size, progress = (
+            options.pop("seed", 0),
+            options.pop("batch_size", 16),
+            options.pop("progress", False),
+        )
         check_known(options, SamplingParams(), BlendParams())
         sampling, blend = self._choose_edit_sampling(options), apply_options(BlendParams(), options)
         rows = self._rows(label, num)
-        images = inpaint_windows(self.model, self.vqvae, image, mask, windows, rows, sampling, blend, seed, batch_size)
-        return EditOutput(images, image, mask)
+        with open_progress(progress) as show:
+            args = (self.model, self.vqvae, image, mask, windows, rows, sampling, blend, seed, batch_size, show)
+            return EditOutput(inpaint_windows(*args), image, mask)
 
     def upscale(
         self,
@@ -228,6 +239,7 @@ class VARPipeline(Pipeline):
         consistent: bool = True,
         seed: int = 0,
         batch_size: int = 16,
+        progress: bool | Progress = False,
         **options: Unpack[SamplingKeywords],
     ) -> EditOutput:
         """Show a small image in the model's size: super-resolution.
@@ -242,7 +254,7 @@ class VARPipeline(Pipeline):
             num_scales: coarse scales that are kept; None: those whose tokens are at least as wide, in pixels of the
                 small image, as the last scale's are in one of full size.
             consistent: the results, reduced to the small image's size, are the small image.
-            seed, batch_size: as `__call__` takes them.
+            seed, batch_size, progress: as `__call__` takes them.
             options: fields of `SamplingParams`: cfg, top_k, top_p, smooth, cfg_scales, temperature.
 
         Raises:
@@ -251,7 +263,8 @@ class VARPipeline(Pipeline):
         model, image = require_var(self.model, "upscaling"), to_rgb(load_image(image))
         check_known(options, SamplingParams())
         sampling, rows = self._choose_edit_sampling(options), self._rows(label, num)
-        images = upscale(model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size)
+        with open_progress(progress) as show:
+            images = upscale(model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size, show)
         return EditOutput(images, image, np.ones(image.size[::-1], dtype=bool))
 
     @torch.inference_mode()

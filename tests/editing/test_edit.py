@@ -22,6 +22,7 @@ from var.editing.windows import Window, bounding_square, crop_mask, slide_window
 from var.models.var import VAR
 from var.sampling.generate import ForcedTokens, Generated, generate, generate_batches
 from var.sampling.params import FOR_METRICS, SamplingParams, apply_options
+from var.sampling.steps import OnStep
 from var.utils.images import to_pil, to_tensor
 
 MODEL, TOKENIZER = small_var(seed=1), small_vqvae(seed=2)
@@ -63,9 +64,16 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Draws:
     seen: Draws = []
 
     def recorded(
-        model: VAR, vqvae: VQVAE, labels: list[int], n: int, sampling: SamplingParams, seed: int, known: ForcedTokens
+        model: VAR,
+        vqvae: VQVAE,
+        labels: list[int],
+        n: int,
+        sampling: SamplingParams,
+        seed: int,
+        known: ForcedTokens,
+        on_step: OnStep | None,
     ) -> Any:
-        for part in generate_batches(model, vqvae, labels, n, sampling, seed, known):
+        for part in generate_batches(model, vqvae, labels, n, sampling, seed, known, on_step=on_step):
             seen.append((known, part))
             yield part
 

@@ -137,6 +137,14 @@ def test_a_saved_pipeline_draws_the_same(tmp_path: Path) -> None:
     assert "next-token prediction" in pipe.card().summary
 
 
+def test_progress_is_that_of_tokens_and_images_are_shown_once() -> None:
+    pipe, seen, shown = pipeline(), [], []
+    drawn = pipe([0, 3], progress=lambda done, total: seen.append((done, total)), on_scale=shown.append)
+    assert seen == [(2 * (i + 1) / LENGTH, 2) for i in range(LENGTH)]
+    assert [(each.scale, each.num_scales, each.labels) for each in shown] == [(0, 1, [0, 3])]
+    assert [image.tobytes() for image in shown[0].images] == [image.tobytes() for image in drawn.images]
+
+
 def test_a_mask_is_filled_and_what_needs_scales_is_refused() -> None:
     pipe, image = pipeline(), noise(16, 16)
     filled = pipe.inpaint(image, (4, 4, 12, 12), label=0, seed=1)

@@ -26,7 +26,9 @@ from var.sampling.drawing import ForcedTokens
 from var.sampling.generate import generate_batches
 from var.sampling.logits import derive_seed
 from var.sampling.params import SamplingParams
+from var.sampling.steps import OnStep, count_images
 from var.utils.images import to_pil, to_tensor
+from var.utils.progress import Progress
 
 BACK_PROJECTIONS = 10
 DEFAULT_SAMPLING, DEFAULT_BLEND = SamplingParams(), BlendParams()
@@ -43,6 +45,7 @@ def inpaint_windows(
     blend: BlendParams = DEFAULT_BLEND,
     seed: int = 0,
     batch_size: int = 16,
+    progress: Progress | None = None,
 ) -> list[Image.Image]:
     """Inpaint an image, one result a label.
 
@@ -55,6 +58,7 @@ def inpaint_windows(
         blend: how results are blended into the image around the mask.
         seed: of the first window; those of the others follow from it.
         batch_size: results generated at once.
+        progress: called with the results so far, those at work in part, and their number.
 
     Returns:
         B images of the same size.
@@ -64,13 +68,15 @@ def inpaint_windows(
     """
     if blend.composite and not mask.any():
         return [image.copy() for _ in labels]
-    images = [image]
+    images, windows = [image], list(windows)
     for n, window in enumerate(windows):
+        on_step = count_images(progress, len(labels), len(windows), n)
         square_mask, outside = ~crop_mask(~mask, window), ~crop_mask(np.ones_like(mask), window)
         hidden = square_mask if blend.hide_masked else outside
         seen = torch.stack([encoder_view(i.crop(window.box), hidden, vqvae.config.image_side) for i in images])
         forced = mask_at_scales(token_mask(square_mask, vqvae.scales.sides[-1]), vqvae.scales, blend.dilate)
-        generated = generate_masked(model, vqvae, seen, forced, labels, sampling, derive_seed(seed, n), batch_size)
+        part_seed = derive_seed(seed, n)
+        generated = generate_masked(model, vqvae, seen, forced, labels, sampling, part_seed, batch_size, on_step)
         if blend.composite and blend.color_match:
             generated = match_colors(generated, seen, square_mask)
         half_token = window.side / vqvae.scales.sides[-1] / 2
@@ -92,6 +98,7 @@ def upscale(
     sampling: SamplingParams = DEFAULT_SAMPLING,
     seed: int = 0,
     batch_size: int = 16,
+    progress: Progress | None = None,
 ) -> list[Image.Image]:
     """Generate the fine scales of a small image, one result a label.
 
@@ -106,7 +113,7 @@ def upscale(
         num_scales: scales whose tokens are kept; None: those whose cells are at least as large as when the image is in
             full size and its last token map is used.
         consistent: the result, reduced to the small image's size, is the small image.
-        sampling, seed, batch_size: as in `inpaint_windows`.
+        sampling, seed, batch_size, progress: as in `inpaint_windows`.
 
     Returns:
         B images.
@@ -128,7 +135,8 @@ def upscale(
     square = image.crop(window.box)
     forced = vqvae.scales.levels() < num_forced  # beside the image too: its continuation there is cropped away
     seen = encoder_view(square, outside, side)[None]
-    generated = generate_masked(model, vqvae, seen, forced, labels, sampling, seed, batch_size)
+    on_step = count_images(progress, len(labels))
+    generated = generate_masked(model, vqvae, seen, forced, labels, sampling, seed, batch_size, on_step)
     if consistent:
         generated = back_project(generated, encoder_view(square, outside, window.side)[None])
     left, top = (round(-edge * side / window.side) for edge in (window.left, window.top))
@@ -166,6 +174,7 @@ def generate_masked(
     sampling: SamplingParams,
     seed: int = 0,
     batch_size: int = 16,
+    on_step: OnStep | None = None,
 ) -> Tensor:
     """Encode what is seen, force some of its tokens, generate the others.
 
@@ -173,6 +182,7 @@ def generate_masked(
         seen: (B, 3, S, S) in [-1, 1], or (1, 3, S, S) for all.
         forced: (L,) bool, True where the token of what is seen stays.
         labels: B labels.
+        on_step: as `generate` takes it.
 
     Returns:
         (B, 3, S, S) in [-1, 1], on the CPU.
@@ -181,7 +191,7 @@ def generate_masked(
     device = model.position.device
     tokens = torch.cat([vqvae.encode(part.to(device)) for part in seen.split(batch_size)])
     given = ForcedTokens(tokens.expand(len(labels), -1), forced.to(device).expand(len(labels), -1))
-    batches = generate_batches(model, vqvae, labels, batch_size, sampling, seed, given)
+    batches = generate_batches(model, vqvae, labels, batch_size, sampling, seed, given, on_step=on_step)
     return torch.cat([batch.images.cpu() for batch in batches])
 
 

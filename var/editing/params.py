@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from tokenizer.errors import InputError, check_types
 from var.sampling.params import SamplingKeywords
+from var.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class EditKeywords(SamplingKeywords, total=False):
 
     seed: int
     batch_size: int
+    progress: bool | Progress
     dilate: int
     hide_masked: bool
     composite: bool

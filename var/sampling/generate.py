@@ -17,6 +17,7 @@ from var.sampling.generators import check_sampling, find_generator
 from var.sampling.logits import RandomStreams
 from var.sampling.params import FOR_METRICS, SamplingParams
 from var.sampling.refiner import Refiner, check_refiner
+from var.sampling.steps import OnStep
 
 __all__ = ["ForcedTokens", "Generated", "draw_tokens", "generate", "generate_batches", "index_within_class"]
 
@@ -38,6 +39,7 @@ def generate(
     indices: list[int] | None = None,
     forced: ForcedTokens | None = None,
     refiner: Refiner | None = None,
+    on_step: OnStep | None = None,
 ) -> Generated:
     """Generate one image per label; tokens that are forced are kept.
 
@@ -54,12 +56,13 @@ def generate(
         indices: B numbers, different for images of one class; None counts them up within each class.
         forced: tokens that are given; None generates all.
         refiner: another transformer that predicts the fine scales; None: the model predicts all.
+        on_step: called while tokens are drawn, as the model's way to draw them has steps; one that raises ends it.
 
     Raises:
         InputError: sampling options that do not fit the transformer, a negative seed, an unknown label, a tokenizer or
             a refiner that does not fit the transformer, forced tokens that do not fit.
     """
-    tokens, f_hats = draw_tokens(model, vqvae, labels, sampling, seed, indices, forced, refiner)
+    tokens, f_hats = draw_tokens(model, vqvae, labels, sampling, seed, indices, forced, refiner, on_step)
     with torch.inference_mode():
         pixels = vqvae.pixels(f_hats[-1])  # (B, 3, S, S)
     # Made outside the block, the images are an ordinary tensor, which other modules take with gradients on too.
@@ -75,6 +78,7 @@ def draw_tokens(
     indices: list[int] | None = None,
     forced: ForcedTokens | None = None,
     refiner: Refiner | None = None,
+    on_step: OnStep | None = None,
 ) -> Drawn:
     """Draw the tokens of `generate`, whose other arguments these are, and decode nothing.
 
@@ -94,7 +98,7 @@ def draw_tokens(
     if model.training or vqvae.training:
         raise InputError("the model is in training mode: call model.eval() and vqvae.eval() first")
     streams = RandomStreams(seed, labels, indices)
-    return find_generator(model.config).draw(model, vqvae, labels, sampling, streams, forced, refiner)
+    return find_generator(model.config).draw(model, vqvae, labels, sampling, streams, forced, refiner, on_step)
 
 
 def generate_batches(
@@ -106,8 +110,9 @@ def generate_batches(
     seed: int = 0,
     forced: ForcedTokens | None = None,
     refiner: Refiner | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[Generated]:
-    """Generate the images of `generate`, at most batch_size at a time.
+    """Generate the images of `generate`, at most batch_size at a time; steps know which of all images they are of.
 
     Raises:
         InputError: as `generate`, and for a batch_size that is no whole number from 1 on.
@@ -117,4 +122,9 @@ def generate_batches(
     for first in range(0, max(len(labels), 1), batch_size):
         part = slice(first, first + batch_size)
         given = None if forced is None else ForcedTokens(forced.tokens[part], forced.forced[part])
-        yield generate(model, vqvae, labels[part], sampling, seed, indices[part], given, refiner)
+        steps = None if on_step is None else _number_images(on_step, range(len(labels))[part])
+        yield generate(model, vqvae, labels[part], sampling, seed, indices[part], given, refiner, steps)
+
+
+def _number_images(on_step: OnStep, images: range) -> OnStep:
+    return lambda step: on_step(step._replace(images=images))

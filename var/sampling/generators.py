@@ -17,7 +17,7 @@ class Generator(NamedTuple):
     model: type[ConditionalTransformer]
     config: type[TransformerConfig]
     check_sampling: Callable[[SamplingParams, Any], None]  # raises InputError for options that do not fit a config
-    draw: Callable[..., Drawn]  # with the arguments of `scales.draw_scales`
+    draw: Callable[..., Drawn]  # with the arguments of `scales.draw_scales`; it calls on_step as Step says
     about: str  # for its card
     tag: str  # on the Hugging Face hub
 

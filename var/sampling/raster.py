@@ -17,6 +17,7 @@ from var.sampling.logits import (
     sample_tokens,
 )
 from var.sampling.params import SamplingParams
+from var.sampling.steps import OnStep, Step
 
 
 def check_sampling(sampling: SamplingParams, config: RasterConfig) -> None:
@@ -43,6 +44,7 @@ def draw_raster(
     streams: RandomStreams,
     forced: ForcedTokens | None,
     refiner: None,
+    on_step: OnStep | None = None,
 ) -> Drawn:
     """Draw tokens one by one in the model's order; the arguments are those of `draw_tokens`, checked.
 
@@ -69,6 +71,10 @@ def draw_raster(
                 token = torch.where(forced.forced[:, here], forced.tokens[:, here], token)
             tokens[:, here] = token
             code = codebook[token].repeat(copies, 1, 1)  # (2B, 1, C), or (B, 1, C)
+            if on_step is not None and i + 1 < length:
+                on_step(Step((i + 1) / length))
         f_hat = vqvae.quantizer.decode(tokens)
+        if on_step is not None:
+            on_step(Step(1.0, f_hat=f_hat))
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
     return Drawn(tokens, [f_hat.clone()])

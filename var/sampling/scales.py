@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
+from tokenizer.scales import Scales
 from tokenizer.vqvae import VQVAE
 from var.models.conditional import Condition
 from var.models.transformer import KVCache
@@ -26,6 +27,7 @@ from var.sampling.logits import (
 )
 from var.sampling.params import SamplingParams
 from var.sampling.refiner import Refiner
+from var.sampling.steps import OnStep, Step
 
 
 def check_sampling(sampling: SamplingParams, config: VARConfig) -> None:
@@ -41,6 +43,7 @@ def draw_scales(
     streams: RandomStreams,
     forced: ForcedTokens | None,
     refiner: Refiner | None,
+    on_step: OnStep | None = None,
 ) -> Drawn:
     """Draw tokens scale by scale; the arguments are those of `draw_tokens`, checked.
 
@@ -79,10 +82,18 @@ def draw_scales(
             f_hat = f_hat + quantizer.scale_update(codes, k)  # (B, C, H, H)
             tokens.append(tokens_k)
             f_hats.append(f_hat)
+            if on_step is not None:
+                on_step(Step(_share(scales, kept, done), done, len(kept), f_hat))
             if k != kept[-1]:
                 next_inputs.append(quantizer.next_input(f_hat, kept[done + 1]))  # (B, n of the next scale, C)
     # Made outside the block, the results are ordinary tensors, which other modules take with gradients on too.
     return Drawn(torch.cat(tokens, dim=1), [f_hat.clone() for f_hat in f_hats])
+
+
+def _share(scales: Scales, kept: Sequence[int], last: int) -> float:
+    """Return the share of the tokens of the scales that are kept in those up to the last one given."""
+    lengths = [scales.lengths[k] for k in kept]
+    return sum(lengths[: last + 1]) / sum(lengths)
 
 
 def draw_scale(
