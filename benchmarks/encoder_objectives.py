@@ -6,12 +6,16 @@ attentive probe, beside those of the untrained encoder. A result is a file: the 
 """
 
 import json
+import math
 import statistics
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from matplotlib.figure import Figure
 
 from tokenizer.errors import InputError
 from var.cli.run import in_columns, run
@@ -58,6 +62,7 @@ def encoder_objectives(
         list[str] | None, typer.Option(help="An objective; several times for several. All if none.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/encoder_objectives"),
+    figure: Annotated[Path | None, typer.Option(help="PNG of the accuracies.")] = None,
 ) -> None:
     """Print a table of what the features of each objective are worth."""
     if unknown := set(only or ()) - OBJECTIVES.keys():
@@ -72,39 +77,56 @@ def encoder_objectives(
             given += [f"tokenizer={tokenizer}"] if name == "BEiT" else []
             given += [f"mask_size={2 * patch_size}"] if name == "SimMIM" else []
             folder = out / f"{name.replace(', ', '-')}-{number}"
-            results[name].append(_measure(CONFIGS / recipe, given, folder, data, tflop, probe_steps))
+            way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
+            train_encoder = partial(train_and_judge, CONFIGS / recipe, given, folder, data, tflop, probe_steps)
+            results[name].append(measured_once(folder, way, train_encoder))
     encoder = load_recipe(CONFIGS / "tiny_imagenet_aim.yaml", sizes).model  # type: ignore[attr-defined]  # an AIMRecipe
     results[UNTRAINED].append(_measure_features(UNTRAINED, encoder, out / UNTRAINED, data, 0, probe_steps))
-    typer.echo("\n".join(in_columns([_HEADER, *(_row(name, found) for name, found in results.items())])))
+    typer.echo("\n".join(in_columns([HEADER, *(row(name, found) for name, found in results.items())])))
+    if figure is not None:
+        _draw(figure, results)
 
 
-def _measure(recipe: Path, given: list[str], folder: Path, data: str, tflop: float, probe_steps: int) -> dict[str, Any]:
-    """Train, and judge the features; what was done before in the same way is not done again."""
-    done, way = folder / "result.json", [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
+def measured_once(folder: Path, way: list[str], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Measure, and keep the result in the folder; what was measured before in the same way is read from there."""
+    done = folder / "result.json"
     if done.exists():
         known = dict(json.loads(done.read_text()))
         if known.pop("way") != way:
             raise InputError(f"{folder} was measured with other options: give another --out")
         return known
+    result = measure()
+    with atomic_write(done) as beside:
+        beside.write_text(json.dumps(result | {"way": way}, indent=2) + "\n")
+    return result
+
+
+def train_and_judge(
+    recipe: Path, given: list[str], folder: Path, data: str, tflop: float, probe_steps: int, points: int = 1
+) -> dict[str, Any]:
+    """Train at that cost, validating about so many times, and judge the features."""
     given = [*given, "epochs=null", f"output={folder / 'run'}", f"sample_every={NEVER}"]
     flops = estimate(load_recipe(recipe, [*given, "steps=1"])).flops
     steps = max(1, round(tflop * 1e12 / flops))
-    loaded = load_recipe(recipe, [*given, f"steps={steps}", f"validate_every={steps}", f"checkpoint_every={steps}"])
+    validated = math.ceil(steps / points)
+    loaded = load_recipe(recipe, [*given, f"steps={steps}", f"validate_every={validated}", f"checkpoint_every={steps}"])
     train(loaded)
-    lines = [json.loads(line) for line in (loaded.output / METRICS).read_text().splitlines()]
+    lines = read_metrics(loaded.output)
     speeds = [line["images_per_second"] for line in lines if line["split"] == "train"]
     encoder, seed = loaded.model, loaded.seed  # type: ignore[attr-defined]  # recipes of encoders have one
     found = _measure_features(str(loaded.output / "model"), encoder, folder, data, seed, probe_steps)
-    result = found | {
+    return found | {
         "steps": steps,
         "gflop a step": flops / 1e9,
         "images": steps * loaded.batch_size,
         "seconds": steps * loaded.batch_size / statistics.median(speeds),
         "validation loss": [line["loss"] for line in lines if line["split"] == "validation"][-1],
     }
-    with atomic_write(done) as beside:
-        beside.write_text(json.dumps(result | {"way": way}, indent=2) + "\n")
-    return result
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """Read the numbers that a run logged."""
+    return [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
 
 
 def _measure_features(
@@ -128,10 +150,10 @@ def _measure_features(
     return dict(zip(MEASURES, top1, strict=True)) | {"seconds of measuring": time.perf_counter() - began}
 
 
-_HEADER = ("objective", "steps", "GFLOP a step", "images", "seconds", "validation loss", *MEASURES)
+HEADER = ("objective", "steps", "GFLOP a step", "images", "seconds", "validation loss", *MEASURES)
 
 
-def _row(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
+def row(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
     """Means over the seeds, and the accuracies of each seed."""
     first = results[0]
     cost = [f"{first[key]:.4g}" if key in first else "" for key in ("steps", "gflop a step", "images")]
@@ -141,6 +163,33 @@ def _row(name: str, results: list[dict[str, Any]]) -> tuple[str, ...]:
     ]
     accuracies = [" / ".join(f"{result[measure]:.1%}" for result in results) for measure in MEASURES]
     return (name, *cost, *means, *accuracies)
+
+
+def _draw(file: Path, results: dict[str, list[dict[str, Any]]]) -> None:
+    """Draw bars of the means over the seeds, a point for each seed, and lines at the untrained encoder's accuracies."""
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    panel = figure.subplots()
+    trained = {name: found for name, found in results.items() if name != UNTRAINED}
+    width = 0.8 / len(trained)
+    for i, (name, found) in enumerate(trained.items()):
+        places = [j + (i + 0.5) * width - 0.4 for j in range(len(MEASURES))]
+        scores = [[100 * result[measure] for result in found] for measure in MEASURES]
+        panel.bar(places, [statistics.mean(each) for each in scores], width * 0.9, label=name)
+        for place, each in zip(places, scores, strict=True):
+            panel.plot([place] * len(each), each, ".", color="black", markersize=5)
+    untrained = [100 * results[UNTRAINED][0][measure] for measure in MEASURES]
+    starts = [j - 0.4 for j in range(len(MEASURES))]
+    panel.hlines(untrained, starts, [each + 0.8 for each in starts], color="black", linestyle="--", label=UNTRAINED)
+    panel.set_xticks(range(len(MEASURES)), MEASURES)
+    panel.set_ylabel("top-1, %")
+    figure.legend(loc="outside right upper", frameon=False)
+    save_figure(figure, file)
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write the figure as PNG."""
+    with atomic_write(file) as beside:
+        figure.savefig(beside, format="png", dpi=130)
 
 
 if __name__ == "__main__":

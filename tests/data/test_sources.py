@@ -272,6 +272,28 @@ def test_part_held_out_is_the_same_for_every_seed(parquet: Path) -> None:
     assert len(first) == 4
 
 
+def test_part_of_the_training_images_is_spread_and_the_same_for_every_seed(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"a": 8, "b": 16}, "train")
+    part: dict[str, Any] = {"train_images": 6, "validation_fraction": 0.25}
+    chosen = opened(tmp_path, **part)
+    assert chosen.labels.tolist() == [0, 0, 1, 1, 1, 1]
+    assert chosen.num_classes == 2
+    assert places(chosen) == places(opened(tmp_path, seed=1, **part))
+    whole = places(opened(tmp_path, validation_fraction=0.25))
+    assert set(places(chosen)) < set(whole)
+    assert places(opened(tmp_path, "validation", **part)) == places(
+        opened(tmp_path, "validation", validation_fraction=0.25)
+    )
+    assert places(opened(tmp_path, train_images=100)) == places(opened(tmp_path))
+    assert find_images(DataConfig(source=str(tmp_path), train_images=6)).number == 6
+
+
+def test_part_of_the_training_images_in_tables_and_of_a_class(parquet: Path) -> None:
+    of_two = {"train_images": 4, "classes": (3, 970)}
+    assert set(opened(parquet, **of_two).labels.tolist()) <= {3, 970}
+    assert find_images(DataConfig(source=str(parquet), **of_two)).number == len(opened(parquet, **of_two)) == 4
+
+
 def test_nothing_is_held_out_where_there_is_a_validation_split(parquet: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert len(opened(parquet, validation_fraction=0.5)) == 12
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

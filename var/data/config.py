@@ -78,6 +78,8 @@ class DataConfig(Section):
         jitter: colors of the training images; None: as they are.
         workers: processes that read images, beside each training process; 0 reads in the training process.
         max_unreadable: largest fraction of unreadable images among the samples of a run, which stops at more.
+        train_images: use so many images of the training split, the same in every run: one drawn from each of so many
+            equal stretches of it, so that all classes have their share. None for all, as where there are fewer.
         validation_images: use so many images of the validation split, spread over it; None for all.
         validation_fraction: where there is no validation split, hold out this fraction of the training images; a split
             named test is left aside then. Where there is one, a warning says that the fraction is not used.
@@ -98,6 +100,7 @@ class DataConfig(Section):
     jitter: JitterConfig | None = None
     workers: Annotated[int, Field(ge=0, le=1024)] = 2
     max_unreadable: Fraction = 0.01
+    train_images: Count | None = None
     validation_images: Count | None = None
     validation_fraction: Rate = 0
     shuffle_shards: Count = 8

@@ -23,7 +23,7 @@ from var.utils.text import plural
 
 log = logging.getLogger(__name__)
 
-_HELD_OUT = 0  # seed of the choice, the same for all runs: no stage may train on images that another one holds out
+_CHOICE = 0  # seed of choices of images, the same for all runs: no stage may train on images that another one holds out
 
 
 def list_images(config: DataConfig, split: Split) -> Listing:
@@ -40,10 +40,17 @@ def list_images(config: DataConfig, split: Split) -> Listing:
     every 1 / fraction consecutive ones, so that all classes have their share; of shards, whole ones. A split named test
     serves for validation where there is no other and nothing is held out.
 
+    Of the training images of the chosen classes, at most data.train_images are taken, chosen likewise.
+
     Raises InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
     listing = _hold_out(config, split) if config.validation_fraction else _list_split(config, split)
-    return listing if config.classes is None else _select_classes(config, config.classes, split, listing)
+    if config.classes is not None:
+        listing = _select_classes(config, config.classes, split, listing)
+    count = len(listing.rows)
+    if split == "validation" or config.train_images is None or config.train_images >= count:
+        return listing
+    return listing.select(np.isin(np.arange(count), _spread_choice(count, config.train_images)))
 
 
 def _hold_out(config: DataConfig, split: Split) -> Listing:
@@ -52,7 +59,7 @@ def _hold_out(config: DataConfig, split: Split) -> Listing:
     except MissingSplitError:
         whole = _list_split(config, "train")
         units = np.arange(len(whole.rows)) if whole.shards is None else whole.shards
-        held_out = np.isin(units, _spread_choice(int(units[-1]) + 1, config))
+        held_out = np.isin(units, _choose_held_out(int(units[-1]) + 1, config))
         return whole.select(held_out if split == "validation" else ~held_out)
     log_once(
         logging.WARNING,
@@ -61,7 +68,7 @@ def _hold_out(config: DataConfig, split: Split) -> Listing:
     return validation if split == "validation" else _list_split(config, split)
 
 
-def _spread_choice(count: int, config: DataConfig) -> NDArray[np.int64]:
+def _choose_held_out(count: int, config: DataConfig) -> NDArray[np.int64]:
     if count < 2:
         raise InputError(
             f"data.source={config.source!r} has a single training image or shard, none of which can be held out: "
@@ -73,8 +80,13 @@ def _spread_choice(count: int, config: DataConfig) -> NDArray[np.int64]:
             f"data.validation_fraction={config.validation_fraction:g} holds out {chosen} of {count} training images "
             f"or shards of {config.source!r}, which leaves none: lower it, or add a validation split"
         )
+    return _spread_choice(count, chosen)
+
+
+def _spread_choice(count: int, chosen: int) -> NDArray[np.int64]:
+    """(chosen,): one of each of so many equal stretches of 0..count - 1, drawn, the same in every call."""
     edges = np.arange(chosen + 1) * count // chosen
-    return np.random.default_rng(_HELD_OUT).integers(edges[:-1], edges[1:])
+    return np.random.default_rng(_CHOICE).integers(edges[:-1], edges[1:])
 
 
 def _select_classes(config: DataConfig, given: Sequence[int | str], split: Split, listing: Listing) -> Listing:

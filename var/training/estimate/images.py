@@ -40,6 +40,13 @@ class Images(NamedTuple):
 
 def find_images(data: DataConfig) -> Images:
     """Find the number of training images and classes from listings, file headers or the hub's cache."""
+    found = _count_images(data)
+    if data.train_images is None or found.number is None:
+        return found
+    return found._replace(number=min(found.number, data.train_images))
+
+
+def _count_images(data: DataConfig) -> Images:
     folder = to_path(data.source, "data.source")
     try:
         named = any(isinstance(each, str) for each in data.classes or ())
