@@ -243,6 +243,51 @@ def test_batches_are_what_a_call_draws(pipe: VARPipeline) -> None:
         pipe.batches("zebra")  # at once, not with the first batch
 
 
+def test_an_output_shows_and_saves_itself(pipe: VARPipeline, tmp_path: Path) -> None:
+    out = pipe([3, 0], num=2, intermediates=True)
+    assert repr(out) == "PipelineOutput(4 images of 8x8 px: 2 of 3 crane, 2 of 0 red fox)"
+    assert out.grid().size == (2 * 130 - 2, 2 * 130 - 2)
+    with Image.open(BytesIO(out._repr_png_())) as shown:
+        assert shown.size == (2 * 130 - 2, 2 * 146 - 2)  # with captions
+    paths = out.save(tmp_path / "o")
+    names = [
+        f"{label}_{i}{part}" for label in (3, 0) for i in (0, 1) for part in ("", *(f"_scale{k}" for k in range(3)))
+    ]
+    assert [path.name for path in paths] == [*(f"{name}.png" for name in names), "growth.gif", "grid.png"]
+    for i, label in enumerate((3, 3, 0, 0)):
+        with Image.open(tmp_path / "o" / f"{label}_{i % 2}.png") as saved:
+            assert saved.tobytes() == out.images[i].tobytes()
+    with Image.open(tmp_path / "o" / "grid.png") as saved:
+        assert saved.tobytes() == out.grid().tobytes()
+    with refused("folder='' is empty"):
+        out.save("")
+
+
+def test_names_of_imagenet_are_read_when_they_are_shown() -> None:
+    pipe = VARPipeline(small_var(num_classes=1000), small_vqvae())
+    assert repr(pipe(207, cfg=0)) == "PipelineOutput(1 image of 8x8 px: 1 of 207 golden retriever)"
+    assert repr(VARPipeline(small_var(), small_vqvae())(2)) == "PipelineOutput(1 image of 8x8 px: 1 of 2)"
+
+
+def test_a_pipeline_shows_itself(pipe: VARPipeline) -> None:
+    assert repr(pipe) == "VARPipeline(VAR of depth 2, 8x8 px, 4 classes, cpu, float32)"
+    shown = VARPipeline(pipe.model, pipe.vqvae, {0: "<b>"}, SamplingParams(cfg=2.0))._repr_html_()
+    assert "&lt;b&gt;" in shown
+    assert "cfg 2.0" in shown
+
+
+def test_an_edit_shows_and_saves_itself(pipe: VARPipeline, tmp_path: Path) -> None:
+    edit = pipe.inpaint(noise(24, 16), (8, 4, 14, 10), num=2)
+    assert repr(edit) == "EditOutput(2 results of 24x16 px, 9% of it inpainted)"
+    assert [path.name for path in edit.save(tmp_path)] == [f"edit_{part}.png" for part in ("0", "1", "mask", "sheet")]
+    assert [path.name for path in edit.save(tmp_path)][-1] == "edit-2_sheet.png"
+    with Image.open(BytesIO(edit._repr_png_())) as shown:
+        assert (shown.width, shown.height) == (edit.grid().width, edit.grid().height + 16)
+    small = pipe.upscale(noise(4, 3))
+    assert repr(small) == "EditOutput(1 result of 8x6 px of an image of 4x3 px)"
+    assert [path.name for path in small.save(tmp_path, "small")] == ["small_0.png", "small_sheet.png"]
+
+
 def test_what_is_called_may_end_the_drawing(pipe: VARPipeline) -> None:
     def stop(*_: object) -> None:
         raise RuntimeError("enough")

@@ -1,6 +1,5 @@
 """VARPipeline, what users import: labels in, images out; edits of images, and their classes."""
 
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +24,6 @@ from var.sampling.generators import check_sampling
 from var.sampling.output import ClassScore, PipelineOutput
 from var.sampling.params import SamplingKeywords, SamplingParams, apply_options, check_known
 from var.sampling.refiner import Refiner
-from var.utils.classes import find_label, imagenet_names, label_of_text, listing, read_number
 from var.utils.device import check_float32
 from var.utils.images import VAR_RESIZE, load_image, resize_and_crop, to_pil, to_rgb, to_tensor
 from var.utils.progress import Progress, open_progress
@@ -35,44 +33,6 @@ __all__ = ["EditOutput", "PipelineOutput", "VARPipeline"]
 
 class VARPipeline(Pipeline):
     """A transformer with its tokenizer, to draw, edit and classify images; see Pipeline for its arguments."""
-
-    def label(self, given: int | str) -> int:
-        """The label of a class given by index or name; text that is the name of a class means it, even a number.
-
-        Raises:
-            InputError: a class that the model does not have or was not trained on, with those that it knows.
-        """
-        num_classes = self.model.config.num_classes
-        try:
-            label = self._label_of_text(given) if isinstance(given, str) else operator.index(given)
-        except TypeError as error:
-            raise InputError(f"class {given!r} must be the index of a class or its name") from error
-        if not 0 <= label < num_classes:
-            raise InputError(f"class {label} must be in 0..{num_classes - 1}")
-        if self.classes is not None and label not in self.classes:
-            raise InputError(
-                f"class {label} is not one that this model was trained on; it knows {listing(self.classes)}"
-            )
-        return label
-
-    def _label_of_text(self, text: str) -> int:
-        number = read_number(text)
-        if self.classes is None and number is not None:
-            return number  # no name that `known_classes` has then is another number, and ImageNet's take time to read
-        classes = self.known_classes()
-        label = label_of_text(text, classes)
-        return find_label(text, classes) if label is None else label
-
-    def known_labels(self) -> list[int]:
-        """Return all labels that the model was trained on, in ascending order."""
-        return sorted(self.classes) if self.classes is not None else list(range(self.model.config.num_classes))
-
-    def known_classes(self) -> Mapping[int, str]:
-        """Return label -> name of all classes that the model was trained on."""
-        if self.classes is not None:
-            return self.classes
-        num_classes = self.model.config.num_classes
-        return imagenet_names() if num_classes == 1000 else {label: str(label) for label in range(num_classes)}
 
     def __call__(
         self,
@@ -132,7 +92,7 @@ class VARPipeline(Pipeline):
         rest: dict[str, Any] = {
             name: value for name, value in options.items() if name not in SamplingKeywords.__annotations__
         }
-        return draw_batches(self.model, self.vqvae, rows, sampling, finer, **rest)
+        return draw_batches(self.model, self.vqvae, rows, sampling, finer, self.names, **rest)
 
     def inpaint(
         self,

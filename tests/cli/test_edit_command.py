@@ -1,6 +1,7 @@
 """`var edit VERB IMAGE`: the files that it writes, and that every mistake is one line and exit code 2."""
 
 import inspect
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -78,8 +79,9 @@ def saved(result: tuple[int, str, str], stem: str) -> list[Image.Image]:
     code, out, err = result
     assert (code, err) == (0, "")
     *paths, _ = out.splitlines()
-    names = [path for path in paths if path.startswith(stem) and path.removeprefix(stem)[:-4].isdigit()]
-    assert names == [f"{stem}{i}.png" for i in range(len(names))]
+    found = [re.fullmatch(rf"{stem[:-1]}(-\d+)?_\d+\.png", path) for path in paths]  # -2: of a second edit
+    names = [match[0] for match in found if match]
+    assert [Path(name).stem.rpartition("_")[2] for name in names] == [str(i) for i in range(len(names))]
     return [read(name) for name in names]
 
 
@@ -104,6 +106,16 @@ def test_files_and_what_is_printed(edit: Run, pipe: VARPipeline) -> None:
     assert same([read(path) for path in paths[:2]], drawn.images)
     assert not same(drawn.images[:1], drawn.images[1:])
     assert same([read(paths[2])], [overlay(read("p.png"), drawn.mask)])
+
+
+def test_a_second_edit_replaces_nothing(edit: Run, tmp_path: Path) -> None:
+    command = ("inpaint", "p.png", "--box", box(), "--num", 1)
+    for name, seed in (("p_inpaint", 0), ("p_inpaint-2", 1), ("p_inpaint-3", 2)):
+        before = {path: path.read_bytes() for path in Path("edits").glob("*")}
+        code, out, _ = edit(*command, "--seed", seed)
+        assert code == 0
+        assert out.splitlines()[:-1] == [f"edits/{name}_{part}.png" for part in ("0", "mask", "sheet")]
+        assert all(path.read_bytes() == content for path, content in before.items())
 
 
 def test_by_default_four_results_in_the_folder_edits(edit: Run, pipe: VARPipeline) -> None:
@@ -417,7 +429,8 @@ def test_mistakes_that_the_model_tells(edit: Run, arguments: tuple[object, ...],
 
 
 def test_what_cannot_be_written_leaves_nothing_half_done(edit: Run) -> None:
-    Path("edits/p_inpaint_1.png").mkdir(parents=True)
+    Path("edits").mkdir()
+    Path("edits/p_inpaint_1.png").symlink_to("/proc/nothing/there.png")
     refusal(edit("inpaint", "p.png", *MASK), "cannot write edits/p_inpaint_1.png")
     assert sorted(path.name for path in Path("edits").iterdir()) == ["p_inpaint_0.png", "p_inpaint_1.png"]
     read("edits/p_inpaint_0.png")

@@ -1,6 +1,9 @@
 """`python sample.py`: the files that it writes, and that every mistake is one line and exit code 2."""
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ from PIL import Image
 from tiny import NAMES, ROOT, Ended, Run, refusal, run, tiny_pipeline
 
 from var.hub.presets import SHIPPED
-from var.pipeline import VARPipeline
+from var.pipeline import PipelineOutput, VARPipeline
 
 
 @pytest.fixture
@@ -74,6 +77,32 @@ def test_the_image_after_every_scale_and_the_gif(sample: Run, tmp_path: Path) ->
         assert gif.size == (2 * 130 - 2, 128)
     assert frames == 3
     assert durations == [350, 350, 4 * 350]  # the whole image stands longest
+
+
+def test_many_images_are_summed_up_in_a_line_and_a_bounded_grid(sample: Run, tmp_path: Path) -> None:
+    code, out, err = sample("--class", 3, "--class", 0, "--num", 40, "--top-k", 1, "--cfg", 0)
+    assert (code, err) == (0, "")
+    first, second = out.splitlines()
+    assert first == "80 images in samples; grid.png shows 64 of them"
+    assert second.startswith("80 images in ")
+    assert len(list((tmp_path / "samples").iterdir())) == 81
+    with Image.open(tmp_path / "samples" / "grid.png") as grid:
+        assert grid.size == (8 * 130 - 2, 8 * 130 - 2)
+
+
+def test_what_is_drawn_stays_when_it_is_stopped(sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(self: VARPipeline, *arguments: Any, **options: Any) -> Iterator[PipelineOutput]:
+        yield next(batches(self, *arguments, **options))
+        signal.raise_signal(signal.SIGINT)
+
+    batches = VARPipeline.batches
+    monkeypatch.setattr(VARPipeline, "batches", interrupted)
+    code, out, err = sample("--class", 3, "--num", 40)
+    assert (code, out, err) == (130, "", "stopped: 16 of 40 images are in samples\n")
+    names = sorted(path.name for path in (tmp_path / "samples").iterdir())
+    assert names == sorted([*(f"3_{i}.png" for i in range(16)), "grid.png"])
+    with Image.open(tmp_path / "samples" / "grid.png") as grid:
+        assert grid.size == (8 * 130 - 2, 2 * 130 - 2)
 
 
 def test_options_change_the_images(sample: Run, tmp_path: Path) -> None:

@@ -53,7 +53,10 @@ def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> Non
     ranks = Ranks.of(state)
     began = time.perf_counter()
     is_main_process = state.is_main_process
-    with stopping(is_main_process), progress_bar("encoded", is_main_process, ranks.world_size) as progress:
+    with (
+        stopping(is_main_process=is_main_process),
+        progress_bar("encoded", is_main_process, ranks.world_size) as progress,
+    ):
         summary = write_tokens(checked, vqvae, ranks, progress)
     encoded = sum(ranks.all_gather(summary.encoded))
     seconds = time.perf_counter() - began

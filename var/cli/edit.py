@@ -12,7 +12,6 @@ from var.cli import edit_options
 from var.cli.edit_options import BlendOptions, EditOptions, MaskOptions
 from var.cli.options import collect_options, whole_numbers
 from var.cli.run import Group
-from var.cli.sample import COLUMNS, GRID_TILE
 from var.editing.params import BlendParams
 from var.sampling.params import SamplingParams, apply_options
 
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from var.pipeline import EditOutput, VARPipeline
 
-LARGEST_TILE = 512  # of the sheet: larger images are reduced on it
 LONGEST_STEM = 50  # characters of an image's name that its results take: file systems end at 255 bytes
 
 
@@ -68,7 +66,12 @@ def fill(verb: str, file: Path, label: str | None, masking: MaskOptions, edit: E
             f"mask {masking.mask} is empty: white marks what is filled; black and transparent parts are kept"
         )
     window_around(mask, masking.context)  # a context that cannot be had is refused before the model is loaded
-    finish(verb, file, edit, lambda pipe: pipe.inpaint(image, mask, **collect_options(edit, masking, label=label)))
+    finish(
+        verb,
+        file,
+        edit,
+        lambda pipe: pipe.inpaint(image, mask, **collect_options(edit, masking, label=label, progress=True)),
+    )
 
 
 def corners(box: str) -> list[int]:
@@ -103,7 +106,7 @@ def outpaint(
 
     # Room that cannot be had, or not by that method, is refused before the model is loaded.
     outpaint_windows(opened.size, pad_canvas(opened, left, right, top, bottom)[1], method or "auto")
-    keywords = collect_options(edit, blend, label=label, method=method)
+    keywords = collect_options(edit, blend, label=label, method=method, progress=True)
     finish("outpaint", image, edit, lambda pipe: pipe.outpaint(opened, left, right, top, bottom, **keywords))
 
 
@@ -122,7 +125,7 @@ def upscale(
       var edit upscale small.png --class 207 --seed 1
     """
     opened = read_image(image, edit)
-    keywords = collect_options(edit, label=label, num_scales=scales, consistent=consistent)
+    keywords = collect_options(edit, label=label, num_scales=scales, consistent=consistent, progress=True)
     finish("upscale", image, edit, lambda pipe: pipe.upscale(opened, **keywords))
 
 
@@ -141,46 +144,15 @@ def finish(verb: str, file: Path, edit: EditOptions, method: "Callable[[VARPipel
     """Load the model, edit, save and print what was saved."""
     began = time.perf_counter()
     from var.pipeline import VARPipeline
-    from var.utils.images import save_image
 
     pipe = VARPipeline.from_pretrained(edit.model, device=edit.device, dtype=edit.dtype).pack()
     loaded = time.perf_counter()
     output = method(pipe)
     seconds = time.perf_counter() - loaded
     stem = f"{file.stem.lstrip('.')[:LONGEST_STEM] or 'image'}_{verb}"
-    saved = {edit.out / f"{stem}_{name}.png": image for name, image in results(verb, output).items()}
-    for path, image in saved.items():
-        save_image(path, image)
-    for path in saved:
+    for path in output.save(edit.out, stem):
         typer.echo(path)
     typer.echo(f"{len(output.images)} images in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
-
-
-def results(verb: str, output: "EditOutput") -> "dict[str, Image.Image]":
-    """Return what is saved, by name: the results, the mask, and a sheet of all that begins with the input."""
-    from PIL.Image import Resampling
-
-    from var.editing.image_masks import overlay
-    from var.utils.images import image_grid
-
-    saved = {str(i): image for i, image in enumerate(output.images)}
-    tiles = [tile(image) for image in output.images]
-    if verb == "upscale":  # the small image's pixels as they are, and enlarged to the results' size
-        smooth = tile(output.image.resize(output.images[0].size, Resampling.BICUBIC))
-        first = [output.image.resize(smooth.size, Resampling.NEAREST), smooth]
-    else:
-        saved["mask"] = overlay(output.image, output.mask)
-        first = [tile(output.image), tile(saved["mask"])]
-    return saved | {"sheet": image_grid([*first, *tiles], COLUMNS)}
-
-
-def tile(image: "Image.Image") -> "Image.Image":
-    """Return an image at the size of the sheet's tiles: small ones enlarged, large ones reduced."""
-    from var.utils.images import enlarge
-
-    seen = enlarge(image, GRID_TILE) if max(image.size) < GRID_TILE else image.copy()
-    seen.thumbnail((LARGEST_TILE, LARGEST_TILE))
-    return seen
 
 
 EDIT = Group(

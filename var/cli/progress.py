@@ -47,12 +47,19 @@ def progress_bar(done_word: str, is_main_process: bool = True, world: int = 1) -
 
 
 @contextmanager
-def stopping(is_main_process: bool = True) -> Iterator[None]:
-    """Inside, SIGTERM and Ctrl-C end the process at once in one line: what is done is kept anyway."""
+def stopping(
+    describe: Callable[[], str] = lambda: "the same command goes on with what is missing", is_main_process: bool = True
+) -> Iterator[None]:
+    """Inside, SIGTERM and Ctrl-C end the process at once in one line: what is done is kept anyway.
+
+    Args:
+        describe: what is said.
+        is_main_process: whether this process says anything.
+    """
 
     def stop(number: int, frame: FrameType | None) -> NoReturn:
         if is_main_process:
-            print("stopped: the same command goes on with what is missing", file=sys.stderr)
+            print(f"stopped: {describe()}", file=sys.stderr)
         raise SystemExit(128 + number)
 
     with handle_stop_signals(stop):

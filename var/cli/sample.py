@@ -1,24 +1,17 @@
 """The command that generates images: `python sample.py --class 207 --class "king penguin"`."""
 
 import time
-from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import typer
 
 from var.cli import options
 from var.cli.options import ModelOptions, SamplingOptions, ScaleOptions, collect_options
+from var.cli.progress import stopping
 from var.cli.run import run
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from var.pipeline import PipelineOutput
-
 MIX = 8  # classes sampled when none is given
-COLUMNS = 8  # of the grid, at most
-GRID_TILE = 128  # smaller images are enlarged on the grid and in the GIF, to be seen on a screen
+LISTED = 20  # files that are listed, at most
 
 
 def main() -> None:
@@ -36,7 +29,7 @@ def sample(
     sampling: SamplingOptions,
     drawn: ScaleOptions,
 ) -> None:
-    """Generate images scale by scale, coarse to fine, and save them as PNG with a grid of all.
+    """Generate images scale by scale, coarse to fine, and save each as PNG when it is there, and a grid.
 
     Examples:
       var sample --class 207 --class "king penguin" --num 8
@@ -46,40 +39,38 @@ def sample(
     began = time.perf_counter()
     from var.hub.refiner import check_refiner_options
     from var.pipeline import VARPipeline
+    from var.sampling.image_folder import GRID, ImageFolder
     from var.utils.classes import spread
     from var.utils.paths import check_writable
+    from var.utils.progress import live_bar
+    from var.utils.text import plural
 
     check_writable(out)
     check_refiner_options(drawn.refiner, drawn.refine_from)
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype).pack()
     labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
+    rows = [label for label in map(pipe.label, labels) for _ in range(num)]
     loaded = time.perf_counter()
-    output = pipe(labels, num, intermediates=scales, **collect_options(sampling, drawn))
+    written, folder = [], ImageFolder(out, rows)
+    with stopping(lambda: f"{folder.count} of {len(rows)} images are in {out}"):
+        try:
+            with live_bar() as progress:
+                options = collect_options(sampling, drawn, intermediates=scales, progress=progress)
+                for batch in pipe.batches(labels, num, **options):
+                    stages = batch.intermediates or [[]] * len(batch.images)
+                    for image in zip(batch.labels, batch.indices, batch.images, stages, strict=True):
+                        written += folder.add(*image)
+        finally:  # also of what there is when it is stopped
+            written += folder.finish()
     seconds = time.perf_counter() - loaded
-    for path in save(output, out, columns=min(num, COLUMNS)):
-        typer.echo(path)
-    typer.echo(f"{len(output.images)} images in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
+    if len(written) <= LISTED:
+        for path in written:
+            typer.echo(path)
+    else:
+        typer.echo(f"{len(rows):,} images in {out}; {GRID} shows {describe_share(folder.shown, len(rows))}")
+    typer.echo(f"{plural(len(rows), 'image')} in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
 
 
-def save(output: "PipelineOutput", folder: Path, columns: int) -> list[Path]:
-    """Write CLASS_INDEX.png for each image, grid.png, and what was kept of the scales; all paths, the grid last."""
-    from var.utils.images import enlarge, image_grid, save_image
-
-    def grid(images: "Iterable[Image.Image]") -> "Image.Image":
-        return image_grid([enlarge(image, GRID_TILE) for image in images], columns)
-
-    paths = []
-    for i, (label, index, image) in enumerate(zip(output.labels, output.indices, output.images, strict=True)):
-        name = f"{label}_{index}"
-        save_image(folder / f"{name}.png", image)
-        paths.append(folder / f"{name}.png")
-        if output.intermediates is not None:
-            for k, stage in enumerate(output.intermediates[i]):
-                save_image(folder / f"{name}_scale{k}.png", stage)
-                paths.append(folder / f"{name}_scale{k}.png")
-    if output.intermediates is not None:
-        frames = [grid(stages) for stages in zip(*output.intermediates, strict=True)]
-        save_image(folder / "growth.gif", frames[0], [*frames[1:], *[frames[-1]] * 3], milliseconds=350)
-        paths.append(folder / "growth.gif")
-    save_image(folder / "grid.png", grid(output.images))
-    return [*paths, folder / "grid.png"]
+def describe_share(part: int, total: int) -> str:
+    """`them all`, or `64 of them`."""
+    return "them all" if part == total else f"{part} of them"

@@ -1,15 +1,20 @@
 """The output of a pipeline that edits images."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from PIL import Image
 
-from var.editing.image_masks import Mask
+from var.editing.image_masks import Mask, overlay
+from var.utils.images import save_image
+from var.utils.paths import check_writable, to_path
+from var.utils.sheets import png_bytes, sheet, tile
+from var.utils.text import plural
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EditOutput:
-    """Results of an edit.
+    """Results of an edit. A notebook shows them beside the image.
 
     Attributes:
         images: RGB, all of one size.
@@ -20,3 +25,64 @@ class EditOutput:
     images: list[Image.Image]
     image: Image.Image
     mask: Mask
+
+    @property
+    def is_upscaled(self) -> bool:
+        """Whether the results are larger than the image: all of it was drawn anew."""
+        return self.images[0].size != self.image.size
+
+    def grid(self, captions: bool = False) -> Image.Image:
+        """Return a sheet of the image, the mask over it (for an upscaled image: it enlarged), and the results.
+
+        Args:
+            captions: with a line below each that says what it is.
+        """
+        tiles = [tile(image) for image in self.images]
+        if self.is_upscaled:  # the small image's pixels as they are, and enlarged to the results' size
+            smooth = tile(self.image.resize(self.images[0].size, Image.Resampling.BICUBIC))
+            first = [self.image.resize(smooth.size, Image.Resampling.NEAREST), smooth]
+        else:
+            first = [tile(self.image), tile(overlay(self.image, self.mask))]
+        texts = ["image", "enlarged" if self.is_upscaled else "mask", *map(str, range(len(tiles)))]
+        return sheet([*first, *tiles], captions=texts if captions else ())
+
+    def save(self, folder: str | Path, name: str = "edit") -> list[Path]:
+        """Write NAME_0.png, NAME_1.png, ..., NAME_mask.png unless upscaled, and NAME_sheet.png, as `var edit` does.
+
+        Where a file of one of these names exists, NAME-2 is taken, then NAME-3 and so on: nothing is replaced.
+
+        Returns:
+            The files, the sheet last.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        target = to_path(folder, "folder")
+        check_writable(target)
+        files = {str(i): image for i, image in enumerate(self.images)}
+        if not self.is_upscaled:
+            files["mask"] = overlay(self.image, self.mask)
+        files["sheet"] = self.grid()
+        free = _free_name(target, name, list(files))
+        paths = [target / f"{free}_{part}.png" for part in files]
+        for path, image in zip(paths, files.values(), strict=True):
+            save_image(path, image)
+        return paths
+
+    def __repr__(self) -> str:
+        (width, height), (before_width, before_height) = self.images[0].size, self.image.size
+        of = f" of an image of {before_width}x{before_height} px" if self.is_upscaled else ""
+        share = "" if self.is_upscaled else f", {self.mask.mean():.0%} of it inpainted"
+        return f"EditOutput({plural(len(self.images), 'result')} of {width}x{height} px{of}{share})"
+
+    def _repr_png_(self) -> bytes:
+        return png_bytes(self.grid(captions=True))
+
+
+def _free_name(folder: Path, name: str, parts: list[str]) -> str:
+    """Return the name, with a number if files of an earlier edit have it."""
+    number, free = 1, name
+    while any((folder / f"{free}_{part}.png").exists() for part in parts):
+        number += 1
+        free = f"{name}-{number}"
+    return free

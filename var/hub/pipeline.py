@@ -1,6 +1,8 @@
 """The two networks of a pipeline: loaded by name, moved, saved, pushed. `var.pipeline` makes images with them."""
 
+import operator
 from collections.abc import Mapping
+from html import escape
 from pathlib import Path
 from typing import Self
 
@@ -16,7 +18,7 @@ from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.drawing import check_fit
 from var.sampling.generators import check_sampling, find_generator
 from var.sampling.params import SamplingParams
-from var.utils.classes import spread
+from var.utils.classes import find_label, imagenet_names, label_of_text, listing, read_number, spread
 from var.utils.device import VAR_DTYPES, check_int8, choose_device, choose_dtype
 from var.utils.paths import to_path
 
@@ -137,6 +139,49 @@ class Pipeline(Shared):
         """Write `tokenizer/` and `transformer/`: see Shared.save_pretrained."""
         save_pipeline(to_path(folder, "folder"), self.parts, dtype)
 
+    def label(self, given: int | str) -> int:
+        """The label of a class given by index or name; text that is the name of a class means it, even a number.
+
+        Raises:
+            InputError: a class that the model does not have or was not trained on, with those that it knows.
+        """
+        num_classes = self.model.config.num_classes
+        try:
+            label = self._label_of_text(given) if isinstance(given, str) else operator.index(given)
+        except TypeError as error:
+            raise InputError(f"class {given!r} must be the index of a class or its name") from error
+        if not 0 <= label < num_classes:
+            raise InputError(f"class {label} must be in 0..{num_classes - 1}")
+        if self.classes is not None and label not in self.classes:
+            raise InputError(
+                f"class {label} is not one that this model was trained on; it knows {listing(self.classes)}"
+            )
+        return label
+
+    def _label_of_text(self, text: str) -> int:
+        number = read_number(text)
+        if self.classes is None and number is not None:
+            return number  # no name that `known_classes` has then is another number, and ImageNet's take time to read
+        classes = self.known_classes()
+        label = label_of_text(text, classes)
+        return find_label(text, classes) if label is None else label
+
+    def known_labels(self) -> list[int]:
+        """Return all labels that the model was trained on, in ascending order."""
+        return sorted(self.classes) if self.classes is not None else list(range(self.model.config.num_classes))
+
+    @property
+    def names(self) -> Mapping[int, str] | None:
+        """Names of the classes; None: those of ImageNet, whose list takes time to read."""
+        return {} if self.classes is None and self.model.config.num_classes != 1000 else self.classes
+
+    def known_classes(self) -> Mapping[int, str]:
+        """Return label -> name of all classes that the model was trained on."""
+        if self.classes is not None:
+            return self.classes
+        num_classes = self.model.config.num_classes
+        return imagenet_names() if num_classes == 1000 else {label: str(label) for label in range(num_classes)}
+
     def card(self) -> Card:
         """See Shared.card."""
         config, generator = self.model.config, find_generator(self.model.config)
@@ -169,3 +214,26 @@ class Pipeline(Shared):
     def parts(self) -> PipelineParts:
         """Return its networks, classes and sampling as they are."""
         return PipelineParts(self.model, self.vqvae, self.classes, self.sampling)
+
+    def __repr__(self) -> str:
+        facts, number = self._facts(), len(self.known_labels())
+        return f"{type(self).__name__}({facts['model']}, {facts['images']}, {number} classes, {facts['runs on']})"
+
+    def _repr_html_(self) -> str:
+        row = "<tr><th style='text-align: left'>{}</th><td style='text-align: left'>{}</td></tr>"
+        return f"<table>{''.join(row.format(name, escape(value)) for name, value in self._facts().items())}</table>"
+
+    def _facts(self) -> dict[str, str]:
+        """Return what a notebook shows of it, by name."""
+        config, side = self.model.config, self.vqvae.config.image_side
+        names = "" if self.classes is None else f": {listing(self.classes, 12)}"
+        sampling = SamplingParams() if self.sampling is None else self.sampling
+        options = ", ".join(f"{name} {value}" for name, value in sampling.to_dict().items())
+        return {
+            "model": f"{type(self.model).__name__} of depth {config.depth}",
+            "images": f"{side}x{side} px",
+            "token maps": ", ".join(map(str, config.scales)),
+            "classes": f"{len(self.known_labels())}{names}",
+            "sampling": options,
+            "runs on": f"{self.model.position.device}, {str(self.model.dtype).removeprefix('torch.')}",
+        }

@@ -1,6 +1,6 @@
 """Images of classes, one batch after the other."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,6 +37,7 @@ def draw_batches(
     labels: list[int],
     sampling: SamplingParams,
     refiner: Refiner | None,
+    names: Mapping[int, str] | None,
     seed: int = 0,
     intermediates: bool = False,
     batch_size: int = 16,
@@ -47,6 +48,7 @@ def draw_batches(
 
     Args:
         model, vqvae, labels, sampling, refiner, seed, batch_size: as `generate_batches` takes them.
+        names: of the classes, for captions; None: those of ImageNet.
         intermediates: also decode the image after every scale.
         on_scale: called with the images of a batch after each of its scales, or once where there are none.
         progress: called with (done, total), numbers of images; True shows a bar.
@@ -64,7 +66,7 @@ def draw_batches(
                     after_scale = [to_pil(vqvae.pixels(f_hat)) for f_hat in batch.f_hats]
                 growth = list(map(list, zip(*after_scale, strict=True)))
             part = slice(start, start := start + len(batch.tokens))
-            yield PipelineOutput(to_pil(batch.images), labels[part], indices[part], batch.tokens.cpu(), growth)
+            yield PipelineOutput(to_pil(batch.images), labels[part], indices[part], batch.tokens.cpu(), growth, names)
 
 
 def join_outputs(outputs: Iterator[PipelineOutput]) -> PipelineOutput:
@@ -77,6 +79,7 @@ def join_outputs(outputs: Iterator[PipelineOutput]) -> PipelineOutput:
         [index for part in parts for index in part.indices],
         torch.cat([part.tokens for part in parts]),
         [stages for part in growth for stages in part] if growth else None,
+        parts[0].names,
     )
 
 

@@ -87,7 +87,7 @@ def generate(
             typer.echo(f"writing {out / NPZ}", err=True)
             write_samples_npz(out, settings)
 
-    with stopping(is_main_process), progress_bar("generated", is_main_process) as progress:
+    with stopping(is_main_process=is_main_process), progress_bar("generated", is_main_process) as progress:
         generated = generate_samples(pipe, settings, out, scorer, ranks, progress, write_npz, finer)
     if is_main_process:
         count = len(settings.labels) * settings.num_per_class
