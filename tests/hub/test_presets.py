@@ -92,6 +92,17 @@ def test_sizes_of_aim(name: str) -> None:
     assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
 
 
+@pytest.mark.parametrize(("name", "width", "depth", "millions"), [("ViT-B", 768, 12, 86), ("ViT-L", 1024, 24, 303)])
+def test_sizes_of_the_vit(name: str, width: int, depth: int, millions: int) -> None:
+    config = EncoderConfig(**encoder_sizes(name.lower()))  # type: ignore[arg-type]
+    assert config == EncoderConfig(224, 16, width, depth, width // 64, 4.0)
+    with torch.device("meta"):
+        encoder = Encoder(config)
+    assert sum(parameter.numel() for parameter in encoder.parameters()) / 1e6 == pytest.approx(millions, rel=0.01)
+    with refused(f"{name} has no released weights: train it"):
+        check_aim_name(name)
+
+
 def test_released_files_of_aim() -> None:
     assert [*AIM_SIZES] == [*AIM_TABLE]
     assert AIM_REPOSITORY == "apple/AIM"

@@ -7,7 +7,7 @@ from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import TokenizerConfig
 from var.hub.checkpoint import TOKENIZER, TRANSFORMER, read_config
 from var.hub.download import find_given
-from var.hub.presets import AIM_SIZES, RELEASED, SHIPPED, check_name, choose_layers, own_name
+from var.hub.presets import ENCODER_SIZES, RELEASED, SHIPPED, check_name, choose_layers, own_name
 from var.models.aim import AIM, AIMConfig, Encoder
 from var.models.var import VAR, VARConfig
 
@@ -32,10 +32,10 @@ def find_sizes(model: str) -> ModelSizes:
     Raises InputError: an unknown name, a folder that holds neither a VAR nor an AIM.
     """
     folder, own = find_given(model), own_name(model)
-    if folder is None and own in AIM_SIZES:
-        return _with_probe(AIM_SIZES[own].to_dict())
+    if folder is None and own in ENCODER_SIZES:
+        return _with_probe(ENCODER_SIZES[own].to_dict())
     if folder is None:
-        own = check_name(model, (*SHIPPED, *RELEASED, *AIM_SIZES))
+        own = check_name(model, (*SHIPPED, *RELEASED, *ENCODER_SIZES))
     if own in RELEASED and folder is None:
         return VARSizes(TokenizerConfig(scales=RELEASED[own].scales), RELEASED[own])
     return _read_sizes(SHIPPED[own] if folder is None else folder)

@@ -223,7 +223,7 @@ FeatureModel = Annotated[
 Sizes = Annotated[
     str | None,
     Option(
-        help="Of untrained and pixels: aim-tiny, aim-small, ..., single sizes, or both: aim-tiny,image_size=48.",
+        help="Of untrained and pixels: aim-tiny, aim-small, ..., ViT-B, single sizes, or both: aim-tiny,image_size=48.",
         metavar="SIZES",
     ),
 ]

@@ -19,8 +19,8 @@ from var.hub.download import find_given, load_aim_by_name
 from var.hub.load import find_folder
 from var.hub.presets import (
     AIM_RELEASED,
-    AIM_SIZES,
     BASELINES,
+    ENCODER_SIZES,
     PIXELS,
     RELEASED,
     SHIPPED,
@@ -265,7 +265,7 @@ def check_sizes(model: str, source: FeatureSource, sizes: EncoderConfig) -> None
 
 def _load_trained(model: str) -> FeatureSource:
     folder = find_given(model)
-    if folder is None and own_name(model) in AIM_SIZES:
+    if folder is None and own_name(model) in ENCODER_SIZES:
         return _load_with_probe(model)
     if folder is None:
         folder = find_folder(check_name(model, [*AIM_RELEASED, *SHIPPED, *RELEASED, *BASELINES]))

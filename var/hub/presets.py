@@ -82,6 +82,11 @@ AIM_SIZES = {  # the first three are for small machines, and have no released we
     **{name: released.config for name, released in AIM_RELEASED.items()},
 }
 
+ENCODER_SIZES = AIM_SIZES | {  # those of BEiT, MAE, SimMIM and SemAIM; without released weights
+    "ViT-B": EncoderConfig(patch_size=16, width=768, depth=12, heads=12),  # 86 M parameters
+    "ViT-L": EncoderConfig(patch_size=16, width=1024, depth=24, heads=16),  # 303 M
+}
+
 UNTRAINED, PIXELS = "untrained", "pixels"
 BASELINES = (UNTRAINED, PIXELS)  # in place of a model's name: what its features are compared with
 
@@ -90,7 +95,7 @@ def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
     """The sizes of an encoder by the name of a preset, as EncoderConfig takes them.
 
     Args:
-        given: one of AIM_SIZES; or sizes, of which `preset` names those that the others stand in place of.
+        given: one of ENCODER_SIZES; or sizes, of which `preset` names those that the others stand in place of.
 
     Raises InputError: an unknown name, a preset of which nothing would be left.
     """
@@ -99,15 +104,15 @@ def encoder_sizes(given: str | Mapping[str, object]) -> dict[str, object]:
         return changes
     preset = changes.pop("preset")
     own = own_name(preset) if isinstance(preset, str) else ""
-    if own not in AIM_SIZES:
-        near = did_you_mean(str(preset), AIM_SIZES)
-        raise InputError(f"preset={preset!r} is unknown{near}: take one of {', '.join(AIM_SIZES)}, or give the sizes")
+    if own not in ENCODER_SIZES:
+        near, names = did_you_mean(str(preset), ENCODER_SIZES), ", ".join(ENCODER_SIZES)
+        raise InputError(f"preset={preset!r} is unknown{near}: take one of {names}, or give the sizes")
     if {"width", "depth", "heads"} <= changes.keys():
         raise InputError(
             f"preset={preset} says nothing where width, depth and heads are given too: leave the preset or these out "
             f"(in place of all sizes of a recipe: model={preset})"
         )
-    return AIM_SIZES[own].to_dict() | changes
+    return ENCODER_SIZES[own].to_dict() | changes
 
 
 def choose_layers(layers: Layers, depth: int, best: tuple[int, ...] | None) -> tuple[int, ...]:
@@ -144,7 +149,7 @@ def best_layers(config: EncoderConfig) -> tuple[int, ...] | None:
 
 
 _COLLECTIONS: dict[str, Collection[str]] = {RELEASED_REPOSITORY.lower(): RELEASED, AIM_REPOSITORY.lower(): AIM_RELEASED}
-_NAMES = {name.lower(): name for name in (*SHIPPED, *RELEASED, *AIM_SIZES)} | {
+_NAMES = {name.lower(): name for name in (*SHIPPED, *RELEASED, *ENCODER_SIZES)} | {
     alias.lower().replace("_", "-"): name
     for name, released in AIM_RELEASED.items()
     # apple/aim-600M, and aim-600M-2B-imgs of the released code
@@ -180,6 +185,8 @@ def check_name(name: str, known: Collection[str] = (*SHIPPED, *RELEASED)) -> str
 def check_aim_name(name: str) -> str:
     """Return the name here of a released AIM, see `own_name`. Raises InputError: any other."""
     own = own_name(name)
-    if own in AIM_SIZES and own not in AIM_RELEASED:
-        raise InputError(f"{name} has no released weights: train it (a recipe of stage aim) and give the model folder")
+    if own in ENCODER_SIZES and own not in AIM_RELEASED:
+        raise InputError(
+            f"{name} has no released weights: train it (a recipe of stage aim, mae, ...) and give the model folder"
+        )
     return check_name(name, AIM_RELEASED)

@@ -15,7 +15,7 @@ Part = Annotated[str, Field(min_length=1)]
 
 
 def preset_sizes(given: object) -> object:
-    """Replace a name in presets.AIM_SIZES, alone or as `preset` beside single sizes, by the encoder's sizes."""
+    """Replace a name in presets.ENCODER_SIZES, alone or as `preset` beside single sizes, by the encoder's sizes."""
     return encoder_sizes(given) if isinstance(given, str | dict) else given
 
 

@@ -41,9 +41,9 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     A recipe may name another one as its `base`, by a path relative to its own folder, and hold only what differs:
     nested keys are merged, lists replaced; where it or the overrides give one of epochs and steps, the other one below
-    no longer counts. Types are strict: a quoted "16" is no number. In place of an encoder's sizes
-    a recipe may have a name in presets.AIM_SIZES, alone or as `preset` beside single sizes. Former names of keys are
-    read too, with a warning.
+    no longer counts. Types are strict: a quoted "16" is no number. In place of an encoder's sizes a recipe may have a
+    name in presets.ENCODER_SIZES, alone or as `preset` beside single sizes. Former names of keys are read too, with a
+    warning.
 
     The value of an override is YAML, but that of a key whose type is text (output, data.source, tokenizer, ...) is the
     text itself: "output=runs/a #1" is that folder, and "data.label_column=on" that column. Exceptions: null and nothing
