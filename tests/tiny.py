@@ -76,8 +76,9 @@ ENCODER: dict[str, Any] = {
     "precision": "float32",
     "log_every": 1,
 }
-# The stages that pre-train an encoder, beside `aim`, and what their recipes have more.
+# The stages that pre-train an encoder, and what their recipes have more.
 PRETRAINING: dict[str, dict[str, Any]] = {
+    "aim": {"head": {"depth": 1, "width": 8}},
     "mae": {"decoder": {"depth": 1, "width": 128, "heads": 2, "mlp_ratio": 0.5}},
     "simmim": {"mask_size": 4},
     "semaim": {"decoder": {"depth": 1, "width": 8, "heads": 2}},

@@ -48,7 +48,9 @@ def test_about_the_share_is_masked_and_every_patch_at_times() -> None:
     assert masks.dtype == torch.bool
     counts = masks.sum(dim=1)
     assert counts.min() >= 78
-    assert counts.max() < 78 + 16
+    assert counts.max() <= IMAGENET.largest == 78 - 1 + 16
+    of_pairs = BlockMasks(side=4, ratio=0.4, min_block=2)
+    assert of_pairs.draw(range(200)).sum(dim=1).max() == of_pairs.largest == 7
     assert 78 <= counts.float().mean() < 86
     rates = masks.float().mean(dim=0)
     assert rates.min() > 0.03

@@ -46,6 +46,11 @@ class BlockMasks:
         return count_masked(self.side**2, self.ratio)
 
     @property
+    def largest(self) -> int:
+        """The number of patches that are masked at most: one is missing, and a block of the fewest patches is added."""
+        return min(self.count - 1 + int(self.shapes[0].prod()), self.side**2)
+
+    @property
     def shapes(self) -> NDArray[np.int64]:
         """(n, 2): heights and widths of the blocks that may be drawn, the fewest patches first."""
         heights, widths = (1 + axis.ravel() for axis in np.indices((self.side, self.side)))

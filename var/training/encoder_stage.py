@@ -1,23 +1,32 @@
-"""The part that stages share which pre-train an encoder of images, on pixels or on the tokens of a tokenizer."""
+"""The part that stages share which pre-train an encoder of images, on pixels or on the tokens of a tokenizer.
 
+B batch, N patches, C numbers that describe a patch.
+"""
+
+from abc import abstractmethod
 from pathlib import Path
 from typing import Self, TypeVar
 
 import torch
+from PIL import Image
 from pydantic import field_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data.config import UserPath
-from var.data.dataset import SampleDataset
+from var.data.dataset import Batch, SampleDataset
 from var.hub.checkpoint import save_model
 from var.models.aim import EncoderConfig
-from var.models.pretraining import Pretrainer
+from var.models.pretraining import Pretrainer, normalize_patches, patches, unpatchify
 from var.training.config import Recipe, preset_sizes
 from var.training.estimate.images import find_images
-from var.training.stages.base import Outline, Stage, open_images, require
+from var.training.rng import StepRNG
+from var.training.stages.base import Losses, Outline, Phase, Stage, open_images, require
 from var.training.tokenizers import open_tokenizer, tokenizer_config
+from var.utils.images import image_grid, normalize, to_pil
+
+SHOWN = 8  # images on the sheet
 
 
 class EncoderRecipe(Recipe):
@@ -27,6 +36,11 @@ class EncoderRecipe(Recipe):
     # `model: {preset: aim-tiny, image_size: 48, patch_size: 8}`.
     model: EncoderConfig
     _preset = field_validator("model", mode="before")(preset_sizes)
+
+
+class TokenTargetRecipe(EncoderRecipe):
+    """Pre-training of an image encoder, for which a tokenizer may give the targets."""
+
     tokenizer: UserPath | None = None  # for tokens as targets: as in VARRecipe
 
 
@@ -34,7 +48,10 @@ EncoderRecipeT = TypeVar("EncoderRecipeT", bound=EncoderRecipe)
 
 
 class EncoderStage(Stage[EncoderRecipeT]):
-    """Images in, of which a plain encoder is exported."""
+    """Images in, of which a plain encoder is exported.
+
+    A subclass sets what its `build` needs, and then `phases` to `single_phase`.
+    """
 
     def __init__(
         self, recipe: EncoderRecipeT, vqvae: VQVAE | None, train_data: SampleDataset, validation_data: SampleDataset
@@ -44,25 +61,64 @@ class EncoderStage(Stage[EncoderRecipeT]):
 
     @classmethod
     def from_recipe(cls, recipe: EncoderRecipeT) -> Self:
-        images = open_images(recipe, recipe.model.image_size)
-        return cls(recipe, open_tokenizer(recipe.tokenizer) if recipe.tokenizer else None, *images)
+        images, tokenizer = open_images(recipe, recipe.model.image_size), _tokenizer_of(recipe)
+        return cls(recipe, None if tokenizer is None else open_tokenizer(tokenizer), *images)
 
     @classmethod
     def outline(cls, recipe: EncoderRecipeT) -> Outline:
-        side, images = recipe.model.image_size, find_images(recipe.data)
+        side, images, tokenizer = recipe.model.image_size, find_images(recipe.data), _tokenizer_of(recipe)
         data = images.stand_in(recipe.data, side)
         with torch.device("meta"):
             vqvae = None
-            if recipe.tokenizer is not None:
-                vqvae = VQVAE(tokenizer_config(recipe.tokenizer)).eval().requires_grad_(False)
+            if tokenizer is not None:
+                vqvae = VQVAE(tokenizer_config(tokenizer)).eval().requires_grad_(False)
             return Outline(cls(recipe, vqvae, data, data), images, torch.empty(3, side, side), recipe.model.patches)
 
-    def units(self) -> list[str]:
-        """List the submodules of the model that are gathered one at a time when it is sharded."""
-        return [f"encoder.blocks.{i}" for i in range(self.recipe.model.depth)]
+    def single_phase(self) -> tuple[Phase]:
+        """Build the model, and train it as a whole."""
+        model = self.build()
+        layers = repeated_layers(model)
+        sharded = [name for name in layers if name not in self.used_in_parts()]
+        return (Phase("model", model, self.recipe.optimizer, self.losses, sharded=sharded, compiled=layers),)
+
+    def used_in_parts(self) -> tuple[str, ...]:
+        """List the layers of which the model also uses parts by themselves."""
+        return ()
+
+    @abstractmethod
+    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
+        """Return the loss of a micro-batch."""
 
     def export(self, model: nn.Module, folder: Path) -> None:
         save_model(folder, require(Pretrainer, model).encoder)
+
+
+def _tokenizer_of(recipe: EncoderRecipe) -> Path | None:
+    return recipe.tokenizer if isinstance(recipe, TokenTargetRecipe) else None
+
+
+def repeated_layers(model: nn.Module) -> list[str]:
+    """List the layers of which a model has several alike, one after another: the blocks, and the MLPs of AIM's head."""
+    lists = [(name, part) for name, part in model.named_modules() if isinstance(part, nn.ModuleList)]
+    return [
+        f"{name}.{i}" for name, part in lists for i, layer in enumerate(part) if not isinstance(layer, nn.LayerNorm)
+    ]
+
+
+def pixel_targets(images: Tensor, patch_size: int, normalized: bool) -> Tensor:
+    """Pixels of the patches, normalized or not, row by row: (B, 3, S, S) in [-1, 1] -> (B, N, C)."""
+    pixels = patches(normalize(images), patch_size)
+    return normalize_patches(pixels) if normalized else pixels
+
+
+def hide(images: Tensor, masked: Tensor, patch_size: int) -> Tensor:
+    """Make the masked patches, (B, N) bool, of images (B, 3, S, S) in [-1, 1] gray."""
+    return unpatchify(patches(images, patch_size).masked_fill(masked[..., None], 0), patch_size)
+
+
+def image_rows(*rows: Tensor) -> Image.Image:
+    """Draw rows of as many images, (B, 3, S, S) in [-1, 1], one below the other."""
+    return image_grid(to_pil(torch.cat(rows)), columns=len(rows[0]))
 
 
 def encode(vqvae: VQVAE, images: Tensor) -> Tensor:

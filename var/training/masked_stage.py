@@ -4,36 +4,27 @@ B batch, N patches, M cells that are masked or visible as a whole, C numbers tha
 """
 
 from abc import abstractmethod
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from PIL import Image
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from var.data.dataset import Batch, SampleDataset
-from var.hub.checkpoint import save_model
-from var.models.aim import EncoderConfig
 from var.models.patch_masks import count_masked
-from var.models.pretraining import Pretrainer, denormalize_patches, normalize_patches, patches, unpatchify
-from var.models.transformer import Block
-from var.training.config import Recipe, preset_sizes
-from var.training.estimate.images import find_images
+from var.models.pretraining import denormalize_patches, patches, unpatchify
+from var.training.encoder_stage import SHOWN, EncoderRecipe, EncoderStage, hide, image_rows, pixel_targets
 from var.training.rng import StepRNG
-from var.training.stages.base import Losses, Outline, Phase, Stage, open_images, require
-from var.utils.images import denormalize, image_grid, normalize, to_pil
-
-SHOWN = 8  # images on the sheet
+from var.training.stages.base import Losses
+from var.utils.images import denormalize, normalize
 
 
-class MaskedRecipe(Recipe):
+class MaskedRecipe(EncoderRecipe):
     """Pre-training of an image encoder by predicting masked patches."""
 
-    fixed = Recipe.fixed | {"mask_ratio", "targets"}  # else losses of one run could not be compared
+    fixed = EncoderRecipe.fixed | {"mask_ratio", "targets"}  # else losses of one run could not be compared
 
-    model: EncoderConfig  # as in EncoderRecipe
-    _preset = field_validator("model", mode="before")(preset_sizes)
     mask_ratio: Annotated[float, Field(gt=0, lt=1)]  # of an image's cells
     targets: Literal["normalized", "pixels"]  # predicted of a patch: its pixels, normalized or not
 
@@ -63,25 +54,14 @@ class Predictions(NamedTuple):
     masked: Tensor  # (B, N) bool: those that the encoder did not see
 
 
-class MaskedStage(Stage[MaskedRecipeT]):
+class MaskedStage(EncoderStage[MaskedRecipeT]):
     """The mean error of the masked patches' pixels; the masks of a step are drawn for each image."""
 
-    def __init__(self, recipe: MaskedRecipeT, train_data: SampleDataset, validation_data: SampleDataset) -> None:
-        super().__init__(recipe, train_data, validation_data)
-        model = self.build()
-        units = [name for name, part in model.named_modules() if isinstance(part, Block)]
-        self.phases = (Phase("model", model, recipe.optimizer, self.losses, units=units),)
-
-    @classmethod
-    def from_recipe(cls, recipe: MaskedRecipeT) -> Self:
-        return cls(recipe, *open_images(recipe, recipe.model.image_size))
-
-    @classmethod
-    def outline(cls, recipe: MaskedRecipeT) -> Outline:
-        side, images = recipe.model.image_size, find_images(recipe.data)
-        data = images.stand_in(recipe.data, side)
-        with torch.device("meta"):
-            return Outline(cls(recipe, data, data), images, torch.empty(3, side, side), recipe.model.patches)
+    def __init__(
+        self, recipe: MaskedRecipeT, vqvae: None, train_data: SampleDataset, validation_data: SampleDataset
+    ) -> None:
+        super().__init__(recipe, vqvae, train_data, validation_data)
+        self.phases = self.single_phase()
 
     @abstractmethod
     def predict(self, model: nn.Module, images: Tensor, noise: Tensor) -> Predictions:
@@ -103,8 +83,7 @@ class MaskedStage(Stage[MaskedRecipeT]):
 
     def targets(self, images: Tensor) -> Tensor:
         """Targets of the patches, row by row: (B, 3, S, S) in [-1, 1] -> (B, N, C)."""
-        pixels = patches(normalize(images), self.recipe.model.patch_size)
-        return pixels if self.recipe.targets == "pixels" else normalize_patches(pixels)
+        return pixel_targets(images, self.recipe.model.patch_size, self.recipe.targets == "normalized")
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -121,9 +100,8 @@ class MaskedStage(Stage[MaskedRecipeT]):
         """Draw three rows: images, what the encoder sees of them, and the same with the other patches as predicted."""
         images = batch.content[:SHOWN]
         predictions = self.predict(model, normalize(images), self._fixed_noise(images))
-        gray = self._fill(images, torch.zeros_like(predictions.values, dtype=torch.float32), predictions.masked)
         drawn = self._fill(images, self._pixels(predictions.values, images), predictions.masked)
-        return image_grid(to_pil(torch.cat([images, gray, drawn])), columns=len(images))
+        return image_rows(images, hide(images, predictions.masked, self.recipe.model.patch_size), drawn)
 
     def _pixels(self, predictions: Tensor, images: Tensor) -> Tensor:
         """Normalized pixels (B, N, C) of predictions; normalized targets get the true patches' mean and deviation."""
@@ -136,6 +114,3 @@ class MaskedStage(Stage[MaskedRecipeT]):
         patch_size = self.recipe.model.patch_size
         shown = torch.where(masked[..., None], pixels, patches(normalize(images), patch_size))
         return denormalize(unpatchify(shown, patch_size))
-
-    def export(self, model: nn.Module, folder: Path) -> None:
-        save_model(folder, require(Pretrainer, model).encoder)

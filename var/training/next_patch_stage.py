@@ -19,24 +19,29 @@ from var.models.aim import select_patches
 from var.models.aim_pretraining import prefix_lengths, target_mask
 from var.models.pretraining import (
     denormalize_patches,
-    normalize_patches,
     patches,
     pixel_errors,
     token_errors,
     unpatchify,
 )
-from var.training.encoder_stage import EncoderRecipe, EncoderStage, check_tokens_fit, encode
+from var.training.encoder_stage import (
+    SHOWN,
+    EncoderStage,
+    TokenTargetRecipe,
+    check_tokens_fit,
+    encode,
+    image_rows,
+    pixel_targets,
+)
 from var.training.rng import StepRNG
-from var.training.stages.base import Losses, Phase
-from var.utils.images import denormalize, image_grid, normalize, to_pil
-
-SHOWN = 8  # images on the sheet
+from var.training.stages.base import Losses
+from var.utils.images import denormalize, normalize
 
 
-class NextPatchRecipe(EncoderRecipe):
+class NextPatchRecipe(TokenTargetRecipe):
     """Pre-training of an image encoder by the prediction of the next patch."""
 
-    fixed = EncoderRecipe.fixed | {"attention", "targets"}  # else losses of one run could not be compared
+    fixed = TokenTargetRecipe.fixed | {"attention", "targets"}  # else losses of one run could not be compared
     renamed_values: ClassVar[Mapping[str, Mapping[str, str]]] = {"targets": {"normalised": "normalized"}}
 
     # `prefix` draws for each image how many patches see one another; `causal` has no prefix.
@@ -69,7 +74,7 @@ class NextPatchStage(EncoderStage[NextPatchRecipeT]):
         if vqvae is not None:
             check_tokens_fit(recipe.model, vqvae)
         self.patches = recipe.model.patches
-        self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, units=self.units()),)
+        self.phases = self.single_phase()
 
     @property
     def outputs(self) -> int:
@@ -121,8 +126,7 @@ class NextPatchStage(EncoderStage[NextPatchRecipeT]):
         """Targets of the patches, row by row: (B, N, C) float32, or tokens (B, N, 1)."""
         if self.vqvae is not None:
             return self.vqvae.scales.split(encode(self.vqvae, images))[-1][..., None]
-        pixels = patches(normalize(images), self.recipe.model.patch_size)
-        return pixels if self.recipe.targets == "pixels" else normalize_patches(pixels)
+        return pixel_targets(images, self.recipe.model.patch_size, self.recipe.targets == "normalized")
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -147,8 +151,7 @@ class NextPatchStage(EncoderStage[NextPatchRecipeT]):
         """Draw two rows: images, and the same with their second half as predicted, each patch from all before it."""
         images = batch.content[:SHOWN]
         predictions, order = self.predict(model, normalize(images), self._half(images))
-        drawn = self._draw_predictions(predictions.float(), order, images)
-        return image_grid(to_pil(torch.cat([images, drawn])), columns=len(images))
+        return image_rows(images, self._draw_predictions(predictions.float(), order, images))
 
     def _draw_predictions(self, predictions: Tensor, order: Tensor, images: Tensor) -> Tensor:
         """Replace the images' second half by predictions; normalized ones get the true patches' mean and deviation."""

@@ -40,23 +40,24 @@ class StepResult(NamedTuple):
 class PhaseRunner:
     """One phase's model and optimizer; `phase.model` stays the plain model, to average, validate and save.
 
-    `sharded` shards its parameters over the processes, if it has units; else every process has all of them.
+    `sharded` shards its parameters over the processes, if the phase says which; else every process has all of them.
     """
 
     def __init__(self, phase: Phase, recipe: Recipe, accelerator: Accelerator, sharded: bool) -> None:
         self.phase = phase
         self.recipe = recipe
         self.accelerator = accelerator
-        if sharded and phase.units:
-            shard(phase.model, phase.units)
+        sharded = sharded and bool(phase.sharded)
+        if sharded:
+            shard(phase.model, phase.sharded)
         self.optimizer = build_optimizer(phase.model, phase.optimizer, phase.never_decayed)
         self.model = phase.model
         if recipe.compile:
             torch._functorch.config.donated_buffer = False  # the adaptive weight walks the graph twice
             # Blocks share what is compiled for one of them: a quarter of the time that the whole model takes.
-            for unit in phase.units or [""]:
-                phase.model.get_submodule(unit).compile()
-        if not (sharded and phase.units):
+            for name in phase.compiled:
+                phase.model.get_submodule(name).compile()
+        if not sharded:
             self.model, self.optimizer = accelerator.prepare(self.model, self.optimizer)
 
     def step(self, batches: Sequence[Batch], rngs: Sequence[StepRNG], carries: Sequence[Any], steps: int) -> StepResult:

@@ -65,8 +65,8 @@ class Trainer:
             check_random_is_trained(stage.phases[0].model, random)
         first, sharded = stage.phases[0], accelerator.num_processes > 1 and is_sharding_requested()
         self.ema = EMA(first.model, recipe.ema) if recipe.ema else None
-        if self.ema and sharded and first.units:
-            shard(self.ema.model, first.units)
+        if self.ema and sharded and first.sharded:
+            shard(self.ema.model, first.sharded)
         self.runners = [PhaseRunner(phase, recipe, accelerator, sharded) for phase in stage.phases]
         self.eval_model: nn.Module = self.ema.model if self.ema else first.model  # validated, sampled and exported
         self.health = RunHealth(recipe, accelerator)

@@ -160,8 +160,11 @@ class TransformerStage(Stage[TransformerRecipeT]):
         if recipe.sampling is not None:
             check_sampling(recipe.sampling, self.config)
         # A block's AdaLN runs before all blocks, apart from the rest of its block.
-        units = [unit for i in range(self.config.depth) for unit in (f"blocks.{i}.adaln", f"blocks.{i}")]
-        self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, NEVER_DECAYED, units=units),)
+        blocks = [name for i in range(self.config.depth) for name in (f"blocks.{i}.adaln", f"blocks.{i}")]
+        model = self.build()
+        self.phases = (
+            Phase("model", model, recipe.optimizer, self.losses, NEVER_DECAYED, sharded=blocks, compiled=blocks),
+        )
         if recipe.token_cache is not None:
             self.workers = 0  # reading tokens is faster than passing them between processes
 

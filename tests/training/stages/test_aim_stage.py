@@ -8,10 +8,10 @@ import pytest
 import torch
 from helpers import largest_difference, refused, small_vqvae
 from scipy import stats
-from tiny import image_folder, merged, metrics, stop_at, write_recipe
+from tiny import image_folder, merged, metrics, write_recipe
 
 from var.data.dataset import Batch
-from var.hub.checkpoint import load_encoder, save_model
+from var.hub.checkpoint import save_model
 from var.hub.presets import AIM_SIZES
 from var.models.aim_pretraining import prefix_lengths
 from var.models.pretraining import patch_statistics, patches
@@ -165,25 +165,6 @@ def test_recipes_that_cannot_work(tmp_path: Path) -> None:
                 tmp_path, targets="tokens", tokenizer=str(tmp_path / "tokenizer"), model={"patch_size": 1, "width": 16}
             )
         )
-
-
-def test_a_stopped_run_goes_on_bit_for_bit_and_exports_its_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    often = {"ema": 0.9, "checkpoint_every": 2, "validate_every": 3, "sample_every": 3}
-    whole, halves = (recipe(tmp_path, name, **often) for name in ("whole", "halves"))
-    train(whole)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 4)
-        train(halves)
-    assert metrics(halves.output, "train")[-1]["step"] == 4
-    train(halves)
-    assert metrics(whole.output) == metrics(halves.output)
-    first, second = (load_encoder(run.output / "model") for run in (whole, halves))
-    assert first.config == whole.model
-    for name, weight in first.state_dict().items():
-        assert torch.equal(weight, second.state_dict()[name]), name
-    assert len(list((whole.output / "pictures").iterdir())) == 2
 
 
 def test_sizes_by_name(tmp_path: Path) -> None:

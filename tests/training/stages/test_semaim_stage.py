@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 from helpers import largest_difference, refused, small_vqvae
-from tiny import assert_same_weights, encoder_recipe, image_folder, metrics, stop_at
+from tiny import encoder_recipe, image_folder, metrics
 
 from var.data.dataset import Batch
-from var.hub.checkpoint import load_encoder, save_model
+from var.hub.checkpoint import save_model
 from var.models.pretraining import patches
 from var.training.loop import train
 from var.training.rng import StepRNG
@@ -94,22 +94,6 @@ def test_recipes_that_cannot_work(tmp_path: Path) -> None:
         recipe(tmp_path, order="raster")
     with refused("single patch"):
         recipe(tmp_path, model={"patch_size": 8})
-
-
-def test_a_stopped_run_goes_on_bit_for_bit_and_exports_its_encoder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    often = {"ema": 0.9, "checkpoint_every": 2, "validate_every": 3, "sample_every": 3}
-    whole, halves = (recipe(tmp_path, name, **often) for name in ("whole", "halves"))
-    train(whole)
-    with monkeypatch.context() as patch:
-        stop_at(patch, 4)
-        train(halves)
-    assert metrics(halves.output, "train")[-1]["step"] == 4
-    train(halves)
-    assert metrics(whole.output) == metrics(halves.output)
-    assert_same_weights(whole.output / "model", halves.output / "model")
-    assert load_encoder(whole.output / "model").config == whole.model
 
 
 def test_it_learns(tmp_path: Path) -> None:

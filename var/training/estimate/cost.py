@@ -160,7 +160,7 @@ def _networks(stage: Stage[Any], recipe: Recipe) -> list[Network]:
             _size(phase.model),
             _size(phase.model, trained=True),
             recipe.ema is not None and i == 0,
-            sharded=bool(phase.units),
+            sharded=bool(phase.sharded),
         )
         for i, phase in enumerate(stage.phases)
     ]

@@ -54,9 +54,8 @@ class Phase:
     loss: Loss
     never_decayed: tuple[str, ...] = ()  # endings of the names of parameters without weight decay
     start_step: int = 0  # the first one that has this phase
-    # Submodules that are gathered one at a time in a sharded model, and compiled each; none: it is not sharded, and is
-    # compiled as a whole.
-    units: Sequence[str] = ()
+    sharded: Sequence[str] = ()  # submodules that are gathered one at a time; none: the model is never sharded
+    compiled: Sequence[str] = ("",)  # submodules that are compiled each, once for all of a kind; "" is the whole
     kind: Callable[[int], Hashable] = lambda step: None  # of a step: steps of one kind do the same work
 
 

@@ -1,6 +1,6 @@
 """Pre-train an image encoder to predict the tokens of masked patches (BEiT, arXiv 2106.08254, section 2).
 
-B batch, N patches, V codebook size, K token maps that are predicted.
+B batch, N patches, m of them predicted, V codebook size, K token maps that are predicted.
 """
 
 from collections.abc import Sequence
@@ -16,21 +16,28 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data.config import Count
 from var.data.dataset import Batch, SampleDataset
+from var.models.aim import select_patches
 from var.models.block_masks import BlockMasks
 from var.models.masked_pretraining import MaskedPretrainer
-from var.models.pretraining import patches, token_errors, unpatchify
-from var.training.encoder_stage import EncoderRecipe, EncoderStage, check_tokens_fit, encode
+from var.models.pretraining import token_errors
+from var.training.encoder_stage import (
+    SHOWN,
+    EncoderStage,
+    TokenTargetRecipe,
+    check_tokens_fit,
+    encode,
+    hide,
+    image_rows,
+)
 from var.training.rng import StepRNG
-from var.training.stages.base import Losses, Phase, register, require
-from var.utils.images import image_grid, normalize, to_pil
-
-SHOWN = 8  # images on the sheet
+from var.training.stages.base import Losses, register, require
+from var.utils.images import normalize
 
 
-class BEiTRecipe(EncoderRecipe):
+class BEiTRecipe(TokenTargetRecipe):
     """Pre-training of an image encoder (BEiT, arXiv 2106.08254)."""
 
-    fixed = EncoderRecipe.fixed | {
+    fixed = TokenTargetRecipe.fixed | {
         "mask_ratio",
         "min_block",
         "min_aspect",
@@ -80,7 +87,7 @@ class BEiTStage(EncoderStage[BEiTRecipe]):
                 f"model.image_size={side}"
             )
         self.predicted = sides if recipe.scales == "each" else sides[-1:]  # K sides of token maps
-        self.phases = (Phase("model", self.build(), recipe.optimizer, self.losses, units=self.units()),)
+        self.phases = self.single_phase()
 
     def build(self) -> MaskedPretrainer:
         return MaskedPretrainer(self.recipe.model, len(self.predicted) * self.tokenizer.config.vocab_size)
@@ -98,13 +105,19 @@ class BEiTStage(EncoderStage[BEiTRecipe]):
             images: (B, 3, S, S) in [-1, 1].
             masked: (B, N) bool.
         """
-        logits, targets = self._predict(model, images, masked), self._targets(images)
-        errors = token_errors(logits.flatten(1, 2), targets.flatten(1)).unflatten(1, targets.shape[1:])  # (B, N, K)
-        return (errors.mean(dim=2) * masked).sum(dim=1) / masked.sum(dim=1)
+        logits, patches = self._predict(model, images, masked)
+        targets, counted = select_patches(self._targets(images), patches), masked.gather(1, patches)
+        errors = token_errors(logits.flatten(1, 2), targets.flatten(1)).unflatten(1, targets.shape[1:])  # (B, m, K)
+        return (errors.mean(dim=2) * counted).sum(dim=1) / counted.sum(dim=1)
 
-    def _predict(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
-        """Logits (B, N, K, V)."""
-        return rearrange(model(normalize(images), masked), "b n (k v) -> b n k v", k=len(self.predicted))
+    def _predict(self, model: nn.Module, images: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, m, K, V) of patches, (B, m) int64: the masked ones, and as many others as make m for each image.
+
+        m is the largest number of masked patches, so that shapes do not depend on the masks.
+        """
+        patches = masked.int().argsort(dim=1, descending=True, stable=True)[:, : self.masks.largest]
+        logits = model(normalize(images), masked, patches)
+        return rearrange(logits, "b m (k v) -> b m k v", k=len(self.predicted)), patches
 
     @torch.no_grad()
     def _targets(self, images: Tensor) -> Tensor:
@@ -130,10 +143,11 @@ class BEiTStage(EncoderStage[BEiTRecipe]):
         """
         images = batch.content[:SHOWN]
         masked = self._fixed_masks(images)
-        pixels = patches(images, self.recipe.model.patch_size).masked_fill(masked[..., None], 0)
-        seen = unpatchify(pixels, self.recipe.model.patch_size)
-        guesses = self._predict(model, images, masked).argmax(dim=-1).unbind(dim=2)
-        return image_grid(to_pil(torch.cat([images, seen, self._draw(images, masked, guesses)])), columns=len(images))
+        logits, patches = self._predict(model, images, masked)
+        guesses = torch.zeros(*masked.shape, len(self.predicted), dtype=torch.int64, device=images.device)
+        guesses = guesses.scatter(1, patches[..., None].expand(-1, -1, len(self.predicted)), logits.argmax(dim=-1))
+        seen = hide(images, masked, self.recipe.model.patch_size)
+        return image_rows(images, seen, self._draw(images, masked, guesses.unbind(dim=2)))
 
     def _draw(self, images: Tensor, masked: Tensor, guesses: Sequence[Tensor]) -> Tensor:
         """Reconstruct images with the tokens of masked patches replaced by guesses, (B, N) for each token map."""

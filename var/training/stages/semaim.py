@@ -40,8 +40,8 @@ class SemAIMStage(NextPatchStage[SemAIMRecipe]):
 
     recipe_type = SemAIMRecipe
 
-    def units(self) -> list[str]:
-        return super().units()[:-1]  # the order needs parts of the last block by themselves
+    def used_in_parts(self) -> tuple[str, ...]:
+        return (f"encoder.blocks.{self.recipe.model.depth - 1}",)  # by the order
 
     def build(self) -> SemAIMPretrainer:
         return SemAIMPretrainer(self.recipe.model, self.recipe.decoder, self.outputs, self.recipe.smoothing)
