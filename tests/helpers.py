@@ -21,6 +21,7 @@ from tokenizer.errors import InputError
 from tokenizer.quantizer import Quantizer
 from tokenizer.scales import Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
+from var.models.mar import MAR, MARConfig
 from var.models.raster import Raster, RasterConfig
 from var.models.var import VAR, VARConfig
 
@@ -69,6 +70,14 @@ def small_vqvae(seed: int = 0, **changes: Any) -> VQVAE:
     return vqvae.eval()
 
 
+def continuous_vqvae(seed: int = 0) -> VQVAE:
+    """As small_vqvae, with continuous tokens of a single map of 4x4, of about variance 1."""
+    vqvae = small_vqvae(seed, scales=(4,), regularization="kl")
+    vqvae.latent_mean.fill_(0.5)
+    vqvae.latent_std.fill_(2.0)
+    return vqvae
+
+
 SMALL: dict[str, Any] = {"depth": 2, "width": 32, "heads": 4, "num_classes": CLASSES}  # as a recipe gives them
 
 
@@ -84,6 +93,14 @@ def small_raster(seed: int = 0, **changes: Any) -> Raster:
     """Two blocks of width 32 on the tokens of small_vqvae(scales=(4,))."""
     common = {"scales": SIDES[-1:], "vocab_size": VOCAB, "latent_dim": LATENT}
     model = Raster(RasterConfig(**(SMALL | common | changes)))
+    randomize(model, seed)
+    return model.eval()
+
+
+def small_mar(seed: int = 0, **changes: Any) -> MAR:
+    """Two blocks of width 32 on the tokens of small_vqvae(scales=(4,), regularization="kl")."""
+    common = {"scales": SIDES[-1:], "latent_dim": LATENT, "head_depth": 1, "head_width": 16}
+    model = MAR(MARConfig(**(SMALL | common | changes)))
     randomize(model, seed)
     return model.eval()
 

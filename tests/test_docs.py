@@ -51,6 +51,9 @@ SHORTER = {
     "train configs/tiny_imagenet_mae": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_simmim": "epochs=null steps=2 batch_size=4",
     "train configs/tiny_imagenet_raster": "epochs=null steps=2 batch_size=2",
+    "train configs/tiny_imagenet_mar_tokenizer": "epochs=null steps=2 batch_size=2",
+    "train configs/tiny_imagenet_mar.yaml": "epochs=null steps=2 batch_size=2 token_views=1 model.depth=2 "
+    "model.width=64 model.heads=2 sampling.steps=2 sampling.diffusion_steps=2",
     "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
     "train configs/cca_mini": "steps=1 batch_size=4",
     "train configs/ddo_mini": "steps=1 batch_size=4 reference_samples=4",

@@ -14,6 +14,7 @@ from tokenizer.scales import SCALES_512
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.hub.presets import AIM_RELEASED
 from var.models.aim import Encoder
+from var.models.mar import MAR
 from var.models.raster import Raster
 from var.models.var import VAR
 from var.networks.backbones import BACKBONES
@@ -23,6 +24,7 @@ from var.training.encoder_stage import EncoderRecipe
 from var.training.masked_stage import MaskedRecipe
 from var.training.recipe import load_recipe
 from var.training.stages.aim import AIMRecipe
+from var.training.stages.mar import MARRecipe
 from var.training.stages.probe import ProbeRecipe, candidates
 from var.training.stages.raster import RasterRecipe
 from var.training.stages.tokenizer import TokenizerRecipe
@@ -105,6 +107,9 @@ def test_every_recipe_is_a_run_of_its_own_and_builds(path: Path) -> None:
         elif isinstance(loaded, ProbeRecipe):
             sizes = loaded.sizes or AIM_RELEASED[loaded.model].config
             assert len(candidates(loaded.probe_layers, sizes.depth, loaded.probed)) > 1
+        elif isinstance(loaded, MARRecipe):
+            tokenizer = TokenizerConfig(scales=(16,), regularization="kl")
+            MAR(loaded.model.config(tokenizer, loaded.model.num_classes or 1000))
         elif isinstance(loaded, RasterRecipe):
             Raster(loaded.model.config(TokenizerConfig(scales=(16,)), loaded.model.num_classes or 1000))
         else:

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from helpers import Tensors, small_var, small_vqvae
+from helpers import Tensors, continuous_vqvae, small_var, small_vqvae
 from PIL import Image
 
 from var.hub.checkpoint import save_model
 from var.pipeline import VARPipeline
 from var.training.config import Recipe
 from var.training.recipe import load_recipe
+from var.training.stages.mar import MARRecipe
 from var.training.stages.raster import RasterRecipe
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe
@@ -144,6 +145,19 @@ def raster_recipe(path: Path, source: Path, **changes: Any) -> RasterRecipe:
     base = merged(VAR, {"stage": "raster", "data": {"source": str(source)}, "tokenizer": str(tokenizer)})
     recipe = load_recipe(write_recipe(path.with_suffix(".yaml"), base, **changes))
     assert isinstance(recipe, RasterRecipe)
+    return recipe
+
+
+def mar_recipe(path: Path, source: Path, **changes: Any) -> MARRecipe:
+    """On a tokenizer of continuous tokens with random weights, which is written beside the recipe."""
+    tokenizer = path.parent / "continuous"
+    if not tokenizer.exists():
+        save_model(tokenizer, continuous_vqvae())
+    sampling = {"steps": 4, "diffusion_steps": 4}
+    base = merged(VAR, {"stage": "mar", "data": {"source": str(source)}, "tokenizer": str(tokenizer)})
+    base = merged(base, {"model": {"head_depth": 1, "head_width": 16}, "sampling": sampling})
+    recipe = load_recipe(write_recipe(path.with_suffix(".yaml"), base, **changes))
+    assert isinstance(recipe, MARRecipe)
     return recipe
 
 

@@ -89,6 +89,7 @@ def check_whole_number(name: str, value: object, at_least: int, at_most: int | N
 _CHECKS: dict[Any, tuple[Callable[[Any], bool], str]] = {
     int: (_is_whole, "a whole number"),
     float: (_is_number, "a number"),
+    int | None: (lambda value: value is None or _is_whole(value), "a whole number, or None (null in files)"),
     float | None: (lambda value: value is None or _is_number(value), "a number, or None (null in files)"),
     bool: (lambda value: isinstance(value, bool), "true or false"),
     tuple[int, ...]: (_is_sequence_of(_is_whole), "whole numbers"),

@@ -50,6 +50,8 @@ class VARPipeline(Pipeline):
         refiner: "VARPipeline | str | Path | None" = None,
         refine_from: int | None = None,
         use_scales: tuple[int, ...] | None = None,
+        steps: int | None = None,
+        diffusion_steps: int | None = None,
         on_scale: OnScale | None = None,
         progress: bool | Progress = False,
     ) -> PipelineOutput:
@@ -60,7 +62,8 @@ class VARPipeline(Pipeline):
         Args:
             labels: indices or names of classes.
             num: images a class.
-            cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales: as `SamplingParams` has them.
+            cfg, top_k, top_p, smooth, cfg_scales, temperature, use_scales, steps, diffusion_steps: as `SamplingParams`
+                has them.
             seed: an image's random draws follow from the seed, its label and its number within the class alone.
             intermediates: also decode the image after every scale.
             batch_size: images generated at once.
@@ -79,6 +82,7 @@ class VARPipeline(Pipeline):
         drawing |= {"cfg": cfg, "top_k": top_k, "top_p": top_p, "smooth": smooth, "cfg_scales": cfg_scales}
         drawing |= {"temperature": temperature, "use_scales": use_scales, "refiner": refiner}
         drawing |= {"refine_from": refine_from, "on_scale": on_scale, "progress": progress}
+        drawing |= {"steps": steps, "diffusion_steps": diffusion_steps}
         return join_outputs(self.batches(labels, num, **drawing))
 
     def batches(
@@ -278,10 +282,10 @@ class VARPipeline(Pipeline):
         Raises:
             InputError: an option of another type or out of range, top_k above the tokens that the model has.
         """
-        params, vocab_size = apply_options(self.sampling or default, options), self.model.config.vocab_size
+        params, vocab_size = apply_options(self.sampling or default, options), self.vqvae.config.vocab_size
+        check_sampling(params, self.model.config)
         if options.get("top_k") is not None and params.top_k > vocab_size:
             raise InputError(f"top_k={params.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
-        check_sampling(params, self.model.config)
         return params
 
     def _choose_edit_sampling(self, options: Mapping[str, object]) -> SamplingParams:

@@ -86,7 +86,7 @@ def test_mistakes(var: Run, recipe: Path, tmp_path: Path) -> None:
         "does not exist",
     )
     stage_1 = write_recipe(tmp_path / "first.yaml", merged(TOKENIZER, {"data": {"source": str(tmp_path / "images")}}))
-    refusal(var("data", "tokenize", stage_1), "first.yaml has stage=tokenizer", "only stages var and raster")
+    refusal(var("data", "tokenize", stage_1), "first.yaml has stage=tokenizer", "var, raster and mar train on tokens")
     assert not (tmp_path / "here").exists()
     assert var("data", "tokenize", recipe, "token_cache=here")[0] == 0
     refusal(

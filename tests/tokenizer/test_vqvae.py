@@ -100,7 +100,7 @@ def test_training_pass() -> None:
     output = vqvae(images)
     assert torch.equal(output.tokens, vqvae.encode(images))
     assert largest_difference(output.reconstruction.clamp(-1, 1), vqvae.decode(output.tokens)) < 1e-5
-    assert output.vq_loss.shape == ()
+    assert output.regularization.shape == ()
     assert torch.equal(output.features, vqvae.features(images))
 
 
@@ -112,7 +112,7 @@ def test_training_pass_with_some_scales_dropped() -> None:
         alone = vqvae.decode(output.tokens[i : i + 1], num_scales=k)
         assert largest_difference(output.reconstruction[i : i + 1].clamp(-1, 1), alone) < 1e-5
     assert torch.equal(output.tokens, whole.tokens)
-    assert torch.equal(output.vq_loss, whole.vq_loss)
+    assert torch.equal(output.regularization, whole.regularization)
     assert torch.equal(output.features, whole.features)
     (gradient,) = torch.autograd.grad(output.reconstruction[0].sum(), output.features)
     assert gradient[0].any()  # straight through, to the sample itself
@@ -122,7 +122,7 @@ def test_training_pass_with_some_scales_dropped() -> None:
 def test_training_pass_reaches_every_parameter() -> None:
     vqvae, images = small_vqvae(), pictures(8)
     output = vqvae(images)
-    ((output.reconstruction - images).square().mean() + output.vq_loss).backward()
+    ((output.reconstruction - images).square().mean() + output.regularization).backward()
     idle = [
         name
         for name, p in vqvae.named_parameters()

@@ -19,6 +19,7 @@ from tiny import (
     assert_same_weights,
     encoder_recipe,
     image_folder,
+    mar_recipe,
     metrics,
     tokenizer_recipe,
 )
@@ -123,12 +124,20 @@ def test_killed_at_random_points_nothing_is_lost(
     assert_same_run(killed, whole)
 
 
-@pytest.mark.parametrize("stage", PRETRAINING)
-def test_a_killed_pretraining_of_an_encoder_loses_nothing(
+def recipe_of(stage: str, path: Path, source: Path, **more: Any) -> Recipe:
+    if stage == "mar":
+        return mar_recipe(path, source, **more)
+    if stage == "kl":
+        return tokenizer_recipe(path, source, model={"scales": [4], "regularization": "kl"}, **more)
+    return encoder_recipe(stage, path, source, **more)
+
+
+@pytest.mark.parametrize("stage", ["mar", "kl", *PRETRAINING])
+def test_a_killed_run_of_another_stage_loses_nothing(
     stage: str, tmp_path: Path, images: Path, context: ForkServerContext
 ) -> None:
     often = {"steps": STEPS, "ema": 0.9, "checkpoint_every": 1, "validate_every": 20, "sample_every": STEPS}
-    whole, killed = (encoder_recipe(stage, tmp_path / name, images, **often) for name in ("whole", "killed"))
+    whole, killed = (recipe_of(stage, tmp_path / name, images, **often) for name in ("whole", "killed"))
     train(whole)  # type: ignore[arg-type]
     kill(context, killed, after=0.02)
     assert 0 < newest(killed.output / "checkpoints") < STEPS

@@ -8,7 +8,18 @@ from typing import Any
 import pytest
 import torch
 from helpers import largest_difference
-from tiny import PRETRAINING, ROOT, encoder_recipe, metrics, raster_recipe, run, tokenizer_recipe, var_recipe, weights
+from tiny import (
+    PRETRAINING,
+    ROOT,
+    encoder_recipe,
+    mar_recipe,
+    metrics,
+    raster_recipe,
+    run,
+    tokenizer_recipe,
+    var_recipe,
+    weights,
+)
 
 from var.training.checkpointing import checkpoints
 from var.training.config import Recipe
@@ -30,6 +41,12 @@ GAN: dict[str, Any] = {
         "adversarial": {"width": 8, "layers": 1, "start": 0.3, "ramp": 0.3, "r1": 0.01, "r1_every": 2, "augment": 0.5}
     },
 }
+# A tokenizer of continuous tokens has none of the codebook's options.
+KL: dict[str, Any] = {
+    "quantizer_dropout": 0.0,
+    "restart_dead_codes": None,
+    "model": {"scales": [4], "regularization": "kl"},
+}
 PATHS: dict[str, Any] = {
     "batch_size": 8,
     "steps": 6,
@@ -40,14 +57,18 @@ PATHS: dict[str, Any] = {
     "validate_every": 3,
 }
 ENCODER: dict[str, Any] = {"batch_size": 8, "data": {"validation_images": 5}, "ema": 0.5, "validate_every": 3}
-STAGES = pytest.mark.parametrize("stage", ["tokenizer", "var", "raster", *PRETRAINING])
+STAGES = pytest.mark.parametrize("stage", ["tokenizer", "kl", "var", "raster", "mar", *PRETRAINING])
 
 
 def recipe_of(stage: str, path: Path, source: Path, tokenizer: TokenizerRecipe, **more: Any) -> Recipe:
     if stage == "tokenizer":
         return tokenizer_recipe(path, source, **{**GAN, **more})
+    if stage == "kl":
+        return tokenizer_recipe(path, source, **{**GAN, **KL, **more})
     if stage in PRETRAINING:
         return encoder_recipe(stage, path, source, **{**ENCODER, **more})
+    if stage == "mar":
+        return mar_recipe(path, source, **{**PATHS, **more})
     if stage == "raster":
         return raster_recipe(path, source, **{**PATHS, "random_order": {"start": 0.2, "end": 0.9}, **more})
     return var_recipe(path, source, tokenizer.output / "model", **{**PATHS, **more})

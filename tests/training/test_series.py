@@ -206,7 +206,7 @@ def test_a_dry_run_tells_of_each_size_and_writes_nothing(var: Run, recipe: VARRe
     [
         (("tiny_imagenet_scaling", "--depths", "1,two"), ("--depths '1,two'", "1,2,4")),
         (("tiny_imagenet_scaling", "--depths", "1,1"), ("depth 1 is given twice",)),
-        (("tiny_imagenet_tokenizer",), ("stage=tokenizer", "series are raster, var")),
+        (("tiny_imagenet_tokenizer",), ("stage=tokenizer", "series are mar, raster, var")),
         (("none",), ("none.yaml does not exist",)),
     ],
 )

@@ -23,7 +23,7 @@ def index(folder: options.ShardFolder) -> None:
 
 
 def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> None:
-    """Encode the images of RECIPE, of stage var or raster, so that training needs no encoder.
+    """Encode the images of RECIPE, of a stage on tokens, so that training needs no encoder.
 
     Run the same command again to resume.
 
@@ -36,7 +36,7 @@ def tokenize(recipe: options.Recipe, overrides: options.Overrides = None) -> Non
 
     checked = load_recipe(recipe, overrides or [])
     if not isinstance(checked, TransformerRecipe):
-        raise InputError(f"recipe {recipe} has stage={checked.stage}: only stages var and raster train on tokens")
+        raise InputError(f"recipe {recipe} has stage={checked.stage}: var, raster and mar train on tokens")
     if checked.token_cache is None:
         raise InputError(f"recipe {recipe} has no token_cache: give the folder of the tokens, token_cache=FOLDER")
     from accelerate import PartialState

@@ -136,7 +136,20 @@ class MetricsSamplingOptions:
             callback=parse_temperature,
             metavar="NUMBERS",
             help="Logits are divided by it before top-k and top-p; one number, or one for each scale, such as "
-            f"1,1,0.9. Default: the model's, else {SAMPLING.temperature:g}.",
+            f"1,1,0.9. Of a MAR: factor on the noise that its head adds. Default: the model's, else "
+            f"{SAMPLING.temperature:g}.",
+        ),
+    ] = None
+    steps: Annotated[
+        int | None,
+        sampling_option(
+            callback=check_at_least("steps", 1), help="Of a MAR: in which all tokens are drawn. Default: 64."
+        ),
+    ] = None
+    diffusion_steps: Annotated[
+        int | None,
+        sampling_option(
+            callback=check_at_least("diffusion_steps", 2), help="Of a MAR: in which a token is drawn. Default: 100."
         ),
     ] = None
 

@@ -25,7 +25,7 @@ def train(
     launch: options.Launch = "",
     dry_run: options.DryRun = False,
 ) -> None:
-    """Train RECIPE, of stage var or raster, in one size after the other, each in OUTPUT/d{depth}.
+    """Train RECIPE, of stage var, raster or mar, in one size after the other, each in OUTPUT/d{depth}.
 
     Run the same command again to resume.
 

@@ -1,7 +1,8 @@
 """The files of a token cache: a dataset encoded once, so that training needs neither images nor encoder.
 
 A cache is a folder. manifest.json describes the data and the encoding; it is written first and never changes. The
-tokens of up to SHARD_SAMPLES samples are in one file of plain numbers, (n, L) row by row, such as train-v0-00003.bin:
+tokens of up to SHARD_SAMPLES samples are in one file of plain numbers, (n, L) row by row (continuous tokens (n, L, C)),
+such as train-v0-00003.bin:
 view 0 of the training images from number 3 * SHARD_SAMPLES on. A record of the same name, .json, holds their labels,
 the unreadable images and a checksum over all of it; it is written last, so a shard with a record is complete.
 """
@@ -31,6 +32,7 @@ MANIFEST = "manifest.json"
 LEFT_OUT = -1  # label of a sample that could not be read
 
 File = TypeVar("File", bound=Section)
+StoredDtype = Literal["<u2", "<i4", "<f4"]  # of tokens, in numpy's notation; <f4 of continuous ones
 
 # Keys of a recipe's data that the tokens depend on.
 DATA_SETTINGS = (
@@ -90,9 +92,9 @@ class Manifest(Section):
 
     settings: dict[str, Any]  # all that the tokens depend on: `settings_of`
     scales: list[int]
-    length: int  # L
+    length: int  # numbers of a sample: L, of continuous tokens L * C
     vocab_size: int
-    dtype: Literal["<u2", "<i4"]  # of the files, in numpy's notation
+    dtype: StoredDtype  # of the files
     shard_samples: int
     splits: dict[Split, SplitInfo]
 
@@ -133,10 +135,17 @@ def settings_of(recipe: TokenRecipe, vqvae: VQVAE) -> dict[str, Any]:
 
 
 def _encoder_checksum(vqvae: VQVAE) -> str:
-    """SHA-256 of encoder and quantizer; a change of the decoder leaves a cache valid."""
+    """SHA-256 of encoder and token weights; a change of the decoder leaves a cache valid."""
     config = {name: value for name, value in vqvae.config.to_dict().items() if name != "decoder_width"}
-    parts = (vqvae.encoder, vqvae.quant_conv, vqvae.quantizer)
-    return sha256([as_key(config), *(parameter for part in parts for parameter in part.parameters())])
+    weights = [*vqvae.encoder.parameters(), *vqvae.quant_conv.parameters(), *vqvae.token_weights]
+    return sha256([as_key(config), *weights])
+
+
+def stored_dtype(vqvae: VQVAE) -> StoredDtype:
+    """Return the type that the files keep a tokenizer's tokens in."""
+    if vqvae.is_continuous:
+        return "<f4"
+    return "<u2" if vqvae.config.vocab_size <= 2**16 else "<i4"
 
 
 def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:

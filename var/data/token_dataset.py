@@ -15,7 +15,9 @@ from var.data.token_cache import LEFT_OUT, MANIFEST, TokenRecipe
 
 
 class TokenDataset(SampleDataset):
-    """The tokens of a split in place of its images: sample (epoch, index) is view epoch mod views, (L,) int64.
+    """The tokens of a split in place of its images: sample (epoch, index) is view epoch mod views.
+
+    A sample is (L,) int64, of continuous tokens (L, C) float32.
 
     The cache is memory-mapped, and reading a sample copies L numbers, which is faster than passing them between
     processes: `loader` is best with workers=0. Settings and sizes are checked here, checksums by `write_tokens`.
@@ -37,7 +39,7 @@ class TokenDataset(SampleDataset):
         self.folder = folder
         self.split = split
         self.class_names = info.class_names
-        self.empty = torch.empty(0, manifest.length, dtype=torch.int64)
+        self.empty = torch.empty(0, *vqvae.token_shape, dtype=vqvae.token_dtype)
         self.shard_samples = manifest.shard_samples
         self.views = recipe.token_views if split == "train" else 1
 
@@ -48,12 +50,12 @@ class TokenDataset(SampleDataset):
                 f"{len(absent)} of the {len(shards)} {split} shards in token_cache={str(folder)!r} are missing or cut "
                 f"off, such as {absent[0].tokens}: run var data tokenize with this recipe, which encodes only those"
             )
-        self.tokens: list[list[NDArray[np.integer[Any]]]] = [[] for _ in range(self.views)]  # (n, L) each
+        self.tokens: list[list[NDArray[Any]]] = [[] for _ in range(self.views)]  # (n, L) or (n, L, C) each
         self.label_table = np.empty((self.views, len(self)), np.int64)
         self.unreadable: dict[tuple[int, int], tuple[Unreadable, ...]] = {}
         for shard in sorted(shards):
             record = token_cache.read_record(folder, shard)
-            shape = (shard.samples, manifest.length)
+            shape = (shard.samples, *vqvae.token_shape)
             self.tokens[shard.view].append(np.memmap(folder / shard.tokens, manifest.dtype, "r", shape=shape))
             self.label_table[shard.view, shard.first : shard.first + shard.samples] = record.labels
             for row, failures in record.unreadable.items():
@@ -68,5 +70,6 @@ class TokenDataset(SampleDataset):
         if label == LEFT_OUT:
             return failures[0]
         shard, row = divmod(index, self.shard_samples)
-        tokens = torch.from_numpy(self.tokens[view][shard][row].astype(np.int64))
+        kind = np.float32 if self.empty.is_floating_point() else np.int64
+        tokens = torch.from_numpy(self.tokens[view][shard][row].astype(kind))
         return Sample(tokens, label, f"{self.split} image {index}, view {view}, in {self.folder}", failures)

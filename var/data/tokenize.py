@@ -1,6 +1,7 @@
 """Encode a dataset into a token cache."""
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -108,9 +109,9 @@ def _begin(folder: Path, settings: dict[str, Any], recipe: TokenRecipe, vqvae: V
     manifest = Manifest(
         settings=settings,
         scales=list(vqvae.scales.sides),
-        length=vqvae.scales.total,
+        length=math.prod(vqvae.token_shape),
         vocab_size=vqvae.config.vocab_size,
-        dtype="<u2" if vqvae.config.vocab_size <= 2**16 else "<i4",
+        dtype=token_cache.stored_dtype(vqvae),
         shard_samples=shard_samples,
         splits={split: _info(_images(recipe, vqvae, split)) for split in SPLITS},
     )
@@ -205,7 +206,7 @@ def _encode_shard(
     advance: Callable[[int], None],
 ) -> tuple[bytes, Record]:
     device = next(vqvae.parameters()).device
-    tokens = np.zeros((shard.samples, vqvae.scales.total), dtype)
+    tokens = np.zeros((shard.samples, *vqvae.token_shape), dtype)
     labels = np.full(shard.samples, LEFT_OUT)
     unreadable: dict[int, list[tuple[int, str, str]]] = {}
     for keys in shard.batches():

@@ -190,7 +190,7 @@ def generate_masked(
     batch_size = check_whole_number("batch_size", batch_size, 1)
     device = model.position.device
     tokens = torch.cat([vqvae.encode(part.to(device)) for part in seen.split(batch_size)])
-    given = ForcedTokens(tokens.expand(len(labels), -1), forced.to(device).expand(len(labels), -1))
+    given = ForcedTokens(tokens.expand(len(labels), *tokens.shape[1:]), forced.to(device).expand(len(labels), -1))
     batches = generate_batches(model, vqvae, labels, batch_size, sampling, seed, given, on_step=on_step)
     return torch.cat([batch.images.cpu() for batch in batches])
 

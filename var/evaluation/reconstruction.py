@@ -59,15 +59,15 @@ class Reconstruction:
     l1: MeanStderr  # mean absolute difference
     perceptual: MeanStderr | None  # the given distance, such as LPIPS
     fid: float | None  # rFID, between the features of the images and of their reconstructions
-    of_scales: tuple[Usage, ...]  # usage of the codebook by each scale, coarse to fine
-    overall: Usage  # by all scales together
+    of_scales: tuple[Usage, ...]  # usage of the codebook by each scale, coarse to fine; empty if there is none
+    overall: Usage | None  # by all scales together
 
 
 @torch.inference_mode()
 def reconstruction(
     vqvae: VQVAE, batches: Batches, perceptual: Distance | None = None, extractor: Extractor | None = None
 ) -> Reconstruction:
-    """Compute PSNR, SSIM, L1, codebook usage and, if given, perceptual distance and rFID of a tokenizer.
+    """Compute PSNR, SSIM, L1, usage of a codebook and, if given, perceptual distance and rFID of a tokenizer.
 
     Args:
         vqvae: in float32.
@@ -81,11 +81,13 @@ def reconstruction(
     check_float32(vqvae)
     device = vqvae.quant_conv.weight.device
     parts: list[dict[str, Tensor]] = []
-    counts = torch.zeros(len(vqvae.scales), vqvae.config.vocab_size, dtype=torch.int64)
+    has_codebook = not vqvae.is_continuous
+    counts = torch.zeros(len(vqvae.scales) if has_codebook else 0, vqvae.config.vocab_size, dtype=torch.int64)
     moments = [] if extractor is None else [Moments(extractor.dimension) for _ in range(2)]
     for images, _ in batches:
         tokens = vqvae.encode(images.to(device))
-        counts += count_tokens(vqvae.quantizer, tokens).cpu()
+        if has_codebook:
+            counts += count_tokens(vqvae.quantizer, tokens).cpu()
         integers = [to_uint8(each).cpu() for each in (vqvae.decode(tokens), images)]
         shown, original = map(from_uint8, integers)
         parts.append(_measure_differences(shown, original))
@@ -104,7 +106,7 @@ def reconstruction(
         perceptual=means.get("perceptual"),
         fid=frechet_distance(*(each.statistics() for each in moments)) if moments else None,
         of_scales=usages(counts),
-        overall=usages(counts.sum(dim=0, keepdim=True))[0],
+        overall=usages(counts.sum(dim=0, keepdim=True))[0] if has_codebook else None,
     )
 
 

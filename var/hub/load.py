@@ -129,15 +129,14 @@ def _load_folder(folder: Path) -> PipelineParts:
 
 
 def quantizer_checksums(vqvae: VQVAE, dtype: torch.dtype | None = None) -> dict[str, str]:
-    """Checksums of codebook and phi, all that a transformer knows of its tokenizer, by the type they are rounded to.
+    """Checksums of the token weights, all that a transformer knows of its tokenizer, by the type they are rounded to.
 
     Of one tokenizer stored in two types, at least one checksum is the same.
 
     Args:
         dtype: type that the numbers are stored in; None: that which they have.
     """
-    weights = [vqvae.quantizer.codebook.weight, *vqvae.quantizer.phi.parameters()]
-    stored = [weight.detach().to(dtype or weight.dtype) for weight in weights]
+    stored = [weight.detach().to(dtype or weight.dtype) for weight in vqvae.token_weights]
     return {name: sha256([value.to(kind).float() for value in stored]) for name, kind in ROUNDED.items()}
 
 

@@ -105,8 +105,10 @@ def size(model: nn.Module) -> str:
 def tokenizer_facts(model: VQVAE) -> dict[str, object]:
     """Return a tokenizer's sizes by name, for a card."""
     config = model.config
+    codebook = {"codebook": f"{config.vocab_size} codewords of {config.latent_dim} channels"}
+    latents = {"latents": f"continuous, {config.latent_dim} channels"}
     return {
         "images": f"{config.image_side} x {config.image_side} px",
         "sides of the token maps": ", ".join(map(str, config.scales)),
-        "codebook": f"{config.vocab_size} codewords of {config.latent_dim} channels",
+        **(latents if model.is_continuous else codebook),
     }

@@ -6,13 +6,14 @@ B batch, L tokens, C latent channels, D width, V codebook size.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from tokenizer.errors import DEEPEST, InputError, check_types
 from tokenizer.scales import SCALES_256, Scales
+from tokenizer.vqvae import Regularization
 from var.models.int8 import Int8Linear, quantize
 from var.models.masks import Mask
 from var.models.packed import unpack
@@ -59,7 +60,6 @@ class TransformerConfig(TransformerSizes):
 
     Attributes:
         scales: sides of the token maps, the tokenizer's.
-        vocab_size: V, the tokenizer's.
         latent_dim: C, the tokenizer's.
         num_classes: labels are 0..num_classes - 1; num_classes itself is the null class.
 
@@ -67,16 +67,18 @@ class TransformerConfig(TransformerSizes):
         InputError: a value that cannot work, with the value and the remedy.
     """
 
+    regularization: ClassVar[Regularization] = "vq"  # of the tokenizer
+    of_tokenizer: ClassVar[tuple[str, ...]] = ("scales", "latent_dim")  # the sizes that are the tokenizer's
+
     depth: int = 16
     scales: tuple[int, ...] = SCALES_256.sides
-    vocab_size: int = 4096
     latent_dim: int = 32
     num_classes: int = 1000
 
     def __post_init__(self) -> None:
         check_types(
             self,
-            at_least_one=("depth", "vocab_size", "latent_dim", "num_classes"),
+            at_least_one=("depth", "latent_dim", "num_classes"),
             at_most={"depth": DEEPEST, "width": 2**16, "latent_dim": 2**16},
         )
         object.__setattr__(self, "scales", Scales(tuple(self.scales)).sides)
@@ -106,6 +108,26 @@ class TransformerConfig(TransformerSizes):
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class CodebookTransformerConfig(TransformerConfig):
+    """All sizes of a transformer that predicts indices of a codebook.
+
+    Attributes:
+        vocab_size: V, the tokenizer's.
+
+    Raises:
+        InputError: a value that cannot work, with the value and the remedy.
+    """
+
+    of_tokenizer: ClassVar[tuple[str, ...]] = (*TransformerConfig.of_tokenizer, "vocab_size")
+
+    vocab_size: int = 4096
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_types(self, at_least_one=("vocab_size",))
+
+
 class Condition(NamedTuple):
     """All that depends on the labels alone: computed once per image, used at every scale."""
 
@@ -127,7 +149,7 @@ def compute_logits(head: nn.Linear, x: Tensor) -> Tensor:
 
 
 class ConditionalTransformer(nn.Module):
-    """Class embedding, learned positions, blocks and head; a subclass makes the input of the blocks.
+    """Class embedding, learned positions, blocks and head; a subclass makes the head, and the input of the blocks.
 
     A subclass's `__init__` adds its own embeddings, then the blocks, and initializes the whole.
     """
@@ -148,7 +170,11 @@ class ConditionalTransformer(nn.Module):
             AdaLNBlock(config.block, config.shared_adaln) for _ in range(config.depth)
         )
         self.head_adaln = AdaLN(width, 2)
-        self.head = nn.Linear(width, config.vocab_size)
+        self.head = self._build_head()
+
+    def _build_head(self) -> nn.Module:
+        """Build what predicts tokens from hidden states (B, L, D); its weights are always in float32."""
+        raise NotImplementedError
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights in dtype, those of the head in float32: logits are always computed in float32.
@@ -221,9 +247,29 @@ class ConditionalTransformer(nn.Module):
             modulations = stochastic_depth(modulations, self.config.drop_rates, path_noise)
         return run_blocks(self.blocks, x, modulations, mask, recompute=checkpoint)
 
+    def _modulate(self, x: Tensor, condition: Condition) -> Tensor:
+        """Return what the head takes, (B, L, D) float32, of the blocks' output (B, L, D)."""
+        with torch.autocast(x.device.type, enabled=False):
+            return modulate(x.float(), condition.head_scale, condition.head_shift)
+
+    def _check_path_noise(self, batch: int, path_noise: Tensor | None) -> None:
+        branches = (batch, 2 * self.config.depth)
+        if path_noise is not None and path_noise.shape != branches:
+            raise InputError(f"path noise of shape {tuple(path_noise.shape)} given, {branches} needed for these labels")
+
+
+class CodebookTransformer(ConditionalTransformer):
+    """One whose head gives the logits of a codebook's indices, each predicted from earlier ones."""
+
+    config: CodebookTransformerConfig
+    head: nn.Linear
+
+    def _build_head(self) -> nn.Module:
+        return nn.Linear(self.config.width, self.config.vocab_size)
+
     def _read(self, x: Tensor, condition: Condition, read: Callable[[nn.Linear, Tensor], Any]) -> Any:
         with torch.autocast(x.device.type, enabled=False):
-            return read(self.head, modulate(x.float(), condition.head_scale, condition.head_shift))
+            return read(self.head, self._modulate(x, condition))
 
     def _logits(self, x: Tensor, condition: Condition) -> Tensor:
         logits: Tensor = self._read(x, condition, compute_logits)  # (B, L, V)
@@ -234,9 +280,7 @@ class ConditionalTransformer(nn.Module):
         if teacher_forcing_input.shape != expected:
             given = tuple(teacher_forcing_input.shape)
             raise InputError(f"teacher forcing input of shape {given} given, {expected} needed for these labels")
-        branches = (batch, 2 * self.config.depth)
-        if path_noise is not None and path_noise.shape != branches:
-            raise InputError(f"path noise of shape {tuple(path_noise.shape)} given, {branches} needed for these labels")
+        self._check_path_noise(batch, path_noise)
 
     def new_cache(self, batch: int) -> KVCache:
         """Allocate a cache of the keys and values of all L tokens of a batch."""
@@ -277,4 +321,5 @@ def initialize(model: ConditionalTransformer) -> None:
         else:
             block.adaln.linear.weight.mul_(factors.repeat_interleave(width)[:, None])
     model.head_adaln.linear.weight.mul_(0.5)
-    model.head.weight.mul_(0.02)
+    if isinstance(model, CodebookTransformer):
+        model.head.weight.mul_(0.02)

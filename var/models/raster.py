@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from var.models.conditional import (
+    CodebookTransformer,
+    CodebookTransformerConfig,
     Condition,
-    ConditionalTransformer,
-    TransformerConfig,
     compute_logits,
     initialize,
 )
@@ -27,7 +27,7 @@ RasterOrder = Literal["raster", "spiral", "z-curve"]
 
 
 @dataclass(frozen=True)
-class RasterConfig(TransformerConfig):
+class RasterConfig(CodebookTransformerConfig):
     """All sizes of the transformer.
 
     Attributes:
@@ -50,7 +50,7 @@ class RasterConfig(TransformerConfig):
             )
 
 
-class Raster(ConditionalTransformer):
+class Raster(CodebookTransformer):
     """Labels and the codes of the earlier tokens -> logits of the next token.
 
     Besides its content, a token has two learned positions: that of the cell whose code it is, and that of the cell that

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from tokenizer.scales import Scales
 from var.models.conditional import (
+    CodebookTransformer,
+    CodebookTransformerConfig,
     Condition,
     ConditionalTransformer,
-    TransformerConfig,
     compute_logits,
     initialize,
 )
@@ -26,7 +27,7 @@ from var.models.transformer import KVCache, run_blocks
 
 
 @dataclass(frozen=True)
-class VARConfig(TransformerConfig):
+class VARConfig(CodebookTransformerConfig):
     """All sizes of the transformer; defaults are VAR-d16.
 
     Attributes:
@@ -51,7 +52,7 @@ class VARConfig(TransformerConfig):
         return {name: value for name, value in asdict(self).items() if name != "scale_drop" or value}
 
 
-class VAR(ConditionalTransformer):
+class VAR(CodebookTransformer):
     """Labels and the coarser scales' features -> logits of the tokens."""
 
     config: VARConfig

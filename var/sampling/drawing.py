@@ -1,5 +1,6 @@
 """Drawing of tokens by any model: what is given, what comes of it, and the checks of both.
 
+Tokens are indices of a codebook, (B, L) int64, or continuous, (B, L, C) float32: those of the tokenizer.
 B batch, K scales, L tokens of all scales, C latent channels, H side of the last scale.
 """
 
@@ -20,14 +21,14 @@ from var.models.conditional import ConditionalTransformer
 class Drawn(NamedTuple):
     """Generated tokens, not decoded; K and L are as in Generated."""
 
-    tokens: Tensor  # (B, L) int64
+    tokens: Tensor  # (B, L) int64, or (B, L, C) float32
     f_hats: list[Tensor]  # K times (B, C, H, H)
 
 
 class ForcedTokens(NamedTuple):
     """Tokens that are given: the others are generated to fit them (VAR paper, section 4.4)."""
 
-    tokens: Tensor  # (B, L) int64; those that are not forced do not matter
+    tokens: Tensor  # (B, L) int64, or (B, L, C) float32; those that are not forced do not matter
     forced: Tensor  # (B, L) bool
 
 
@@ -39,7 +40,7 @@ def index_within_class(labels: list[int]) -> list[int]:
 
 def check_fit(model: ConditionalTransformer, vqvae: VQVAE) -> None:
     """Raise InputError unless the transformer was built for this tokenizer."""
-    for name in ("scales", "vocab_size", "latent_dim"):
+    for name in ("regularization", *model.config.of_tokenizer):
         ours, theirs = getattr(model.config, name), getattr(vqvae.config, name)
         if ours != theirs:
             raise InputError(
@@ -59,20 +60,26 @@ def check_labels(labels: list[int], indices: list[int], num_classes: int) -> Non
 
 
 def check_forced(given: ForcedTokens, vqvae: VQVAE, batch: int) -> ForcedTokens:
-    """Return the forced tokens on the tokenizer's device, 0 where none is forced and the index is no codeword's.
+    """Return the forced tokens on the tokenizer's device, 0 where none is forced and it is none of the tokenizer's.
 
     Raises:
-        InputError: not of shape (B, L), not booleans, or forced tokens that are none of the codebook's.
+        InputError: not of the tokenizer's shape and kind, not booleans, or forced tokens that are none of the
+            codebook's or not finite.
     """
     tokens, forced = given
-    expected = (batch, vqvae.scales.total)
-    if tokens.shape != expected or forced.shape != expected or forced.dtype != torch.bool:
+    expected = (batch, *vqvae.token_shape)
+    if tokens.shape != expected or forced.shape != expected[:2] or forced.dtype != torch.bool:
         raise InputError(
             f"forced tokens of shape {tuple(tokens.shape)} and where they are, {forced.dtype} of shape "
-            f"{tuple(forced.shape)}, given: {expected} needed, and booleans"
+            f"{tuple(forced.shape)}, given: {expected} needed, and booleans {expected[:2]}"
         )
-    device = vqvae.quantizer.codebook.weight.device
-    tokens, forced = tokens.to(device), forced.to(device)
+    device = vqvae.token_weights[0].device
+    tokens, forced = tokens.to(device, vqvae.token_dtype), forced.to(device)
+    if vqvae.is_continuous:
+        inside = tokens.isfinite().all(dim=-1)  # (B, L)
+        if not (inside | ~forced).all():
+            raise InputError("forced tokens must be finite")
+        return ForcedTokens(tokens.where(inside[..., None], 0), forced)
     inside = (tokens >= 0) & (tokens < vqvae.config.vocab_size)
     if not (inside | ~forced).all():
         raise InputError(f"forced tokens must be in 0..{vqvae.config.vocab_size - 1}, the codebook's indices")

@@ -25,7 +25,7 @@ __all__ = ["ForcedTokens", "Generated", "draw_tokens", "generate", "generate_bat
 class Generated(NamedTuple):
     """Generated tokens and images; with use_scales K and L are those of the scales that are drawn."""
 
-    tokens: Tensor  # (B, L) int64
+    tokens: Tensor  # (B, L) int64, or continuous, (B, L, C) float32
     images: Tensor  # (B, 3, S, S) float32 in [-1, 1]
     f_hats: list[Tensor]  # K times (B, C, H, H): the sum after each scale; decode one to see the image grow
 

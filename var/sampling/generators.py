@@ -4,9 +4,10 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from var.models.conditional import ConditionalTransformer, TransformerConfig
+from var.models.mar import MAR, MARConfig
 from var.models.raster import Raster, RasterConfig
 from var.models.var import VAR, VARConfig
-from var.sampling import raster, scales
+from var.sampling import mar, raster, scales
 from var.sampling.drawing import Drawn
 from var.sampling.params import SamplingParams
 
@@ -38,6 +39,14 @@ GENERATORS = (
         raster.draw_raster,
         "The baseline of VAR (arXiv 2404.02905): draws images of a class by next-token prediction.",
         "next-token-prediction",
+    ),
+    Generator(
+        MAR,
+        MARConfig,
+        mar.check_sampling,
+        mar.draw_mar,
+        "A MAR (arXiv 2406.11838): draws images of a class by continuous tokens, masked ones in a random order.",
+        "masked-autoregression",
     ),
 )
 

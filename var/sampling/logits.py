@@ -11,7 +11,7 @@ from tokenizer.errors import check_whole_number
 from var.sampling.params import SamplingParams
 
 
-def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, strength: float) -> Tensor:
+def classifier_free_guidance(conditional: Tensor, unconditional: Tensor, strength: float | Tensor) -> Tensor:
     """Classifier-free guidance (arXiv 2207.12598): (1 + s) * conditional - s * unconditional."""
     return (1 + strength) * conditional - strength * unconditional
 
@@ -77,6 +77,10 @@ class RandomStreams:
     def uniform(self, *shape: int) -> Tensor:
         """(B, *shape) float32 in [0, 1)."""
         return torch.stack([torch.rand(shape, generator=generator) for generator in self.generators])
+
+    def normal(self, *shape: int) -> Tensor:
+        """(B, *shape) float32, standard normal."""
+        return torch.stack([torch.randn(shape, generator=generator) for generator in self.generators])
 
 
 def sample_tokens(logits: Tensor, uniform: Tensor) -> Tensor:

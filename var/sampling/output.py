@@ -25,7 +25,7 @@ class PipelineOutput:
         images: RGB images of the model's size.
         labels: label of each image.
         indices: number of each image within its class; with the seed and the label it names the random stream.
-        tokens: (B, L) int64 on the CPU.
+        tokens: (B, L) int64 on the CPU; continuous ones of a MAR, (B, L, C) float32.
         intermediates: for each image, what it looks like after each scale; None unless requested.
         names: of the classes, for captions; None: those of ImageNet.
     """

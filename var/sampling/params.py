@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
-from tokenizer.errors import InputError, check_types
+from tokenizer.errors import InputError, check_types, check_whole_number
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -15,7 +15,11 @@ OFF = {
     "cfg_scales": None,
     "temperature": 1.0,
     "use_scales": None,
+    "steps": None,
+    "diffusion_steps": None,
 }  # files without these options can be read by versions that have none
+
+STEPS = ("steps", "diffusion_steps")  # options of a MAR alone
 
 
 @dataclass(frozen=True)
@@ -30,9 +34,12 @@ class SamplingParams:
         smooth: mix codewords by a Gumbel softmax; smoother images, not for metrics.
         cfg_scales: first and last scale, counted from 0, at which guidance acts (arXiv 2404.07724), as strong there as
             without a window; None: all. The unconditional half of the batch runs at these scales alone.
-        temperature: logits are divided by it before top_k and top_p; one number, or one for each scale.
+        temperature: logits are divided by it before top_k and top_p; one number, or one for each scale. Of a MAR it is
+            a factor on the noise that the steps of its head add.
         use_scales: sides of the token maps that are drawn, the first and the last among them, by a model that was
             trained with dropped scales; None: all. Other options count scales as the model does, those left out too.
+        steps: in which a MAR draws all tokens, at most as many as there are; None: 64.
+        diffusion_steps: in which its head draws a token; None: 100.
 
     Raises:
         InputError: a value of another type or out of range.
@@ -45,6 +52,8 @@ class SamplingParams:
     cfg_scales: tuple[int, ...] | None = None
     temperature: float | tuple[float, ...] = 1.0
     use_scales: tuple[int, ...] | None = None
+    steps: int | None = None
+    diffusion_steps: int | None = None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -59,6 +68,9 @@ class SamplingParams:
             raise InputError(f"top_k={self.top_k} must be 0 (keeps all tokens) or more")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top_p={self.top_p} must be in [0, 1]; 0 keeps all tokens")
+        for name in STEPS:
+            if getattr(self, name) is not None:
+                check_whole_number(name, getattr(self, name), 1, 1000)
         window = self.cfg_scales
         if window is not None and not (len(window) == 2 and 0 <= window[0] <= window[1]):
             raise InputError(
@@ -94,6 +106,12 @@ class SamplingParams:
                 f"temperature={list(self.temperature)} must be one number, or {num_scales}, one for each of the "
                 "model's scales"
             )
+
+    def check_codebook(self) -> None:
+        """Raise InputError for an option that does not fit a model that draws tokens of a codebook."""
+        for name in STEPS:
+            if getattr(self, name) is not None:
+                raise InputError(f"{name}={getattr(self, name)} is for a MAR, and the model is none: leave it out")
 
     def kept_scales(self, sides: tuple[int, ...]) -> list[int]:
         """Return the scales that are drawn, counted from 0."""
@@ -133,6 +151,8 @@ class SamplingKeywords(TypedDict, total=False):
     cfg_scales: tuple[int, ...] | None
     temperature: float | tuple[float, ...] | None
     use_scales: tuple[int, ...] | None
+    steps: int | None
+    diffusion_steps: int | None
 
 
 def apply_options(params: Params, options: Mapping[str, object]) -> Params:

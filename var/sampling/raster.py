@@ -22,6 +22,7 @@ from var.sampling.steps import OnStep, Step
 
 def check_sampling(sampling: SamplingParams, config: RasterConfig) -> None:
     """Raise InputError for options that a model without scales has no use for."""
+    sampling.check_codebook()
     given = {
         "smooth": sampling.smooth,
         "cfg_scales": sampling.cfg_scales is not None,

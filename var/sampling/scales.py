@@ -32,6 +32,7 @@ from var.sampling.steps import OnStep, Step
 
 def check_sampling(sampling: SamplingParams, config: VARConfig) -> None:
     """Raise InputError for options that do not fit a model of this config."""
+    sampling.check_codebook()
     sampling.check_scales(config.scales, config.scale_drop)
 
 

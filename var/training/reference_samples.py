@@ -17,7 +17,7 @@ from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data import token_cache
 from var.data.listing import Split
-from var.data.token_cache import FORMAT, MANIFEST, Manifest, Record, Shard, SplitInfo
+from var.data.token_cache import FORMAT, MANIFEST, Manifest, Record, Shard, SplitInfo, stored_dtype
 from var.models.var import VAR
 from var.sampling.drawing import index_within_class
 from var.sampling.generate import draw_tokens
@@ -104,7 +104,7 @@ def _describe(model: VAR, vqvae: VQVAE, labels: Labels, seed: int) -> Manifest:
         scales=list(vqvae.scales.sides),
         length=vqvae.scales.total,
         vocab_size=vqvae.config.vocab_size,
-        dtype="<u2" if vqvae.config.vocab_size <= 2**16 else "<i4",
+        dtype=stored_dtype(vqvae),
         shard_samples=SHARD_SAMPLES,
         splits={split: info(split) for split in labels},
     )

@@ -32,12 +32,19 @@ class StepRNG:
     step: int  # counted from 0
     batch_size: int  # B, over all processes
     indices: range  # of this micro-batch's samples among the B
-    device: torch.device  # of the numbers returned by `uniform`
+    device: torch.device  # of the numbers returned by `uniform` and `normal`
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """(len(indices), *shape) float32 in [0, 1), the same in every call with the same purpose."""
-        whole = torch.rand(self.batch_size, *shape, generator=self._generator(purpose))
-        return whole[self.indices.start : self.indices.stop : self.indices.step].to(self.device)
+        return self._own(torch.rand(self.batch_size, *shape, generator=self._generator(purpose)))
+
+    def normal(self, purpose: str, *shape: int) -> Tensor:
+        """(len(indices), *shape) float32, standard normal, the same in every call with the same purpose."""
+        return self._own(torch.randn(self.batch_size, *shape, generator=self._generator(purpose)))
+
+    def number(self, purpose: str) -> float:
+        """Return a number in [0, 1) for the whole batch, the same on every process."""
+        return mix_seed(*self._words(purpose)) / 2**63
 
     def integers(self, purpose: str, bound: int, count: int) -> list[int]:
         """Draw numbers in 0..bound - 1 for the whole batch, the same on every process."""
@@ -46,6 +53,10 @@ class StepRNG:
     def seeds(self, purpose: str) -> list[int]:
         """Derive a seed of 63 bits for each sample, for draws of which their number is not known before."""
         return [mix_seed(*self._words(purpose), index) for index in self.indices]
+
+    def _own(self, whole: Tensor) -> Tensor:
+        """Return this micro-batch's part of numbers of the whole batch."""
+        return whole[self.indices.start : self.indices.stop : self.indices.step].to(self.device)
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator().manual_seed(mix_seed(*self._words(purpose)))

@@ -6,7 +6,7 @@ B batch, L tokens of all scales.
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import torch
 from PIL import Image
@@ -14,7 +14,7 @@ from pydantic import model_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from tokenizer.vqvae import VQVAE, TokenizerConfig
+from tokenizer.vqvae import VQVAE, Regularization, TokenizerConfig
 from var.data.config import Count, Rate, UserPath
 from var.data.dataset import Batch, SampleDataset
 from var.data.listing import SPLIT_NAMES
@@ -42,6 +42,8 @@ from var.utils.ranks import Ranks
 SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
 
 # Parameters that weight decay should not pull to zero: positions, levels, the start and the AdaLN offsets.
+ConfigT = TypeVar("ConfigT", bound=TransformerConfig)
+
 NEVER_DECAYED = ("start_position", "position", "level_embedding.weight", "offset")
 
 
@@ -59,12 +61,13 @@ class RecipeSizes(TransformerSizes):
 
         Raises InputError: sizes that cannot work.
         """
-        return TransformerConfig(**self.joined(tokenizer, num_classes))
+        return self.joined(TransformerConfig, tokenizer, num_classes)
 
-    def joined(self, tokenizer: TokenizerConfig | None, num_classes: int) -> dict[str, Any]:
-        """Return the sizes by name, with those of the tokenizer."""
-        names = () if tokenizer is None else ("scales", "vocab_size", "latent_dim")
-        return asdict(self) | {name: getattr(tokenizer, name) for name in names} | {"num_classes": num_classes}
+    def joined(self, kind: type[ConfigT], tokenizer: TokenizerConfig | None, num_classes: int) -> ConfigT:
+        """Return a configuration of that kind of these sizes, with those of the tokenizer."""
+        names = () if tokenizer is None else kind.of_tokenizer
+        theirs = {name: getattr(tokenizer, name) for name in names}
+        return kind(**asdict(self) | theirs | {"num_classes": num_classes})
 
 
 class TransformerRecipe(Recipe):
@@ -144,6 +147,7 @@ class TransformerStage(Stage[TransformerRecipeT]):
     """A transformer on tokens; a batch holds images, or tokens from the cache. A subclass has the loss."""
 
     kind: ClassVar[type[ConditionalTransformer]]
+    regularization: ClassVar[Regularization] = TransformerConfig.regularization  # of the tokenizer
     parts = (TOKENIZER, TRANSFORMER)
 
     def __init__(
@@ -184,7 +188,7 @@ class TransformerStage(Stage[TransformerRecipeT]):
             find_weights(recipe.init, cls.kind.__name__, "init")  # before encoding, which takes long
         with torch.device("meta"):
             cls.outline(recipe).stage.set_trained()  # what the model has not is found here, not after encoding
-        vqvae = open_tokenizer(recipe.tokenizer).to(device)
+        vqvae = open_tokenizer(recipe.tokenizer, cls.regularization).to(device)
         if recipe.model.num_classes and not (recipe.token_cache / MANIFEST).is_file():
             for images in open_images(recipe, vqvae.config.image_side):
                 check_labels(images.labels, recipe.model.num_classes, "model.num_classes")
@@ -192,7 +196,7 @@ class TransformerStage(Stage[TransformerRecipeT]):
 
     @classmethod
     def from_recipe(cls, recipe: TransformerRecipeT) -> Self:
-        vqvae = open_tokenizer(recipe.tokenizer)
+        vqvae = open_tokenizer(recipe.tokenizer, cls.regularization)
         if recipe.token_cache is None:
             return cls(recipe, vqvae, *open_images(recipe, vqvae.config.image_side))
         return cls(recipe, vqvae, *(TokenDataset(recipe, vqvae, split) for split in SPLIT_NAMES))
@@ -200,7 +204,7 @@ class TransformerStage(Stage[TransformerRecipeT]):
     @classmethod
     def known_tokenizer(cls, recipe: TransformerRecipeT) -> tuple[TokenizerConfig, list[str]]:
         """Return the sizes of the recipe's tokenizer, and assumptions. Raises InputError: they are not known."""
-        return tokenizer_config(recipe.tokenizer), []
+        return tokenizer_config(recipe.tokenizer, cls.regularization), []
 
     @classmethod
     def outline(cls, recipe: TransformerRecipeT) -> Outline:
@@ -219,7 +223,7 @@ class TransformerStage(Stage[TransformerRecipeT]):
             length = vqvae.scales.total
             sample = torch.empty(3, side, side)
             if recipe.token_cache is not None:
-                sample = torch.empty(length, dtype=torch.int64)
+                sample = torch.empty(vqvae.token_shape, dtype=vqvae.token_dtype)
 
         def encode(count: int) -> Tensor:
             return vqvae.encode(torch.empty(count, 3, side, side))
@@ -237,7 +241,7 @@ class TransformerStage(Stage[TransformerRecipeT]):
             add_adapters(require(ConditionalTransformer, model), self.recipe.lora, self.recipe.seed)
 
     def _tokens(self, batch: Batch) -> Tensor:
-        if not batch.content.is_floating_point():
+        if batch.content.ndim < 4:  # no images
             return batch.content
         with torch.no_grad(), torch.autocast(batch.content.device.type, enabled=False):  # as for the cache
             return self.vqvae.encode(batch.content)

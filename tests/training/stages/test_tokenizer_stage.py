@@ -243,7 +243,7 @@ def test_total_is_the_weighted_sum(build: Build) -> None:
     expected = {
         "l1": difference.abs().mean(),
         "l2": difference.square().mean(),
-        "vq": output.vq_loss,
+        "vq": output.regularization,
         "entropy": stage.vqvae.quantizer.entropy_loss(output.features),
         "perceptual": SmallDistance()(output.reconstruction, images).mean(),
     }
@@ -273,7 +273,7 @@ def test_the_adaptive_weight_is_the_ratio_of_gradient_norms_one_step_late(build:
     of_pixels = of_pixels + 0.7 * SmallDistance()(output.reconstruction, images).mean()
     term = adversarial_term(stage, output.reconstruction, BEGINS)
     norms = [torch.autograd.grad(loss, kernel, retain_graph=True)[0].norm().item() for loss in (of_pixels, term)]
-    plain = (of_pixels + output.vq_loss).item()
+    plain = (of_pixels + output.regularization).item()
 
     begun = first_turn(stage, BEGINS)
     assert begun.total.item() == pytest.approx(plain, rel=1e-5)  # measured, not yet used

@@ -146,7 +146,7 @@ def test_the_dry_run_tells_of_it(
 def test_its_recipe_is_checked_like_any_other(toy: Path) -> None:
     with refused("image_sise=3 is not a known key, did you mean image_size?"):
         load_recipe(toy, ["image_sise=3"])
-    with refused("stage=toy: the stages with sizes in a series are raster, var"):
+    with refused("stage=toy: the stages with sizes in a series are mar, raster, var"):
         series(load_recipe(toy), [1])
     train(load_recipe(toy, ["steps=1"]))
     with refused("belong to another recipe, with image_size=4, not 8"):

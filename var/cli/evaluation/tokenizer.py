@@ -19,6 +19,7 @@ from var.cli.run import in_columns
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenizer.vqvae import VQVAE
     from var.evaluation.metrics.extractors import Extractor
     from var.evaluation.metrics.stats import MeanStderr
     from var.evaluation.reconstruction import Reconstruction, Usage
@@ -71,7 +72,7 @@ def tokenizer(
         "command": "tokenizer",
         "model": {
             "name": model,
-            "parts": f"tokenizer of {format_size(vqvae)}, {vqvae.config.vocab_size} codewords",
+            "parts": f"tokenizer of {format_size(vqvae)}, {kind_of_tokens(vqvae)}",
             "weights": fingerprint(vqvae),
             "dtype": "tokenizer in float32, reconstructions rounded to 8 bits",
             "device": device_name(target),
@@ -81,8 +82,16 @@ def tokenizer(
         **to_dict(found, vqvae.config.scales, lpips, network, after),
     }
     lines = [*heading(results), *format_extractor(network), "", *format_measures(found, lpips, network)]
-    lines += ["", *format_usage(found, vqvae.config.scales, after)]
+    lines += format_usage(found, vqvae.config.scales, after)
     finish(lines, find_rfid_warnings(found, network), results, data.json_file)
+
+
+def kind_of_tokens(vqvae: "VQVAE") -> str:
+    """Return the size of the codebook, or the channels of continuous tokens, as text."""
+    config = vqvae.config
+    if vqvae.is_continuous:
+        return f"continuous tokens of {config.latent_dim} channels"
+    return f"{config.vocab_size} codewords"
 
 
 def to_dict(
@@ -94,7 +103,7 @@ def to_dict(
 ) -> dict[str, Any]:
     """Return the results for the JSON file."""
     names = [f"{side}x{side}" for side in sides]
-    by_scale = zip(names, found.of_scales, strict=True)
+    by_scale = zip(names, found.of_scales, strict=found.overall is not None)
     rfid: dict[str, Any] | None = None
     if extractor is not None:
         made_by = {name: getattr(extractor, name) for name in ("library", "weights", "side", "resize", "dimension")}
@@ -105,7 +114,8 @@ def to_dict(
         "l1": found.l1._asdict(),
         "perceptual": None if found.perceptual is None else {"network": lpips, **found.perceptual._asdict()},
         "rfid": rfid,
-        "codebook": {"all": usage_json(found.overall), "scales": {name: usage_json(usage) for name, usage in by_scale}},
+        "codebook": found.overall
+        and {"all": usage_json(found.overall), "scales": {name: usage_json(usage) for name, usage in by_scale}},
         "psnr_after_scale": after and {name: value._asdict() for name, value in zip(names, after, strict=True)},
         "standard_errors": "over images",
     }
@@ -144,7 +154,9 @@ def format_measures(found: "Reconstruction", lpips: str | None, extractor: "Extr
 
 
 def format_usage(found: "Reconstruction", sides: "Sequence[int]", after: "tuple[MeanStderr, ...] | None") -> list[str]:
-    """Return a row for each scale and one for all."""
+    """Return an empty line, a row for each scale and one for all; nothing where there is no codebook."""
+    if found.overall is None:
+        return []
     names = [*(f"{side}x{side}" for side in sides), "all"]
     rows = [("scale", "tokens", "codewords used", "perplexity", "PSNR after it, dB" if after else "")]
     for i, (name, usage) in enumerate(zip(names, [*found.of_scales, found.overall], strict=True)):
@@ -152,7 +164,11 @@ def format_usage(found: "Reconstruction", sides: "Sequence[int]", after: "tuple[
         perplexity = f"{usage.perplexity:.1f} ({usage.perplexity_fraction:.1%})"
         decibels = format_mean(after[i], ".3f") if after and i < len(after) else ""
         rows.append((name, str(usage.tokens), used, perplexity, decibels))
-    return [*in_columns(rows), "in brackets: fraction of the reachable maximum, the smaller of tokens and codewords"]
+    return [
+        "",
+        *in_columns(rows),
+        "in brackets: fraction of the reachable maximum, the smaller of tokens and codewords",
+    ]
 
 
 def find_rfid_warnings(found: "Reconstruction", extractor: "Extractor | None") -> list[str]:

@@ -61,6 +61,8 @@ class Settings:
     cfg_scales: tuple[int, ...] | None = FOR_METRICS.cfg_scales
     temperature: float | tuple[float, ...] = FOR_METRICS.temperature
     use_scales: tuple[int, ...] | None = FOR_METRICS.use_scales
+    steps: int | None = FOR_METRICS.steps
+    diffusion_steps: int | None = FOR_METRICS.diffusion_steps
     refiner: str | None = None  # name or folder; its network is among the weights
     refine_from: int | None = None
     compiled: bool = False  # rounds otherwise than eager code
@@ -75,6 +77,8 @@ class Settings:
             cfg_scales=self.cfg_scales,
             temperature=self.temperature,
             use_scales=self.use_scales,
+            steps=self.steps,
+            diffusion_steps=self.diffusion_steps,
         )
 
     @cached_property
@@ -109,6 +113,8 @@ def sample_settings(
     refiner: Refiner | None = None,
     refiner_name: str | None = None,
     use_scales: tuple[int, ...] | None = None,
+    steps: int | None = None,
+    diffusion_steps: int | None = None,
     compiled: bool = False,
 ) -> Settings:
     """Return the checked settings of a set for `generate_samples`.
@@ -122,7 +128,7 @@ def sample_settings(
         batch: samples per batch; another number gives the same samples up to rounding.
         reject: fraction of the generated samples to keep, in (0, 1]; None: no rejection.
         judge: description of the scorer; only with reject.
-        cfg_scales, temperature, use_scales: as cfg.
+        cfg_scales, temperature, use_scales, steps, diffusion_steps: as cfg.
         refiner: what draws the fine scales, for `generate_samples` too.
         refiner_name: name of that model.
         compiled: the networks are compiled.
@@ -134,7 +140,8 @@ def sample_settings(
     if not labels or labels[-1] >= MOST:
         raise InputError(f"classes {list(labels[-1:])}: give at least one class, with labels below {MOST:,}")
     given = {"cfg": cfg, "top_k": top_k, "top_p": top_p, "cfg_scales": cfg_scales, "temperature": temperature}
-    params = pipe.choose_sampling(given | {"use_scales": use_scales}, FOR_METRICS)
+    given |= {"use_scales": use_scales, "steps": steps, "diffusion_steps": diffusion_steps}
+    params = pipe.choose_sampling(given, FOR_METRICS)
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
     if reject is not None and not 0 < reject <= 1:
@@ -164,6 +171,8 @@ def sample_settings(
         cfg_scales=params.cfg_scales,
         temperature=params.temperature,
         use_scales=params.use_scales,
+        steps=params.steps,
+        diffusion_steps=params.diffusion_steps,
         refiner=refiner_name,
         refine_from=None if refiner is None else refiner.first_scale,
         compiled=compiled,

@@ -30,7 +30,7 @@ class RasterSizes(RecipeSizes):
     """Sizes of the transformer that a recipe chooses; a RasterConfig's other sizes are the tokenizer's."""
 
     def config(self, tokenizer: TokenizerConfig | None, num_classes: int) -> RasterConfig:
-        return RasterConfig(**self.joined(tokenizer, num_classes))
+        return self.joined(RasterConfig, tokenizer, num_classes)
 
 
 class RandomOrderConfig(Section):

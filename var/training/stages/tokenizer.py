@@ -1,5 +1,6 @@
 """Stage 1: train the multi-scale VQVAE to reconstruct images (VAR paper, section 3.2 and appendix).
 
+With model.regularization=kl it is the autoencoder of LDM (arXiv 2112.10752, section 3.1), whose latents are Gaussian.
 B batch, K scales, V codebook size.
 """
 
@@ -26,6 +27,7 @@ from var.training.adversary import AdversarialConfig, Adversary, Carry
 from var.training.codebook import CodebookHealth, count_tokens, lookup_vectors
 from var.training.config import Recipe
 from var.training.estimate.images import find_images
+from var.training.latents import LatentMoments, sum_latents
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses, Outline, Phase, Stage, open_images, register, require
 from var.utils.images import image_grid, to_pil
@@ -62,6 +64,9 @@ class TokenizerLossConfig(Section):
     l1: NotNegative = 0.2  # mean absolute difference of the pixels
     l2: NotNegative = 1.0  # mean squared difference of the pixels
     vq: NotNegative = 1.0  # of features and codewords
+    # Divergence of the latents from a standard normal distribution, with model.regularization=kl: in nats, over the
+    # numbers of an image. The weight is that of LDM (arXiv 2112.10752).
+    kl: NotNegative = 1e-6
     entropy: NotNegative = 0.0  # spreads each scale's usage over the codebook; a statistic of the micro-batch
     perceptual: PerceptualConfig | None = None
     adversarial: AdversarialConfig | None = None
@@ -89,6 +94,20 @@ class TokenizerRecipe(Recipe):
     usage_window: Count = 100  # steps over which usage and perplexity of the codebook are computed
     metric: NetworkConfig | None = None  # of the validation's perceptual distance; better not the loss's network
     image_size: Size | None = None  # side of the images in pixels, a check on model.scales
+
+    @model_validator(mode="after")
+    def _options_fit(self) -> Self:
+        given = {
+            "quantizer_dropout": self.quantizer_dropout,
+            "restart_dead_codes": self.restart_dead_codes,
+            "loss.entropy": self.loss.entropy,
+        }
+        of_codebook = [f"{name}={value:g}" for name, value in given.items() if value]
+        if self.model.regularization == "kl" and of_codebook:
+            raise InputError(
+                f"{of_codebook[0]} needs a codebook, and model.regularization=kl has none: set it to 0 or null"
+            )
+        return self
 
     @model_validator(mode="after")
     def _scales_fit(self) -> Self:
@@ -132,7 +151,7 @@ def frozen_networks(
 
 @register("tokenizer")
 class TokenizerStage(Stage[TokenizerRecipe]):
-    """Pixel, VQ, perceptual and adversarial losses, and restarts of dead codewords."""
+    """Pixel, VQ or KL, perceptual and adversarial losses; restarts of dead codewords, or the latents' deviation."""
 
     recipe_type = TokenizerRecipe
 
@@ -144,9 +163,14 @@ class TokenizerStage(Stage[TokenizerRecipe]):
         frozen = {f"network {role}": network for role, network in used if network is not None}
         super().__init__(recipe, train_data, validation_data, frozen)
         self.vqvae = self.build()
-        for i, phi in enumerate(self.vqvae.quantizer.phi):  # with fewer scales than phi, some are unused
-            phi.requires_grad_(i in self.vqvae.quantizer.phi_index)
-        self.health = CodebookHealth(len(self.vqvae.scales), recipe.model.vocab_size)
+        self.regularization = recipe.model.regularization
+        self.upkeep: CodebookHealth | LatentMoments
+        if self.vqvae.is_continuous:
+            self.upkeep = LatentMoments(recipe.model.latent_dim)
+        else:
+            for i, phi in enumerate(self.vqvae.quantizer.phi):  # with fewer scales than phi, some are unused
+                phi.requires_grad_(i in self.vqvae.quantizer.phi_index)
+            self.upkeep = CodebookHealth(len(self.vqvae.scales), recipe.model.vocab_size)
 
         self.perceptual, backbone, self.metric = networks
         self.best = f"lpips/{recipe.metric.network.removeprefix('lpips-')}" if recipe.metric else "l2"
@@ -185,14 +209,14 @@ class TokenizerStage(Stage[TokenizerRecipe]):
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
         """Losses of the tokenizer's phase."""
         weights, images = self.recipe.loss, batch.content
-        output: VQVAEOutput = model(images, self._num_scales(rng))
+        output: VQVAEOutput = model(images, self._num_scales(rng), self._posterior_noise(rng))
         l1, l2 = pixel_losses(output.reconstruction, images)
-        logs = {"l1": l1, "l2": l2, "vq": output.vq_loss}
+        logs = {"l1": l1, "l2": l2, self.regularization: output.regularization}
         of_pixels = weights.l1 * l1 + weights.l2 * l2
         if self.perceptual is not None and weights.perceptual is not None:
             logs["perceptual"] = self.perceptual(output.reconstruction, images).mean()
             of_pixels = of_pixels + weights.perceptual.weight * logs["perceptual"]
-        total = of_pixels + weights.vq * output.vq_loss
+        total = of_pixels + getattr(weights, self.regularization) * output.regularization
         if weights.entropy:
             logs["entropy"] = self.vqvae.quantizer.entropy_loss(output.features)
             total = total + weights.entropy * logs["entropy"]
@@ -220,28 +244,52 @@ class TokenizerStage(Stage[TokenizerRecipe]):
         dropped, number = rng.uniform("quantiser dropout", 2).unbind(dim=1)
         return torch.where(dropped < self.recipe.quantizer_dropout, 1 + (number * scales).long(), scales)
 
+    def _posterior_noise(self, rng: StepRNG) -> Tensor | None:
+        """Draw what latents differ from their means by, (B, C, h, w); None where they are quantized."""
+        side = self.recipe.model.scales[-1]
+        return rng.normal("posterior", self.recipe.model.latent_dim, side, side) if self.vqvae.is_continuous else None
+
     @torch.no_grad()
     def after_step(
         self, rng: StepRNG, carries: Sequence[Carry], reduce: Callable[[Tensor], Tensor]
     ) -> Mapping[str, Tensor]:
-        quantizer = self.vqvae.quantizer
-        counts = torch.stack([count_tokens(quantizer, part.tokens) for part in carries]).sum(dim=0)
-        self.health.count(reduce(counts))
-        if self.recipe.restart_dead_codes and (dead := self.health.dead(self.recipe.restart_dead_codes)):
-            self._restart(dead, rng, carries, reduce)
+        if isinstance(self.upkeep, LatentMoments):
+            numbers = self._measure_latents(self.upkeep, carries, reduce)
+        else:
+            numbers = self._keep_codebook(self.upkeep, rng, carries, reduce)
         if self.adversary and self.adversary.plays(rng.step):
             shares = [part.gradients * (len(part.indices) / rng.batch_size) for part in carries]
             self.adversary.adapt(*reduce(torch.stack(shares).sum(dim=0)))
             advance_spectral_norms(self.adversary.discriminator)
-        return self._close_window() if self.health.steps >= self.recipe.usage_window else {}
+        return numbers
 
-    def _close_window(self) -> dict[str, Tensor]:
+    def _measure_latents(
+        self, moments: LatentMoments, carries: Sequence[Carry], reduce: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """Keep mean and deviation of the latents in the tokenizer; return the mean deviation."""
+        moments.add(reduce(torch.stack([sum_latents(part.features) for part in carries]).sum(dim=0)))
+        self.vqvae.latent_mean.copy_(moments.mean())
+        self.vqvae.latent_std.copy_(moments.std())
+        return {"latent_std": moments.std().mean()}
+
+    def _keep_codebook(
+        self, health: CodebookHealth, rng: StepRNG, carries: Sequence[Carry], reduce: Callable[[Tensor], Tensor]
+    ) -> dict[str, Tensor]:
+        """Count the codewords, and restart dead ones; at the end of a window return what `_close_window` does."""
+        counts = torch.stack([count_tokens(self.vqvae.quantizer, part.tokens) for part in carries]).sum(dim=0)
+        health.count(reduce(counts))
+        if self.recipe.restart_dead_codes and (dead := health.dead(self.recipe.restart_dead_codes)):
+            self._restart(dead, rng, carries, reduce)
+            health.age[dead] = 0
+        return self._close_window(health) if health.steps >= self.recipe.usage_window else {}
+
+    def _close_window(self, health: CodebookHealth) -> dict[str, Tensor]:
         """Return usage and perplexity of the window; keep its mean counts in the quantizer, as released weights do."""
         quantizer = self.vqvae.quantizer
-        quantizer.usage.copy_(self.health.counts / self.health.steps)
+        quantizer.usage.copy_(health.counts / health.steps)
         return {
             f"{name}/{side}x{side}": value
-            for name, values in self.health.close_window().items()
+            for name, values in health.close_window().items()
             for side, value in zip(quantizer.scales.sides, values, strict=True)
         }
 
@@ -261,7 +309,6 @@ class TokenizerStage(Stage[TokenizerRecipe]):
                     row = part.indices.index(sample)
                     vectors[i] = seen[k][row, position % quantizer.scales.lengths[k]]
         quantizer.codebook.weight[dead] = reduce(vectors)  # each vector comes from one process, the others give zeros
-        self.health.age[dead] = 0
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -273,7 +320,7 @@ class TokenizerStage(Stage[TokenizerRecipe]):
             "ssim": ssim(shown, images),
             "l1": (output.reconstruction - images).abs().mean(dim=(1, 2, 3)),
             "l2": (output.reconstruction - images).square().mean(dim=(1, 2, 3)),
-            "vq": output.vq_loss.expand(len(images)),
+            self.regularization: output.regularization.expand(len(images)),
         }
         if self.metric is not None:
             values[self.best] = self.metric(shown, images)
@@ -291,9 +338,9 @@ class TokenizerStage(Stage[TokenizerRecipe]):
 
     def state_dict(self) -> dict[str, Any]:
         adapted = {"adaptive": self.adversary.adaptive} if self.adversary else {}
-        return {"codebook": self.health.state_dict(), **adapted}
+        return {"codebook": self.upkeep.state_dict(), **adapted}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.health.load_state_dict(state["codebook"])
+        self.upkeep.load_state_dict(state["codebook"])
         if self.adversary:
             self.adversary.adaptive = state["adaptive"]

@@ -29,7 +29,7 @@ class VARSizes(RecipeSizes):
     """Sizes of the transformer that a recipe chooses; a VARConfig's other sizes are the tokenizer's."""
 
     def config(self, tokenizer: TokenizerConfig | None, num_classes: int) -> VARConfig:
-        return VARConfig(**self.joined(tokenizer, num_classes))
+        return self.joined(VARConfig, tokenizer, num_classes)
 
 
 class VARRecipe(TransformerRecipe):
