@@ -15,7 +15,7 @@ from var.utils.progress import Progress
 
 
 class Step(NamedTuple):
-    """How far the images of a batch are: after each scale of a VAR, after each token of a Raster."""
+    """How far the images of a batch are: after each scale of a VAR, each token of a Raster, each step of a MAR."""
 
     share: float  # of their tokens that are drawn, in (0, 1]
     scale: int = 0  # the last one, counted from 0 among those that are drawn
