@@ -9,10 +9,10 @@ pip_install := $(venv_python) -m pip install --disable-pip-version-check -c cons
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sample test lint figures install develop clean
+.PHONY: help sample test lint figures screenshots install develop clean
 
 help: ## Show the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 sample: .venv/.installed ## Draw images of one ImageNet class, golden retriever if not told otherwise (CLASS=207)
 	$(venv_python) sample.py --class $(CLASS)
@@ -30,6 +30,9 @@ figures: .venv/.installed-dev ## Draw the figures of the README again
 	cp build/figures/grid.png build/figures/growth.gif docs/
 	$(venv_python) sample.py --model var-emoji --num 4 --out build/emoji $(foreach name,$(CONCEPTS),--class $(name))
 	cp build/emoji/grid.png docs/emoji.png
+
+screenshots: .venv/.installed-dev ## Take the screenshots of docs/app.md again; needs Chromium
+	$(venv_python) benchmarks/page.py screenshots --out docs
 
 install: .venv/.installed ## Install what sampling needs into .venv
 

@@ -125,6 +125,7 @@ def perform(var: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
 
     monkeypatch.setattr("var.training.series._run", in_this_process)
     monkeypatch.setattr("var.bench.ceilings.LONGEST", 0.0)
+    monkeypatch.setattr("var.cli.page.wait", lambda: None)  # the page ends as soon as it is served
 
     def call(*words: str) -> Ended:
         match words:

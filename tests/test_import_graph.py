@@ -21,6 +21,7 @@ FLOORS = (
     ("var.features",),
     ("var.training",),
     ("var.evaluation", "var.bench"),
+    ("var.app",),
     ("var.cli",),
     ("var", "var.__main__", "var.convert", "var.generate"),  # what users import or start; nothing inside does
 )

@@ -6,13 +6,14 @@ from var.cli.data import DATA
 from var.cli.edit import EDIT
 from var.cli.evaluation import EVALUATE
 from var.cli.features import FEATURES
+from var.cli.page import app
 from var.cli.run import run
 from var.cli.sample import sample
 from var.cli.scaling import SCALING
 from var.cli.train import train
 
 # What a command needs it imports when it runs: help, and a slip in an option, should not wait for torch.
-COMMANDS = (sample, EDIT, classify, train, DATA, FEATURES, EVALUATE, SCALING, bench)
+COMMANDS = (sample, EDIT, classify, train, DATA, FEATURES, EVALUATE, SCALING, bench, app)
 
 HELP = """Image generation by next-scale prediction (VAR) and image features (AIM).
 

@@ -6,6 +6,7 @@ the model generates the others to fit them; the result is pasted over the image,
 B results, L tokens of all scales, S side of the model's images, m side of a small one.
 """
 
+import logging
 from collections.abc import Iterable
 from itertools import cycle
 
@@ -19,7 +20,7 @@ from tokenizer.errors import InputError, check_whole_number
 from tokenizer.vqvae import VQVAE
 from var.editing.image_masks import Mask, feathered_alpha, mask_at_scales, masked_downscale, pull_push_fill, token_mask
 from var.editing.params import BlendParams
-from var.editing.windows import Window, bounding_square, crop_mask, paste, remove_window
+from var.editing.windows import Window, bounding_square, crop_mask, paste, remove_window, warn_if_blurred
 from var.models.conditional import ConditionalTransformer
 from var.models.var import VAR
 from var.sampling.drawing import ForcedTokens
@@ -29,6 +30,8 @@ from var.sampling.params import SamplingParams
 from var.sampling.steps import OnStep, count_images
 from var.utils.images import to_pil, to_tensor
 from var.utils.progress import Progress
+
+log = logging.getLogger(__name__)
 
 BACK_PROJECTIONS = 10
 DEFAULT_SAMPLING, DEFAULT_BLEND = SamplingParams(), BlendParams()
@@ -47,7 +50,7 @@ def inpaint_windows(
     batch_size: int = 16,
     progress: Progress | None = None,
 ) -> list[Image.Image]:
-    """Inpaint an image, one result a label.
+    """Inpaint an image, one result a label; the log warns where the model is too small for it.
 
     Args:
         image: RGB, of any size.
@@ -69,6 +72,8 @@ def inpaint_windows(
     if blend.composite and not mask.any():
         return [image.copy() for _ in labels]
     images, windows = [image], list(windows)
+    if warning := warn_if_blurred(mask, windows, vqvae.config.image_side):
+        log.warning("%s", warning)
     for n, window in enumerate(windows):
         on_step = count_images(progress, len(labels), len(windows), n)
         square_mask, outside = ~crop_mask(~mask, window), ~crop_mask(np.ones_like(mask), window)

@@ -3,7 +3,7 @@
 Sizes are (width, height) in pixels; a mask is a boolean array (height, width), True where the image is inpainted.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from numbers import Real
 from typing import NamedTuple
 
@@ -17,6 +17,7 @@ from var.utils.images import MAX_PIXELS
 
 MAX_WINDOWS = 400  # that an image's extension may take, each as long to draw as an image
 METHODS = ("auto", "shrink", "slide")  # of outpainting
+BLURRED = 2  # times that what is drawn may be enlarged before it looks blurred
 MAX_GROWTH = 8  # an extended image is at most that many times as wide and as high
 
 
@@ -146,6 +147,26 @@ def _stops(low: int, high: int, length: int, side: int) -> list[int]:
     before = range(low, -step, -step)
     after = range(high - side, length - side + step, step)
     return sorted({min(max(start, 0), length - side) for start in (*before, *over, *after)})
+
+
+def warn_if_blurred(mask: Mask, windows: Iterable[Window], side: int) -> str | None:
+    """Return a sentence if what a model draws is enlarged more than BLURRED times; None: it is not.
+
+    Args:
+        mask: of the image.
+        windows: through which it is filled.
+        side: of the model's images.
+    """
+    largest = max(windows, key=lambda window: window.side)
+    box, factor = Image.fromarray(crop_mask(mask, largest)).getbbox(), largest.side / side
+    if box is None or factor <= BLURRED:
+        return None
+    width, height = (max(round((end - start) / factor), 1) for start, end in zip(box[:2], box[2:], strict=True))
+    return (
+        f"the part that is filled has {width}x{height} of the model's {side}x{side} pixels and is enlarged "
+        f"{factor:.1f} times, so it will look blurred: a smaller context, a smaller image or a model of larger images "
+        "makes it sharper"
+    )
 
 
 def pad_canvas(image: Image.Image, left: int, right: int, top: int, bottom: int) -> tuple[Image.Image, Mask]:

@@ -41,10 +41,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
     return [Image.fromarray(np.ascontiguousarray(image)) for image in pixels]
 
 
-def open_image(file: str | Path) -> Image.Image:
+def open_image(file: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image in the size and mode that it is stored in.
 
-    Raises InputError: no such file, not an image in one of the known formats, damaged, more than MAX_PIXELS.
+    Raises InputError: no such file, not an image in one of the known formats, damaged, more than max_pixels.
     """
     path = to_path(file, "image")
     try:
@@ -61,21 +61,21 @@ def open_image(file: str | Path) -> Image.Image:
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
         raise InputError(f"cannot read {file}: {one_line(error)}: give another image") from error
     with image:
-        return load_image(image, str(file))
+        return load_image(image, str(file), max_pixels)
 
 
-def load_image(image: Image.Image, name: str = "the image") -> Image.Image:
+def load_image(image: Image.Image, name: str = "the image", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The image with its pixels read, which Pillow puts off until they are needed.
 
-    Raises InputError: not a PIL image, damaged, without pixels, or more than MAX_PIXELS.
+    Raises InputError: not a PIL image, damaged, without pixels, or more than max_pixels.
     """
     if not isinstance(image, Image.Image):
         raise InputError(f"{name} is of type {type(image).__name__}: give a PIL image, such as PIL.Image.open reads")
     if not image.width * image.height:
         raise InputError(f"{name} has {image.width}x{image.height} px: give an image that has pixels")
-    if image.width * image.height > MAX_PIXELS:
+    if image.width * image.height > max_pixels:
         size = f"{image.width}x{image.height} px"
-        raise InputError(f"{name} has {size}: at most {MAX_PIXELS:,} pixels are read; reduce it first")
+        raise InputError(f"{name} has {size}: at most {max_pixels:,} pixels are read; reduce it first")
     try:
         image.load()
     except Exception as error:  # as above

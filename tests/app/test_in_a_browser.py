@@ -1,0 +1,93 @@
+"""The page in a browser."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+expect = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed").expect
+Page = Any
+TIMEOUT = 120_000  # milliseconds: with room for a busy machine
+expect.set_options(timeout=TIMEOUT)
+
+
+@pytest.fixture(scope="module")
+def asked() -> list[str]:
+    """Addresses that the browser has asked for something."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def page(browser: Any, address: str, asked: list[str]) -> Any:
+    page = browser.new_page(viewport={"width": 900, "height": 700})  # a larger editor takes longer without a GPU
+    page.on("request", lambda request: asked.append(request.url))
+    yield open_page(page, address)
+    page.close()
+
+
+def open_page(page: Page, address: str) -> Page:
+    page.set_default_timeout(TIMEOUT)
+    page.goto(address)
+    page.locator("#generate-button").wait_for()
+    return page
+
+
+def click_generate(page: Page, num: int) -> None:
+    page.get_by_label("Images of each").fill(str(num))
+    page.locator("#generate-button").click()
+
+
+def test_an_image_appears_scale_by_scale(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            window.seen = [];
+            const line = document.querySelector('#generate-scale');
+            new MutationObserver(() => window.seen.push(line.innerText))
+                .observe(line, {childList: true, subtree: true, characterData: true});
+        }"""
+    )
+    click_generate(page, 1)
+    expect(page.locator("#generate-scale")).to_contain_text("1 image")
+    scales = {int(number) for text in page.evaluate("window.seen") for number in re.findall(r"scale (\d) of 7", text)}
+    assert len(scales) > 2
+    expect(page.locator("#generate-images img")).to_have_count(1)
+    expect(page.locator("#generate-settings")).to_contain_text("var sample --model var-mini --class 1 --num 1")
+    with page.expect_download() as download:
+        page.locator("#generate-zip").click()
+    assert download.value.suggested_filename == "images.zip"
+
+
+def test_a_painted_part_is_filled(page: Page, photo: Path) -> None:
+    page.get_by_role("tab", name="Edit").click()
+    page.locator("#edit-image input[type=file]").first.set_input_files(photo)
+    canvas = page.locator("#edit-image canvas").first
+    canvas.wait_for()
+    page.locator("#edit-image").get_by_label("Brush").wait_for()
+    page.get_by_label("Results").first.fill("1")
+    page.locator("#edit-button").click()
+    expect(page.get_by_text("nothing is painted")).to_be_visible()
+    box = canvas.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(x - 30, y)
+    page.mouse.down()
+    page.mouse.move(x + 30, y, steps=4)
+    page.mouse.up()
+    page.locator("#edit-button").click()
+    expect(page.locator("#edit-results img")).to_have_count(1)
+
+
+def test_two_tabs_draw_at_once(browser: Any, page: Page, address: str) -> None:
+    page.get_by_role("tab", name="Generate").click()
+    other = open_page(browser.new_page(), address)
+    for each in (page, other):
+        click_generate(each, 2)
+    for each in (page, other):
+        expect(each.locator("#generate-scale")).to_contain_text("2 images")
+    other.close()
+
+
+def test_no_other_machine_was_asked(page: Page, asked: list[str], address: str) -> None:
+    assert page.url.startswith(address)
+    assert asked
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []

@@ -1,0 +1,69 @@
+"""The command that serves the page: `var app`."""
+
+import threading
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from tokenizer.errors import InputError, check_whole_number
+from var.cli.options import ModelOptions
+
+LOCAL = ("127.0.0.1", "localhost", "::1")
+
+Host = Annotated[str, Option(help="Address that is listened at; 0.0.0.0 lets other machines use the page.")]
+Port = Annotated[
+    int, Option(callback=lambda value: check_whole_number("port", value, 1, 65535), help="Port that is listened at.")
+]
+RunsFolder = Annotated[Path, Option(help="Folder of the runs whose training is shown.")]
+ImagesFolder = Annotated[
+    Path | None,
+    Option(help="Folder with images, or folders of them, whose features can be looked at.", metavar="FOLDER"),
+]
+FeaturesModel = Annotated[
+    str | None,
+    Option(help="Model of the features, as `var features extract` takes it. Default: the one that draws."),
+]
+
+
+def app(
+    host: Host = "127.0.0.1",
+    port: Port = 7860,
+    runs: RunsFolder = Path("runs"),
+    images: ImagesFolder = None,
+    features: FeaturesModel = None,
+    *,
+    model: ModelOptions,
+) -> None:
+    """Serve a page on which images are generated, edited and looked into, in a browser on this machine.
+
+    Examples:
+      var app
+      var app --model var-emoji --port 8000 --images photos
+    """
+    from var.utils.optional_packages import optional_packages
+
+    with optional_packages("app"):
+        from var.app.page import own_folder, serving
+    from var.app.state import AppState
+    from var.pipeline import VARPipeline
+
+    for name, given in (("images", images), ("runs", runs)):
+        if given is not None and given.exists() and not given.is_dir():
+            raise InputError(f"--{name} {given} is a file: give a folder")
+    if images is not None and not images.exists():
+        raise InputError(f"--images {images} does not exist: give a folder with images")
+    pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype).pack()
+    with own_folder() as folder:
+        state = AppState(pipe, model.model, folder, runs, images, features)
+        with serving(state, host, port) as address:
+            typer.echo(f"the page is at {address}; Ctrl-C ends it")
+            if host not in LOCAL:
+                typer.echo("everyone who reaches this machine can use it", err=True)
+            wait()
+
+
+def wait() -> None:
+    """Wait for Ctrl-C."""
+    threading.Event().wait()
