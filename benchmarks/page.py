@@ -102,7 +102,9 @@ def take_screenshots(model: str, out: Path) -> None:
 
 def paint(page: Any) -> None:
     """Paint over the middle of the image in the editor."""
-    box = page.locator("#edit-image canvas").first.bounding_box()
+    canvas = page.locator("#edit-image canvas").first
+    canvas.scroll_into_view_if_needed()
+    box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 40, y)
     page.mouse.down()

@@ -65,8 +65,7 @@ def test_a_painted_part_is_filled(page: Page, photo: Path) -> None:
     canvas.wait_for()
     page.locator("#edit-image").get_by_label("Brush").wait_for()
     page.get_by_label("Results").first.fill("1")
-    page.locator("#edit-button").click()
-    expect(page.get_by_text("nothing is painted")).to_be_visible()
+    canvas.scroll_into_view_if_needed()
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 30, y)
@@ -75,6 +74,15 @@ def test_a_painted_part_is_filled(page: Page, photo: Path) -> None:
     page.mouse.up()
     page.locator("#edit-button").click()
     expect(page.locator("#edit-results img")).to_have_count(1)
+
+
+def test_a_bad_upload_gives_a_sentence(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "note.png").write_text("no image")
+    page.get_by_role("tab", name="Look inside").click()
+    page.locator("#inside-image input[type=file]").first.set_input_files(tmp_path / "note.png")
+    page.locator("#inside-image img").wait_for(state="attached")
+    page.locator("#inside-button").click()
+    expect(page.get_by_text("note.png is not an image in one of the formats")).to_be_visible()
 
 
 def test_two_tabs_draw_at_once(browser: Any, page: Page, address: str) -> None:

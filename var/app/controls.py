@@ -24,7 +24,7 @@ class SamplingControls(NamedTuple):
 
 def sampling_controls(state: AppState) -> SamplingControls:
     """Add sliders that begin at the model's own sampling."""
-    default, vocab_size = state.pipe.choose_sampling({}), state.pipe.model.config.vocab_size
+    default, vocab_size = state.pipe.choose_sampling({}), state.pipe.vqvae.config.vocab_size
     return SamplingControls(
         gr.Slider(0, 10, default.cfg, step=0.1, label="Guidance (cfg)", info="more: clearer and less varied; 0: off"),
         gr.Slider(
@@ -40,7 +40,7 @@ def read_sampling(state: AppState, cfg: float, top_k: float, top_p: float, smoot
 
     Raises InputError: a value out of range.
     """
-    default, vocab_size = state.pipe.choose_sampling({}), state.pipe.model.config.vocab_size
+    default, vocab_size = state.pipe.choose_sampling({}), state.pipe.vqvae.config.vocab_size
     kept = None if top_k == vocab_size <= default.top_k else int(top_k)
     return state.pipe.choose_sampling({"cfg": float(cfg), "top_k": kept, "top_p": float(top_p), "smooth": smooth})
 
