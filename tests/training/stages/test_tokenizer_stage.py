@@ -22,8 +22,9 @@ from var.hub.checkpoint import load_tokenizer
 from var.networks import backbones, perceptual
 from var.networks.frozen import Frozen
 from var.training.adversary import Adversary, Carry
+from var.training.codebook import CodebookHealth
 from var.training.rng import StepRNG
-from var.training.stages.base import Losses
+from var.training.stages.base import Losses, require
 from var.training.stages.tokenizer import TokenizerStage, frozen_networks
 from var.utils.images import image_grid, to_pil
 
@@ -128,6 +129,10 @@ def second_turn(stage: TokenizerStage, kept: Carry, step: int = BEGINS, indices:
 def adversary(stage: TokenizerStage) -> Adversary:
     assert stage.adversary is not None
     return stage.adversary
+
+
+def health(stage: TokenizerStage) -> CodebookHealth:
+    return require(CodebookHealth, stage.upkeep)
 
 
 def gradients(model: nn.Module, total: Tensor) -> dict[str, Tensor]:
@@ -403,7 +408,7 @@ def test_losses_and_gradients_of_a_batch_are_the_means_of_its_parts(
     stage.after_step(draws(step), parts, lambda value: value)
     other.after_step(draws(step), [whole.carry], lambda value: value)
     assert adversary(stage).adaptive.item() == pytest.approx(adversary(other).adaptive.item(), rel=1e-3)
-    assert torch.equal(stage.health.counts, other.health.counts)
+    assert torch.equal(health(stage).counts, health(other).counts)
 
 
 def test_quantiser_dropout_draws_a_share_of_images_from_fewer_scales(build: Build) -> None:
@@ -480,7 +485,7 @@ def test_dead_codewords_move_to_vectors_that_the_scales_look_up(build: Build) ->
     assert len(after[dead].unique(dim=0)) > len(dead) / 2  # at different positions
     from_scale = torch.repeat_interleave(torch.arange(3), torch.tensor([len(part) for part in vectors]))
     assert len(from_scale[distances.argmin(dim=-1)].unique()) > 1
-    assert not stage.health.age[dead].any()
+    assert not health(stage).age[dead].any()
     assert quantizer.codebook.weight.requires_grad
 
 
@@ -532,7 +537,7 @@ def test_processes_agree_on_the_codebook_and_with_one_process(build: Build, accu
     for rank, stage in enumerate(two):
         assert largest_difference(stage.vqvae.quantizer.codebook.weight, ours.codebook.weight) < 1e-6
         assert torch.equal(stage.vqvae.quantizer.usage, ours.usage)
-        assert torch.equal(stage.health.age, one.health.age)
+        assert torch.equal(health(stage).age, health(one).age)
         assert [dict(step) for step in shown[rank]] == [dict(step) for step in shown[2]]
     assert torch.equal(two[0].vqvae.quantizer.codebook.weight, two[1].vqvae.quantizer.codebook.weight)
 
@@ -565,9 +570,9 @@ def test_what_is_remembered_goes_round(build: Build) -> None:
         stage.after_step(draws(step), [first_turn(stage, step).carry], lambda value: value)
     other.load_state_dict(stage.state_dict())
     assert adversary(other).adaptive == adversary(stage).adaptive != 1
-    assert torch.equal(other.health.age, stage.health.age)
-    assert torch.equal(other.health.counts, stage.health.counts)
-    assert other.health.steps == 2
+    assert torch.equal(health(other).age, health(stage).age)
+    assert torch.equal(health(other).counts, health(stage).counts)
+    assert health(other).steps == 2
 
 
 # --- validation, pictures, export, real networks
