@@ -22,7 +22,8 @@ NAMES = [command.name if isinstance(command, Group) else command.__name__ for co
 
 
 def test_help_lists_the_commands(var: Run) -> None:
-    assert {"sample", "edit", "classify", "train", "data", "features", "scaling", "evaluate", "bench"} == set(NAMES)
+    usual = {"sample", "edit", "classify", "train", "data", "features", "scaling", "evaluate", "bench"}
+    assert usual | {"app", "plot", "info", "models", "recipes"} == set(NAMES)
     code, out, err = var("--help")
     assert (code, err) == (0, "")
     assert "var [OPTIONS] COMMAND" in out
@@ -81,8 +82,8 @@ def test_a_group_lists_and_runs_its_commands(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("edit", "inpiant"), ("No such command 'inpiant'",)),
-        (("smaple",), ("No such command 'smaple'",)),
+        (("edit", "inpiant"), ("No such command 'inpiant'", "Did you mean 'inpaint'")),
+        (("smaple",), ("No such command 'smaple'", "Did you mean 'sample'")),
         (("train",), ("Missing argument",)),
         (("train", "none.yaml"), ("recipe none.yaml does not exist",)),
         (("data", "tokenize", "none.yaml"), ("recipe none.yaml does not exist",)),

@@ -46,6 +46,18 @@ def test_files_and_what_is_printed(sample: Run, tmp_path: Path) -> None:
         assert grid.size == (2 * 130 - 2, 2 * 130 - 2)  # two columns, enlarged to be seen
 
 
+def test_classes_by_position_and_with_commas(sample: Run) -> None:
+    def drawn(*arguments: object) -> list[str]:
+        code, out, err = sample(*arguments, "--num", 1)
+        assert code == 0, err
+        return [Path(line).stem for line in out.splitlines()[:-2]]
+
+    assert drawn(3, "red fox") == drawn("3,red fox") == drawn("--class", "3, red fox") == ["3_0", "0_0"]
+    assert drawn(3, "--class", "0,1", "--class", 4) == ["3_0", "0_0", "1_0", "4_0"]
+    refusal(sample("3,zebra"), "'zebra'")
+    refusal(sample("3,"), "class ''")
+
+
 def test_the_default_is_a_mix_of_the_known_classes(sample: Run, tmp_path: Path) -> None:
     code, out, _ = sample("--num", 1)
     assert code == 0
@@ -146,7 +158,6 @@ def test_an_unknown_class(sample: Run) -> None:
         (("--out", "a" * 300, "--model", "no/such/folder"), ("out='aaa", "is too long, 300 bytes")),
         (("--num", "abc"), ("--num", "integer", "--help lists the options")),
         (("--nmu", 3), ("--nmu", "--num")),
-        (("207",), ("207", "--help lists the options")),
         (("--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
         (("--device", "cuda:77"), ("device 'cuda:77'",)),
         (("--dtype", "half"), ("dtype 'half'", "auto, float32, bfloat16 or int8")),

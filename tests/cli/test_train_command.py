@@ -54,7 +54,7 @@ def test_recipes_that_cannot_work(
 
 
 def test_files_that_are_not_there(var: Run, tmp_path: Path, images: Path) -> None:
-    refusal(var("train"), "recipe", "--help lists the options")
+    refusal(var("train"), "RECIPE", "--help lists the options")
     refusal(var("train", tmp_path / "none.yaml"), "none.yaml does not exist")
     (tmp_path / "empty").mkdir()
     base = merged(TOKENIZER, {"data": {"source": str(tmp_path / "empty")}})

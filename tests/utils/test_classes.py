@@ -3,7 +3,16 @@
 import pytest
 from helpers import refused
 
-from var.utils.classes import class_labels, find_label, folder_names, imagenet_names, label_of_text, listing, spread
+from var.utils.classes import (
+    class_labels,
+    find_label,
+    folder_names,
+    imagenet_names,
+    label_of_text,
+    listing,
+    split_classes,
+    spread,
+)
 
 CLASSES = {1: "goldfish", 207: "golden retriever", 134: "crane", 517: "crane", 8: "Red_Fox", 9: "t-shirt"}
 
@@ -96,3 +105,15 @@ def test_numbers_of_folders_that_are_too_large_for_labels_are_names() -> None:
     assert folder_names({"20231231": 0, "20240101": 1}) == {0: "20231231", 1: "20240101"}
     assert folder_names({"10": 10, "02": 2}) == {}
     assert folder_names({"1": 0, "10": 1, "none": 2}) == {0: "1", 1: "10", 2: "none"}
+
+
+def test_a_name_with_commas_is_one_class() -> None:
+    names = {0: "tench, Tinca tinca", 1: "tench", 2: "red fox"}
+    for text, parts in {
+        "0,1": ["0", "1"],
+        "tench, Tinca Tinca": ["tench, Tinca Tinca"],
+        "tench,red fox": ["tench", "red fox"],
+        "2,tench, tinca_tinca,tench": ["2", "tench, tinca_tinca", "tench"],
+        "2,": ["2", ""],
+    }.items():
+        assert split_classes(text, names) == parts

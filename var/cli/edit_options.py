@@ -87,7 +87,7 @@ class MaskOptions(BlendOptions):
     ] = None
 
 
-ImageFile = Annotated[Path, Argument(help="The image, of any size and mode.")]
+ImageFile = Annotated[Path, Argument(help="The image, of any size and mode.", metavar="IMAGE")]
 Class = Annotated[str, Option("--class", help=f"{CLASS}.", metavar="CLASS")]
 MaybeClass = Annotated[
     str | None, Option("--class", help=f"{CLASS}. Default: none, the image alone counts.", metavar="CLASS")

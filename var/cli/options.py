@@ -4,16 +4,20 @@ A parameter of a dataclass type stands for all its fields, see `run.flatten`. Op
 defaults, which their help states.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
 from tokenizer.errors import InputError, abbreviate, check_whole_number
 from var.sampling.params import FOR_METRICS, SamplingParams
+from var.utils.classes import split_classes
+
+if TYPE_CHECKING:
+    from var.pipeline import VARPipeline
 
 SAMPLING = SamplingParams()
 
@@ -43,6 +47,11 @@ def whole_numbers(text: str, refusal: str) -> list[int]:
         return [int(number) for number in text.split(",")]
     except ValueError as error:
         raise InputError(refusal) from error
+
+
+def read_classes(given: Sequence[str], pipe: "VARPipeline") -> list[str]:
+    """Split what has commas in it, such as `207,970`; names of the model's classes may have some of their own."""
+    return [each for text in given for each in (split_classes(text, pipe.known_classes()) if "," in text else [text])]
 
 
 def parse_window(text: str | None) -> tuple[int, ...] | None:
@@ -186,7 +195,15 @@ class SamplingOptions(MetricsSamplingOptions):
 
 
 Classes = Annotated[
-    list[str] | None, Option("--class", help=f"{CLASS}; repeat for several. Default: those that the model knows.")
+    list[str] | None,
+    Option(
+        "--class",
+        help=f"{CLASS}; several with commas, or repeat it. Default: those that the model knows.",
+        metavar="CLASS,...",
+    ),
+]
+PositionalClasses = Annotated[
+    list[str] | None, Argument(help=f"{CLASS}; as --class.", metavar="CLASS", show_default=False)
 ]
 NumPerClass = Annotated[int, Option(max=1000, callback=check_at_least("num", 1), help="Images of each class.")]
 Intermediates = Annotated[
@@ -196,7 +213,17 @@ SampleFolder = Annotated[Path, Option("--out", help="Folder for the images.")]
 
 # --- recipes and training
 
-Recipe = Annotated[Path, Argument(help="YAML recipe, such as configs/mini_var.yaml.")]
+Recipe = Annotated[
+    Path, Argument(help="Recipe: a YAML file, or the name of one that `var recipes list` shows.", metavar="RECIPE")
+]
+RecipeName = Annotated[str, Argument(help="One that `var recipes list` shows.", metavar="NAME")]
+RecipeWord = Annotated[str, Argument(help="Only those whose name has it.", metavar="WORD", show_default=False)]
+RunsFolder = Annotated[Path, Option("--runs", help="Folder whose runs are listed too.")]
+RecipeTarget = Annotated[
+    Path, Argument(help="Folder, or a file for a recipe without a base.", metavar="TO", show_default="this folder")
+]
+RunFolder = Annotated[Path, Argument(help="Output folder of a run.", metavar="RUN")]
+PlotFile = Annotated[Path | None, Option("--out", help="Image to write. Default: curves.png in RUN.", metavar="FILE")]
 Overrides = Annotated[list[str] | None, Argument(help="key=value, such as optimizer.lr=1e-4.", metavar="KEY=VALUE")]
 DryRun = Annotated[
     bool, Option("--dry-run", help="Only print what it would take: parameters, FLOPs, memory, steps, time.")

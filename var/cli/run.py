@@ -1,15 +1,18 @@
 """How commands run, print tables, and fail: one line on standard error, exit code 2."""
 
+import copy
 import inspect
 import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, get_type_hints
+from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 from typer.exceptions import TyperException
+from typer.models import OptionInfo
 
 from tokenizer.errors import InputError, one_line
 from var.cli.streams import check_printed, guard_streams
@@ -19,6 +22,11 @@ from var.utils.paths import to_path
 
 Command = Callable[..., None]
 
+PACKAGE = "var-next-scale"
+HELP_OPTIONS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
+PLACEHOLDERS = {"model": "MODEL", "refiner": "MODEL", "device": "DEVICE", "dtype": "DTYPE", "out": "FOLDER"}
+PLACEHOLDER_OF: dict[Any, str] = {int: "N", float: "NUMBER", Path: "PATH"}
+
 
 class Group(NamedTuple):
     """Commands that share a first word."""
@@ -26,6 +34,17 @@ class Group(NamedTuple):
     name: str
     help: str
     commands: Mapping[str, Command]  # by the word that follows
+
+
+def print_version(requested: bool) -> None:
+    """Print the version, if it is wanted, and end the command."""
+    if requested:
+        try:
+            number = metadata.version(PACKAGE)
+        except metadata.PackageNotFoundError:  # run from a clone
+            number = "unknown"
+        typer.echo(f"var {number}")
+        raise typer.Exit
 
 
 def run(*commands: Command | Group, help: str | None = None) -> None:
@@ -57,7 +76,16 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
 
 def build(*commands: Command | Group, help: str | None = None) -> typer.Typer:
     """The parser of the commands. A group that is named without a command prints its help."""
-    app = typer.Typer(help=help, add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
+    several = len(commands) > 1
+    app = typer.Typer(
+        help=help,
+        add_completion=several,
+        pretty_exceptions_enable=False,
+        no_args_is_help=True,
+        context_settings=HELP_OPTIONS,
+    )
+    if several:  # a script with one command takes that command's options alone
+        app.callback()(of_all)
     for command in commands:
         if isinstance(command, Group):
             group = typer.Typer(name=command.name, help=command.help, no_args_is_help=True)
@@ -65,8 +93,16 @@ def build(*commands: Command | Group, help: str | None = None) -> typer.Typer:
                 group.command(name)(flatten(member))
             app.add_typer(group)
         else:
-            app.command()(flatten(command))
+            app.command(context_settings=HELP_OPTIONS)(flatten(command))
     return app
+
+
+def of_all(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before any command."""
 
 
 def flatten(command: Command) -> Command:
@@ -76,13 +112,17 @@ def flatten(command: Command) -> Command:
     for parameter in inspect.signature(command).parameters.values():
         bundle, of_command = parameter.annotation, parameter.replace(kind=parameter.KEYWORD_ONLY)
         if not is_dataclass(bundle):
-            parameters.append(of_command)
+            parameters.append(of_command.replace(annotation=_with_placeholder(parameter.name, bundle)))
             continue
         bundles[parameter.name] = bundle
         hints = get_type_hints(bundle, include_extras=True)
         for field in fields(bundle):
             default = parameter.empty if field.default is MISSING else field.default
-            parameters.append(of_command.replace(name=field.name, default=default, annotation=hints[field.name]))
+            parameters.append(
+                of_command.replace(
+                    name=field.name, default=default, annotation=_with_placeholder(field.name, hints[field.name])
+                )
+            )
 
     def flat(**values: Any) -> None:
         values = {name: _expand_paths(name, value) for name, value in values.items()}
@@ -93,6 +133,22 @@ def flatten(command: Command) -> Command:
     flat.__name__, flat.__doc__ = command.__name__, command.__doc__
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
     return flat
+
+
+def _with_placeholder(name: str, annotation: Any) -> Any:
+    """Return an option's type with a word for its value in the help, where there is none: `--num N`, `--out FOLDER`."""
+    kind, *notes = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    kinds = {kind, *get_args(kind)}
+    word = PLACEHOLDERS.get(name) or next((word for each, word in PLACEHOLDER_OF.items() if each in kinds), None)
+    if bool in kinds:
+        word = ""
+    elif str in kinds and word is None:
+        word = name.upper()
+    if word is None or not notes or not isinstance(notes[0], OptionInfo) or notes[0].metavar is not None:
+        return annotation
+    option = copy.copy(notes[0])
+    option.metavar = word
+    return Annotated[kind, option]
 
 
 def _expand_paths(name: str, value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The command that generates images: `python sample.py --class 207 --class "king penguin"`."""
+"""The command that generates images: `python sample.py 207 "king penguin"`."""
 
 import time
 from pathlib import Path
@@ -20,6 +20,7 @@ def main() -> None:
 
 
 def sample(
+    named: options.PositionalClasses = None,
     classes: options.Classes = None,
     num: options.NumPerClass = 4,
     out: options.SampleFolder = Path("samples"),
@@ -32,7 +33,7 @@ def sample(
     """Generate images scale by scale, coarse to fine, and save each as PNG when it is there, and a grid.
 
     Examples:
-      var sample --class 207 --class "king penguin" --num 8
+      var sample 207 "king penguin" --num 8
       var sample --model var-d16 --cfg 2 --top-k 600 --scales
       var sample --model var-d16 --cfg-scales 0:7 --refiner var-d30 --refine-from 8
     """
@@ -48,15 +49,16 @@ def sample(
     check_writable(out)
     check_refiner_options(drawn.refiner, drawn.refine_from)
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype).pack()
-    labels: list[int | str] = list(classes) if classes else list(spread(pipe.known_labels(), MIX))
+    given = [*(named or ()), *(classes or ())]
+    labels: list[int | str] = [*options.read_classes(given, pipe)] or [*spread(pipe.known_labels(), MIX)]
     rows = [label for label in map(pipe.label, labels) for _ in range(num)]
     loaded = time.perf_counter()
     written, folder = [], ImageFolder(out, rows)
     with stopping(lambda: f"{folder.count} of {len(rows)} images are in {out}"):
         try:
             with live_bar() as progress:
-                options = collect_options(sampling, drawn, intermediates=scales, progress=progress)
-                for batch in pipe.batches(labels, num, **options):
+                keywords = collect_options(sampling, drawn, intermediates=scales, progress=progress)
+                for batch in pipe.batches(labels, num, **keywords):
                     stages = batch.intermediates or [[]] * len(batch.images)
                     for image in zip(batch.labels, batch.indices, batch.images, stages, strict=True):
                         written += folder.add(*image)

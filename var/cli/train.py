@@ -34,8 +34,12 @@ def train(recipe: options.Recipe, overrides: options.Overrides = None, dry_run: 
         print_estimate(checked)
         return
     from var.training import loop
+    from var.training.summary import next_command
 
-    typer.echo(f"model: {loop.train(checked)}")
+    exported = loop.train(checked)
+    typer.echo(f"model: {exported}")
+    if is_main_process():
+        typer.echo(f"next: {next_command(checked, exported)}", err=True)
 
 
 def print_estimate(recipe: "Recipe") -> None:
@@ -46,5 +50,10 @@ def print_estimate(recipe: "Recipe") -> None:
     from var.training.estimate.table import show
 
     found = estimate(recipe)
-    if int(os.environ.get("RANK", "0")) == 0:
+    if is_main_process():
         Console(soft_wrap=True).print(show(found))
+
+
+def is_main_process() -> bool:
+    """Return whether this is the first of the processes that a launcher has started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0

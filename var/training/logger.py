@@ -103,6 +103,10 @@ class Report:
             left = self.clock.estimate_time_left(step, self.steps)
             self.console.print(f"step {step}/{self.steps}  {shown}  {left} left", soft_wrap=True)
 
+    def advance(self, step: int) -> None:
+        """Move the live line to a step; nothing is logged."""
+        self.progress.update(self.task, completed=step)
+
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Log a validation."""
         self._write(step, "validation", values)

@@ -14,6 +14,7 @@ from var.training.health import disk_full_as_input_error
 from var.training.logger import Report, check_wandb
 from var.training.parts import log_trained
 from var.training.stages.base import find_stage
+from var.training.summary import describe_finished, describe_run
 from var.training.trainer import Trainer
 from var.utils.paths import check_writable
 from var.utils.ranks import Ranks
@@ -53,6 +54,9 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
     if recipe.freezes:
         log_trained(trainer.stage.phases[0].model)
     stage, start, steps = trainer.stage, trainer.step, trainer.stage.steps
+    if accelerator.is_main_process:
+        for line in describe_run(trainer) if start < steps else [describe_finished(trainer)]:
+            log.info(line)
     rank, world_size = accelerator.process_index, accelerator.num_processes
     sampler = StepSampler(stage.train_data, recipe.batch_size, rank, world_size, start, steps, recipe.micro_batches)
 
@@ -73,6 +77,7 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
             trainer.health.check_readable(micro_batches)
             interrupts.work = f"step {trainer.step + 1}"
             trainer.take_step(micro_batches)
+            report.advance(trainer.step)
             step, stop = trainer.step, trainer.health.any_process(bool(interrupts))
             interrupts.work = f"what follows step {step}: validation, saving"
             if stop:

@@ -20,6 +20,7 @@ from var.training.recipe_errors import fields_of, refuse, show, type_at
 from var.training.renamed_keys import rename_keys
 from var.training.stages.base import find_stage, stage_names
 from var.utils.paths import to_path
+from var.utils.recipes import find_recipe, suggest_recipe
 
 LENGTHS = {"epochs", "steps"}  # of a run; a recipe has one of them
 DEEPEST, MOST_NODES, MOST_CHARACTERS = 20, 100_000, 2**20  # bounds on a recipe, far above those in use
@@ -49,8 +50,11 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     text itself: "output=runs/a #1" is that folder, and "data.label_column=on" that column. Exceptions: null and nothing
     are no value, '' is empty text, and ${model.depth} stands for the value of another key of the recipe.
 
+    A path may be the name of a recipe that comes with the package, see `find_recipe`.
+
     Raises InputError: a file that cannot be read; a key or value that is not allowed.
     """
+    path = find_recipe(path)
     layers = _read_file(path)
     recipe = _recipe_type(
         path, [*layers, *(_read_override(given) for given in overrides if given.startswith("stage="))]
@@ -154,7 +158,7 @@ def _read_file(path: Path, above: Sequence[Path] = ()) -> list[Layer]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"recipe {path} does not exist: give the path of a YAML file") from None
+        raise InputError(f"recipe {path} does not exist{suggest_recipe(path)}: give the path of a YAML file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"recipe {path} cannot be read: {one_line(error)}") from error
     root = _compose(text, f"recipe {path}")

@@ -149,6 +149,7 @@ class TransformerStage(Stage[TransformerRecipeT]):
     kind: ClassVar[type[ConditionalTransformer]]
     regularization: ClassVar[Regularization] = TransformerConfig.regularization  # of the tokenizer
     parts = (TOKENIZER, TRANSFORMER)
+    next_command = "python sample.py --model {model}"
 
     def __init__(
         self, recipe: TransformerRecipeT, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset

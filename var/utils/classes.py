@@ -126,6 +126,23 @@ def find_label(name: str, classes: Mapping[int, str]) -> int:
     raise InputError(f"class {name!r} is unknown: {hint}")
 
 
+def split_classes(text: str, classes: Mapping[int, str]) -> list[str]:
+    """`207,970` -> ["207", "970"]; a name that has commas in it stays whole.
+
+    Args:
+        text: indices and names with commas between them.
+        classes: label -> name of those that are known.
+    """
+    names, parts = set(map(plain_name, classes.values())), text.split(",")
+    found: list[str] = []
+    while parts:
+        lengths = (n for n in range(len(parts), 1, -1) if plain_name(",".join(parts[:n])) in names)
+        length = next(lengths, 1)
+        found.append(",".join(parts[:length]).strip())
+        parts = parts[length:]
+    return found
+
+
 def plain_name(name: str) -> str:
     """In lower case, words parted by one blank."""
     return " ".join(name.lower().replace("_", " ").split())

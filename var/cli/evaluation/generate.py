@@ -7,7 +7,15 @@ import typer
 
 from tokenizer.errors import InputError
 from var.cli.evaluation import options
-from var.cli.options import Batch, Classes, MetricsSamplingOptions, ModelOptions, ScaleOptions, collect_options
+from var.cli.options import (
+    Batch,
+    Classes,
+    MetricsSamplingOptions,
+    ModelOptions,
+    ScaleOptions,
+    collect_options,
+    read_classes,
+)
 from var.cli.progress import LONGEST_WAIT, progress_bar, stopping
 
 
@@ -67,10 +75,11 @@ def generate(
         if reject is not None:
             check_labels_are_imagenets(pipe.model.config.num_classes)
             scorer = ClassProbability(reject_by or REJECT_BY, target)
+        chosen = read_classes(classes or [], pipe)
         description = None if scorer is None else scorer.description
         more = {"compiled": compile, "use_scales": drawn.use_scales, "refiner": finer, "refiner_name": drawn.refiner}
         options_given = collect_options(sampling, batch=batch, reject=reject, judge=description, **more)
-        settings = sample_settings(pipe, model.model, classes or None, num_per_class, **options_given)
+        settings = sample_settings(pipe, model.model, chosen or None, num_per_class, **options_given)
     cores = os.cpu_count() or 1
     if is_main_process and pipe.model.position.device.type == "cpu" and ranks.world_size < cores:
         typer.echo(

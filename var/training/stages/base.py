@@ -64,6 +64,7 @@ class Stage(ABC, Generic[RecipeT]):
 
     recipe_type: ClassVar[type[Recipe]]
     parts: ClassVar[tuple[str, ...]] = ("",)  # folders in that of an export, with a model each
+    next_command: ClassVar[str] = "var features extract FOLDER --model {model} --out features.parquet"  # with an export
     best = "loss"  # the validation's number that decides which checkpoint is best; the lower the better
     phases: Sequence[Phase]  # of every step, in order; the first one's model is averaged, validated and exported
 

@@ -143,6 +143,7 @@ class ProbeStage(Stage[ProbeRecipe]):
 
     recipe_type = ProbeRecipe
     best = "error"
+    next_command = "var classify IMAGE --model {model}"
 
     def __init__(
         self, recipe: ProbeRecipe, source: "FeatureSource", train_data: SampleDataset, validation_data: SampleDataset

@@ -155,6 +155,8 @@ class TokenizerStage(Stage[TokenizerRecipe]):
 
     recipe_type = TokenizerRecipe
 
+    next_command = "python train.py own_folder_var data.source=FOLDER tokenizer={model}"
+
     def __init__(
         self, recipe: TokenizerRecipe, networks: Networks, train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:

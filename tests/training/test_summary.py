@@ -1,0 +1,35 @@
+"""What a run says at its start and its end."""
+
+import logging
+from pathlib import Path
+
+import pytest
+from tiny import image_folder, tokenizer_recipe
+
+from var.training.loop import train
+from var.training.stages.base import find_stage, stage_names
+from var.training.summary import next_command
+
+
+def test_a_run_says_what_it_trains_and_a_finished_one_that_it_is(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tokenizer_recipe(tmp_path / "run", image_folder(tmp_path / "data"), steps=2)
+    with caplog.at_level(logging.INFO):
+        exported = train(recipe)
+    assert "data: 8 training images of 2 classes, 6 for validation" in caplog.messages
+    assert any(line.startswith("parameters: ") and "of the " in line for line in caplog.messages)
+    assert "device: cpu, float32" in caplog.messages
+    assert f"run: steps 1 to 2 of 4 images, 1 epochs in all, to {recipe.output}" in caplog.messages
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        train(recipe)
+    assert f"finished before: all 2 steps are done in {recipe.output}" in caplog.text
+    assert "device: " not in caplog.text
+    assert next_command(recipe, exported) == (f"python train.py own_folder_var data.source=FOLDER tokenizer={exported}")
+
+
+def test_every_stage_has_a_command_to_go_on_with() -> None:
+    for name in stage_names():
+        assert "{model}" in find_stage(name).next_command
+    assert find_stage("var").next_command == "python sample.py --model {model}"
