@@ -41,6 +41,7 @@ STAND_INS = {
     "lpips-vgg": "efficientnet-lite2",  # whose package brings its weights
 }
 SHORTER = {
+    "app": "--port 0",
     "train configs/own_folder_tokenizer": "steps=2 batch_size=2",
     "train configs/own_folder_var": "steps=2 batch_size=2 token_views=1",
     "train configs/tune_decoder": "steps=2 batch_size=2",

@@ -59,6 +59,7 @@ ANY_TRAINING = (
             ),
         ),
         ("sklearn", "features", (("features", "classify", "a.parquet", "b.parquet"),)),
+        ("gradio", "app", (("app",),)),
         (
             "torch_fidelity,matplotlib",
             "evaluation",
@@ -69,7 +70,7 @@ ANY_TRAINING = (
             ),
         ),
     ],
-    ids=["train", "accelerate", "pyarrow", "features", "evaluation"],
+    ids=["train", "accelerate", "pyarrow", "features", "gradio", "evaluation"],
 )
 def test_a_missing_package_is_one_line(
     blocked: str, extra: str, commands: tuple[tuple[object, ...], ...], tmp_path: Path

@@ -20,6 +20,7 @@ TABS: dict[str, Callable[[AppState], None]] = {
     "Features": features.build,
 }
 WAITING = 64  # events at most; further ones are refused
+SESSIONS = 64  # visitors whose state is held in memory, the latest
 TITLE = "VAR: image generation by next-scale prediction"
 
 
@@ -64,6 +65,7 @@ def serving(state: AppState, host: str = "127.0.0.1", port: int | None = None) -
             enable_monitoring=False,
             footer_links=[],
             run_history=False,
+            state_session_capacity=SESSIONS,
             _frontend=False,  # no test whether the page can be reached, which fails on a busy machine
             theme=theme(),
         )

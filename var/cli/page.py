@@ -14,7 +14,10 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 Host = Annotated[str, Option(help="Address that is listened at; 0.0.0.0 lets other machines use the page.")]
 Port = Annotated[
-    int, Option(callback=lambda value: check_whole_number("port", value, 1, 65535), help="Port that is listened at.")
+    int,
+    Option(
+        callback=lambda value: check_whole_number("port", value, 0, 65535), help="Port; 0: a free one from 7860 on."
+    ),
 ]
 RunsFolder = Annotated[Path, Option(help="Folder of the runs whose training is shown.")]
 ImagesFolder = Annotated[
@@ -57,7 +60,7 @@ def app(
     pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype).pack()
     with own_folder() as folder:
         state = AppState(pipe, model.model, folder, runs, images, features)
-        with serving(state, host, port) as address:
+        with serving(state, host, port or None) as address:
             typer.echo(f"the page is at {address}; Ctrl-C ends it")
             if host not in LOCAL:
                 typer.echo("everyone who reaches this machine can use it", err=True)
