@@ -9,7 +9,7 @@ pip_install := $(venv_python) -m pip install --disable-pip-version-check -c cons
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sample test lint figures screenshots install develop clean
+.PHONY: help sample test lint docs figures screenshots install develop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -25,7 +25,11 @@ lint: .venv/.installed-dev ## Check format, lint and types
 	$(venv_python) -m ruff check .
 	$(venv_python) -m mypy
 
-figures: .venv/.installed-dev ## Draw the figures of the README again
+docs: .venv/.installed-dev ## Build the documentation as a site, build/site/index.html, and check its links
+	NO_MKDOCS_2_WARNING=1 $(venv_python) -m mkdocs build --quiet
+
+figures: .venv/.installed-dev ## Draw the figures of README and concepts again
+	$(venv_python) docs/figures.py
 	$(venv_python) sample.py --scales --out build/figures
 	cp build/figures/grid.png build/figures/growth.gif docs/
 	$(venv_python) sample.py --model var-emoji --num 4 --out build/emoji $(foreach name,$(CONCEPTS),--class $(name))
