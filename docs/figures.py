@@ -4,6 +4,7 @@ K scales, V codebook size.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,7 +29,8 @@ def draw_pyramid(pipe: VARPipeline, path: Path) -> None:
     colors = _code_colors(pipe.vqvae.quantizer.codebook.weight.detach().float())
     figure = Figure(figsize=(1.5 * len(scales), 3.4), layout="constrained")
     rows = figure.subplots(2, len(scales))
-    for k, (side, tokens, image) in enumerate(zip(scales.sides, scales.split(drawn.tokens), drawn.intermediates[0])):
+    each = zip(scales.sides, scales.split(drawn.tokens), drawn.intermediates[0], strict=True)
+    for k, (side, tokens, image) in enumerate(each):
         rows[0, k].imshow(colors[tokens[0].reshape(side, side).numpy()])
         rows[0, k].set_title(f"{side} x {side}", fontsize=11)
         rows[1, k].imshow(image, interpolation="nearest")
@@ -53,7 +55,7 @@ def draw_masks(path: Path) -> None:
     by_scale, in_turn = figure.subplots(1, 2)
     _show(by_scale.imshow, block_causal(scales))
     by_scale.set_title("next scale: 4 steps for 30 tokens")
-    middles = [(start + end - 1) / 2 for start, end in zip(scales.offsets, scales.offsets[1:])]
+    middles = [(start + end - 1) / 2 for start, end in pairwise(scales.offsets)]
     sides = [f"{side} x {side}" for side in scales.sides]
     by_scale.set(xticks=[], yticks=middles, yticklabels=sides)
     _show(in_turn.imshow, causal(scales.total))

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from tiny import NAMES, Ended, Graphs, Run, ended, tiny_pipeline
+from tiny_hub import TOKEN, Hub, serve, use
 from tiny_runs import WriteRun, write_run
 
 from var.cli import app
@@ -43,6 +45,16 @@ def pipe() -> VARPipeline:
 def _write_run(tmp_path: Path) -> WriteRun:
     """Write the folder of a run of that depth."""
     return partial(write_run, tmp_path)
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub of the test's own, to which the client is logged in, with an empty cache."""
+    with serve() as hub:
+        use(hub.url, monkeypatch)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
 
 
 @pytest.fixture

@@ -1,8 +1,9 @@
-"""The commands of README and docs, run as they stand there, one after the other in one folder.
+"""The commands and Python blocks of README and docs, run as they stand there, one after the other in one folder.
 
 A reader's own files and released weights are stood in for by small ones (STAND_INS), and what takes hours is made short
 by more options at a command's end, where the last one counts (SHORTER). A launcher's options are parsed, and what it
-would start on several processes runs on this one; of `make` only the target is looked up, and nothing is fetched.
+would start on several processes runs on this one; of `make` only the target is looked up, and nothing is fetched. The
+Hugging Face hub is a small one on this machine. A page's Python blocks share their names.
 """
 
 import json
@@ -19,9 +20,12 @@ import pytest
 import torch.distributed.run
 from accelerate.commands.launch import launch_command_parser
 from helpers import small_var, small_vqvae
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
 from PIL import Image
 from tiny import ROOT, Ended, Run
 from tiny_aim import small_aim
+from tiny_hub import Hub
 
 from var.hub.checkpoint import save_model
 from var.pipeline import VARPipeline
@@ -70,23 +74,38 @@ SHORTER = {
 }
 
 
-def commands() -> Iterator[tuple[str, str]]:
-    """Place and text of every command in a bash block."""
+def examples() -> Iterator[tuple[Path, int, str, str]]:
+    """Page, line, language and text of every command in a bash block and of every Python block."""
     for page in PAGES:
-        inside = False
+        language, block = "", ""
         for number, line in enumerate(page.read_text().splitlines(), 1):
             if line.startswith("```"):
-                inside = line == "```bash"
-            elif inside:
+                if language == "python":
+                    yield page, number, language, block
+                language, block = ("" if language else line.removeprefix("```")), ""
+            elif language == "bash":
                 for command in re.sub(r"(^|\s+)#.*", "", line).split(" && "):
-                    yield f"{page.name}:{number}", command
+                    yield page, number, language, command
+            else:
+                block += f"{line}\n"
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    """Place and text of every command in a bash block."""
+    for page, number, language, command in examples():
+        if language == "bash":
+            yield f"{page.name}:{number}", command
 
 
 def words_of(command: str) -> list[str]:
     """Of the command with all that is optional, and with stand-ins."""
-    for word, stand_in in {"[": "", "]": "", **STAND_INS}.items():
-        command = re.sub(rf"(?<![\w-]){re.escape(word)}\b" if word.isalnum() else re.escape(word), stand_in, command)
-    return shlex.split(command)
+    return shlex.split(with_stand_ins(command.replace("[", "").replace("]", "")))
+
+
+def with_stand_ins(text: str) -> str:
+    for word, stand_in in STAND_INS.items():
+        text = re.sub(rf"(?<![\w-]){re.escape(word)}\b" if word.isalnum() else re.escape(word), stand_in, text)
+    return text
 
 
 def noise(path: Path, seed: int, side: int) -> None:
@@ -111,7 +130,7 @@ def folder(tmp_path: Path) -> Path:
     mask.save(tmp_path / "mask.png")
     names = {1: "goldfish", 207: "golden retriever", 999: "toilet tissue"}
     VARPipeline(small_var(num_classes=1000), small_vqvae(), names).save_pretrained(tmp_path / "released" / "var")
-    save_model(tmp_path / "released" / "aim", small_aim())
+    save_model(tmp_path / "released" / "aim", small_aim(image_size=224, patch_size=56, depth=8))
     return tmp_path
 
 
@@ -155,13 +174,27 @@ def perform(var: Run, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     return call
 
 
-def test_they_run(perform: Run) -> None:
-    failed = []
-    for place, command in commands():
-        code, _, err = perform(*words_of(command))
-        if code:
-            failed.append(f"{place}: {command}: {err}")
+def test_they_run(perform: Run, hub: Hub) -> None:
+    failed, names = [], {page: dict[str, object]() for page in PAGES}
+    for page, number, language, text in examples():
+        place = f"{page.name}:{number}"
+        if language == "python":
+            try:
+                exec(compile(with_stand_ins(text), place, "exec"), names[page])
+            except Exception as error:
+                failed.append(f"{place}: {error!r}")
+        else:
+            code, _, err = perform(*words_of(text))
+            if code:
+                failed.append(f"{place}: {text}: {err}")
     assert failed == [], "\n".join(failed)
+
+
+def test_the_site_is_built_and_its_links_lead_somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path / "site"))
+    build(config)  # raises on a warning
+    assert (tmp_path / "site" / "index.html").exists()
 
 
 @pytest.mark.parametrize("start", SHORTER)
