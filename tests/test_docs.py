@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pytest
 import torch.distributed.run
@@ -22,6 +23,7 @@ from accelerate.commands.launch import launch_command_parser
 from helpers import small_var, small_vqvae
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
+from nbclient import NotebookClient
 from PIL import Image
 from tiny import ROOT, Ended, Run
 from tiny_aim import small_aim
@@ -31,6 +33,7 @@ from var.hub.checkpoint import save_model
 from var.pipeline import VARPipeline
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 LABELS = (1, 145, 207, 323, 779, 951, 970, 978)  # those of var-mini
 STAND_INS = {
     "FOLDER": "pictures",
@@ -202,3 +205,10 @@ def test_what_is_made_shorter_is_there(start: str) -> None:
     """Or else what was renamed would run for hours."""
     given = [" ".join(words_of(command)).replace("python train.py", "var train") for _, command in commands()]
     assert any(f"var {start}" in command for command in given)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebooks_run(notebook: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    cells = nbformat.read(notebook, as_version=4)
+    NotebookClient(cells, timeout=300, kernel_name="python3").execute()  # raises what a cell raises
