@@ -30,10 +30,11 @@ docs: .venv/.installed-dev ## Build the documentation as a site, build/site/inde
 
 figures: .venv/.installed-dev ## Draw the figures of README and concepts again
 	$(venv_python) docs/figures.py
-	$(venv_python) sample.py --scales --out build/figures
-	cp build/figures/grid.png build/figures/growth.gif docs/
-	$(venv_python) sample.py --model var-emoji --num 4 --out build/emoji $(foreach name,$(CONCEPTS),--class $(name))
+	$(venv_python) sample.py --out build/figures
+	cp build/figures/grid.png docs/
+	$(venv_python) sample.py --model var-emoji --num 4 --scales --out build/emoji $(foreach name,$(CONCEPTS),--class $(name))
 	cp build/emoji/grid.png docs/emoji.png
+	cp build/emoji/growth.gif docs/
 
 screenshots: .venv/.installed-dev ## Take the screenshots of docs/app.md again; needs Chromium
 	$(venv_python) benchmarks/page.py screenshots --out docs

@@ -63,6 +63,7 @@ SHORTER = {
     "train configs/tiny_imagenet_mar.yaml": "epochs=null steps=2 batch_size=2 token_views=1 model.depth=2 "
     "model.width=64 model.heads=2 sampling.steps=2 sampling.diffusion_steps=2",
     "train configs/tiny_imagenet_probe": "steps=2 batch_size=4",
+    "train configs/tiny_imagenet_scaling": "steps=1 batch_size=4 validate_every=1 token_views=1",
     "train configs/cca_mini": "steps=1 batch_size=4",
     "train configs/ddo_mini": "steps=1 batch_size=4 reference_samples=4",
     "scaling train": "--depths 1,2,3 steps=4 batch_size=4 validate_every=1 token_views=1",
