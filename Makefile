@@ -26,7 +26,7 @@ lint: .venv/.installed-dev ## Check format, lint and types
 	$(venv_python) -m mypy
 
 docs: .venv/.installed-dev ## Build the documentation as a site, build/site/index.html, and check its links
-	NO_MKDOCS_2_WARNING=1 $(venv_python) -m mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(venv_python) -m mkdocs build
 
 figures: .venv/.installed-dev ## Draw the figures of README and concepts again
 	$(venv_python) docs/figures.py

@@ -1,5 +1,6 @@
 """A new model starts from weights of a name, a folder or a released file; what is new and what is dropped is named."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +214,7 @@ def test_rows_of_as_many_classes_go_by_their_names_where_both_are_known(tmp_path
 def test_a_tokenizer_that_the_transformer_was_not_trained_with_is_named(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.WARNING, "var")  # whatever commands before have set
     start_from(folder, small_var(seed=1), vqvae=small_vqvae())
     assert not caplog.text
     start_from(folder, small_var(seed=1), vqvae=small_vqvae(seed=1))
