@@ -58,7 +58,7 @@ def test_models(var: Run, model: Path, tmp_path: Path, monkeypatch: pytest.Monke
     assert (code, err) == (0, "")
     rows = {line.split()[0]: line for line in out.splitlines()}
     for name, parts in {
-        "var-mini": ("shipped", "32 px", "8", "MIT"),
+        "var-mini": ("shipped", "32 px", "8", "research only"),
         "var-d16": ("released", "310.3 M", "256 px", "1000"),
         "var-d36": ("released", "512 px"),
         "aim-7B": ("released", "224 px"),

@@ -14,6 +14,8 @@ from var.models.var import VAR
 from var.utils.json_text import parse_json
 from var.utils.paths import cache_folder
 
+LICENSES = {"var-mini": "research only (ImageNet)", "var-emoji": "MIT"}  # of the shipped models, as their cards say
+
 
 class Entry(NamedTuple):
     """A model; None where it does not say."""
@@ -28,7 +30,7 @@ class Entry(NamedTuple):
 
 def list_models(runs: Path = Path("runs")) -> list[Entry]:
     """List shipped and released models, those converted in the cache, and those that runs wrote."""
-    entries = [_read_folder(folder, name, "shipped", "MIT") for name, folder in SHIPPED.items()]
+    entries = [_read_folder(folder, name, "shipped", LICENSES[name]) for name, folder in SHIPPED.items()]
     for name, config in RELEASED.items():
         side = TokenizerConfig(scales=config.scales).image_side
         with torch.device("meta"):
