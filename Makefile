@@ -1,11 +1,13 @@
-# Everything runs in .venv, which the first target that needs it creates.
+# Everything runs in .venv, which the first target that needs it creates. CPU=1, given when it is created, takes
+# PyTorch's build for CPUs on Linux, in place of pip's with gigabytes of CUDA: make sample CPU=1
 
 PYTHON ?= python3
 CLASS ?= 207
 CONCEPTS := red_apple hamburger watermelon cactus rainbow jack-o\'-lantern balloon doughnut
 
 venv_python := .venv/bin/python
-pip_install := $(venv_python) -m pip install --disable-pip-version-check -c constraints.txt
+pip_install := $(venv_python) -m pip install --disable-pip-version-check -c constraints.txt \
+	$(if $(filter 1,$(CPU)),--extra-index-url https://download.pytorch.org/whl/cpu)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

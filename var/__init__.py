@@ -7,25 +7,32 @@ if TYPE_CHECKING:
     from var.pipeline import VARPipeline
     from var.vqvae import VQVAE
 
-__all__ = ["AIM", "VQVAE", "VARPipeline", "load_pretrained"]
+    __version__: str
 
+__all__ = ["AIM", "VQVAE", "VARPipeline", "__version__", "load_pretrained"]
 
-def __getattr__(name: str) -> object:
-    # Imported on first use: a command that only prints its help should not wait for torch.
-    if name == "VARPipeline":
-        from var.pipeline import VARPipeline
+if not TYPE_CHECKING:  # type checkers would take it as having every name
 
-        return VARPipeline
-    if name == "AIM":
-        from var.aim import AIM
+    def __getattr__(name: str) -> object:
+        # Imported on first use: a command that only prints its help should not wait for torch.
+        if name == "VARPipeline":
+            from var.pipeline import VARPipeline
 
-        return AIM
-    if name == "load_pretrained":
-        from var.aim import load_pretrained
+            return VARPipeline
+        if name == "AIM":
+            from var.aim import AIM
 
-        return load_pretrained
-    if name == "VQVAE":
-        from var.vqvae import VQVAE
+            return AIM
+        if name == "load_pretrained":
+            from var.aim import load_pretrained
 
-        return VQVAE
-    raise AttributeError(f"module 'var' has no attribute {name!r}")
+            return load_pretrained
+        if name == "VQVAE":
+            from var.vqvae import VQVAE
+
+            return VQVAE
+        if name == "__version__":
+            from var.utils.version import version
+
+            return version()
+        raise AttributeError(f"module 'var' has no attribute {name!r}")

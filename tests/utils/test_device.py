@@ -4,7 +4,14 @@ import pytest
 import torch
 from helpers import refused
 
-from var.utils.device import VAR_DTYPES, choose_device, choose_dtype, choose_stored_dtype, has_fast_bfloat16
+from var.utils.device import (
+    VAR_DTYPES,
+    choose_device,
+    choose_dtype,
+    choose_stored_dtype,
+    cpu_capabilities,
+    has_fast_bfloat16,
+)
 
 CPU, CUDA, MPS = torch.device("cpu"), torch.device("cuda"), torch.device("mps")
 
@@ -50,6 +57,18 @@ def test_bfloat16_on_the_cpu(capabilities: dict[str, bool], fast: bool, monkeypa
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "any", **capabilities})
     assert has_fast_bfloat16(CPU) == fast
     assert choose_dtype("auto", CPU) == (torch.bfloat16 if fast else torch.float32)
+
+
+def test_older_torch_knows_the_instructions_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = cpu_capabilities()
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    for name in ("_is_avx2_supported", "_is_avx512_supported", "_is_vnni_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: True)  # torch's own now ask get_capabilities
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    before = cpu_capabilities()
+    assert [name for name, here in before.items() if here] == ["avx2", "avx512_f", "avx512_vnni", "avx512_bf16"]
+    assert before.keys() <= now.keys() or "neon" in now
+    assert has_fast_bfloat16(CPU)
 
 
 def test_bfloat16_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

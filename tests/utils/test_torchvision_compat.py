@@ -1,10 +1,13 @@
-"""Each test imports torchvision in a fresh process: a process can only import it for the first time once."""
+"""Most tests import torchvision in a fresh process: a process can only import it for the first time once."""
 
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from var.utils.classes import imagenet_names
+from var.utils.torchvision_compat import import_torchvision
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,3 +92,26 @@ def test_other_errors_pass_through(fake_torchvision: Path) -> None:
     )
     assert done.returncode == 1
     assert "RuntimeError: not about operators" in done.stderr
+
+
+def test_without_it_classes_have_their_names_and_what_needs_it_says_so() -> None:
+    done = run("""
+sys.modules["torchvision"] = None
+from tokenizer.errors import InputError
+from var.utils.classes import imagenet_names
+from var.utils.torchvision_compat import import_torchvision
+
+assert imagenet_names()[207] == "golden retriever"
+try:
+    import_torchvision()
+except InputError as error:
+    assert "torchvision is not installed: make develop" in str(error)
+else:
+    raise AssertionError
+""")
+    assert done.returncode == 0, done.stderr
+
+
+def test_classes_have_the_names_that_it_lists() -> None:
+    categories = import_torchvision().models.ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+    assert list(imagenet_names().values()) == categories

@@ -11,6 +11,7 @@ from var.bench.counting import Operations, count_operations
 from var.bench.sizes import ModelSizes
 from var.bench.timing import Spread, peak_memory, reset_peak_memory, take_turns
 from var.bench.works import Setting, build_work
+from var.utils.device import cpu_capabilities
 from var.utils.provenance import device_name, versions
 
 WARM_UP, COMPILED_WARM_UP = 1, 3  # calls before those that count; a compiler compiles, and records graphs, in some
@@ -102,7 +103,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 def describe_machine(device: torch.device) -> dict[str, Any]:
     """Return what a speed depends on: processor, its instructions that matter, threads, versions, settings of torch."""
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = cpu_capabilities()
     return {
         "device": device_name(device),
         "processor": capabilities.get("cpu_name", "unknown"),

@@ -26,7 +26,8 @@ def info(device: options.Device = "auto", dtype: options.VARDtype = "auto") -> N
 
     from var.utils.device import VAR_DTYPES, choose_device, choose_dtype, has_fast_bfloat16
     from var.utils.paths import cache_folder
-    from var.utils.provenance import device_name, version, versions
+    from var.utils.provenance import device_name, versions
+    from var.utils.version import version
 
     target = choose_device(device)
     chosen = str(choose_dtype(dtype, target, VAR_DTYPES)).removeprefix("torch.")

@@ -6,7 +6,6 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
@@ -19,10 +18,10 @@ from var.cli.streams import check_printed, guard_streams
 from var.utils.allocator import keep_freed_memory
 from var.utils.optional_packages import optional_packages
 from var.utils.paths import to_path
+from var.utils.version import version
 
 Command = Callable[..., None]
 
-PACKAGE = "var-next-scale"
 HELP_OPTIONS: dict[str, Any] = {"help_option_names": ["-h", "--help"]}
 PLACEHOLDERS = {"model": "MODEL", "refiner": "MODEL", "device": "DEVICE", "dtype": "DTYPE", "out": "FOLDER"}
 PLACEHOLDER_OF: dict[Any, str] = {int: "N", float: "NUMBER", Path: "PATH"}
@@ -39,11 +38,7 @@ class Group(NamedTuple):
 def print_version(requested: bool) -> None:
     """Print the version, if it is wanted, and end the command."""
     if requested:
-        try:
-            number = metadata.version(PACKAGE)
-        except metadata.PackageNotFoundError:  # run from a clone
-            number = "unknown"
-        typer.echo(f"var {number}")
+        typer.echo(f"var {version()}")
         raise typer.Exit
 
 

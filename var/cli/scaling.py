@@ -95,7 +95,7 @@ def results(runs: Sequence["Run"], findings: Sequence["FitResult"], resamples: i
     from var.evaluation.scaling.laws import A_DECADE, shared_images
     from var.evaluation.scaling.power_law import LEVEL
     from var.evaluation.scaling.runs import forward_flops, training_flops
-    from var.utils.provenance import version
+    from var.utils.version import version
 
     return {
         "versions": {name: version(name) for name in ("var-next-scale", "numpy", "scipy", "torch")},

@@ -34,7 +34,8 @@ from var.utils.json_text import parse_json
 from var.utils.locks import locked
 from var.utils.optional_packages import optional_packages
 from var.utils.paths import check_no_other_files, check_target, follow_links, is_stream, to_path
-from var.utils.provenance import as_key, sha256, version
+from var.utils.provenance import as_key, sha256
+from var.utils.version import version
 
 with optional_packages("features"):
     import pyarrow as pa

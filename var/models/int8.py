@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from var.models.transformer import AdaLNBlock
+from var.utils.device import cpu_capabilities
 
 LARGEST = 127  # of the integers that stand for weights, positive and negative
 
@@ -70,7 +71,7 @@ def saturates() -> bool:
 
     Without AVX512-VNNI, x86 adds pairs of products in 16 bits, too few for two of 255 * 127.
     """
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = cpu_capabilities()
     return bool(capabilities.get("avx2") and not capabilities.get("avx512_vnni"))
 
 

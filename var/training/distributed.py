@@ -19,7 +19,7 @@ from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env, patch_
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 from tokenizer.errors import InputError
@@ -208,7 +208,9 @@ def copy_into(target: Tensor, value: Tensor) -> None:
     """Write a whole value into a parameter or buffer, sharded or not."""
     value = value.to(target.device)
     if isinstance(target, DTensor):
-        value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+        mesh = target.device_mesh
+        everywhere = DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+        value = everywhere.redistribute(mesh, target.placements)  # each process takes its part, without communication
     target.detach().copy_(value)
 
 

@@ -135,9 +135,8 @@ class Report:
 def check_wandb(recipe: Recipe) -> None:
     """Raise InputError if the recipe asks for Weights & Biases and its package is not installed."""
     if recipe.wandb_project and importlib.util.find_spec("wandb") is None:
-        raise InputError(
-            f"wandb_project={recipe.wandb_project!r} needs the package: pip install wandb, or set wandb_project=null"
-        )
+        given = f"wandb_project={recipe.wandb_project!r}"
+        raise InputError(f"{given} needs the package: pip install 'var-next-scale[wandb]', or set wandb_project=null")
 
 
 def open_wandb(recipe: Recipe) -> Any:

@@ -13,16 +13,13 @@ from var.utils.text import as_unicode
 
 log = logging.getLogger(__name__)
 
+IMAGENET_NAMES = Path(__file__).with_name("imagenet_classes.txt")  # a line a class
+
 
 @cache
 def imagenet_names() -> Mapping[int, str]:
     """Names of the 1000 ImageNet classes, as torchvision lists them."""
-    from var.utils.torchvision_compat import import_torchvision
-
-    import_torchvision()
-    from torchvision.models import ResNet18_Weights
-
-    return dict(enumerate(ResNet18_Weights.IMAGENET1K_V1.meta["categories"]))
+    return dict(enumerate(IMAGENET_NAMES.read_text(encoding="utf-8").splitlines()))
 
 
 # A class has a row in tables of weights, trained or not. Labels below this are taken however few classes there are:

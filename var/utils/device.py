@@ -1,6 +1,7 @@
 """Devices and number types of the networks."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -38,9 +39,23 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if device.type == "cpu":
-        capabilities = torch.cpu.get_capabilities()
+        capabilities = cpu_capabilities()
         return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
     return False
+
+
+def cpu_capabilities() -> Mapping[str, Any]:
+    """Return what torch knows of the processor: its name, and which instructions it has; less with an older torch."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return torch.cpu.get_capabilities()
+    older = {
+        "avx2": "_is_avx2_supported",
+        "avx512_f": "_is_avx512_supported",
+        "avx512_vnni": "_is_vnni_supported",
+        "avx512_bf16": "_is_avx512_bf16_supported",
+        "amx_tile": "_is_amx_tile_supported",
+    }
+    return {name: getattr(torch.cpu, function)() for name, function in older.items()}
 
 
 def choose_dtype(

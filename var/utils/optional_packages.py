@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, requires
 from types import ModuleType
 
 from tokenizer.errors import InputError
+from var.utils.version import PACKAGE
 
 OURS = ("tokenizer", "var")
 PYPI_NAMES = {"cv2": "opencv-python-headless", "sklearn": "scikit-learn", "yaml": "PyYAML"}  # where they differ
@@ -28,7 +29,7 @@ def optional_packages(extra: str | None = None) -> Iterator[None]:
             raise
         package = PYPI_NAMES.get(module, module.replace("_", "-"))
         named = extra or find_extra(package)
-        wanted = package if named is None else f"'var-next-scale[{named}]'"
+        wanted = package if named is None else f"'{PACKAGE}[{named}]'"
         raise InputError(f"{package} is not installed: make develop, or pip install {wanted}") from error
 
 
@@ -41,7 +42,7 @@ def import_package(module: str) -> ModuleType:
 def find_extra(package: str) -> str | None:
     """Return the first extra of our distribution that lists the package; None: there is none."""
     try:
-        listed = requires("var-next-scale") or ()
+        listed = requires(PACKAGE) or ()
     except PackageNotFoundError:  # used from a clone, without being installed
         return "dev"
     pattern = re.compile(rf"{re.escape(package)}\b(?!-).*extra == [\"']([\w-]+)", flags=re.IGNORECASE)

@@ -4,27 +4,18 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-PACKAGE = "var-next-scale"
+from var.utils.version import PACKAGE, version
 
 
 def versions() -> dict[str, str]:
     """Versions of this package and of torch."""
     return {package: version(package) for package in (PACKAGE, "torch")}
-
-
-def version(package: str = PACKAGE) -> str:
-    """Version of an installed package."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:  # ours, run from a clone
-        return "unknown"
 
 
 def device_name(device: torch.device) -> str:

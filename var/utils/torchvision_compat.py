@@ -5,11 +5,12 @@ torchvision` fails on registering shape functions for `torchvision::nms` and `to
 (transforms, datasets, models, utils) need neither operator and import once the two are declared.
 """
 
-import importlib
 import sys
 from types import ModuleType
 
 import torch
+
+from var.utils.optional_packages import import_package
 
 _SCHEMAS = [f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor" for name in ("nms", "qnms")]
 _declarations: list[torch.library.Library] = []  # a declaration ends with its Library object
@@ -22,11 +23,11 @@ def import_torchvision() -> ModuleType:
     like work as usual; calling a declared operator raises NotImplementedError. Repeated calls return the same module.
 
     Raises:
-        ModuleNotFoundError: torchvision is not installed.
+        InputError: torchvision is not installed.
         RuntimeError: torchvision fails to import for a reason other than its missing operators.
     """
     try:
-        return importlib.import_module("torchvision")
+        return import_package("torchvision")
     except RuntimeError:
         if hasattr(torch.ops.torchvision, "nms"):
             raise
@@ -35,4 +36,4 @@ def import_torchvision() -> ModuleType:
     _declarations.append(torch.library.Library("torchvision", "FRAGMENT"))
     for schema in _SCHEMAS:
         _declarations[0].define(schema)
-    return importlib.import_module("torchvision")
+    return import_package("torchvision")

@@ -17,8 +17,9 @@ from tokenizer.errors import InputError, did_you_mean, one_line
 from var.networks import efficientnet_lite
 from var.utils.device import choose_device
 from var.utils.optional_packages import optional_packages
-from var.utils.provenance import file_sha256, version
+from var.utils.provenance import file_sha256
 from var.utils.torchvision_compat import import_torchvision
+from var.utils.version import version
 from var.utils.weights import check_weights_exist, read_weights
 
 INCEPTION = "inception-v3-compat"

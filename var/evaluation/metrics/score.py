@@ -31,7 +31,8 @@ from var.evaluation.metrics.reference import Progress, Reference, SetFeatures, c
 from var.evaluation.metrics.warnings import ADM_SPLIT, report_warnings
 from var.evaluation.samples.image_sets import ImageSet
 from var.evaluation.samples.rejection import IMAGENET_CLASSES
-from var.utils.provenance import PACKAGE, version, versions
+from var.utils.provenance import versions
+from var.utils.version import PACKAGE, version
 
 FIDELITY_SPLITS, FIDELITY_FEWEST = 10, 500  # splits of torch-fidelity's Inception Score, and fewest images for them
 

@@ -10,7 +10,8 @@ from tokenizer.errors import InputError
 from var.pipeline import VARPipeline
 from var.sampling.params import FOR_METRICS, SamplingParams
 from var.sampling.refiner import Refiner
-from var.utils.provenance import device_name, fingerprint, version, versions
+from var.utils.provenance import device_name, fingerprint, versions
+from var.utils.version import version
 
 MOST = 10**6  # labels, and samples per class: file names have six digits for each
 
