@@ -1,5 +1,6 @@
 """One thread: the models here are so small that threads only wait for one another, above all on a busy machine."""
 
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -9,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 from huggingface_hub import constants
-from tiny import NAMES, Ended, Graphs, Run, ended, tiny_pipeline
+from tiny import NAMES, ROOT, Ended, Graphs, Run, ended, tiny_pipeline
 from tiny_hub import TOKEN, Hub, serve, use
 from tiny_runs import WriteRun, write_run
 
 from var.cli import app
+from var.cli.run import run
 from var.pipeline import VARPipeline
 
 torch.set_num_threads(1)
@@ -31,6 +33,19 @@ def var(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     def call(*arguments: object) -> Ended:
         monkeypatch.setattr(sys, "argv", ["var", *map(str, arguments)])
         return ended(app.main, capsys)
+
+    return call
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """A script of benchmarks/ in this process: its file, its functions that are commands, arguments."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+
+    def call(name: str, functions: tuple[str, ...], *arguments: object) -> Ended:
+        found = runpy.run_path(str(ROOT / "benchmarks" / name))
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        return ended(lambda: run(*(found[function] for function in functions)), capsys)
 
     return call
 

@@ -5,26 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from helpers import noise, small_var, small_vqvae
 from tiny import NAMES, ROOT, ended, tiny_pipeline
-from torch import Tensor
+from tiny_sampling import tiny_extractor
 
 from var.cli.run import run
-from var.evaluation.metrics.extractors import Extractor, _Layers
 from var.pipeline import VARPipeline
-
-
-def extractor(name: str) -> Extractor:
-    """Four numbers of an image, and a thousand classes of which they tell."""
-    weights = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
-
-    def network(images: Tensor) -> tuple[Tensor, Tensor]:
-        pool = images[:, 0, ::4, ::4].flatten(1).float()
-        return pool, pool @ weights
-
-    layers = _Layers("pool", "logits", None)
-    return Extractor(name, "tests", "none", None, "none", 4, True, torch.device("cpu"), network, layers)
 
 
 @pytest.fixture
@@ -41,7 +27,7 @@ def test_a_row_for_every_option(
     names = {1: "goldfish", 207: "golden retriever", 999: "toilet tissue"}
     VARPipeline(small_var(num_classes=1000), small_vqvae(), names).save_pretrained(tmp_path / "model")
     script = runpy.run_path(str(ROOT / "benchmarks" / "sampling_options.py"))
-    monkeypatch.setitem(script["main"].__globals__, "open_extractor", extractor)
+    monkeypatch.setitem(script["main"].__globals__, "open_extractor", tiny_extractor)
     options = ["--reference", reference, "--model", tmp_path / "model", "--refiner", tmp_path / "model"]
     options += ["--num-per-class", 2, "--rounds", 1, "--out", tmp_path / "sets"]
     monkeypatch.setattr(sys, "argv", ["sampling_options.py", *map(str, options)])

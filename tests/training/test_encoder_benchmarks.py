@@ -1,20 +1,14 @@
 """`python benchmarks/encoder_objectives.py` and `aim_claims.py` on tiny encoders and images."""
 
 import json
-import runpy
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from tiny import ROOT, Ended, ended, image_folder
-
-from var.cli.run import run
+from tiny import Ended, Run, image_folder
 
 SIZES = ("--image-size", 8, "--patch-size", 4)
-Script = Callable[..., Ended]
 
 
 @pytest.fixture(scope="module")
@@ -23,24 +17,11 @@ def enough(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return image_folder(tmp_path_factory.mktemp("data") / "images", train=10)
 
 
-@pytest.fixture
-def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Script:
-    """Run a script's commands."""
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-
-    def call(name: str, functions: tuple[str, ...], *arguments: object) -> Ended:
-        found = runpy.run_path(str(ROOT / "benchmarks" / name))
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        return ended(lambda: run(*(found[function] for function in functions)), capsys)
-
-    return call
-
-
-def claims(script: Script, *arguments: object) -> Ended:
+def claims(script: Run, *arguments: object) -> Ended:
     return script("aim_claims.py", ("data_size", "model_size"), *arguments)
 
 
-def test_losses_on_parts_of_the_data(images: Path, tmp_path: Path, script: Script) -> None:
+def test_losses_on_parts_of_the_data(images: Path, tmp_path: Path, script: Run) -> None:
     encoder = (*SIZES, "--width", 16, "--depth", 1, "--batch-size", 2)
     parts = ("--fraction", 0.5, "--fraction", 1, "--steps", 4, "--points", 2)
     options = ("data-size", "--data", images, "--out", tmp_path / "out", *encoder, *parts)
@@ -64,7 +45,7 @@ def test_losses_on_parts_of_the_data(images: Path, tmp_path: Path, script: Scrip
     )
 
 
-def test_sizes_at_equal_cost(enough: Path, tmp_path: Path, script: Script) -> None:
+def test_sizes_at_equal_cost(enough: Path, tmp_path: Path, script: Run) -> None:
     options = ("model-size", "--data", enough, "--out", tmp_path / "out", *SIZES, "--batch-size", 4, "--tflop", 1e-4)
     both = ("--size", "16x1x2", "--size", "32x1x2", "--probe-steps", 1, "--points", 2)
     code, out, err = claims(script, *options, *both, "--figure", tmp_path / "curves.png")
@@ -78,7 +59,7 @@ def test_sizes_at_equal_cost(enough: Path, tmp_path: Path, script: Script) -> No
     assert "--size '16' is no WIDTHxBLOCKSxHEADS" in claims(script, *options, "--size", 16)[2]
 
 
-def test_the_objectives_have_a_figure(enough: Path, tmp_path: Path, script: Script) -> None:
+def test_the_objectives_have_a_figure(enough: Path, tmp_path: Path, script: Run) -> None:
     options = ("--data", enough, "--tokenizer", "var-mini", "--out", tmp_path / "out", "--width", 16, "--depth", 1)
     runs = ("--only", "MAE", "--tflop", 0, "--probe-steps", 1, "--figure", tmp_path / "bars.png")
     code, out, err = script("encoder_objectives.py", ("encoder_objectives",), *options, *SIZES, *runs)
