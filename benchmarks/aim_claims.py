@@ -85,7 +85,7 @@ def data_size(
             folder = out / f"{images}-{number}"
             way = [*given, f"points={points}"]
             runs.append(measured_once(folder, way, partial(_train, given, folder / "run", steps, points))["curve"])
-        curve = _mean_curve(runs)
+        curve = mean_curve(runs)
         rows += [
             (f"{images:,}", str(step), f"{step * batch_size / images:.3g}", f"{train_loss:.4f}", f"{loss:.4f}")
             for step, train_loss, loss in curve
@@ -126,8 +126,8 @@ def model_size(
             parameters = sum(weight.numel() for weight in Encoder(EncoderConfig(**sizes)).parameters())
         title = f"{name} ({parameters / 1e6:.2f} M)"
         table.append(row(title, results))
-        runs = [_read_curve(out / f"{name}-{number}" / "run") for number in seed or [0]]
-        curves[title] = [(step * results[0]["gflop a step"] / 1e3, *losses) for step, *losses in _mean_curve(runs)]
+        runs = [read_curve(out / f"{name}-{number}" / "run") for number in seed or [0]]
+        curves[title] = [(step * results[0]["gflop a step"] / 1e3, *losses) for step, *losses in mean_curve(runs)]
         scores[parameters] = results
     typer.echo("\n".join(in_columns(table)))
     if figure is not None:
@@ -152,10 +152,10 @@ def _train(given: list[str], output: Path, steps: int, points: int) -> dict[str,
     keys = [f"validate_every={every}", f"checkpoint_every={every}", f"log_every={math.ceil(every / LOGGED)}"]
     recipe = load_recipe(CONFIGS / RECIPE, [*given, *keys, "epochs=null", f"sample_every={NEVER}", f"output={output}"])
     train(recipe)
-    return {"curve": _read_curve(output)}
+    return {"curve": read_curve(output)}
 
 
-def _read_curve(folder: Path) -> list[tuple[int, float, float]]:
+def read_curve(folder: Path) -> list[tuple[int, float, float]]:
     """Step, mean training loss since the point before, and validation loss, at each validation of a run."""
     curve, since = [], []
     for line in read_metrics(folder):
@@ -167,7 +167,7 @@ def _read_curve(folder: Path) -> list[tuple[int, float, float]]:
     return curve
 
 
-def _mean_curve(runs: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, ...]]:
+def mean_curve(runs: Sequence[Sequence[Sequence[float]]]) -> list[tuple[float, ...]]:
     """The mean of runs of other seeds at each of their points."""
     return [tuple(map(statistics.mean, zip(*points, strict=True))) for points in zip(*runs, strict=True)]
 
