@@ -97,6 +97,12 @@ def test_sampling_takes_no_torchvision() -> None:
     assert not listed() & {"accelerate", "matplotlib", "torchvision"}
 
 
+def test_the_version_of_every_dependency_is_pinned() -> None:
+    pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    extras = set(PROJECT["optional-dependencies"]) - {"wandb"}  # which no make target installs
+    assert listed(*extras) <= set(map(normalized, pins))
+
+
 def test_the_version_is_that_of_pyproject() -> None:
     found = var.__version__
     if found == "unknown":
@@ -124,7 +130,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     for name in ("configs", "tokenizer", "var"):
         shutil.copytree(ROOT / name, folder / name, copy_function=copy, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("LICENSE", "README.md", "pyproject.toml"):
+    for name in ("CHANGELOG.md", "CITATION.cff", "LICENSE", "MANIFEST.in", "README.md", "pyproject.toml"):
         shutil.copyfile(ROOT / name, folder / name)
     return folder
 
@@ -155,6 +161,7 @@ def test_the_wheel_of_an_sdist_has_every_file(sources: Path, tmp_path: Path) -> 
     with tarfile.open(build("sdist", sources, tmp_path / "sdist")) as archive:
         archive.extractall(tmp_path, filter="data")
     (unpacked,) = tmp_path.glob("var_next_scale-*")
+    assert (unpacked / "CITATION.cff").is_file()
     with zipfile.ZipFile(build("wheel", unpacked, tmp_path / "wheel")) as wheel:
         names = set(wheel.namelist())
         described = wheel.read(f"{unpacked.name}.dist-info/METADATA").decode()
