@@ -125,6 +125,7 @@ def generators(
     common = [f"data.source={data}", *([] if classes is None else [f"data.classes=[{classes}]"])]
     common += ["compile=false", "precision=auto", "sampling=null", *(change or [])]
     evaluated = load_recipe(recipe, common).data
+    open_images(evaluated, "validation", side=1)  # raises before hours of training
 
     tokenizers = {}
     for name in dict.fromkeys(each.tokenizer for each in chosen.values()):
@@ -235,7 +236,9 @@ def _train_and_judge(
 
 def _judge(model: Path, data: DataConfig, folder: Path, judging: Judging) -> dict[str, Any]:
     """Return what samples are worth, by the strength of guidance, and how many draws an image takes."""
-    pipe, network = _load(model), open_extractor(judging.extractor)
+    pipe, network = VARPipeline.from_pretrained(str(model), dtype="float32"), open_extractor(judging.extractor)
+    parameters = sum(weight.numel() for weight in pipe.model.parameters())
+    pipe.pack()  # after which weights are no parameters
     side, reference = pipe.vqvae.config.image_side, folder / "reference.npz"
     write_reference(image_batches(open_images(data, judging.against, side), CHUNK), side, reference)
     scores = {}
@@ -252,14 +255,7 @@ def _judge(model: Path, data: DataConfig, folder: Path, judging: Judging) -> dic
         scores[f"{cfg:g}"] = found | {"recognized": recognized}
     draws: list[object] = []
     generate(pipe.model, pipe.vqvae, pipe.known_labels()[:1], settings.sampling, on_step=draws.append)
-    parameters = sum(weight.numel() for weight in pipe.model.parameters())
     return {"parameters": parameters, "draws": len(draws), "scores": scores}
-
-
-def _load(model: Path) -> VARPipeline:
-    pipe = VARPipeline.from_pretrained(str(model), dtype="float32")
-    pipe.pack()
-    return pipe
 
 
 def _recognized(pipe: VARPipeline, data: DataConfig, folder: Path, settings: Settings, network: Extractor) -> float:
@@ -278,7 +274,10 @@ def _time_sampling(
     seconds: dict[tuple[str, str], dict[int, float]] = {key: {} for key in results}
     for size in dict.fromkeys(size for _, size in results):
         keys = [key for key in results if key[1] == size]
-        pipes = [_load(_folder(out, *key, seed) / "run" / "model") for key in keys]
+        models = [_folder(out, *key, seed) / "run" / "model" for key in keys]
+        pipes = [VARPipeline.from_pretrained(str(model), dtype="float32") for model in models]
+        for pipe in pipes:
+            pipe.pack()
         for batch in BATCHES:
             labels = list(islice(cycle(pipes[0].known_labels()), batch))
             actions = [

@@ -10,6 +10,7 @@ from PIL import Image
 from tiny import ROOT, Run, refusal
 from tiny_sampling import tiny_extractor
 
+from var import VARPipeline
 from var.hub.checkpoint import load_tokenizer
 
 TOKENIZER = (
@@ -46,7 +47,10 @@ def test_generators_at_equal_cost(
     assert header.split()[:3] == ["generator", "size", "parameters"]
     assert [row.split()[:2] for row in rows] == [[name, "1x16x2"] for name in TABLE]
     for name, draws in TABLE.items():
-        found = json.loads((tmp_path / "out" / f"{name}-1x16x2-0" / "result.json").read_text())
+        folder = tmp_path / "out" / f"{name}-1x16x2-0"
+        found = json.loads((folder / "result.json").read_text())
+        model = VARPipeline.from_pretrained(folder / "run" / "model").model
+        assert found["parameters"] == sum(weight.numel() for weight in model.parameters())
         assert found["draws"] == draws
         assert found["steps"] * found["gflop a step"] == pytest.approx(2e-2, rel=0.5 / found["steps"] + 0.01)
         assert set(found["scores"]) == {"0", "1"}
@@ -60,6 +64,7 @@ def test_generators_at_equal_cost(
     assert code == 0
     assert [row.split()[:10] for row in again.splitlines()[-len(TABLE) :]] == [row.split()[:10] for row in rows]
     refusal(script(*call, *tiny, "--num-per-class", 4), "was measured with other options")
+    refusal(script(*call, "--classes", "7"), "data.classes=[7]")
     refusal(script(*call, "--only", "GAN"), "--only 'GAN' is no generator", "VAR, raster, MAR")
 
 
