@@ -391,7 +391,7 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("inpaint", "p.png", *MASK, "--nmu", 3), ("No such option", "--nmu")),
         (("upscale", "small.png", "--mask", "mask.png"), ("No such option", "--mask")),
         (("class", "p.png", *MASK), ("Missing option", "--class")),
-        (("inpaint", *MASK), ("Missing argument", "image")),
+        (("inpaint", *MASK), ("Missing argument", "IMAGE")),
         (("inpiant", "p.png"), ("No such command 'inpiant'",)),
         (("inpaint", "p.png", *MASK, "--out", "p.png"), ("cannot write p.png", "another folder")),
         (("inpaint", "none.png", "--mask", "none.png", "--out", "p.png/deep"), ("cannot write p.png/deep",)),
