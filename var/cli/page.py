@@ -1,5 +1,6 @@
 """The command that serves the page: `var app`."""
 
+import signal
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from tokenizer.errors import InputError, check_whole_number
 from var.cli.options import ModelOptions
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
+ENDING = {signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)}  # Windows has no SIGHUP
 
 Host = Annotated[str, Option(help="Address that is listened at; 0.0.0.0 lets other machines use the page.")]
 Port = Annotated[
@@ -68,5 +70,8 @@ def app(
 
 
 def wait() -> None:
-    """Wait for Ctrl-C."""
-    threading.Event().wait()
+    """Wait for Ctrl-C, or for a signal that ends the page: then its folder is removed."""
+    ended = threading.Event()
+    for number in ENDING:
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
