@@ -72,7 +72,7 @@ def test_told_to_stop(var: Run, recipe: Path, number: int, monkeypatch: pytest.M
 
 
 def test_mistakes(var: Run, recipe: Path, tmp_path: Path) -> None:
-    refusal(var("data", "tokenize"), "recipe", "--help lists the options")
+    refusal(var("data", "tokenize"), "RECIPE", "--help lists the options")
     refusal(var("data", "tokenize", tmp_path / "none.yaml"), "none.yaml does not exist")
     refusal(var("data", "tokenize", recipe), "has no token_cache", "token_cache=FOLDER")
     refusal(var("data", "tokenize", recipe, "token=here"), 'token="here" is not a known key', "did you mean")
