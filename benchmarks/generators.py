@@ -205,7 +205,7 @@ def _train_tokenizer(
     if init is not None:
         _write_start(Path(init), folder.with_name("start"))
     loaded = load_recipe(recipe, [*given, f"output={folder / 'run'}"])
-    vqvae = open_tokenizer(train(loaded), loaded.model.regularization)  # type: ignore[attr-defined]
+    vqvae = open_tokenizer(train(loaded), loaded.model.regularization)  # type: ignore[attr-defined]  # a TokenizerRecipe
     batches = image_batches(open_images(evaluated, "validation", vqvae.config.image_side), CHUNK)
     found = reconstruction(vqvae, batches, extractor=open_extractor(extractor))
     return {"psnr": found.psnr.mean, "reconstruction distance": found.fid}

@@ -19,7 +19,7 @@ from var.app.colors import as_map, fit_colors
 from var.app.controls import image_gallery, run_on_model
 from var.app.folders import choose_folder, inside, list_folders
 from var.app.state import AppState, as_they_come
-from var.app.uploads import MAX_PIXELS, open_upload, take_file
+from var.app.uploads import MAX_PIXELS, image_upload, open_upload
 from var.features.extract import open_source
 from var.features.sources import FeatureSource, VARFeatures
 from var.models.var import require_var
@@ -174,15 +174,7 @@ def build(state: AppState) -> None:
     features, folders = Features(state), list_image_folders(state.images)
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            image = take_file(
-                gr.Image(
-                    type="filepath",
-                    label="Image",
-                    sources=["upload", "clipboard"],
-                    height=260,
-                    elem_id="features-image",
-                )
-            )
+            image = image_upload("features-image")
             folder = gr.Dropdown(
                 folders, value=folders[0] if folders else None, label="Folder", elem_id="features-folder"
             )

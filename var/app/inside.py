@@ -13,7 +13,7 @@ from tokenizer.losses import psnr
 from var.app.colors import as_map, fit_colors, heat
 from var.app.controls import NO_CLASS, class_dropdown, image_gallery, run_on_model
 from var.app.state import AppState
-from var.app.uploads import open_upload, take_file
+from var.app.uploads import image_upload, open_upload
 from var.models.token_losses import TokenLosses, head_losses
 from var.models.var import require_var
 from var.pipeline import VARPipeline
@@ -80,15 +80,7 @@ def build(state: AppState) -> None:
     sides = state.pipe.vqvae.scales.sides
     with gr.Row():
         with gr.Column(scale=1, min_width=260):
-            image = take_file(
-                gr.Image(
-                    type="filepath",
-                    label="Image",
-                    sources=["upload", "clipboard"],
-                    height=260,
-                    elem_id="inside-image",
-                )
-            )
+            image = image_upload("inside-image")
             label = class_dropdown(state, "Class that the model is told")
             with gr.Row():
                 button = gr.Button("Look inside", variant="primary", elem_id="inside-button")

@@ -55,8 +55,9 @@ class _HeldUploads(dict[str, Any]):
             del self[oldest]
 
 
-def take_file(component: gr.Image) -> gr.Image:
-    """Have an event get the path of the upload, which gradio would decode without a bound otherwise."""
+def image_upload(elem_id: str) -> gr.Image:
+    """Add a place for an image; an event gets the path of the upload, which gradio would decode without a bound."""
+    component = gr.Image(type="filepath", label="Image", sources=["upload", "clipboard"], height=260, elem_id=elem_id)
     component.preprocess = lambda payload: payload and payload.path
     return component
 

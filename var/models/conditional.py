@@ -174,7 +174,7 @@ class ConditionalTransformer(nn.Module):
 
     def _build_head(self) -> nn.Module:
         """Build what predicts tokens from hidden states (B, L, D); its weights are always in float32."""
-        raise NotImplementedError
+        raise NotImplementedError  # every kind of transformer has its own
 
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights in dtype, those of the head in float32: logits are always computed in float32.
