@@ -21,7 +21,7 @@ from var.hub.checkpoint import (
     load_aim,
     load_encoder,
     load_tokenizer,
-    load_var,
+    load_transformer,
     read_config,
     save_model,
 )
@@ -64,7 +64,7 @@ def test_tokenizer_round_trip(tmp_path: Path, variant: dict[str, Any]) -> None:
 def test_var_round_trip(tmp_path: Path, variant: dict[str, Any]) -> None:
     model = small_var(**variant)
     save_model(tmp_path / "model", model)
-    loaded = load_var(tmp_path / "model")
+    loaded = load_transformer(tmp_path / "model")
     assert loaded.config == model.config
     assert equal(loaded, model)
     assert not loaded.training
@@ -79,7 +79,7 @@ def test_stored_in_bfloat16_read_as_float32(tmp_path: Path) -> None:
     save_model(tmp_path / "half", model, dtype=torch.bfloat16)
     full, half = ((tmp_path / name / WEIGHTS).stat().st_size for name in ("full", "half"))
     assert half < 0.6 * full
-    for name, value in load_var(tmp_path / "half").state_dict().items():
+    for name, value in load_transformer(tmp_path / "half").state_dict().items():
         assert value.dtype == torch.float32
         assert torch.equal(value, model.state_dict()[name].bfloat16().float())
     assert next(model.parameters()).dtype == torch.float32  # the model itself is as it was
@@ -94,13 +94,13 @@ def test_extra_entries_are_kept_beside_the_configuration(tmp_path: Path) -> None
 
 def test_saving_replaces_an_older_model_whole(var_folder: Path) -> None:
     save_model(var_folder, small_var(seed=1, depth=3))
-    assert equal(load_var(var_folder), small_var(seed=1, depth=3))
+    assert equal(load_transformer(var_folder), small_var(seed=1, depth=3))
     assert [path.name for path in var_folder.parent.iterdir()] == ["var"]
 
 
 def test_missing_parents_are_made(tmp_path: Path) -> None:
     save_model(tmp_path / "a" / "b" / "model", small_var())
-    assert equal(load_var(tmp_path / "a" / "b" / "model"), small_var())
+    assert equal(load_transformer(tmp_path / "a" / "b" / "model"), small_var())
 
 
 def break_off(*_: object, **__: object) -> None:
@@ -114,7 +114,7 @@ def test_a_failure_while_writing_leaves_the_old_model_and_no_litter(
     with pytest.raises(RuntimeError, match="full"):
         save_model(var_folder, small_var(seed=1))
     monkeypatch.undo()
-    assert equal(load_var(var_folder), small_var())
+    assert equal(load_transformer(var_folder), small_var())
     assert [path.name for path in var_folder.parent.iterdir()] == ["var"]
 
 
@@ -139,7 +139,7 @@ def test_a_failure_in_the_last_step_brings_the_old_model_back(
     with refused("cannot write", "Input/output"), atomic_folder(var_folder) as new:
         (new / CONFIG).write_text("{}")
     monkeypatch.undo()
-    assert equal(load_var(var_folder), small_var())
+    assert equal(load_transformer(var_folder), small_var())
     assert [path.name for path in var_folder.parent.iterdir()] == ["var"]
 
 
@@ -150,7 +150,7 @@ def test_other_files_in_a_folder_stay_and_its_model_is_replaced(var_folder: Path
         (var_folder / name).parent.mkdir(exist_ok=True)
         (var_folder / name).write_text(content)
     save_model(var_folder, small_var(seed=1))
-    assert equal(load_var(var_folder), small_var(seed=1))
+    assert equal(load_transformer(var_folder), small_var(seed=1))
     found = {path.relative_to(var_folder).as_posix(): path for path in var_folder.rglob("*") if path.is_file()}
     assert found.keys() == {*others, CONFIG, WEIGHTS}
     assert {name: found[name].read_text() for name in others} == others
@@ -200,7 +200,7 @@ def test_killed_while_files_are_replaced_a_folder_does_not_load_as_a_mixture(
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == (9 if passes < 4 else 0)
         try:
-            loaded = load_var(var_folder)
+            loaded = load_transformer(var_folder)
             outcomes.append("old" if equal(loaded, small_var()) else "new" if equal(loaded, small_var(seed=1)) else "?")
         except InputError:
             outcomes.append("refused")
@@ -217,21 +217,21 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_folder_is_named(tmp_path: Path) -> None:
     with refused(str(tmp_path / "none"), "does not exist", CONFIG, WEIGHTS):
-        load_var(tmp_path / "none")
+        load_transformer(tmp_path / "none")
 
 
 @pytest.mark.parametrize("name", [CONFIG, WEIGHTS])
 def test_a_missing_file_is_named(var_folder: Path, name: str) -> None:
     (var_folder / name).unlink()
     with refused(str(var_folder), f"has no {name}"):
-        load_var(var_folder)
+        load_transformer(var_folder)
 
 
 def test_another_kind_of_model_is_refused(var_folder: Path, tokenizer_folder: Path) -> None:
     with refused("'VAR'", "'VQVAE' is needed"):
         load_tokenizer(var_folder)
     with refused("'VQVAE'", "'VAR' is needed"):
-        load_var(tokenizer_folder)
+        load_transformer(tokenizer_folder)
 
 
 @pytest.mark.parametrize(
@@ -253,13 +253,13 @@ def test_another_kind_of_model_is_refused(var_folder: Path, tokenizer_folder: Pa
 def test_foreign_configurations_are_refused(var_folder: Path, content: str, part: str) -> None:
     (var_folder / CONFIG).write_text(content)
     with refused(part):
-        load_var(var_folder)
+        load_transformer(var_folder)
 
 
 def test_a_configuration_that_is_not_text_is_refused(var_folder: Path) -> None:
     (var_folder / CONFIG).write_bytes(b"\xff\xfe\x00\x80")
     with refused(str(var_folder / CONFIG), "cannot be read"):
-        load_var(var_folder)
+        load_transformer(var_folder)
 
 
 @pytest.mark.parametrize("cut", [0, 4, 200, -1])
@@ -267,13 +267,13 @@ def test_truncated_weights_are_refused(var_folder: Path, cut: int) -> None:
     path = var_folder / WEIGHTS
     path.write_bytes(path.read_bytes()[:cut])
     with refused(str(path), "damaged", "again"):
-        load_var(var_folder)
+        load_transformer(var_folder)
 
 
 def test_weights_that_are_something_else_are_refused(var_folder: Path) -> None:
     (var_folder / WEIGHTS).write_text("<html>404 not found</html>")
     with refused(str(var_folder / WEIGHTS), "damaged"):
-        load_var(var_folder)
+        load_transformer(var_folder)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_weights_that_do_not_fit_the_configuration_are_refused(
     change(state)
     safetensors.torch.save_file(state, var_folder / WEIGHTS)
     with refused("1 tensors differ", "surplus" if "surplus" in state else "head.bias"):
-        load_var(var_folder)
+        load_transformer(var_folder)
 
 
 def test_weights_of_another_size_are_refused(var_folder: Path) -> None:
@@ -300,7 +300,7 @@ def test_weights_of_another_size_are_refused(var_folder: Path) -> None:
     entries["config"]["depth"] = 3
     (var_folder / CONFIG).write_text(json.dumps(entries))
     with refused("does not fit", "blocks.2."):
-        load_var(var_folder)
+        load_transformer(var_folder)
 
 
 # --- AIM
@@ -353,7 +353,7 @@ def test_what_is_no_aim_or_encoder_is_refused(tmp_path: Path, var_folder: Path) 
         load_encoder(var_folder)
     save_model(tmp_path / "aim", small_aim())
     with refused("'AIM'", "'VAR' is needed"):
-        load_var(tmp_path / "aim")
+        load_transformer(tmp_path / "aim")
     for load in (load_aim, load_encoder):
         with refused("does not exist"):
             load(tmp_path / "none")
@@ -368,7 +368,7 @@ def test_a_changed_byte_of_the_weights_is_noticed(var_folder: Path, place: float
     data[int(place * len(data))] ^= 1
     (var_folder / WEIGHTS).write_bytes(data)
     with refused(str(var_folder / WEIGHTS), "damaged", "copy the folder again"):
-        load_var(var_folder)
+        load_transformer(var_folder)
     with refused(str(var_folder / WEIGHTS), "damaged", "copy the folder again"):
         start_from(var_folder, small_var())
 
@@ -378,7 +378,7 @@ def test_weights_of_another_model_of_the_same_sizes_are_noticed(tmp_path: Path) 
         save_model(tmp_path / str(seed), small_var(seed))
     (tmp_path / "0" / WEIGHTS).write_bytes((tmp_path / "1" / WEIGHTS).read_bytes())
     with refused("sha256", "if you changed the weights yourself"):
-        load_var(tmp_path / "0")
+        load_transformer(tmp_path / "0")
 
 
 def test_a_changed_argument_that_no_tensor_shows_is_noticed(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_a_changed_argument_that_no_tensor_shows_is_noticed(tmp_path: Path) -> N
 
 def test_class_names_and_sampling_defaults_are_the_users_to_change(var_folder: Path) -> None:
     (var_folder / CONFIG).write_text(json.dumps(read_config(var_folder) | {"classes": {"1": "a"}, "sampling": {}}))
-    assert equal(load_var(var_folder), small_var())
+    assert equal(load_transformer(var_folder), small_var())
 
 
 def test_a_folder_from_before_has_no_checksum_and_is_read(var_folder: Path) -> None:
@@ -399,7 +399,7 @@ def test_a_folder_from_before_has_no_checksum_and_is_read(var_folder: Path) -> N
     assert entries.pop("sha256") == file_sha256(var_folder / WEIGHTS)
     del entries["config_sha256"]
     (var_folder / CONFIG).write_text(json.dumps(entries))
-    assert equal(load_var(var_folder), small_var())
+    assert equal(load_transformer(var_folder), small_var())
 
 
 @torch.no_grad()
@@ -408,12 +408,12 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(var_folder: Pa
     diverged.head.bias[3] = float("nan")
     with refused("the VAR to be written", "not finite", "head.bias"):
         save_model(var_folder, diverged)
-    assert equal(load_var(var_folder), small_var())  # the last good ones stay
+    assert equal(load_transformer(var_folder), small_var())  # the last good ones stay
     entries = read_config(var_folder)
     safetensors.torch.save_file(diverged.state_dict(), var_folder / WEIGHTS)
     (var_folder / CONFIG).write_text(json.dumps(entries | {"sha256": file_sha256(var_folder / WEIGHTS)}))
     with refused(str(var_folder / WEIGHTS), "not finite", "head.bias"):
-        load_var(var_folder)
+        load_transformer(var_folder)
     with refused(str(var_folder / WEIGHTS), "not finite", "head.bias"):
         start_from(var_folder, small_var())
 
@@ -422,7 +422,7 @@ def test_weights_that_are_not_finite_are_neither_written_nor_read(var_folder: Pa
 def test_a_clone_without_git_lfs_is_named(var_folder: Path, name: str) -> None:
     (var_folder / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n")
     with refused(str(var_folder / name), "git lfs pull"):
-        load_var(var_folder)
+        load_transformer(var_folder)
 
 
 def test_files_have_the_permissions_of_the_umask(tmp_path: Path) -> None:

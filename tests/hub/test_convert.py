@@ -18,7 +18,7 @@ def released(**variant: bool) -> tuple[Tensors, Tensors]:
     return to_official(small_vqvae(base_width=32, norm_groups=32), small_var(heads=2, **variant))
 
 
-def load_var(state: Tensors, scales: tuple[int, ...] = SIDES, num_heads: int | None = None) -> VAR:
+def load_transformer(state: Tensors, scales: tuple[int, ...] = SIDES, num_heads: int | None = None) -> VAR:
     return load_official_var(state, scales, num_heads)
 
 
@@ -58,12 +58,12 @@ def test_models_come_in_float32_ready_for_use_and_for_training() -> None:
 
 def test_number_of_heads() -> None:
     _, var = released()
-    assert load_var(var).config.heads == 2  # from the attention temperatures
+    assert load_transformer(var).config.heads == 2  # from the attention temperatures
     _, plain = released(qk_norm=False)
-    assert load_var(plain).config.heads == 2  # nothing tells it: the depth
-    assert load_var(plain, num_heads=4).config.heads == 4
+    assert load_transformer(plain).config.heads == 2  # nothing tells it: the depth
+    assert load_transformer(plain, num_heads=4).config.heads == 4
     with refused("scale_mul_1H11", "(1, 2, 1, 1)"):
-        load_var(var, num_heads=4)
+        load_transformer(var, num_heads=4)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_missing_key_of_the_transformer_is_named(key: str) -> None:
     _, var = released()
     del var[key]
     with refused(key, "missing"):
-        load_var(var)
+        load_transformer(var)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_a_key_too_many_is_named() -> None:
     vae, var = released()
     for key in ("blocks.0.attn.k_bias", "blocks.2.attn.proj.weight", "extra"):
         with refused("unknown" if key != "blocks.2.attn.proj.weight" else "missing", "VAR"):
-            load_var({**var, key: torch.zeros(1)})
+            load_transformer({**var, key: torch.zeros(1)})
     with refused("unknown", "quantize.extra"):
         load_official_tokenizer({**vae, "quantize.extra": torch.zeros(1)}, SIDES)
 
@@ -102,21 +102,21 @@ def test_a_wrong_shape_is_named(key: str) -> None:
     _, var = released(shared_adaln=True)
     var[key] = var[key][:, :1] if var[key].ndim > 2 else var[key][:-1]
     with refused(key, "shape", str(tuple(var[key].shape))):
-        load_var(var)
+        load_transformer(var)
 
 
 def test_a_transposed_matrix_is_not_taken_for_the_right_one() -> None:
     _, var = released()
     var["word_embed.weight"] = var["word_embed.weight"].T.contiguous()
     with refused("word_embed.weight"):
-        load_var(var)
+        load_transformer(var)
 
 
 @pytest.mark.parametrize("scales", [(1, 2), (1, 2, 3), (1, 2, 4, 8), (1, 2, 3, 4)])
 def test_scales_of_another_model_are_refused(scales: tuple[int, ...]) -> None:
     vae, var = released()
     with refused("21 tokens", str(list(scales))):
-        load_var(var, scales)
+        load_transformer(var, scales)
     if len(scales) != len(SIDES):
         with refused("ema_vocab_hit_SV"):
             load_official_tokenizer(vae, scales)
@@ -130,22 +130,22 @@ def change(name: str, how: Callable[[torch.Tensor], torch.Tensor]) -> Tensors:
 @pytest.mark.parametrize("name", ["blocks.1.attn.zero_k_bias", "lvl_1L", "attn_bias_for_masking"])
 def test_a_buffer_that_does_not_follow_from_the_sizes_is_not_dropped_silently(name: str) -> None:
     with refused(name):
-        load_var(change(name, lambda value: value + 1))
+        load_transformer(change(name, lambda value: value + 1))
     with refused(name):
-        load_var(change(name, lambda value: value[..., :-1]))
+        load_transformer(change(name, lambda value: value[..., :-1]))
 
 
 def test_buffers_that_follow_from_the_sizes_may_be_absent() -> None:
     _, var = released()
     kept = {k: v for k, v in var.items() if "zero_k_bias" not in k and k not in ("lvl_1L", "attn_bias_for_masking")}
     assert len(kept) == len(var) - 4
-    assert torch.equal(load_var(kept).head.weight, var["head.weight"])
+    assert torch.equal(load_transformer(kept).head.weight, var["head.weight"])
 
 
 @pytest.mark.parametrize("state", [{}, {"weight": torch.zeros(3)}], ids=["empty", "foreign"])
 def test_foreign_files_are_refused(state: Tensors) -> None:
     with refused("missing"):
-        load_var(state)
+        load_transformer(state)
     with refused("missing"):
         load_official_tokenizer(state, SIDES)
 

@@ -7,7 +7,7 @@ import torch
 from helpers import refused
 
 from tokenizer.scales import SCALES_256, SCALES_512
-from var.hub.checkpoint import load_tokenizer, load_var, read_config
+from var.hub.checkpoint import load_tokenizer, load_transformer, read_config
 from var.hub.presets import (
     AIM_RELEASED,
     AIM_REPOSITORY,
@@ -199,7 +199,7 @@ def test_the_shipped_model_is_small_and_knows_imagenets_indices() -> None:
     )
     assert all("quantizer_sha256" in read_config(path / "transformer") for path in SHIPPED.values())
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) <= 40e6
-    model, vqvae = load_var(folder / "transformer"), load_tokenizer(folder / "tokenizer")
+    model, vqvae = load_transformer(folder / "transformer"), load_tokenizer(folder / "tokenizer")
     assert model.config.num_classes == 1000
     assert vqvae.config.image_side in (32, 64)
     for part in (model, vqvae):

@@ -12,7 +12,7 @@ from helpers import SIDES, largest_difference, random_tokens, refused, small_qua
 from tokenizer.scales import Scales
 from var import VARPipeline
 from var.cli.evaluation.results import format_size
-from var.hub.checkpoint import load_var, save_model
+from var.hub.checkpoint import load_transformer, save_model
 from var.models.packed import LINEAR_MAPS, PackedLinear, can_pack, is_packed, pack, unpack
 from var.models.var import VAR
 from var.sampling.params import SamplingParams
@@ -66,7 +66,7 @@ def test_it_is_saved_counted_and_known_as_the_plain_one(tmp_path: Path) -> None:
     assert fingerprint(packed) == fingerprint(plain)
     assert format_size(packed) == format_size(plain)
     save_model(tmp_path / "packed", packed)
-    loaded = load_var(tmp_path / "packed")
+    loaded = load_transformer(tmp_path / "packed")
     assert all(torch.equal(*pair) for pair in zip(loaded.parameters(), plain.parameters(), strict=True))
 
 

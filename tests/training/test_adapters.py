@@ -9,7 +9,7 @@ from helpers import LATENT, SIDES, SMALL, refused, small_var
 from tiny import assert_same_weights, stop_at, tokenizer_recipe, var_recipe
 
 from tokenizer.scales import Scales
-from var.hub.checkpoint import load_var
+from var.hub.checkpoint import load_transformer
 from var.models.transformer import QKV
 from var.models.var import VAR
 from var.training.adapters import add_adapters, merge_adapters
@@ -74,7 +74,7 @@ def test_a_run_exports_plain_weights_and_goes_on_bit_for_bit(
     more: dict[str, Any] = {"ema": 0.5, "sample_every": 2, "validate_every": 2}
     whole = lora_recipe(tmp_path / "whole", images, trained, **more)
     train(whole)
-    model, before = load_var(whole.output / "model" / "transformer"), small_var()
+    model, before = load_transformer(whole.output / "model" / "transformer"), small_var()
     assert model.state_dict().keys() == before.state_dict().keys()
     moved = [name for name, value in before.state_dict().items() if not torch.equal(model.state_dict()[name], value)]
     layers = [f"blocks.{i}.{name}.weight" for i in (0, 1) for name in ("attention.qkv", "attention.proj")]

@@ -13,7 +13,6 @@ from tokenizer.errors import InputError, one_line
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.models.conditional import ConditionalTransformer
-from var.models.var import VAR, VARConfig
 from var.sampling.generators import GENERATORS
 from var.utils.contents import HEAD, find_substitute
 from var.utils.device import choose_stored_dtype
@@ -111,11 +110,6 @@ def read_config(folder: Path) -> dict[str, Any]:
 def load_tokenizer(folder: Path) -> VQVAE:
     """Load the tokenizer in a folder, in float32 and evaluation mode. Raises InputError."""
     return _load(folder, VQVAE, TokenizerConfig)
-
-
-def load_var(folder: Path) -> VAR:
-    """Load the transformer in a folder, in float32 and evaluation mode. Raises InputError."""
-    return _load(folder, VAR, VARConfig)
 
 
 def load_transformer(folder: Path) -> ConditionalTransformer:
