@@ -22,13 +22,14 @@ from var.training.stages.var import VARRecipe
 def test_a_cache_of_something_else_is_refused(recipe: VARRecipe, vqvae: VQVAE) -> None:
     write(recipe, vqvae)
     before = identities(recipe)
-    remedy = "give another folder, or remove this one"
+    remedy = "give another token_cache, and another output where a run began on this one, or remove it"
     others: list[tuple[VARRecipe, VQVAE, str]] = [
         (changed(recipe, seed=1), vqvae, "with seed=0, not 1"),
         (recipe, small_vqvae(seed=1), "by another tokenizer"),
         (recipe, small_vqvae(beta=0.5), "by another tokenizer"),
     ]
-    for name, value in (("flip", False), ("crop", "center"), ("resize", 1.0), ("classes", (0,)), ("source", "x")):
+    changes: dict[str, object] = {"flip": False, "crop": "center", "resize": 1.0, "classes": (0,), "source": "."}
+    for name, value in changes.items():
         data = recipe.data.model_copy(update={name: value})
         others.append((changed(recipe, data=data), vqvae, f"data.{name}="))
     for other, theirs, difference in others:
@@ -37,6 +38,13 @@ def test_a_cache_of_something_else_is_refused(recipe: VARRecipe, vqvae: VQVAE) -
         with refused(str(recipe.token_cache), difference, remedy):
             TokenDataset(other, theirs, "train")
     assert identities(recipe) == before
+
+
+def test_a_missing_source_is_named_and_not_only_the_cache_of_another(recipe: VARRecipe, vqvae: VQVAE) -> None:
+    write(recipe, vqvae)
+    other = changed(recipe, data=recipe.data.model_copy(update={"source": "no/where"}))
+    with refused("data.source='no/where' is no folder here", repr(str(recipe.token_cache)), "correct data.source"):
+        write(other, vqvae)
 
 
 def test_the_decoder_and_how_images_are_read_may_change(recipe: VARRecipe, vqvae: VQVAE) -> None:

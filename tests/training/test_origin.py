@@ -215,6 +215,20 @@ def test_a_token_cache_in_place_of_the_same_images_is_no_change(begun: VARRecipe
         train(cached)
 
 
+@pytest.mark.parametrize("change", ["images", "batch_size"])
+def test_an_output_of_another_run_is_refused_before_images_are_encoded(
+    change: str, begun: VARRecipe, tmp_path: Path
+) -> None:
+    other = begun.model_copy(update={"token_cache": tmp_path / "tokens"})
+    if change == "images":
+        replace_images(tmp_path)
+    else:
+        other = other.model_copy(update={"batch_size": 5})
+    with refused(f"the checkpoints in {begun.output}", "give another output"):
+        train(other)
+    assert not (tmp_path / "tokens").exists()
+
+
 def test_a_checkpoint_from_before_resumes_with_a_warning(begun: VARRecipe, caplog: pytest.LogCaptureFixture) -> None:
     folder = begun.output / "checkpoints"
     state = load_newest(folder)

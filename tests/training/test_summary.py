@@ -24,9 +24,24 @@ def test_a_run_says_what_it_trains_and_a_finished_one_that_it_is(
     caplog.clear()
     with caplog.at_level(logging.INFO):
         train(recipe)
-    assert f"finished before: all 2 steps are done in {recipe.output}" in caplog.text
+    longer = "; to train longer: the same command with steps=MORE"
+    assert f"finished before: all 2 steps are done in {recipe.output}{longer}" in caplog.messages
     assert "device: " not in caplog.text
+    assert "going on" not in caplog.text
+    for steps in (1, 0):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            train(recipe.model_copy(update={"steps": steps}))
+        assert f"{recipe.output} is at step 2 already, beyond steps={steps}{longer}" in caplog.messages
+        assert "finished" not in caplog.text
     assert next_command(recipe, exported) == (f"python train.py own_folder_var data.source=FOLDER tokenizer={exported}")
+
+
+def test_a_run_of_no_steps_says_that_nothing_is_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = tokenizer_recipe(tmp_path / "run", image_folder(tmp_path / "data"), steps=0)
+    with caplog.at_level(logging.INFO):
+        train(recipe)
+    assert f"steps=0: nothing is trained, the model is exported as it starts, to {recipe.output}" in caplog.messages
 
 
 def test_every_stage_has_a_command_to_go_on_with() -> None:

@@ -150,13 +150,18 @@ def stored_dtype(vqvae: VQVAE) -> StoredDtype:
 
 def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
     """Read a cache's manifest. Raises InputError if it is damaged, or of other settings."""
-    remedy = "give another folder, or remove this one to encode anew"
+    remedy = "give another token_cache, and another output where a run began on this one, or remove it to encode anew"
     manifest = read_file(Manifest, folder / MANIFEST, remedy)
     # A setting that is newer than the cache had its default.
     defaults = {f"data.{name}": DataConfig.model_fields[name].default for name in DATA_SETTINGS}
     theirs = defaults | manifest.settings
     if different := [name for name in settings if settings[name] != theirs.get(name)]:
         name = different[0]
+        if name == "data.source" and not Path(settings[name]).exists():
+            raise InputError(
+                f"data.source={settings[name]!r} is no folder here, and token_cache={str(folder)!r} was encoded from "
+                f"{theirs[name]!r}: correct data.source, or give another token_cache for a dataset of the hub"
+            )
         was = "by another tokenizer" if name == "tokenizer" else f"with {name}={theirs.get(name)}, not {settings[name]}"
         raise InputError(f"token_cache={str(folder)!r} was encoded {was}: {remedy}")
     return manifest

@@ -5,23 +5,27 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from var.data.config import DataConfig
+from var.data.dataset import SampleDataset
 from var.data.fingerprint import are_other_images, find_changed_images, find_renamed_class
-from var.training.stages.base import Stage
 from var.utils.provenance import fingerprint
 from var.utils.text import plural
 
 SPLITS = ("training", "validation")
 
 
-def describe_origin(stage: Stage[Any]) -> dict[str, Any]:
+def describe_origin(
+    data: DataConfig, train_data: SampleDataset, validation_data: SampleDataset, frozen: Mapping[str, nn.Module]
+) -> dict[str, Any]:
     """Return names of the classes and fingerprints of images and frozen networks, for `find_change`."""
-    data = (stage.train_data.describe(), stage.validation_data.describe())
-    source = stage.recipe.data.source
+    described = (train_data.describe(), validation_data.describe())
     return {
-        "source": os.path.realpath(source) if Path(source).exists() else source,
-        "classes": {int(label): str(name) for label, name in stage.train_data.class_names.items()},
-        **dict(zip(SPLITS, data, strict=True)),
-        "networks": {role: fingerprint(network) for role, network in stage.frozen.items()},
+        "source": os.path.realpath(data.source) if Path(data.source).exists() else data.source,
+        "classes": {int(label): str(name) for label, name in train_data.class_names.items()},
+        **dict(zip(SPLITS, described, strict=True)),
+        "networks": {role: fingerprint(network) for role, network in frozen.items()},
     }
 
 

@@ -26,13 +26,17 @@ def describe_run(trainer: Trainer) -> list[str]:
 
 
 def describe_finished(trainer: Trainer) -> str:
-    """Return what to do with a run all of whose steps are done."""
-    length = "epochs" if trainer.recipe.epochs is not None else "steps"
-    return (
-        f"finished before: all {trainer.stage.steps:,} steps are done in {trainer.recipe.output}; "
-        f"to train again give another output, to see its curves: var plot {trainer.recipe.output}, "
-        f"or to train longer begin from it: output=NEW init={trainer.recipe.output / 'model'} {length}=MORE"
-    )
+    """Return why a run has no step to take, and what can be done with it."""
+    recipe, steps = trainer.recipe, trainer.stage.steps
+    length = "steps" if recipe.epochs is None else "epochs"
+    if trainer.step == 0:
+        return f"steps=0: nothing is trained, the model is exported as it starts, to {recipe.output}"
+    if trainer.step > steps:
+        given = f"steps={steps}" if recipe.epochs is None else f"epochs={recipe.epochs:g} ({plural(steps, 'step')})"
+        found = f"{recipe.output} is at step {trainer.step:,} already, beyond {given}"
+    else:
+        found = f"finished before: all {steps:,} steps are done in {recipe.output}"
+    return f"{found}; to train longer: the same command with {length}=MORE"
 
 
 def next_command(recipe: Recipe, exported: Path) -> str:

@@ -1,6 +1,5 @@
 """A training run in memory: its steps, validation, saving and resuming."""
 
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -12,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from PIL import Image
-from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError, one_line
@@ -24,10 +22,10 @@ from var.training.config import Recipe
 from var.training.distributed import is_sharding_requested, load_model_state, model_state, shard, unshard
 from var.training.ema import EMA
 from var.training.health import RunHealth
-from var.training.origin import describe_origin, describe_repairs, find_change
+from var.training.origin import describe_origin
 from var.training.parts import check_random_is_trained
 from var.training.phase_runner import PhaseRunner
-from var.training.renamed_keys import rename_keys
+from var.training.resuming import check_resumable, fixed_settings, refusing_others
 from var.training.rng import StepRNG, Stream
 from var.training.stages.base import Stage, find_stage
 from var.utils.text import plural
@@ -53,7 +51,7 @@ class Trainer:
         self.recipe = recipe
         self.accelerator = accelerator
         self.stage = stage = build_stage(recipe)
-        self.origin = describe_origin(stage)
+        self.origin = describe_origin(recipe.data, stage.train_data, stage.validation_data, stage.frozen)
         stage.to(accelerator.device)
         for phase in stage.phases:
             phase.model.to(accelerator.device)
@@ -206,27 +204,8 @@ class Trainer:
         state = load_newest(folder)
         if state is None:
             return
-        remedy = "give another output, or move them away"
-        try:
-            ours, theirs = fixed_settings(self.recipe), upgrade_settings(state["recipe"], self.recipe)
-            for name, value in ours.items():
-                if theirs.get(name) != value:
-                    raise InputError(
-                        f"the checkpoints in {self.recipe.output} belong to another recipe, with {name}="
-                        f"{theirs.get(name)}, not {value}: {remedy}"
-                    )
-            if "origin" not in state:
-                log.warning(
-                    "the checkpoints are of a version that did not record classes, images and frozen networks: it is "
-                    "not checked that these are still the same"
-                )
-            elif change := find_change(state["origin"], self.origin):
-                raise InputError(
-                    f"the checkpoints in {self.recipe.output} do not go with this data or these networks: {change}: "
-                    "restore what the run began with, or give another output"
-                )
-            elif changed := describe_repairs(state["origin"], self.origin):
-                log.warning("%s: taken for repaired, as fewer than half have changed", changed)
+        with refusing_others(self.recipe):
+            check_resumable(self.recipe, state, self.origin)
             for runner in self.runners:
                 runner.load_state_dict(state["turns"][runner.phase.name])
             if self.ema:
@@ -240,13 +219,9 @@ class Trainer:
             self.due = self._due_now() & set(state.get("due", ()))  # older checkpoints do not say
             world = self.accelerator.num_processes  # one alone saves logs that are due, see `saved_if_it_fails`
             self.logs = {name: value / world for name, value in state.get("logs", {}).items()}
-        except (RuntimeError, KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            reason = f"belong to something else ({one_line(error, 160)})"
-            raise InputError(f"the checkpoints in {self.recipe.output} {reason}: {remedy}") from error
-        weights = "" if self.recipe.init is None else ": the model has the weights of that step, not those of init"
-        log.info("going on from step %d%s", self.step, weights)
+        if self.step < self.stage.steps:
+            weights = "" if self.recipe.init is None else ": the model has the weights of that step, not those of init"
+            log.info("going on from step %d%s", self.step, weights)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -305,21 +280,3 @@ class Trainer:
             with self.accelerator.autocast():  # an export that measures computes as validation does
                 self.stage.export(model, self.recipe.output / name)
         return self.recipe.output / name
-
-
-def upgrade_settings(theirs: dict[str, Any], recipe: Recipe) -> dict[str, Any]:
-    """Return a checkpoint's `fixed_settings` under current names, with defaults for keys and sizes added since."""
-    theirs = rename_keys(theirs, type(recipe), f"the checkpoints in {recipe.output}")
-    fields = type(recipe).model_fields
-    added = {name for name in recipe.fixed & fields.keys() - theirs.keys() if not fields[name].is_required()}
-    theirs |= {name: json.loads(json.dumps(fields[name].default)) for name in added}  # as JSON, tuples are lists
-    if theirs.get("stage") != recipe.stage or "model" not in theirs:
-        return theirs
-    annotation: Any = type(recipe).model_fields["model"].annotation
-    sizes: TypeAdapter[Any] = TypeAdapter(annotation)
-    return theirs | {"model": sizes.dump_python(sizes.validate_python(theirs["model"]), mode="json")}
-
-
-def fixed_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the settings that a resumed run must not change: the model, and those that assign images to steps."""
-    return recipe.model_dump(mode="json", include=set(recipe.fixed)) | {"ema": recipe.ema is not None}

@@ -32,6 +32,7 @@ from var.training.adapters import add_adapters, merge_adapters
 from var.training.checkpointing import checkpoints
 from var.training.config import Recipe
 from var.training.estimate.images import Images, find_images
+from var.training.resuming import check_before_work
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses, Outline, Phase, Stage, check_labels, open_images, require
 from var.training.tokenizers import open_tokenizer, tokenizer_config
@@ -190,9 +191,12 @@ class TransformerStage(Stage[TransformerRecipeT]):
         with torch.device("meta"):
             cls.outline(recipe).stage.set_trained()  # what the model has not is found here, not after encoding
         vqvae = open_tokenizer(recipe.tokenizer, cls.regularization).to(device)
-        if recipe.model.num_classes and not (recipe.token_cache / MANIFEST).is_file():
-            for images in open_images(recipe, vqvae.config.image_side):
-                check_labels(images.labels, recipe.model.num_classes, "model.num_classes")
+        if not (recipe.token_cache / MANIFEST).is_file():
+            splits = open_images(recipe, vqvae.config.image_side)
+            if recipe.model.num_classes:
+                for images in splits:
+                    check_labels(images.labels, recipe.model.num_classes, "model.num_classes")
+            check_before_work(recipe, *splits)
         write_tokens(recipe, vqvae, ranks)
 
     @classmethod
