@@ -150,7 +150,7 @@ def stored_dtype(vqvae: VQVAE) -> StoredDtype:
 
 def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
     """Read a cache's manifest. Raises InputError if it is damaged, or of other settings."""
-    remedy = "give another token_cache, and another output where a run began on this one, or remove it to encode anew"
+    remedy = "give another folder, or remove this one to encode anew"
     manifest = read_file(Manifest, folder / MANIFEST, remedy)
     # A setting that is newer than the cache had its default.
     defaults = {f"data.{name}": DataConfig.model_fields[name].default for name in DATA_SETTINGS}
@@ -163,7 +163,10 @@ def read_manifest(folder: Path, settings: dict[str, Any]) -> Manifest:
                 f"{theirs[name]!r}: correct data.source, or give another token_cache for a dataset of the hub"
             )
         was = "by another tokenizer" if name == "tokenizer" else f"with {name}={theirs.get(name)}, not {settings[name]}"
-        raise InputError(f"token_cache={str(folder)!r} was encoded {was}: {remedy}")
+        raise InputError(
+            f"token_cache={str(folder)!r} was encoded {was}: give another token_cache, and another output where a run "
+            "began on this one, or remove it to encode anew"
+        )
     return manifest
 
 
