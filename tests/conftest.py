@@ -1,8 +1,10 @@
 """One thread: the models here are so small that threads only wait for one another, above all on a busy machine."""
 
+import importlib
 import runpy
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,11 @@ from var.cli.run import run
 from var.pipeline import VARPipeline
 
 torch.set_num_threads(1)
+
+# JAX's logger writes where standard error was when it was imported, and closes that when uvicorn sets up logging,
+# unless it is the process's own: what pytest captures would be closed, and every later test would fail.
+with redirect_stderr(sys.__stderr__):
+    importlib.import_module("absl.logging")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
