@@ -1,4 +1,4 @@
-"""Several processes and micro-batches train like one: about 10 s for each pair of processes of their own."""
+"""Several processes and micro-batches train like one: about 10 s for each pair of processes."""
 
 import json
 import subprocess
@@ -57,7 +57,8 @@ PATHS: dict[str, Any] = {
     "validate_every": 3,
 }
 ENCODER: dict[str, Any] = {"batch_size": 8, "data": {"validation_images": 5}, "ema": 0.5, "validate_every": 3}
-STAGES = pytest.mark.parametrize("stage", ["tokenizer", "kl", "var", "raster", "mar", *PRETRAINING])
+NAMES = ("tokenizer", "kl", "var", "raster", "mar", *PRETRAINING)
+STAGES = pytest.mark.parametrize("stage", NAMES)
 
 
 def recipe_of(stage: str, path: Path, source: Path, tokenizer: TokenizerRecipe, **more: Any) -> Recipe:
@@ -74,14 +75,20 @@ def recipe_of(stage: str, path: Path, source: Path, tokenizer: TokenizerRecipe, 
     return var_recipe(path, source, tokenizer.output / "model", **{**PATHS, **more})
 
 
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
+
+
 def torchrun(recipe: Recipe, **environment: str) -> None:
     path = recipe.output.with_suffix(".yaml")
-    script = (ROOT / "train.py", path)
-    done = run(
-        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2, *script, cwd=path.parent, **environment
-    )
+    done = run(*TORCHRUN, ROOT / "train.py", path, cwd=path.parent, **environment)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("model: ") == 2
+
+
+def launched(script: str, folder: Path, *recipes: Path) -> subprocess.CompletedProcess[str]:
+    """Run a script, written into the folder, on two processes with the recipes' files as its arguments."""
+    (folder / "script.py").write_text(script)
+    return run(*TORCHRUN, "script.py", *recipes, cwd=folder)
 
 
 def assert_alike(one: Recipe, other: Recipe, steps: int = 6) -> None:
@@ -110,13 +117,38 @@ def test_accumulated_gradients_are_those_of_the_large_batch(
     assert_alike(whole, parts)
 
 
+@pytest.fixture(scope="module")
+def on_two_processes(
+    images: Path, tokenizer_run: TokenizerRecipe, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Recipe]:
+    """A finished run of each stage, all of one pair of processes, whose start takes longer than a run."""
+    folder = tmp_path_factory.mktemp("two")
+    recipes = {stage: recipe_of(stage, folder / stage, images, tokenizer_run, accumulate=2) for stage in NAMES}
+    script = """
+import sys
+from pathlib import Path
+from var.training import loop
+from var.training.recipe import load_recipe
+loop.destroy_process_group = lambda: None  # the next run takes it
+for recipe in sys.argv[1:]:
+    loop.train(load_recipe(Path(recipe)))
+"""
+    done = launched(script, folder, *(recipe.output.with_suffix(".yaml") for recipe in recipes.values()))
+    assert done.returncode == 0, done.stderr[:6000]
+    return recipes
+
+
 @STAGES
-def test_two_processes_train_like_one(stage: str, images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
+def test_two_processes_train_like_one(
+    stage: str,
+    images: Path,
+    tokenizer_run: TokenizerRecipe,
+    on_two_processes: dict[str, Recipe],
+    tmp_path: Path,
+) -> None:
     one = recipe_of(stage, tmp_path / "one", images, tokenizer_run)
-    two = recipe_of(stage, tmp_path / "two", images, tokenizer_run, accumulate=2)
     train(one)  # type: ignore[arg-type]
-    torchrun(two)
-    assert_alike(one, two)
+    assert_alike(one, on_two_processes[stage])
 
 
 def test_a_sharded_encoder_orders_and_predicts_as_a_whole_one(images: Path, tmp_path: Path) -> None:
@@ -161,13 +193,6 @@ def test_sharded_parameters_and_a_run_that_moves(images: Path, tokenizer_run: To
     assert json.loads((moved.output / "model" / "transformer" / "config.json").read_text())
 
 
-def launched(script: str, recipe: Recipe, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run a script, written into the folder, on two processes with the recipe's file as its argument."""
-    (folder / "script.py").write_text(script)
-    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", 2)
-    return run(*launch, "script.py", recipe.output.with_suffix(".yaml"), cwd=folder)
-
-
 @pytest.mark.parametrize("error", ["ValueError", "InputError"])
 def test_an_error_on_one_process_ends_all(error: str, images: Path, tmp_path: Path) -> None:
     recipe = tokenizer_recipe(tmp_path / "r", images, steps=10_000, data={"workers": 1}, checkpoint_every=2)
@@ -184,7 +209,7 @@ def take_step(self, batches):
 Trainer.take_step = take_step
 main()
 """
-    done = launched(script, recipe, tmp_path)
+    done = launched(script, tmp_path, recipe.output.with_suffix(".yaml"))
     assert done.returncode == 1
     assert "out of something" in done.stderr
     assert "lost: 1 step since step 2, the last that was saved; the same command goes on from there" in done.stderr
@@ -206,7 +231,7 @@ def part(*arguments):
 {what} = part
 main()
 """
-    done = launched(script, recipe, tmp_path)
+    done = launched(script, tmp_path, recipe.output.with_suffix(".yaml"))
     assert done.returncode == 1
     assert "ValueError: out of something" in done.stderr
     assert done.stderr.count("step 3 was saved: the same command goes on from there") == 1
