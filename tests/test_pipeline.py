@@ -632,7 +632,7 @@ REFUSED: dict[str, tuple[Callable[[VARPipeline], object], tuple[str, ...]]] = {
     "room below 0": (lambda pipe: pipe.outpaint(noise(20, 14), left=-1, right=5), ("left=-1",)),
     "absurd room": (lambda pipe: pipe.outpaint(noise(20, 14), top=10**6), ("20x1000014 px", "too large")),
     "method": (lambda pipe: pipe.outpaint(noise(20, 14), 5, method="grow"), ("'grow'", "auto, shrink, slide")),
-    "outpaint, class": (lambda pipe: pipe.outpaint(noise(20, 14), 5, label=9), ("class 9 must be in 0..4",)),
+    "outpaint, class": (lambda pipe: pipe.outpaint(noise(20, 14), 5, label=9), ("class 9 is not one that this model",)),
     "outpaint, feather": (lambda pipe: pipe.outpaint(noise(20, 14), 5, feather=-1.0), ("feather=-1.0",)),
     "upscale, too large": (lambda pipe: pipe.upscale(noise(8, 3)), ("8x3 px", "8x8 px")),
     "upscale, scales": (lambda pipe: pipe.upscale(noise(4, 3), num_scales=4), ("num_scales=4", "1..3")),

@@ -397,7 +397,7 @@ NOWHERE = ("--model", "no/such/folder")  # named where the mistake must be told 
         (("inpaint", "none.png", "--mask", "none.png", "--out", "p.png/deep"), ("cannot write p.png/deep",)),
         (("inpaint", "p.png", *MASK, "--out", "/proc/x"), ("cannot write /proc/x", "another folder")),
         (("inpaint", "p.png", *MASK), ("'no/such/folder'", "give a model folder")),
-        (("inpaint", "p.png", *MASK, "--device", "gpu"), ("device 'gpu'", "take auto, cpu, cuda")),
+        (("inpaint", "p.png", *MASK, "--device", "gpu"), ("device 'gpu'", "take cpu")),
         (("inpaint", "p.png", *MASK, "--dtype", "half"), ("dtype 'half'",)),
     ],
 )
@@ -412,7 +412,7 @@ def test_mistakes_that_no_model_is_needed_to_see(
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("inpaint", "p.png", *MASK, "--class", 5), ("class 5 must be in 0..4",)),
+        (("inpaint", "p.png", *MASK, "--class", 5), ("class 5 is not one that this model was trained on", "0 red fox")),
         (("class", "p.png", *MASK, "--class", -1), ("class -1",)),
         (("class", "p.png", *MASK, "--class", 2), ("class 2 is not one that this model was trained on", "0 red fox")),
         (("class", "p.png", *MASK, "--class", "red foks"), ("'red foks'", "did you mean 'red fox'")),

@@ -38,8 +38,18 @@ def test_a_device_by_name() -> None:
     "name", ["", "gpu", "CPU", "cuda:99", "cuda:-1", "cpu:x", "meta", "xla", "hpu", "opencl", "xpu"]
 )
 def test_devices_that_cannot_be_used(name: str) -> None:
-    with refused(f"device {name!r}", "take auto, cpu, cuda, cuda:N or mps"):
+    with refused(f"device {name!r}", "take cpu"):
         choose_device(name)
+
+
+def test_only_devices_that_are_there_are_offered(monkeypatch: pytest.MonkeyPatch) -> None:
+    for here, offered in (({}, "cpu or auto"), ({"cuda": True, "mps": True}, "cpu, mps, cuda, cuda:N or auto")):
+        pretend(monkeypatch, **here)
+        with refused(f"device 'gpu' is unknown: take {offered}"):
+            choose_device("gpu")
+    pretend(monkeypatch)
+    with refused("device 'cuda:99' cannot be used (", "): take cpu or auto"):
+        choose_device("cuda:99")
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,6 @@ from var.cli import edit_options
 from var.cli.edit_options import BlendOptions, EditOptions, MaskOptions
 from var.cli.options import collect_options, whole_numbers
 from var.cli.run import Group
-from var.editing.params import BlendParams
-from var.sampling.params import SamplingParams, apply_options
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -52,7 +50,7 @@ def fill(verb: str, file: Path, label: str | None, masking: MaskOptions, edit: E
     if (masking.mask is None) == (not masking.box):
         raise InputError("give the mask either by --mask FILE or by --box x0,y0,x1,y1")
     boxes = [corners(box) for box in masking.box or ()]
-    image = read_image(file, edit, masking)
+    image = read_image(file, edit.out)
     from var.editing.image_masks import mask_from_boxes, mask_from_image
     from var.editing.windows import window_around
     from var.utils.images import open_image
@@ -101,7 +99,7 @@ def outpaint(
       var edit outpaint photo.jpg --left 128 --right 128
       var edit outpaint photo.jpg --top 400 --method slide
     """
-    opened = read_image(image, edit, blend)
+    opened = read_image(image, edit.out)
     from var.editing.windows import outpaint_windows, pad_canvas
 
     # Room that cannot be had, or not by that method, is refused before the model is loaded.
@@ -124,19 +122,17 @@ def upscale(
       var edit upscale small.png
       var edit upscale small.png --class 207 --seed 1
     """
-    opened = read_image(image, edit)
+    opened = read_image(image, edit.out)
     keywords = collect_options(edit, label=label, num_scales=scales, consistent=consistent, progress=True)
     finish("upscale", image, edit, lambda pipe: pipe.upscale(opened, **keywords))
 
 
-def read_image(file: Path, edit: EditOptions, blend: BlendOptions | None = None) -> "Image.Image":
-    """Read the image, RGB and upright; before that, refuse what can be refused without it."""
+def read_image(file: Path, out: Path) -> "Image.Image":
+    """Read the image, RGB and upright; before that, refuse a folder that results cannot be written to."""
     from var.utils.images import open_image, to_rgb
     from var.utils.paths import check_writable
 
-    check_writable(edit.out)
-    apply_options(SamplingParams(), collect_options(edit))
-    apply_options(BlendParams(), collect_options(blend or BlendOptions()))
+    check_writable(out)
     return to_rgb(open_image(file))
 
 

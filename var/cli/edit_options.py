@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from var.cli.options import CLASS, ModelOptions, SampleFolder, SamplingOptions, check_at_least
+from var.cli.options import CLASS, ModelOptions, SampleFolder, SamplingOptions, check_at_least, check_field
 from var.editing.params import BlendParams
 
 BLENDING = BlendParams()
@@ -31,6 +31,7 @@ class BlendOptions:
     dilate: Annotated[
         int | None,
         blending_option(
+            callback=check_field(BlendParams, "dilate"),
             help="So many more tokens around the mask are generated too, as those beside it know of it. "
             f"Default: {BLENDING.dilate}.",
         ),
@@ -38,6 +39,7 @@ class BlendOptions:
     feather: Annotated[
         float | None,
         blending_option(
+            callback=check_field(BlendParams, "feather"),
             help="Pixels outside the mask over which the result fades into the image, also where less than that is "
             "kept between two masks; 0: a hard edge. Default: half a token.",
         ),

@@ -33,12 +33,17 @@ sampling_option: Any = partial(Option, rich_help_panel="Sampling")
 def guidance(default: float) -> Any:
     """The option --cfg; commands that make metrics have another default than those that make images to look at."""
     text = f"Classifier-free guidance, 0 or more; 0 switches it off. Default: the model's, else {default:g}."
-    return sampling_option(help=text)
+    return sampling_option(callback=check_field(SamplingParams, "cfg"), help=text)
 
 
 def check_at_least(name: str, at_least: int) -> Callable[[int | None], int | None]:
     """Return a callback that refuses a number in the library's words, before a model is loaded; None is passed on."""
     return lambda value: None if value is None else check_whole_number(name, value, at_least)
+
+
+def check_field(params: Callable[..., object], name: str) -> Callable[[Any], Any]:
+    """Return a callback that refuses what the dataclass refuses of this field, before a model is loaded."""
+    return lambda value: None if value is None else getattr(params(**{name: value}), name)
 
 
 def whole_numbers(text: str, refusal: str) -> list[int]:
@@ -93,7 +98,7 @@ def collect_options(*bundles: object, **more: object) -> dict[str, Any]:
 
 # --- models and sampling
 
-Batch = Annotated[int, Option(help="Images at once, for each process.")]
+Batch = Annotated[int, Option(callback=check_at_least("batch", 1), help="Images at once, for each process.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, Option(help="auto, float32 or bfloat16.")]
 VARDtype = Annotated[str, Option(help="auto, float32 or bfloat16; a VAR on a CPU also in int8.")]
@@ -120,14 +125,16 @@ class MetricsSamplingOptions:
     top_k: Annotated[
         int | None,
         sampling_option(
-            help=f"Keep that many of the best tokens; 0 keeps all. Default: the model's, else {SAMPLING.top_k}."
+            callback=check_field(SamplingParams, "top_k"),
+            help=f"Keep that many of the best tokens; 0 keeps all. Default: the model's, else {SAMPLING.top_k}.",
         ),
     ] = None
     top_p: Annotated[
         float | None,
         sampling_option(
+            callback=check_field(SamplingParams, "top_p"),
             help="Of these keep the best up to that probability, 0 to 1; 0 keeps all. "
-            f"Default: the model's, else {SAMPLING.top_p:g}."
+            f"Default: the model's, else {SAMPLING.top_p:g}.",
         ),
     ] = None
     cfg_scales: Annotated[

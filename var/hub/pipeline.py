@@ -150,12 +150,12 @@ class Pipeline(Shared):
             label = self._label_of_text(given) if isinstance(given, str) else operator.index(given)
         except TypeError as error:
             raise InputError(f"class {given!r} must be the index of a class or its name") from error
-        if not 0 <= label < num_classes:
-            raise InputError(f"class {label} must be in 0..{num_classes - 1}")
         if self.classes is not None and label not in self.classes:
             raise InputError(
                 f"class {label} is not one that this model was trained on; it knows {listing(self.classes)}"
             )
+        if not 0 <= label < num_classes:
+            raise InputError(f"class {label} must be in 0..{num_classes - 1}")
         return label
 
     def _label_of_text(self, text: str) -> int:

@@ -8,7 +8,7 @@ import torch
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 
-KINDS = ("cpu", "cuda", "mps")
+KINDS = {"cpu": "cpu", "cuda": "cuda, cuda:N", "mps": "mps"}  # and how its devices are called
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 VAR_DTYPES = DTYPES | {"int8": torch.int8}  # of a VAR that draws, on a CPU
 STORED_DTYPES = DTYPES | {"float16": torch.float16, "float64": torch.float64}
@@ -20,17 +20,19 @@ def choose_device(name: str | torch.device = "auto") -> torch.device:
     Raises InputError: a name that torch does not know, or a device that this machine does not have.
     """
     name = str(name)  # of a torch.device too
+    here = {"cuda": torch.cuda.is_available(), "mps": torch.mps.is_available(), "cpu": True}
+    available = [kind for kind in here if here[kind]]
     if name == "auto":
-        available = (n for n, here in (("cuda", torch.cuda.is_available()), ("mps", torch.mps.is_available())) if here)
-        return torch.device(next(available, "cpu"))
+        return torch.device(available[0])
+    remedy = f"take {', '.join(KINDS[kind] for kind in reversed(available))} or auto"
     if name.partition(":")[0] not in KINDS:
-        raise InputError(f"device {name!r} is unknown: take auto, cpu, cuda, cuda:N or mps")
+        raise InputError(f"device {name!r} is unknown: {remedy}")
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # each build of torch refuses in its own way
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} cannot be used ({reason}): take auto, cpu, cuda, cuda:N or mps") from error
+        raise InputError(f"device {name!r} cannot be used ({reason}): {remedy}") from error
     return device
 
 

@@ -52,6 +52,7 @@ def to_path(given: str | os.PathLike[str], name: str) -> Path:
 
 def check_writable(folder: Path) -> None:
     """Raise InputError if the folder could not be made or written; nothing is made yet."""
+    existing = folder
     try:
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
         if not existing.is_dir():
@@ -59,7 +60,8 @@ def check_writable(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):  # permission bits do not say it of /proc or for root
             pass
     except OSError as error:
-        raise InputError(f"cannot write {folder}: {one_line(error)}: give another folder") from error
+        reason = f"{existing} takes no files ({one_line(error)})"
+        raise InputError(f"cannot write {folder}: {reason}: give another folder") from error
 
 
 def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] = ()) -> None:

@@ -43,7 +43,13 @@ def generate(
     from accelerate import PartialState
 
     from var.evaluation.samples.generate import generate_samples
-    from var.evaluation.samples.rejection import REJECT_BY, ClassProbability, check_labels_are_imagenets
+    from var.evaluation.samples.rejection import (
+        REJECT_BY,
+        ClassProbability,
+        check_fraction,
+        check_judge,
+        check_labels_are_imagenets,
+    )
     from var.evaluation.samples.sample_folder import IMAGES, NPZ, has_samples_npz, write_samples_npz
     from var.evaluation.samples.sample_set import sample_settings
     from var.hub.refiner import check_refiner_options
@@ -57,6 +63,9 @@ def generate(
     check_writable(out)
     if reject is None and reject_by is not None:
         raise InputError(f"--reject-by {reject_by} needs --reject FRACTION, such as --reject 0.5")
+    if reject is not None:
+        check_fraction(reject)
+        check_judge(reject_by or REJECT_BY)
     state = PartialState(cpu=choose_device(model.device).type == "cpu", timeout=LONGEST_WAIT)
     is_main_process = state.is_main_process
     ranks = Ranks.of(state)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from var.cli.options import MODEL, SPLIT, Batch, JsonFile
+from var.cli.options import MODEL, SPLIT, Batch, JsonFile, check_at_least
 
 WEIGHTS = "by default cached, downloaded or from a package."
 
@@ -16,7 +16,10 @@ Labels = Annotated[
         "--classes", help="Only these labels or names of classes: 1,lemon. Default: all, or all that the model knows."
     ),
 ]
-MaxImages = Annotated[int | None, Option("--num", help="Maximum number of images, spread over the split.")]
+MaxImages = Annotated[
+    int | None,
+    Option("--num", callback=check_at_least("num", 1), help="Maximum number of images, spread over the split."),
+]
 
 
 @dataclass(frozen=True)
@@ -78,7 +81,10 @@ ReferenceSource = Annotated[
 ]
 ReferenceSplit = Annotated[SPLIT | None, Option("--split", help="Split of SOURCE.")]
 ReferenceSize = Annotated[int | None, Option("--size", help="Side of the images in pixels, with --split.")]
-NumInSet = Annotated[int, Option("--num-per-class", help="Images of each class, at least 1.")]
+NumInSet = Annotated[
+    int,
+    Option("--num-per-class", callback=check_at_least("num_per_class", 1), help="Images of each class, at least 1."),
+]
 SampleSetFolder = Annotated[Path, Option("--out", help="Folder: images/LABEL_INDEX.png, settings.json, samples.npz.")]
 Reject = Annotated[
     float | None,

@@ -27,8 +27,7 @@ class ClassProbability:
     """
 
     def __init__(self, name: str, device: str = "auto") -> None:
-        if not is_classifier(name):  # before its weights are downloaded
-            raise InputError(f"{name} is no classifier of ImageNet's classes: choose another, such as {REJECT_BY}")
+        check_judge(name)  # before its weights are downloaded
         self.extractor = open_extractor(name, device=device)
         self.description = f"{self.extractor.name} ({self.extractor.version})"
 
@@ -39,6 +38,18 @@ class ClassProbability:
             raise InputError(f"the logits of {self.extractor.name} are not finite: its weights are damaged")
         probabilities = logits.double().softmax(dim=-1)
         return probabilities[torch.arange(len(labels)), torch.tensor(labels)].tolist()
+
+
+def check_judge(name: str) -> None:
+    """Raise InputError unless this is an extractor whose logits are ImageNet's classes."""
+    if not is_classifier(name):
+        raise InputError(f"{name} is no classifier of ImageNet's classes: choose another, such as {REJECT_BY}")
+
+
+def check_fraction(kept: float) -> None:
+    """Raise InputError for a fraction of samples that cannot be kept."""
+    if not 0 < kept <= 1:
+        raise InputError(f"reject={kept} must be in (0, 1], the fraction to keep: 0.5 generates twice as many")
 
 
 def check_labels_are_imagenets(num_classes: int) -> None:

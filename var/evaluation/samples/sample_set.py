@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from tokenizer.errors import InputError
+from var.evaluation.samples.rejection import check_fraction
 from var.pipeline import VARPipeline
 from var.sampling.params import FOR_METRICS, SamplingParams
 from var.sampling.refiner import Refiner
@@ -145,8 +146,8 @@ def sample_settings(
     params = pipe.choose_sampling(given, FOR_METRICS)
     if seed < 0:
         raise InputError(f"seed={seed} must not be negative")
-    if reject is not None and not 0 < reject <= 1:
-        raise InputError(f"reject={reject} must be in (0, 1], the fraction to keep: 0.5 generates twice as many")
+    if reject is not None:
+        check_fraction(reject)
     for name, number in (("num_per_class", num_per_class), ("batch", batch)):
         if number < 1:
             raise InputError(f"{name}={number} must be at least 1")
