@@ -1,5 +1,6 @@
 """The page: its tabs together, served on this machine."""
 
+import ipaddress
 import logging
 import os
 import tempfile
@@ -8,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import gradio as gr
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from var.app import edit, features, generate, inside, train
 from var.app.state import AppState
@@ -21,6 +24,7 @@ TABS: dict[str, Callable[[AppState], None]] = {
 }
 WAITING = 64  # events at most; further ones are refused
 SESSIONS = 64  # visitors whose state is held in memory, the latest
+LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]", "::1")
 TITLE = "VAR: image generation by next-scale prediction"
 
 
@@ -65,6 +69,7 @@ def serving(state: AppState, host: str = "127.0.0.1", port: int | None = None) -
             enable_monitoring=False,
             footer_links=[],
             run_history=False,
+            app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host))]},
             state_session_capacity=SESSIONS,
             _frontend=False,  # no test whether the page can be reached, which fails on a busy machine
             theme=theme(),
@@ -72,6 +77,22 @@ def serving(state: AppState, host: str = "127.0.0.1", port: int | None = None) -
         yield address
     finally:
         page.close(verbose=False)
+
+
+def allowed_hosts(host: str) -> list[str]:
+    """Return the names by which the page may be asked for, `*` for any, when it is served at this address.
+
+    Of a page for this machine alone they are its own names: a website's name that leads here (DNS rebinding) is none.
+    """
+    return [*LOCAL_NAMES, host] if is_local(host) else ["*"]
+
+
+def is_local(host: str) -> bool:
+    """Return whether only this machine reaches an address or a name."""
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
 
 
 def theme() -> gr.themes.Base:
