@@ -72,8 +72,8 @@ class VARPipeline(Pipeline):
             refine_from: first scale that it draws, counted from 0.
             on_scale: called with a ScaleOutput, the images so far of a batch, after each of its scales; a model that
                 draws tokens of a single map calls it once a batch. One that raises ends the drawing.
-            progress: True shows a bar on a terminal or in a notebook; a function is called as (done, total), numbers
-                of images, in which those at work count in part.
+            progress: True shows a bar, or now and then a line where there is no terminal and no notebook; a function
+                is called as (done, total), numbers of images, in which those at work count in part.
 
         Raises:
             InputError: an unknown class, an option out of range, or a refiner that does not fit.

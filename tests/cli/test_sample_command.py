@@ -102,6 +102,14 @@ def test_many_images_are_summed_up_in_a_line_and_a_bounded_grid(sample: Run, tmp
         assert grid.size == (8 * 130 - 2, 8 * 130 - 2)
 
 
+def test_it_says_that_earlier_images_will_be_replaced(sample: Run) -> None:
+    for num, options, said in ((2, (), ""), (3, ("--seed", 1), "2 images in samples will be replaced; another --out")):
+        code, _, err = sample(3, "--num", num, *options)
+        assert code == 0
+        assert err.startswith(said)
+        assert bool(err) == bool(said)
+
+
 def test_what_is_drawn_stays_when_it_is_stopped(sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(self: VARPipeline, *arguments: Any, **options: Any) -> Iterator[PipelineOutput]:
         yield next(batches(self, *arguments, **options))

@@ -28,12 +28,18 @@ def test_a_terminal_shows_number_rate_and_time_left(monkeypatch: pytest.MonkeyPa
     assert "0:00:00" in text
 
 
-def test_elsewhere_nothing_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+def test_elsewhere_a_line_is_printed_now_and_then(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter((0.0, 1.0, 12.0, 13.0, 24.0, 40.0))
+    monkeypatch.setattr("var.utils.progress.time.perf_counter", lambda: next(times))
     with open_progress(True) as show:
         assert show is not None
-        show(1, 4)
+        for done in (0.5, 6.5, 7, 12, 24):
+            show(done, 24)
     captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")
+    lines = ["6 of 24 images  0.5 images/s  0:00:32 left", "12 of 24 images  0.5 images/s  0:00:24 left"]
+    assert (captured.out, captured.err.splitlines()) == ("", lines)
 
 
 def test_a_function_is_called_as_it_is_and_false_is_none() -> None:

@@ -1,5 +1,7 @@
 """Contact sheets: a bounded choice of many images, captions."""
 
+import itertools
+
 import pytest
 from PIL import Image
 
@@ -30,6 +32,12 @@ def test_a_sheet_shows_all_or_as_many_of_each_class(classes: int, num: int, show
     seen = [labels[place] for place in chosen]
     assert len({seen.count(label) for label in seen}) == 1
     assert max(seen) - min(seen) >= classes - max(classes // 32, 1)  # from all over the classes
+
+
+def test_label_and_name_of_a_caption_are_apart() -> None:
+    captioned = caption_tile(Image.new("RGB", (128, 8)), "1024 red").crop((0, 8, 128, 24)).convert("L")
+    dark = [x for x in range(128) if captioned.crop((x, 0, x + 1, 16)).getextrema()[0] < 200]
+    assert max(b - a for a, b in itertools.pairwise(dark)) > 4  # pixels
 
 
 def test_a_caption_that_is_too_long_is_cut() -> None:

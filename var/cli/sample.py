@@ -40,7 +40,7 @@ def sample(
     began = time.perf_counter()
     from var.hub.refiner import check_refiner_options
     from var.pipeline import VARPipeline
-    from var.sampling.image_folder import GRID, ImageFolder
+    from var.sampling.image_folder import GRID, ImageFolder, count_replaced
     from var.utils.classes import spread
     from var.utils.paths import check_writable
     from var.utils.progress import live_bar
@@ -53,6 +53,8 @@ def sample(
     labels: list[int | str] = [*options.read_classes(given, pipe)] or [*spread(pipe.known_labels(), MIX)]
     rows = [label for label in map(pipe.label, labels) for _ in range(num)]
     loaded = time.perf_counter()
+    if replaced := count_replaced(out, rows):
+        typer.echo(f"{plural(replaced, 'image')} in {out} will be replaced; another --out keeps them", err=True)
     written, folder = [], ImageFolder(out, rows)
     with stopping(lambda: f"{folder.count} of {len(rows)} images are in {out}"):
         try:

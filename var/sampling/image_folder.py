@@ -5,10 +5,22 @@ from pathlib import Path
 
 from PIL import Image
 
+from var.sampling.drawing import index_within_class
 from var.utils.images import enlarge, image_grid, save_image
 from var.utils.sheets import SMALLEST_TILE, choose_tiles
 
 GRID, GROWTH = "grid.png", "growth.gif"
+
+
+def count_replaced(folder: Path, labels: Sequence[int]) -> int:
+    """Return how many images of a folder have the names of those with these labels."""
+    names = map(image_stem, labels, index_within_class(list(labels)))
+    return sum((folder / f"{name}.png").exists() for name in names)
+
+
+def image_stem(label: int, index: int) -> str:
+    """Return the name of an image's file, without its suffix."""
+    return f"{label}_{index}"
 
 
 class ImageFolder:
@@ -33,7 +45,7 @@ class ImageFolder:
 
     def add(self, label: int, index: int, image: Image.Image, stages: Sequence[Image.Image] = ()) -> list[Path]:
         """Write the next image, and what it looked like after each scale; return the files."""
-        name = f"{label}_{index}"
+        name = image_stem(label, index)
         files = {f"{name}.png": image} | {f"{name}_scale{k}.png": stage for k, stage in enumerate(stages)}
         for file, content in files.items():
             save_image(self.folder / file, content)

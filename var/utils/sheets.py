@@ -47,6 +47,7 @@ def choose_tiles(labels: Sequence[int]) -> tuple[list[int], int]:
 def caption_tile(image: Image.Image, text: str) -> Image.Image:
     """Return the image with a line of text below it, cut to its width."""
     font = ImageFont.load_default(CAPTION * 0.7)
+    text = text.replace(" ", "  ", 1)  # between label and name: a single one of this font is hardly seen after a digit
     while text and font.getlength(text) > image.width - 4:
         text = text[:-2].rstrip() + "…" if len(text) > 2 else ""
     result = Image.new("RGB", (image.width, image.height + CAPTION), "white")
