@@ -33,11 +33,14 @@ def test_it_tells_what_was_encoded_and_then_that_nothing_is_left_to_do(var: Run,
     assert (code, out, err) == (0, "tokens: here holds 22 encoded images in 0.0 MB, all of them there already\n", "")
 
 
-def test_it_counts_what_cannot_be_read(var: Run, recipe: Path, tmp_path: Path) -> None:
+def test_it_counts_and_names_what_cannot_be_read(
+    var: Run, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "images" / "val" / "bar" / "4.png").write_bytes(b"no picture")
     code, out, _ = var("data", "tokenize", recipe, "token_cache=here")
     assert code == 0
     assert out.splitlines()[-1].endswith("; 1 image could not be read")
+    assert f"cannot read {tmp_path / 'images/val/bar/4.png'} (" in caplog.text
 
 
 def test_a_damaged_shard_is_told_of(var: Run, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -93,5 +96,5 @@ def test_mistakes(var: Run, recipe: Path, tmp_path: Path) -> None:
         var("data", "tokenize", recipe, "token_cache=here", "seed=1"),
         "token_cache='here'",
         "seed=0, not 1",
-        "give another folder",
+        "give another token_cache",
     )

@@ -89,7 +89,9 @@ def test_what_cannot_be_read_is_left_out_and_logged(folder: Path, caplog: pytest
     assert labels == [0, 0, 1, 1]
     assert len(images) == 4
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert warnings == ["2 of 6 images could not be read and are skipped"]
+    *named, counted = warnings
+    assert [line.split(" (")[0] for line in named] == [f"cannot read {folder}/val/{n}.png" for n in ("bar/5", "cup/4")]
+    assert counted == "2 of 6 images could not be read and are skipped"
 
 
 def test_classes_are_chosen_by_name_too(folder: Path, tmp_path: Path) -> None:

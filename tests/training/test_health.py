@@ -104,6 +104,16 @@ def test_none_may_be_allowed(tmp_path: Path) -> None:
         strict.check_readable([batch(4, "/a.png")])
 
 
+def test_the_first_unreadable_images_are_named_once(recipe: TokenizerRecipe, caplog: pytest.LogCaptureFixture) -> None:
+    guard = guard_of(recipe)
+    guard.seen = 10**6
+    for _ in range(2):
+        guard.check_readable([batch(4, *(f"/{n}.png" for n in range(7)))])
+    assert len(caplog.messages) == 5
+    assert caplog.messages[0] == "cannot read /0.png (it is cut off)"
+    assert caplog.messages[-1] == "cannot read /4.png (it is cut off); further ones are counted, not named"
+
+
 def test_an_image_without_any_substitute_ends_the_run(recipe: TokenizerRecipe) -> None:
     with refused("neither /b.png (it is cut off) nor any of the substitutes tried for it", "repair or replace"):
         guard_of(recipe).check_readable([batch(2), batch(1, "/a.png", "/b.png")])

@@ -8,7 +8,7 @@ from tiny import image_folder, tokenizer_recipe
 
 from var.training.loop import train
 from var.training.stages.base import find_stage, stage_names
-from var.training.summary import next_command
+from var.training.summary import next_command, warn_of_few_images
 
 
 def test_a_run_says_what_it_trains_and_a_finished_one_that_it_is(
@@ -42,6 +42,16 @@ def test_a_run_of_no_steps_says_that_nothing_is_trained(tmp_path: Path, caplog: 
     with caplog.at_level(logging.INFO):
         train(recipe)
     assert f"steps=0: nothing is trained, the model is exported as it starts, to {recipe.output}" in caplog.messages
+
+
+def test_few_images_that_are_seen_often_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    recipe = tokenizer_recipe(tmp_path / "run", image_folder(tmp_path / "data"))
+    for images, steps, warned in ((99, 3000, True), (99, 2400, False), (100, 10**6, False)):
+        caplog.clear()
+        warn_of_few_images(recipe, images, steps)
+        assert bool(caplog.messages) == warned
+    warn_of_few_images(recipe, 3, 3000)
+    assert caplog.messages[-1].startswith("only 3 training images, each seen 4,000 times: ")
 
 
 def test_every_stage_has_a_command_to_go_on_with() -> None:

@@ -5,7 +5,9 @@ of reader processes changes nothing, the number of training processes only divid
 same samples as an uninterrupted one.
 """
 
+import logging
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +36,9 @@ from var.utils.torchvision_compat import import_torchvision
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
 
+log = logging.getLogger(__name__)
+
+NAMED = 5  # unreadable images
 SUBSTITUTES = 16  # tried in place of a training image that cannot be read
 ASPECTS = (math.log(3 / 4), math.log(4 / 3))  # of resized crops
 
@@ -57,6 +62,21 @@ class Unreadable:
                 "see that the URLs in the index are right and that their server gives the whole files without a login"
             )
         return "repair or replace them"
+
+
+class UnreadableLog:
+    """Names the first few images that could not be read in the log, each once."""
+
+    def __init__(self) -> None:
+        self.named: set[str] = set()
+
+    def add(self, found: Iterable[Unreadable]) -> None:
+        """Name those that are new, until NAMED are."""
+        for bad in found:
+            if bad.location not in self.named and len(self.named) < NAMED:
+                self.named.add(bad.location)
+                more = "; further ones are counted, not named" if len(self.named) == NAMED else ""
+                log.warning("cannot read %s%s", bad, more)
 
 
 class Sample(NamedTuple):

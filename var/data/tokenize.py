@@ -13,7 +13,7 @@ import torch
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data import token_cache
-from var.data.dataset import Batch, ImageDataset, Sample, SampleDataset, open_dataset
+from var.data.dataset import Batch, ImageDataset, Sample, SampleDataset, UnreadableLog, open_dataset
 from var.data.fingerprint import are_other_images, find_renamed_class
 from var.data.listing import Split
 from var.data.loader import collate, loader, open_batches
@@ -177,6 +177,7 @@ def _encode(
     vqvae: VQVAE,
     progress: Callable[[int, int], None],
 ) -> None:
+    names = UnreadableLog()
     total, done = sum(shard.samples for shard in missing), 0
 
     def advance(samples: int) -> None:
@@ -193,7 +194,7 @@ def _encode(
         keys = [keys for shard in shards for keys in shard.batches()]
         with open_batches(loader(dataset, keys, recipe.data.workers)) as batches:
             for shard in shards:
-                tokens, record = _encode_shard(shard, dataset, batches, vqvae, manifest.dtype, advance)
+                tokens, record = _encode_shard(shard, dataset, batches, vqvae, manifest.dtype, names, advance)
                 token_cache.write_files(folder, {shard.tokens: tokens, shard.record: record.model_dump_json().encode()})
 
 
@@ -203,6 +204,7 @@ def _encode_shard(
     batches: Iterator[Batch],
     vqvae: VQVAE,
     dtype: str,
+    names: UnreadableLog,
     advance: Callable[[int], None],
 ) -> tuple[bytes, Record]:
     device = next(vqvae.parameters()).device
@@ -212,6 +214,7 @@ def _encode_shard(
     for keys in shard.batches():
         batch = next(batches)
         rows = [index - shard.first for _, index in keys]
+        names.add(batch.unreadable)
         if batch.unreadable:  # rare: read again one by one, to find the samples that they belong to
             samples = [dataset[key] for key in keys]
             for row, sample in zip(rows, samples, strict=True):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.data.config import DataConfig
-from var.data.dataset import ImageDataset, SampleDataset, Unreadable, open_dataset
+from var.data.dataset import ImageDataset, SampleDataset, Unreadable, UnreadableLog, open_dataset
 from var.data.listing import MissingSplitError, Split
 from var.data.loader import loader, validation_batches
 from var.training.recipe import load_recipe
@@ -89,7 +89,7 @@ def count_requested(dataset: SampleDataset, limit: int | None) -> int:
 def image_batches(
     dataset: SampleDataset, batch_size: int, limit: int | None = None
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield the images and their labels in the dataset's order; unreadable images are skipped and logged.
+    """Yield the images and their labels in the dataset's order; unreadable images are skipped, the first few named.
 
     Args:
         batch_size: images per batch; a batch with unreadable images is smaller.
@@ -111,10 +111,10 @@ def image_batches(
 def _read(dataset: SampleDataset, batch_size: int, limit: int | None) -> Iterator[tuple[Tensor, list[int]]]:
     read, unreadable = 0, 0
     last: Unreadable | None = None
+    names = UnreadableLog()
     for batch in loader(dataset, validation_batches(dataset, batch_size, limit, rank=0, world=1), workers=0):
-        for bad in batch.unreadable:
-            log.info("cannot read %s: %s", bad.location, bad.reason)
-            last = bad
+        names.add(batch.unreadable)
+        last = batch.unreadable[-1] if batch.unreadable else last
         unreadable += len(batch.unreadable)
         if len(batch.labels):
             read += len(batch.labels)

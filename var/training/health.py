@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tokenizer.errors import InputError
-from var.data.dataset import Batch
+from var.data.dataset import Batch, UnreadableLog
 from var.training.config import Recipe
 from var.utils.text import plural
 
@@ -24,6 +24,7 @@ class RunHealth:
         self.recipe = recipe
         self.accelerator = accelerator
         self.unreadable = self.seen = 0  # images that could not be read, and that the batches needed, on this process
+        self.names = UnreadableLog()
         self.skipped_steps = 0  # with a phase whose loss or gradient was not finite, so that it changed nothing
         self.skipped_in_a_row = 0  # since the last good step
 
@@ -41,6 +42,7 @@ class RunHealth:
         """Count unreadable images; raise InputError if they exceed the recipe's bound or one had no substitute."""
         found = [entry for batch in batches for entry in batch.unreadable]
         wanted = len(range(self.accelerator.process_index, self.recipe.batch_size, self.accelerator.num_processes))
+        self.names.add(found)
         unreadable, seen = self.unreadable + len(found), self.seen + wanted
         if sum(len(batch.labels) for batch in batches) < wanted:
             raise InputError(

@@ -14,7 +14,7 @@ from var.training.health import disk_full_as_input_error
 from var.training.logger import Report, check_wandb
 from var.training.parts import log_trained
 from var.training.stages.base import find_stage
-from var.training.summary import describe_finished, describe_run
+from var.training.summary import describe_finished, describe_run, warn_of_few_images
 from var.training.trainer import Trainer
 from var.utils.paths import check_writable
 from var.utils.ranks import Ranks
@@ -55,6 +55,8 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
         log_trained(trainer.stage.phases[0].model)
     stage, start, steps = trainer.stage, trainer.step, trainer.stage.steps
     if accelerator.is_main_process:
+        if start < steps:
+            warn_of_few_images(recipe, len(stage.train_data), steps)
         for line in describe_run(trainer) if start < steps else [describe_finished(trainer)]:
             log.info(line)
     rank, world_size = accelerator.process_index, accelerator.num_processes

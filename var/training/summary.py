@@ -1,5 +1,6 @@
 """Lines at the start and the end of a run: what will be trained on what, and what can be done with the result."""
 
+import logging
 from pathlib import Path
 
 from tokenizer.errors import InputError
@@ -7,6 +8,22 @@ from var.training.config import Recipe
 from var.training.stages.base import find_stage
 from var.training.trainer import Trainer
 from var.utils.text import plural
+
+log = logging.getLogger(__name__)
+
+
+FEW_IMAGES, MANY_EPOCHS = 100, 100
+
+
+def warn_of_few_images(recipe: Recipe, images: int, steps: int) -> None:
+    """Log a warning of a run that sees so few images so often that it learns them by heart."""
+    times = steps * recipe.batch_size // images
+    if images < FEW_IMAGES and times > MANY_EPOCHS:
+        log.warning(
+            "only %s, each seen %s times: the model will learn them by heart; give hundreds, or take fewer steps",
+            plural(images, "training image"),
+            f"{times:,}",
+        )
 
 
 def describe_run(trainer: Trainer) -> list[str]:

@@ -238,6 +238,7 @@ class Trainer:
             sums = {name: sums.get(name, 0) + value.float().sum() for name, value in values.items()}
             count += len(batch.labels)
             unreadable += len(batch.unreadable)
+            self.health.names.add(batch.unreadable)
             last = batch.unreadable[-1] if batch.unreadable else last
         count, unreadable = accelerator.reduce(count), accelerator.reduce(unreadable)
         if count == 0:
