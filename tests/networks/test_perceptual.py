@@ -115,6 +115,10 @@ def test_ssim_of_small_images(side: int) -> None:
     assert not ssim(images.clone().requires_grad_(), images).requires_grad
 
 
+def test_ssim_of_no_images() -> None:
+    assert ssim(torch.empty(0, 3, 16, 16), torch.empty(0, 3, 16, 16)).shape == (0,)
+
+
 def test_ssim_is_each_images_own() -> None:
     ours, theirs = random_images(3, 12), random_images(3, 12, seed=1)
     for i in range(3):

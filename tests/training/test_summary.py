@@ -16,7 +16,7 @@ def test_a_run_says_what_it_trains_and_a_finished_one_that_it_is(
 ) -> None:
     recipe = tokenizer_recipe(tmp_path / "run", image_folder(tmp_path / "data"), steps=2)
     with caplog.at_level(logging.INFO):
-        exported = train(recipe)
+        train(recipe)
     assert "data: 8 training images of 2 classes, 6 for validation" in caplog.messages
     assert any(line.startswith("parameters: ") and "of the " in line for line in caplog.messages)
     assert "device: cpu, float32" in caplog.messages
@@ -34,7 +34,7 @@ def test_a_run_says_what_it_trains_and_a_finished_one_that_it_is(
             train(recipe.model_copy(update={"steps": steps}))
         assert f"{recipe.output} is at step 2 already, beyond steps={steps}{longer}" in caplog.messages
         assert "finished" not in caplog.text
-    assert next_command(recipe, exported) == (f"python train.py own_folder_var data.source=FOLDER tokenizer={exported}")
+    assert next_command(recipe) == f"python train.py own_folder_var data.source=FOLDER tokenizer={recipe.output}"
 
 
 def test_a_run_of_no_steps_says_that_nothing_is_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

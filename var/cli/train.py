@@ -39,7 +39,7 @@ def train(recipe: options.Recipe, overrides: options.Overrides = None, dry_run: 
     exported = loop.train(checked)
     typer.echo(f"model: {exported}")
     if is_main_process():
-        typer.echo(f"next: {next_command(checked, exported)}", err=True)
+        typer.echo(f"next: {next_command(checked)}", err=True)
 
 
 def print_estimate(recipe: "Recipe") -> None:

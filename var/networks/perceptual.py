@@ -131,6 +131,8 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     Raises InputError: torchmetrics is not installed.
     """
     metric = _torchmetrics().structural_similarity_index_measure
+    if not len(images):  # a batch of which no image could be read; torchmetrics has no empty ones
+        return images.new_zeros(0)
     sigma = min(1.5, (min(images.shape[-2:]) - 1) / 3.5)  # the window reaches 3.5 sigma, which is reflected
     pair = ((each + 1) / 2 for each in (reconstruction.detach().clamp(-1, 1), images))
     return metric(*pair, sigma=sigma, reduction="none", data_range=1.0).view(len(images))

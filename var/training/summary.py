@@ -1,7 +1,6 @@
 """Lines at the start and the end of a run: what will be trained on what, and what can be done with the result."""
 
 import logging
-from pathlib import Path
 
 from tokenizer.errors import InputError
 from var.training.config import Recipe
@@ -56,9 +55,9 @@ def describe_finished(trainer: Trainer) -> str:
     return f"{found}; to train longer: the same command with {length}=MORE"
 
 
-def next_command(recipe: Recipe, exported: Path) -> str:
+def next_command(recipe: Recipe) -> str:
     """Return a command that uses the model that a run has exported."""
-    return find_stage(recipe.stage).next_command.format(model=exported)
+    return find_stage(recipe.stage).next_command.format(model=recipe.output)
 
 
 def _classes(trainer: Trainer) -> str:

@@ -232,13 +232,13 @@ class Trainer:
         count = torch.zeros((), device=accelerator.device)
         unreadable, last = torch.zeros_like(count), None
         for batch in self._validation_batches(accelerator.process_index, accelerator.num_processes):
+            self.health.names.add(batch.unreadable)
             with accelerator.autocast():
                 values = self.stage.validate(self.eval_model, batch)
             # A process without an image in the last batch still takes part in the sums below, with zeros.
             sums = {name: sums.get(name, 0) + value.float().sum() for name, value in values.items()}
             count += len(batch.labels)
             unreadable += len(batch.unreadable)
-            self.health.names.add(batch.unreadable)
             last = batch.unreadable[-1] if batch.unreadable else last
         count, unreadable = accelerator.reduce(count), accelerator.reduce(unreadable)
         if count == 0:
