@@ -1,5 +1,6 @@
 """The page served in this process, and a browser without a window."""
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,13 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 def mini(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppState]:
     """The state of a page with var-mini, and folders for it."""
     root = tmp_path_factory.mktemp("page")
-    for folder in ("images/birds", "images/cups", "runs"):
+    for folder in ("images/birds", "images/cups", "runs/first/pictures"):
         (root / folder).mkdir(parents=True)
+    for i in range(3):
+        picture(0, i).save(root / "images" / "birds" / f"{i}.png")
+    lines = [{"step": step, "split": "train", "loss": 5 - step / 10} for step in range(1, 11)]
+    (root / "runs" / "first" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    picture(0, 0).save(root / "runs" / "first" / "pictures" / "step-00000010.png")
     with own_folder() as folder:
         pipe = VARPipeline.from_pretrained("var-mini").pack()
         yield AppState(pipe, "var-mini", folder, root / "runs", root / "images")

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from var.app.state import AppState
+
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
 expect = playwright.expect
 Page = Any
@@ -91,6 +93,45 @@ def test_a_bad_upload_gives_a_sentence(page: Page, tmp_path: Path) -> None:
     page.locator("#inside-image img").wait_for(state="attached")
     page.locator("#inside-button").click()
     expect(page.get_by_text("note.png is not an image in one of the formats")).to_be_visible()
+
+
+def upload(page: Page, tab: str, photo: Path) -> None:
+    page.get_by_role("tab", name=tab).click()
+    page.locator(f"#{tab.split()[-1].lower()}-image input[type=file]").first.set_input_files(photo)
+    page.locator(f"#{tab.split()[-1].lower()}-image img").wait_for(state="attached")
+
+
+def test_an_image_is_looked_into(browser: Any, address: str, photo: Path) -> None:
+    page = open_page(browser.new_page(), address)
+    upload(page, "Look inside", photo)
+    page.locator("#inside-button").click()
+    for name in ("reconstructions", "tokens", "probabilities"):
+        expect(page.locator(f"#inside-{name} img")).to_have_count(7)  # scales of var-mini
+    expect(page.locator("#inside-probabilities")).to_contain_text("bits")
+    page.close()
+
+
+def test_neighbors_are_found(browser: Any, address: str, photo: Path) -> None:
+    page = open_page(browser.new_page(), address)
+    upload(page, "Features", photo)
+    page.locator("#features-button").click()
+    for name in ("neighbors", "maps"):
+        expect(page.locator(f"#features-{name} img")).to_have_count(4)  # the image itself and three others
+    expect(page.locator("#features-neighbors")).to_contain_text("this image")
+    page.close()
+
+
+def test_a_run_is_shown_and_followed(browser: Any, mini: AppState, address: str) -> None:
+    page = open_page(browser.new_page(), address)
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#train-run input").click()
+    page.get_by_role("option", name="first").click()
+    expect(page.locator("#train-status")).to_contain_text("10")
+    expect(page.locator("#train-sheets img")).to_have_count(1)
+    with (mini.runs / "first" / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 11, "split": "train", "loss": 3.75}\n')
+    expect(page.locator("#train-status")).to_contain_text("3.75")  # by itself
+    page.close()
 
 
 def test_two_tabs_draw_at_once(browser: Any, page: Page, address: str) -> None:
