@@ -7,8 +7,9 @@ import pytest
 from tiny import image_folder, tokenizer_recipe
 
 from var.training.loop import train
+from var.training.recipe import load_recipe
 from var.training.stages.base import find_stage, stage_names
-from var.training.summary import next_command, warn_of_few_images
+from var.training.summary import warn_of_few_images
 
 
 def test_a_run_says_what_it_trains_and_a_finished_one_that_it_is(
@@ -34,7 +35,6 @@ def test_a_run_says_what_it_trains_and_a_finished_one_that_it_is(
             train(recipe.model_copy(update={"steps": steps}))
         assert f"{recipe.output} is at step 2 already, beyond steps={steps}{longer}" in caplog.messages
         assert "finished" not in caplog.text
-    assert next_command(recipe) == f"python train.py own_folder_var data.source=FOLDER tokenizer={recipe.output}"
 
 
 def test_a_run_of_no_steps_says_that_nothing_is_trained(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -54,7 +54,25 @@ def test_few_images_that_are_seen_often_are_warned_of(tmp_path: Path, caplog: py
     assert caplog.messages[-1].startswith("only 3 training images, each seen 4,000 times: ")
 
 
-def test_every_stage_has_a_command_to_go_on_with() -> None:
+def test_every_stage_has_a_command_to_go_on_with(tmp_path: Path) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", tmp_path)
     for name in stage_names():
-        assert "{model}" in find_stage(name).next_command
-    assert find_stage("var").next_command == "python sample.py --model {model}"
+        assert str(recipe.output) in find_stage(name).next_command(recipe)
+    assert find_stage("var").next_command(recipe) == f"python sample.py --model {recipe.output}"
+
+
+@pytest.mark.parametrize(
+    ("sizes", "stage_2"),
+    [
+        ({}, "own_folder_var"),
+        ({"scales": [4]}, "tiny_imagenet_raster"),
+        ({"scales": [4], "regularization": "kl"}, "tiny_imagenet_mar"),
+    ],
+)
+def test_after_a_tokenizer_comes_a_transformer_that_takes_its_tokens(
+    tmp_path: Path, sizes: dict[str, object], stage_2: str
+) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", tmp_path, model=sizes)
+    command = find_stage("tokenizer").next_command(recipe)
+    assert command == f"python train.py {stage_2} data.source=FOLDER tokenizer={recipe.output}"
+    assert find_stage(load_recipe(Path(stage_2)).stage).regularization == recipe.model.regularization  # type: ignore[attr-defined]  # a TransformerStage

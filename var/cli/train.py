@@ -34,12 +34,12 @@ def train(recipe: options.Recipe, overrides: options.Overrides = None, dry_run: 
         print_estimate(checked)
         return
     from var.training import loop
-    from var.training.summary import next_command
+    from var.training.stages.base import find_stage
 
     exported = loop.train(checked)
     typer.echo(f"model: {exported}")
     if is_main_process():
-        typer.echo(f"next: {next_command(checked)}", err=True)
+        typer.echo(f"next: {find_stage(checked.stage).next_command(checked)}", err=True)
 
 
 def print_estimate(recipe: "Recipe") -> None:

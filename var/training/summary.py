@@ -4,7 +4,6 @@ import logging
 
 from tokenizer.errors import InputError
 from var.training.config import Recipe
-from var.training.stages.base import find_stage
 from var.training.trainer import Trainer
 from var.utils.text import plural
 
@@ -53,11 +52,6 @@ def describe_finished(trainer: Trainer) -> str:
     else:
         found = f"finished before: all {steps:,} steps are done in {recipe.output}"
     return f"{found}; to train longer: the same command with {length}=MORE"
-
-
-def next_command(recipe: Recipe) -> str:
-    """Return a command that uses the model that a run has exported."""
-    return find_stage(recipe.stage).next_command.format(model=recipe.output)
 
 
 def _classes(trainer: Trainer) -> str:

@@ -42,9 +42,9 @@ from var.utils.ranks import Ranks
 
 SHOWN_CLASSES, SHOWN_PER_CLASS = 8, 4
 
-# Parameters that weight decay should not pull to zero: positions, levels, the start and the AdaLN offsets.
 ConfigT = TypeVar("ConfigT", bound=TransformerConfig)
 
+# Parameters that weight decay should not pull to zero: positions, levels, the start and the AdaLN offsets.
 NEVER_DECAYED = ("start_position", "position", "level_embedding.weight", "offset")
 
 
@@ -150,7 +150,6 @@ class TransformerStage(Stage[TransformerRecipeT]):
     kind: ClassVar[type[ConditionalTransformer]]
     regularization: ClassVar[Regularization] = TransformerConfig.regularization  # of the tokenizer
     parts = (TOKENIZER, TRANSFORMER)
-    next_command = "python sample.py --model {model}"
 
     def __init__(
         self, recipe: TransformerRecipeT, vqvae: VQVAE, train_data: SampleDataset, validation_data: SampleDataset
@@ -237,6 +236,10 @@ class TransformerStage(Stage[TransformerRecipeT]):
 
     def start_from(self, given: Path) -> list[str]:
         return start_from(given, self.phases[0].model, self.train_data.class_names, self.vqvae).new
+
+    @classmethod
+    def next_command(cls, recipe: TransformerRecipeT) -> str:
+        return f"python sample.py --model {recipe.output}"
 
     def build(self) -> ConditionalTransformer:
         return self.kind(self.config)

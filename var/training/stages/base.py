@@ -64,7 +64,6 @@ class Stage(ABC, Generic[RecipeT]):
 
     recipe_type: ClassVar[type[Recipe]]
     parts: ClassVar[tuple[str, ...]] = ("",)  # folders in that of an export, with a model each
-    next_command: ClassVar[str] = "var features extract FOLDER --model {model} --out features.parquet"  # with an export
     best = "loss"  # the validation's number that decides which checkpoint is best; the lower the better
     phases: Sequence[Phase]  # of every step, in order; the first one's model is averaged, validated and exported
 
@@ -132,6 +131,11 @@ class Stage(ABC, Generic[RecipeT]):
         model = self.build()
         self.adapt(model)
         return model
+
+    @classmethod
+    def next_command(cls, recipe: RecipeT) -> str:
+        """Return a command that uses what a run of the recipe has exported."""
+        return f"var features extract FOLDER --model {recipe.output} --out features.parquet"
 
     @abstractmethod
     def build(self) -> nn.Module:

@@ -143,7 +143,6 @@ class ProbeStage(Stage[ProbeRecipe]):
 
     recipe_type = ProbeRecipe
     best = "error"
-    next_command = "var classify IMAGE --model {model}"
 
     def __init__(
         self, recipe: ProbeRecipe, source: "FeatureSource", train_data: SampleDataset, validation_data: SampleDataset
@@ -169,6 +168,10 @@ class ProbeStage(Stage[ProbeRecipe]):
             recipe.model, recipe.sizes
         )  # before any other random draw: `untrained` has the weights that pre-training starts from
         return cls(recipe, source, *open_images(recipe, source.image_size))
+
+    @classmethod
+    def next_command(cls, recipe: ProbeRecipe) -> str:
+        return f"var classify IMAGE --model {recipe.output}"
 
     @classmethod
     def outline(cls, recipe: ProbeRecipe) -> Outline:

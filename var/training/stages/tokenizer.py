@@ -155,8 +155,6 @@ class TokenizerStage(Stage[TokenizerRecipe]):
 
     recipe_type = TokenizerRecipe
 
-    next_command = "python train.py own_folder_var data.source=FOLDER tokenizer={model}"
-
     def __init__(
         self, recipe: TokenizerRecipe, networks: Networks, train_data: SampleDataset, validation_data: SampleDataset
     ) -> None:
@@ -196,6 +194,12 @@ class TokenizerStage(Stage[TokenizerRecipe]):
             stage = cls(recipe, networks, data, data)
             return Outline(stage, images, torch.empty(3, side, side), stage.vqvae.scales.total)
 
+    @classmethod
+    def next_command(cls, recipe: TokenizerRecipe) -> str:
+        of_one_map = "tiny_imagenet_mar" if recipe.model.regularization == "kl" else "tiny_imagenet_raster"
+        stage_2 = of_one_map if len(recipe.model.scales) == 1 else "own_folder_var"
+        return f"python train.py {stage_2} data.source=FOLDER tokenizer={recipe.output}"
+
     def set_trained(self) -> None:
         super().set_trained()
         if self.recipe.restart_dead_codes and not self.vqvae.quantizer.codebook.weight.requires_grad:
@@ -233,10 +237,8 @@ class TokenizerStage(Stage[TokenizerRecipe]):
                 logs["adaptive_weight"] = self.adversary.adaptive
             total = total + self.adversary.weight(rng.step) * logs["adversarial"]
         logs = {"loss": total, **logs, "psnr": psnr(output.reconstruction, images).mean()}
-        carry_over = Carry(
-            rng.indices, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients
-        )
-        return Losses(total, {name: value.detach() for name, value in logs.items()}, carry_over)
+        passed = Carry(rng.indices, output.reconstruction.detach(), output.features.detach(), output.tokens, gradients)
+        return Losses(total, {name: value.detach() for name, value in logs.items()}, passed)
 
     def _num_scales(self, rng: StepRNG) -> Tensor | None:
         """Draw numbers of scales, (B,) in 1..K: random for a share of the images, else K (quantizer dropout)."""
