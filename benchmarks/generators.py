@@ -9,7 +9,7 @@ result is a file: the same command goes on where it was ended. Seconds are measu
 import math
 import statistics
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -39,7 +39,7 @@ from var.evaluation.samples.sample_folder import IMAGES, list_samples
 from var.evaluation.samples.sample_set import Settings, sample_settings
 from var.hub.checkpoint import save_model
 from var.sampling.generate import generate
-from var.sampling.params import FOR_METRICS
+from var.sampling.params import FOR_METRICS, SamplingParams
 from var.training.estimate.cost import estimate
 from var.training.loop import train
 from var.training.recipe import load_recipe
@@ -106,9 +106,9 @@ def generators(
         list[float] | None, typer.Option(help="Guidance; the lowest distance of several counts. 1.5 if none.")
     ] = None,
     steps: Annotated[int, typer.Option(help="Of sampling by MAR.", min=1)] = 16,
-    diffusion_steps: Annotated[int, typer.Option(help="Of its head.", min=1)] = 25,
+    diffusion_steps: Annotated[int, typer.Option(help="Of its head.", min=2)] = 25,
     num_per_class: Annotated[int, typer.Option(help="Samples of each class.", min=1)] = 50,
-    against: Annotated[str, typer.Option(help="Real images to compare with: train or validation.")] = "validation",
+    against: Annotated[Split, typer.Option(help="Real images to compare with.")] = "validation",
     extractor: Annotated[str, typer.Option(help="Network that scores.")] = "efficientnet-lite0",
     points: Annotated[int, typer.Option(help="Validations during a run.", min=1)] = 10,
     rounds: Annotated[int, typer.Option(help="Of timing, after one to warm up; 0 for none.", min=0)] = 3,
@@ -118,14 +118,23 @@ def generators(
     """Print a table of what each generator's images are worth at equal budgets, and what they cost."""
     if unknown := set(only or ()) - GENERATORS.keys():
         raise InputError(f"--only {min(unknown)!r} is no generator: take one of {', '.join(GENERATORS)}")
-    if against not in ("train", "validation"):
-        raise InputError(f"--against {against!r} is no split: take train or validation")
     chosen = {name: GENERATORS[name] for name in only or DEFAULT}
-    judging = Judging(num_per_class, tuple(cfg or [1.5]), against, extractor)  # type: ignore[arg-type]  # a Split
+    judging = Judging(num_per_class, tuple(SamplingParams(cfg=each).cfg for each in cfg or [1.5]), against, extractor)
     common = [f"data.source={data}", *([] if classes is None else [f"data.classes=[{classes}]"])]
     common += ["compile=false", "precision=auto", "sampling=null", *(change or [])]
     evaluated = load_recipe(recipe, common).data
-    open_images(evaluated, "validation", side=1)  # raises before hours of training
+    open_images(evaluated, "validation", side=1)  # this and what follows raises before hours of training
+    open_extractor(extractor)
+    runs = {}
+    for of_size, number, name in product(size or [_size_of(load_recipe(recipe, common))], seed or [0], chosen):
+        generator, tokens = chosen[name], out / "tokenizers" / chosen[name].tokenizer
+        given = [*common, f"stage={generator.stage}", *_size_keys(of_size, recipe, common), f"seed={number}"]
+        given += [f"tokenizer={tokens / 'run' / 'model'}", f"token_cache={tokens / f'tokens-{number}'}"]
+        given += [f"sampling.cfg={judging.cfg[0]}", *generator.changes]
+        if generator.stage == "mar":
+            given += [f"sampling.steps={steps}", f"sampling.diffusion_steps={diffusion_steps}"]
+        load_recipe(recipe, given)
+        runs[name, of_size, number] = given
 
     tokenizers = {}
     for name in dict.fromkeys(each.tokenizer for each in chosen.values()):
@@ -134,25 +143,17 @@ def generators(
         given += ["init=null" if init is None else f"init={start}"]
         given += _tokenizer_keys(name, tokenizer_recipe, given, kl_channels)
         way = [str(tokenizer_recipe), *given, f"steps={tokenizer_steps}", f"init={init}", extractor, *common]
-        rhythm = _rhythm(tokenizer_steps, points)
-        work = partial(_train_tokenizer, tokenizer_recipe, [*given, *rhythm], folder, init, evaluated, extractor)
+        given_steps = [*given, *_rhythm(tokenizer_steps, points)]
+        work = partial(_train_tokenizer, tokenizer_recipe, given_steps, folder, init, evaluated, extractor)
         tokenizers[name] = measured_once(folder, way, work)
 
     results: Results = {}
-    for of_size in size or [_size_of(load_recipe(recipe, common))]:
-        for number in seed or [0]:
-            for name, generator in chosen.items():
-                tokens = out / "tokenizers" / generator.tokenizer
-                given = [*common, f"stage={generator.stage}", *_size_keys(of_size, recipe, common), f"seed={number}"]
-                given += [f"tokenizer={tokens / 'run' / 'model'}", f"token_cache={tokens / f'tokens-{number}'}"]
-                given += [f"sampling.cfg={judging.cfg[0]}", *generator.changes]
-                if generator.stage == "mar":
-                    given += [f"sampling.steps={steps}", f"sampling.diffusion_steps={diffusion_steps}"]
-                folder = _folder(out, name, of_size, number)
-                way = [str(recipe), *given, f"tflop={tflop}", *map(str, judging)]
-                work = partial(_train_and_judge, recipe, given, folder, tflop, points, judging)
-                found = measured_once(folder, way, work) | tokenizers[generator.tokenizer]
-                results.setdefault((name, of_size), []).append(found)
+    for (name, of_size, number), given in runs.items():
+        folder = _folder(out, name, of_size, number)
+        way = [str(recipe), *given, f"tflop={tflop}", *map(str, judging)]
+        work = partial(_train_and_judge, recipe, given, folder, tflop, points, judging)
+        found = measured_once(folder, way, work) | tokenizers[chosen[name].tokenizer]
+        results.setdefault((name, of_size), []).append(found)
 
     seconds = _time_sampling(out, results, (seed or [0])[0], judging.cfg[0], rounds) if rounds else {}
     typer.echo("\n".join(in_columns([HEADER, *(_row(key, found, seconds) for key, found in results.items())])))

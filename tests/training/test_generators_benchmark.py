@@ -68,6 +68,25 @@ def test_generators_at_equal_cost(
     refusal(script(*call, "--only", "GAN"), "--only 'GAN' is no generator", "VAR, raster, MAR")
 
 
+@pytest.mark.parametrize(
+    ("option", "part"),
+    [
+        (("--size", "1x16x2", "--size", "6x5"), "--size '6x5' is no DEPTHxWIDTHxHEADS"),
+        (("--size", "1x15x2"), "model.width=15"),
+        (("--cfg", 1, "--cfg", -1), "cfg=-1.0"),
+        (("--extractor", "nothing"), "extractor 'nothing' is unknown"),
+        (("--diffusion-steps", 1), "'--diffusion-steps'"),
+        (("--against", "test"), "'--against'"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(
+    images: Path, tmp_path: Path, script: Run, option: tuple[object, ...], part: str
+) -> None:
+    call = ("generators.py", ("generators",), "--data", images, "--out", tmp_path / "out", "--classes", "0,1")
+    refusal(script(*call, *options(CHANGES, "--change"), *option), part)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_lowest_distance_over_the_seeds_chooses_the_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     best = runpy.run_path(str(ROOT / "benchmarks" / "generators.py"))["_best_cfg"]

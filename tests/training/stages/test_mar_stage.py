@@ -16,7 +16,7 @@ from var.pipeline import VARPipeline
 from var.training.loop import train
 from var.training.rng import StepRNG
 from var.training.stages.base import require
-from var.training.stages.mar import LEAST_MASK, MARRecipe, MARStage, masked_share
+from var.training.stages.mar import LEAST_MASK, MARRecipe, MARStage, masked_share, mean_masked_share
 from var.training.trainer import build_stage
 
 KL = {"scales": [4], "regularization": "kl"}
@@ -91,6 +91,7 @@ def test_the_share_of_masked_tokens_is_a_truncated_normal() -> None:
     published = stats.truncnorm((0.7 - 1.0) / 0.25, 0, loc=1.0, scale=0.25)  # as in MAR's code
     for uniform in (0.0, 0.2, 0.5, 0.9, 1.0):
         assert masked_share(uniform) == pytest.approx(published.ppf(uniform), abs=1e-6)
+    assert mean_masked_share() == pytest.approx(published.mean(), abs=1e-9)
 
 
 def test_each_step_masks_equally_many_cells_of_every_image(images: Path, tmp_path: Path) -> None:
@@ -177,4 +178,10 @@ def test_a_dry_run_counts_its_tokens(images: Path, tmp_path: Path, var: Run) -> 
     code, out, err = var("train", tmp_path / "r.yaml", "--dry-run")
     assert code == 0, err
     assert "4 images, 64 tokens" in out
-    assert "a step masks 70% to 100% of the tokens" in out
+    assert "a step masks 70% to 100% of the tokens: counted with 87%, the mean" in out
+
+
+def test_a_dry_run_counts_the_mean_share(images: Path, tmp_path: Path) -> None:
+    outlined = require(MARStage, MARStage.outline(mar_recipe(tmp_path / "r", images)).stage)
+    counts = {outlined._draw(step(number)).masked.shape[1] for number in range(5)}
+    assert counts == {math.ceil(16 * mean_masked_share())}

@@ -19,7 +19,7 @@ from var.models.diffusion_head import TIMESTEPS, DiffusionHead, HeadSizes, diffu
 from var.models.mar import MAR, MARConfig
 from var.training.config import Recipe
 from var.training.rng import StepRNG
-from var.training.stages.base import Losses, Outline, register
+from var.training.stages.base import Losses, Outline, register, require
 from var.training.transformer_stage import RecipeSizes, TransformerRecipe, TransformerStage
 
 # The share of masked tokens is drawn from a normal distribution that is cut to this range (MAR, section 4).
@@ -56,6 +56,13 @@ def masked_share(uniform: float) -> float:
     return min(max(normal.inv_cdf(low + uniform * (high - low)), LEAST_MASK), MOST_MASK)
 
 
+def mean_masked_share() -> float:
+    """Mean of the shares that steps mask."""
+    normal = NormalDist(MASK_MEAN, MASK_STD)
+    fall = normal.pdf(LEAST_MASK) - normal.pdf(MOST_MASK)
+    return MASK_MEAN + MASK_STD**2 * fall / (normal.cdf(MOST_MASK) - normal.cdf(LEAST_MASK))
+
+
 @register("mar")
 class MARStage(TransformerStage[MARRecipe]):
     """Diffusion loss of the masked tokens; a batch holds images, or continuous tokens from the cache."""
@@ -63,11 +70,13 @@ class MARStage(TransformerStage[MARRecipe]):
     recipe_type: ClassVar[type[Recipe]] = MARRecipe
     kind = MAR
     regularization = MARConfig.regularization
+    share: float | None = None  # of the tokens that every step masks; None: each step draws it
 
     @classmethod
     def outline(cls, recipe: MARRecipe) -> Outline:
         outline = super().outline(recipe)
-        note = f"a step masks {LEAST_MASK:.0%} to {MOST_MASK:.0%} of the tokens, 87% on average: counted as in step 1"
+        share = require(MARStage, outline.stage).share = mean_masked_share()
+        note = f"a step masks {LEAST_MASK:.0%} to {MOST_MASK:.0%} of the tokens: counted with {share:.0%}, the mean"
         return outline._replace(notes=[*outline.notes, note])
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
@@ -81,7 +90,7 @@ class MARStage(TransformerStage[MARRecipe]):
     def _draw(self, rng: StepRNG) -> Draws:
         """Draw what a step masks, the same number of tokens of every image, and noise."""
         length, channels, repeats = self.vqvae.scales.total, self.config.latent_dim, self.recipe.diffusion_batch_mul
-        share = masked_share(rng.number("mask: share"))
+        share = masked_share(rng.number("mask: share")) if self.share is None else self.share
         masked = rng.uniform("mask: order", length).argsort(dim=1)[:, : math.ceil(length * share)]
         number = masked.shape[1]
         timesteps = (rng.uniform("timesteps", repeats, number) * TIMESTEPS).long()
