@@ -80,8 +80,8 @@ class SamplingParams:
         temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
         if not all(0.01 <= temperature <= 100 for temperature in temperatures):
             raise InputError(
-                f"temperature={self.temperature} must be in 0.01..100; 1 leaves the logits as they are, top_k=1 draws "
-                "the best token alone"
+                f"temperature={self.temperature} must be in 0.01..100; 1 changes nothing, and of the tokens of a "
+                "codebook top_k=1 draws the best one alone"
             )
 
     def check_scales(self, sides: tuple[int, ...], scale_drop: float = 0.0) -> None:
