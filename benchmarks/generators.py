@@ -92,7 +92,7 @@ def generators(
     init: Annotated[
         str | None, typer.Option(help="Model whose tokenizer's encoder and decoder all tokenizers begin with.")
     ] = None,
-    kl_channels: Annotated[int, typer.Option(help="Numbers of a continuous token.", min=1)] = 16,
+    kl_channels: Annotated[int, typer.Option(help="Numbers of a continuous token.", min=1, max=2**16)] = 16,
     tflop: Annotated[float, typer.Option(help="Products of each transformer's training.", min=0)] = 500.0,
     size: Annotated[list[str] | None, typer.Option(help="DEPTHxWIDTHxHEADS. The recipe's if none.")] = None,
     classes: Annotated[str | None, typer.Option(help="Labels for the transformers, as 1,145. The recipe's.")] = None,

@@ -125,7 +125,7 @@ def main(
     hidden: Annotated[
         list[str] | None, typer.Option(help=f"Part of the image: {', '.join(PARTS)}. The right half if none.")
     ] = None,
-    num: Annotated[int | None, typer.Option(help="Images, evenly spaced. All if not given.", min=1)] = None,
+    num: Annotated[int | None, typer.Option(help="Images, evenly spaced. All if not given.", min=2)] = None,
     extractor: Annotated[str, typer.Option(help="Network that recognizes.")] = "efficientnet-lite0",
     figure: Annotated[Path | None, typer.Option(help="PNG with ten examples, in place of the table.")] = None,
 ) -> None:

@@ -53,3 +53,4 @@ def test_several_models_and_masks_are_one_table(tmp_path: Path, script: Run, mon
     assert [row.split(":")[0] for row in filled] == ["scales", "random"]
     assert all(row.count(" ± ") == 2 for row in rows)
     refusal(script(*call, "--hidden", "left"), "--hidden 'left'", "right, lower, center, top")
+    refusal(script(*call, "--num", 1), "'--num'")  # whose PSNR has no standard error

@@ -77,6 +77,7 @@ def test_generators_at_equal_cost(
         (("--extractor", "nothing"), "extractor 'nothing' is unknown"),
         (("--diffusion-steps", 1), "'--diffusion-steps'"),
         (("--against", "test"), "'--against'"),
+        (("--kl-channels", 70_000), "'--kl-channels'"),
     ],
 )
 def test_what_cannot_work_is_refused_before_training(
