@@ -71,6 +71,10 @@ def test_models(var: Run, model: Path, tmp_path: Path, monkeypatch: pytest.Monke
 # --- recipes
 
 
+def test_a_word_that_no_recipe_has(var: Run) -> None:
+    refusal(var("recipes", "list", "nothing like it"), "nothing like it", "`var recipes list`")
+
+
 def test_recipes_are_listed_and_shown(var: Run) -> None:
     _, out, _ = var("recipes", "list")
     rows = dict(line.split(maxsplit=1) for line in out.splitlines())

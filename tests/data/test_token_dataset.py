@@ -205,13 +205,14 @@ def test_a_dataset_of_which_nothing_can_be_read(recipe: VARRecipe, vqvae: VQVAE)
     assert (tuple(batch.content.shape), batch.content.dtype, len(batch.unreadable)) == ((0, 21), torch.int64, 4)
 
 
-def test_names_that_are_no_text(recipe: VARRecipe, vqvae: VQVAE) -> None:
+def test_names_that_are_no_text(recipe: VARRecipe, vqvae: VQVAE, caplog: pytest.LogCaptureFixture) -> None:
     folder = os.fsencode(Path(recipe.data.source) / "val" / "bar")
     with open(folder + b"/\xff.png", "wb") as image:  # noqa: PTH123  # a name that is only bytes
         image.write(b"no picture")
     bad = written(recipe, vqvae, "validation")[0, 3]
     assert isinstance(bad, Unreadable)
     assert bad.location.endswith("\\udcff.png")
+    assert "\\udcff.png (not an image" in caplog.text
 
 
 def test_neither_images_nor_encoder_are_needed(

@@ -292,5 +292,5 @@ def test_a_resumed_run_is_the_same_one_and_another_output_another(
 
 def test_a_missing_package_is_told(recipe: TokenizerRecipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
-    with refused("wandb_project='scales'", "pip install wandb", "wandb_project=null"):
+    with refused("wandb_project='scales'", "pip install 'var-next-scale[wandb]'", "wandb_project=null"):
         check_wandb(with_wandb(recipe))

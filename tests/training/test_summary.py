@@ -4,23 +4,26 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import image_folder, tokenizer_recipe
 
 from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.stages.base import find_stage, stage_names
 from var.training.summary import warn_of_few_images
+from var.utils.device import choose_dtype
 
 
 def test_a_run_says_what_it_trains_and_a_finished_one_that_it_is(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    recipe = tokenizer_recipe(tmp_path / "run", image_folder(tmp_path / "data"), steps=2)
+    recipe = tokenizer_recipe(tmp_path / "run", image_folder(tmp_path / "data"), steps=2, precision="auto")
     with caplog.at_level(logging.INFO):
         train(recipe)
     assert "data: 8 training images of 2 classes, 6 for validation" in caplog.messages
     assert any(line.startswith("parameters: ") and "of the " in line for line in caplog.messages)
-    assert "device: cpu, float32" in caplog.messages
+    chosen = choose_dtype("auto", torch.device("cpu"))
+    assert f"device: cpu, {str(chosen).removeprefix('torch.')}" in caplog.messages
     assert f"run: steps 1 to 2 of 4 images, 1 epochs in all, to {recipe.output}" in caplog.messages
     caplog.clear()
     with caplog.at_level(logging.INFO):

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import typer
 
+from tokenizer.errors import InputError
 from var.cli import options
 from var.cli.run import Group, in_columns
 
@@ -18,7 +19,9 @@ def list_recipes(word: options.RecipeWord = "") -> None:
     from var.utils.recipes import describe_recipe, recipe_names, recipes_folder
 
     rows = [(name, describe_recipe(recipes_folder() / f"{name}.yaml")) for name in recipe_names() if word in name]
-    for line in in_columns(rows) if rows else ():
+    if not rows:
+        raise InputError(f"no recipe has {word!r} in its name: `var recipes list` lists all")
+    for line in in_columns(rows):
         typer.echo(line)
 
 

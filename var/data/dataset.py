@@ -32,6 +32,7 @@ from var.utils.contents import HEAD, find_substitute
 from var.utils.image_files import FORMATS
 from var.utils.images import crop_and_resize, resize_and_crop, to_rgb, to_tensor
 from var.utils.provenance import as_key, sha256
+from var.utils.text import escape
 from var.utils.torchvision_compat import import_torchvision
 
 Key = tuple[int, int]  # epoch, index of the image in the dataset
@@ -52,7 +53,7 @@ class Unreadable:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.location} ({self.reason})"
+        return escape(f"{self.location} ({self.reason})")
 
     @property
     def remedy(self) -> str:

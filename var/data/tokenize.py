@@ -22,6 +22,7 @@ from var.utils.locks import LOCK, locked
 from var.utils.paths import check_no_other_files, check_writable
 from var.utils.provenance import sha256
 from var.utils.ranks import ALONE, Ranks
+from var.utils.text import escape
 
 log = logging.getLogger(__name__)
 
@@ -219,7 +220,7 @@ def _encode_shard(
             samples = [dataset[key] for key in keys]
             for row, sample in zip(rows, samples, strict=True):
                 if failures := sample.unreadable if isinstance(sample, Sample) else (sample,):
-                    unreadable[row] = [(bad.index, _text(bad.location), _text(bad.reason)) for bad in failures]
+                    unreadable[row] = [(bad.index, escape(bad.location), escape(bad.reason)) for bad in failures]
             rows = [row for row, sample in zip(rows, samples, strict=True) if isinstance(sample, Sample)]
             batch = collate(samples, dataset.empty)
         labels[rows] = batch.labels
@@ -229,8 +230,3 @@ def _encode_shard(
         advance(len(keys))
     checksum = token_cache.checksum(tokens.tobytes(), labels.tolist(), unreadable)
     return tokens.tobytes(), Record(sha256=checksum, labels=labels.tolist(), unreadable=unreadable)
-
-
-def _text(given: str) -> str:
-    """Escape text for JSON: file names may not be valid Unicode."""
-    return given.encode(errors="backslashreplace").decode()

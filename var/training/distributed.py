@@ -32,7 +32,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the main 
 # How `accelerate launch` passes on its settings.
 _FLAG = "ACCELERATE_USE_FSDP"  # `distributed_type: FSDP`
 _MIXED_PRECISION, _ACCUMULATE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
-_PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
+PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ def with_launcher_settings(recipe: RecipeT) -> RecipeT:
     if launched is None:
         return recipe
     flags = _launcher_flags()
-    given = {"precision": _PRECISIONS.get(launched, launched), "accumulate": flags.gradient_accumulation_steps}
+    given = {"precision": PRECISIONS.get(launched, launched), "accumulate": flags.gradient_accumulation_steps}
     if launched == "no" and flags.mixed_precision is None:  # what the launcher says when nobody chose
         del given["precision"]
     if steps := os.environ.get(_ACCUMULATE):
@@ -67,7 +67,7 @@ def with_launcher_settings(recipe: RecipeT) -> RecipeT:
         elif value not in (ours, None):
             _log_once(f"{name}={ours} of the recipe wins over accelerate launch, which says {value}", logging.WARNING)
     if changes.get("precision") == launched:
-        known = ", ".join(_PRECISIONS)
+        known = ", ".join(PRECISIONS)
         raise InputError(
             f"accelerate launch says mixed_precision={launched}, which training does not have: give {known}"
         )

@@ -4,6 +4,7 @@ import logging
 
 from tokenizer.errors import InputError
 from var.training.config import Recipe
+from var.training.distributed import PRECISIONS
 from var.training.trainer import Trainer
 from var.utils.text import plural
 
@@ -34,7 +35,7 @@ def describe_run(trainer: Trainer) -> list[str]:
     return [
         f"data: {images:,} training images{_classes(trainer)}, {len(stage.validation_data):,} for validation",
         f"parameters: {', '.join(f'{size:,} of the {name}' for name, size in sizes.items())}",
-        f"device: {accelerator.device}, {recipe.precision}{processes}",
+        f"device: {accelerator.device}, {PRECISIONS[accelerator.mixed_precision]}{processes}",
         f"run: steps {trainer.step + 1:,} to {stage.steps:,} of {plural(recipe.batch_size, 'image')}, "
         f"{epochs:.3g} epochs in all, to {recipe.output}",
     ]
