@@ -54,11 +54,11 @@ def app(
     if images is not None and not images.exists():
         raise InputError(f"--images {images} does not exist: give a folder with images")
     check_address(host, port)
-    typer.echo(f"loading {model.model} and the page ...", err=True)
     from var.utils.optional_packages import optional_packages
 
     with optional_packages("app"):
         from var.app.page import is_local, own_folder, serving
+    typer.echo(f"loading {model.model} and the page ...", err=True)
     from var.app.state import AppState
     from var.pipeline import VARPipeline
 
