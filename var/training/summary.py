@@ -10,8 +10,7 @@ from var.utils.text import plural
 
 log = logging.getLogger(__name__)
 
-
-FEW_IMAGES, MANY_EPOCHS = 100, 100
+FEW_IMAGES, MANY_EPOCHS = 100, 100  # so few, seen so often, are learned by heart
 
 
 def warn_of_few_images(recipe: Recipe, images: int, steps: int) -> None:
