@@ -17,18 +17,21 @@ def test_it_serves_the_page_and_leaves_nothing(var: Run, tmp_path: Path, monkeyp
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
     answers, served = [], {}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    address = f"http://127.0.0.1:{port}/"
 
     def look() -> None:
         assert list((tmp_path / "temporary").iterdir())
-        answers.append(httpx.get("http://127.0.0.1:7990/config", timeout=60).json())
-        for name in ("localhost:7990", "127.0.0.1", "[::1]:1", "evil.example:7990", "localhost.evil.example"):
-            served[name] = httpx.get("http://127.0.0.1:7990/config", headers={"Host": name}, timeout=60).status_code
+        answers.append(httpx.get(f"{address}config", timeout=60).json())
+        for name in (f"localhost:{port}", "127.0.0.1", "[::1]:1", f"evil.example:{port}", "localhost.evil.example"):
+            served[name] = httpx.get(f"{address}config", headers={"Host": name}, timeout=60).status_code
 
     monkeypatch.setattr("var.cli.page.wait", look)
-    code, out, err = var("app", "--port", "7990")
+    code, out, err = var("app", "--port", port)
     assert (code, err) == (0, "loading var-mini and the page ...\n")
     assert list(served.values()) == [200, 200, 200, 400, 400]
-    assert out == "the page is at http://127.0.0.1:7990/; Ctrl-C ends it\n"
+    assert out == f"the page is at {address}; Ctrl-C ends it\n"
     assert answers[0]["title"].startswith("VAR")
     assert not list((tmp_path / "temporary").iterdir())
 

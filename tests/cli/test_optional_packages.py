@@ -59,7 +59,7 @@ ANY_TRAINING = (
             ),
         ),
         ("sklearn", "features", (("features", "classify", "a.parquet", "b.parquet"),)),
-        ("gradio", "app", (("app",),)),
+        ("gradio", "app", (("app", "--port", "0"),)),
         (
             "torch_fidelity,matplotlib",
             "evaluation",
