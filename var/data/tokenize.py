@@ -22,7 +22,7 @@ from var.utils.locks import LOCK, locked
 from var.utils.paths import check_no_other_files, check_writable
 from var.utils.provenance import sha256
 from var.utils.ranks import ALONE, Ranks
-from var.utils.text import escape
+from var.utils.text import escape, plural
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,16 @@ def log_progress(done: int, total: int) -> None:
     """Log a line after every twentieth of the samples."""
     if 20 * done // total > 20 * max(done - ENCODED_AT_ONCE, 0) // total:
         log.info("encoded %d of %d samples", done, total)
+
+
+def describe_encoding(samples: int, recipe: TokenRecipe, manifest: Manifest, folder: Path) -> str:
+    """Return what is about to be encoded, and where to, in a line."""
+    train, validation = (manifest.splits[split].samples for split in SPLITS)
+    views = plural(recipe.token_views, "view")
+    return (
+        f"tokens: encoding {samples:,} samples into {folder}, once for all runs that name it: "
+        f"{views} of {train:,} training images, and {validation:,} for validation"
+    )
 
 
 def write_tokens(
@@ -81,8 +91,10 @@ def write_tokens(
     missing = [
         shard for shard in shards[ranks.rank :: ranks.world_size] if not token_cache.is_whole(folder, shard, manifest)
     ]
-    if sum(ranks.all_gather(len(missing))):  # a complete cache may be read by several runs at once
-        with ranks.locked(folder):
+    if samples := sum(ranks.all_gather(sum(shard.samples for shard in missing))):
+        if ranks.is_main:
+            log.info("%s", describe_encoding(samples, recipe, manifest, folder))
+        with ranks.locked(folder):  # not where all is there: a complete cache may be read by several runs at once
             if missing:
                 shown = progress if ranks.is_main else lambda done, total: None
                 _encode(folder, missing, manifest, recipe, vqvae, shown)
