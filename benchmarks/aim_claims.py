@@ -26,6 +26,7 @@ from encoder_objectives import (
     row,
     save_figure,
     train_and_judge,
+    train_whole,
 )
 from matplotlib.figure import Figure
 
@@ -34,7 +35,6 @@ from var.cli.run import in_columns, run
 from var.data.config import DataConfig
 from var.data.sources import list_images
 from var.models.aim import Encoder, EncoderConfig
-from var.training.loop import train
 from var.training.recipe import load_recipe
 
 RECIPE, HEAD = OBJECTIVES["AIM, prefix"]
@@ -151,7 +151,7 @@ def _train(given: list[str], output: Path, steps: int, points: int) -> dict[str,
     every = math.ceil(steps / points)
     keys = [f"validate_every={every}", f"checkpoint_every={every}", f"log_every={math.ceil(every / LOGGED)}"]
     recipe = load_recipe(CONFIGS / RECIPE, [*given, *keys, "epochs=null", f"sample_every={NEVER}", f"output={output}"])
-    train(recipe)
+    train_whole(recipe)
     return {"curve": read_curve(output)}
 
 

@@ -24,6 +24,8 @@ from var.features.extract import open_source, write_features
 from var.features.feature_file import read_features
 from var.features.images import list_split
 from var.models.aim import EncoderConfig
+from var.training.checkpointing import checkpoint_path, checkpoints
+from var.training.config import Recipe
 from var.training.estimate.cost import estimate
 from var.training.logger import METRICS
 from var.training.loop import train
@@ -101,6 +103,17 @@ def measured_once(folder: Path, way: list[str], measure: Callable[[], dict[str, 
     return result
 
 
+def train_whole(recipe: Recipe) -> Path:
+    """Train to the last step; return the exported model.
+
+    Raises SystemExit: a signal stopped the run, which was saved. It is not measured: the same command goes on with it.
+    """
+    model, folder = train(recipe), recipe.output / "checkpoints"
+    if checkpoints(folder)[-1:] != [checkpoint_path(folder, recipe.steps or 0)]:
+        raise SystemExit(1)
+    return model
+
+
 def train_and_judge(
     recipe: Path, given: list[str], folder: Path, data: str, tflop: float, probe_steps: int, points: int = 1
 ) -> dict[str, Any]:
@@ -110,7 +123,7 @@ def train_and_judge(
     steps = max(1, round(tflop * 1e12 / flops))
     validated = math.ceil(steps / points)
     loaded = load_recipe(recipe, [*given, f"steps={steps}", f"validate_every={validated}", f"checkpoint_every={steps}"])
-    train(loaded)
+    train_whole(loaded)
     lines = read_metrics(loaded.output)
     speeds = [line["images_per_second"] for line in lines if line["split"] == "train"]
     encoder, seed = loaded.model, loaded.seed  # type: ignore[attr-defined]  # recipes of encoders have one
@@ -144,7 +157,7 @@ def _measure_features(
     given += [f"sizes.{name}={value}" for name, value in encoder.to_dict().items()]
     given += [f"steps={probe_steps}", f"validate_every={probe_steps}", f"sample_every={NEVER}"]
     probe = load_recipe(CONFIGS / "tiny_imagenet_probe.yaml", given)
-    train(probe)
+    train_whole(probe)
     (scored,) = json.loads((probe.output / "model" / SCORES).read_text())["probes"]
     top1 = (nearest_neighbors(*tables).top1, linear(*tables).accuracy.top1, scored["top1"])
     return dict(zip(MEASURES, top1, strict=True)) | {"seconds of measuring": time.perf_counter() - began}

@@ -1,12 +1,16 @@
 """`python benchmarks/encoder_objectives.py` and `aim_claims.py` on tiny encoders and images."""
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 from tiny import Ended, Run, image_folder
+
+from var.training.trainer import Trainer
 
 SIZES = ("--image-size", 8, "--patch-size", 4)
 
@@ -67,3 +71,27 @@ def test_the_objectives_have_a_figure(enough: Path, tmp_path: Path, script: Run)
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["objective", "untrained", "MAE"]
     with Image.open(tmp_path / "bars.png") as figure:
         assert figure.width > figure.height
+
+
+def test_a_run_that_a_signal_stopped_is_not_measured(
+    enough: Path,
+    tmp_path: Path,
+    script: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def interrupted(trainer: Trainer, *micro_batches: Any) -> None:
+        take_step(trainer, *micro_batches)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    take_step = Trainer.take_step
+    options = ("model-size", "--data", enough, "--out", tmp_path / "out", *SIZES, "--batch-size", 4, "--tflop", 1e-4)
+    options = (*options, "--size", "16x1x2", "--probe-steps", 1, "--points", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "take_step", interrupted)
+        code, _, _ = claims(script, *options)
+    assert (code, caplog.text.count("stopped after step 1 of")) == (1, 1)
+    assert not list(tmp_path.rglob("result.json"))
+    code, out, err = claims(script, *options)
+    assert code == 0, err
+    assert "16x1x2" in out.splitlines()[-1]
