@@ -11,7 +11,7 @@ pip_install := $(venv_python) -m pip install --disable-pip-version-check -c cons
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help sample test lint docs figures screenshots install develop clean
+.PHONY: help sample test lowest lint docs figures screenshots install develop clean
 
 help: ## Show the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -21,6 +21,12 @@ sample: .venv/.installed ## Draw images of one ImageNet class, golden retriever 
 
 test: lint ## Check format, lint and types, then run the tests
 	$(venv_python) -m pytest -n 2 --dist loadfile
+
+lowest: ## Run the tests with the lowest versions of packages that pyproject.toml allows, in build/lowest
+	$(PYTHON) -m venv --clear build/lowest
+	build/lowest/bin/python -m pip install --disable-pip-version-check -c constraints-lowest.txt \
+		-e '.[train,features,evaluation,lora,app,test]'
+	build/lowest/bin/python -m pytest -n 2 --dist loadfile
 
 lint: .venv/.installed-dev ## Check format, lint and types
 	$(venv_python) -m ruff format --check .

@@ -80,7 +80,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 @pytest.fixture
-def graphs() -> Iterator[Graphs]:
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
     """Collect what the compiler would compile, and run it as it is."""
     found: Graphs = []
 
@@ -88,9 +88,7 @@ def graphs() -> Iterator[Graphs]:
         found.append(graph)
         return graph.forward
 
-    before = torch.compiler.get_default_backend()
     torch.compiler.reset()
-    torch.compiler.set_default_backend(backend)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     yield found
-    torch.compiler.set_default_backend(before)
     torch.compiler.reset()

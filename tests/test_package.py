@@ -89,7 +89,7 @@ def test_what_is_imported_is_declared_where_it_is_needed() -> None:
 
 
 def test_what_is_declared_is_imported() -> None:
-    extras = set(PROJECT["optional-dependencies"]) - {"bench", "dev", "docs"}
+    extras = set(PROJECT["optional-dependencies"]) - {"bench", "dev", "docs", "test"}
     assert listed(*extras) == set().union(*all_imports().values()) | UNNAMED
 
 
@@ -101,6 +101,16 @@ def test_the_version_of_every_dependency_is_pinned() -> None:
     pins = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
     extras = set(PROJECT["optional-dependencies"]) - {"wandb"}  # which no make target installs
     assert listed(*extras) <= set(map(normalized, pins))
+
+
+def test_the_lowest_versions_are_those_that_are_allowed() -> None:
+    extras = ("train", "features", "evaluation", "lora", "app")
+    lines = [*PROJECT["dependencies"], *(line for extra in extras for line in PROJECT["optional-dependencies"][extra])]
+    allowed = {line.replace(">=", "==") for line in lines if not line.startswith(PACKAGE)}
+    pins = (ROOT / "constraints-lowest.txt").read_text().splitlines()
+    assert {re.sub(r"(\.0)+$", "", line) for line in pins if line[0] != "#"} == {
+        re.sub(r"(\.0)+$", "", line) for line in allowed
+    }
 
 
 def test_the_version_is_that_of_pyproject() -> None:

@@ -232,6 +232,7 @@ def refusal(result: Ended, *parts: str) -> None:
     """A command must have ended with exit code 2 and one line of error output that contains all parts."""
     code, out, err = result
     assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1, err
     (line,) = err.splitlines()
     assert line.startswith("error: ")
     for part in parts:

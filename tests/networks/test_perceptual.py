@@ -161,7 +161,9 @@ def test_a_failed_download_says_one_thing(
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
     with refused("no route to host", "--lpips-weights"):
         load_perceptual("lpips-alex")
-    assert capsys.readouterr() == ("", "")
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == "" or err.startswith('Downloading: "https://')  # which an older torch.hub says
 
 
 def test_unknown_distances_list_the_known(vgg_file: Path) -> None:

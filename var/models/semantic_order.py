@@ -24,6 +24,7 @@ def semantic_order(encoder: Encoder, images: Tensor, smoothing: float) -> Tensor
         (B, N) int64, indices of the patches; of equals the first in the image comes first.
     """
     attention = rearrange(mean_query_attention(encoder, images), "b (h w) -> b h w", h=encoder.config.side)
+    torch.clear_autocast_cache()  # older PyTorch takes casts of weights made here again, which pass no gradients on
     return smooth(attention, smoothing).flatten(1).argsort(dim=1, descending=True, stable=True)
 
 

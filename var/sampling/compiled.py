@@ -3,6 +3,8 @@
 The compiled code is kept on disk by PyTorch, in TORCHINDUCTOR_CACHE_DIR.
 """
 
+import inspect
+
 import torch
 
 from tokenizer.errors import InputError
@@ -25,8 +27,14 @@ def compile_transformer(model: ConditionalTransformer) -> None:
     require_var(model, "compile")
     if model.dtype == torch.int8:
         raise InputError("a model in int8 is not compiled: leave out compile, or take float32 or bfloat16")
+    limit = SHAPES_PER_SCALE * len(model.scales)
+    if "recompile_limit" in inspect.signature(torch.compile).parameters:
+        options = {"recompile_limit": limit}
+    else:  # an older PyTorch has one limit for all that is compiled
+        options = {}
+        torch._dynamo.config.cache_size_limit = max(limit, torch._dynamo.config.cache_size_limit)
     for block in model.blocks:
-        block.compile(dynamic=False, recompile_limit=SHAPES_PER_SCALE * len(model.scales))
+        block.compile(dynamic=False, **options)
 
 
 def compile_tokenizer(vqvae: VQVAE) -> None:

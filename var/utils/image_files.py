@@ -18,7 +18,7 @@ from var.utils.text import plural
 
 log = logging.getLogger(__name__)
 
-_AVIF = features.check("avif")  # Pillow can be built without it
+_AVIF = "avif" in features.get_supported()  # Pillow can be built without it
 
 # Pillow tries all its forty formats one by one otherwise (a third of the time of a small WebP), Ghostscript among them.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", *(("AVIF",) if _AVIF else ()))

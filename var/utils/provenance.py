@@ -15,7 +15,7 @@ from var.utils.version import PACKAGE, version
 
 def versions() -> dict[str, str]:
     """Versions of this package and of torch."""
-    return {package: version(package) for package in (PACKAGE, "torch")}
+    return {PACKAGE: version(PACKAGE), "torch": str(torch.__version__)}
 
 
 def device_name(device: torch.device) -> str:
