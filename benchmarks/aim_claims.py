@@ -25,6 +25,7 @@ from encoder_objectives import (
     read_metrics,
     row,
     save_figure,
+    steps_for,
     train_and_judge,
     train_whole,
 )
@@ -112,9 +113,11 @@ def model_size(
     figure: FigureFile = None,
 ) -> None:
     """Print what encoders of several sizes are worth after training of equal cost."""
+    steps_for(tflop, flops=1e9)  # this and what follows raises before hours of training
+    images = {"image_size": image_size, "patch_size": patch_size}
+    all_sizes = {name: images | _parse_size(name) for name in size or ["32x4x2", "64x4x2", "128x6x4"]}
     table, curves, scores = [HEADER], {}, {}
-    for name in size or ["32x4x2", "64x4x2", "128x6x4"]:
-        sizes = {"image_size": image_size, "patch_size": patch_size, **_parse_size(name)}
+    for name, sizes in all_sizes.items():
         results = []
         for number in seed or [0]:
             given = _recipe_keys(data, sizes, number, batch_size)

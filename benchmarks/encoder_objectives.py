@@ -11,6 +11,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +52,9 @@ MEASURES = ("nearest neighbors", "linear probe", "attentive probe")
 
 def encoder_objectives(
     data: Annotated[str, typer.Option(help="Images with labels, as data.source of a recipe.")],
-    tokenizer: Annotated[str, typer.Option(help="Of BEiT's targets: its last token map has a token a patch.")],
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Of BEiT's targets: its last token map has a token a patch.")
+    ] = None,
     tflop: Annotated[float, typer.Option(help="Products of each training run.", min=0)] = 8.0,
     seed: Annotated[list[int] | None, typer.Option(help="Of the runs; 0 and 1 if none is given.")] = None,
     image_size: Annotated[int, typer.Option(help="Side of the images in pixels.", min=1)] = 32,
@@ -68,29 +71,44 @@ def encoder_objectives(
 ) -> None:
     """Print a table of what the features of each objective are worth."""
     if unknown := set(only or ()) - OBJECTIVES.keys():
-        raise InputError(f"--only {min(unknown)!r} is no objective: take one of {', '.join(OBJECTIVES)}")
+        raise InputError(f"--only {min(unknown)!r} is no objective: take one of {', '.join(map(repr, OBJECTIVES))}")
+    if tokenizer is None and "BEiT" in (only or OBJECTIVES):
+        raise InputError("BEiT predicts tokens: give --tokenizer, such as var-mini, or leave it out by --only")
     chosen = {name: OBJECTIVES[name] for name in only or OBJECTIVES}
     chosen_sizes = {"image_size": image_size, "patch_size": patch_size, "width": width, "depth": depth, "heads": heads}
     sizes = [f"model.{key}={value}" for key, value in chosen_sizes.items()]
+    runs = {}
+    for number, (name, (recipe, changes)) in product(seed or (0, 1), chosen.items()):
+        given = [f"data.source={data}", *SAME_IMAGES, *sizes, *changes, f"seed={number}"]
+        given += [f"tokenizer={tokenizer}"] if name == "BEiT" else []
+        given += [f"mask_size={2 * patch_size}"] if name == "SimMIM" else []
+        load_recipe(CONFIGS / recipe, given)  # raises before hours of training
+        runs[name, number] = (CONFIGS / recipe, given)
+    steps_for(tflop, flops=1e9)
+
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in (UNTRAINED, *chosen)}
-    for number in seed or (0, 1):
-        for name, (recipe, changes) in chosen.items():
-            given = [f"data.source={data}", *SAME_IMAGES, *sizes, *changes, f"seed={number}"]
-            given += [f"tokenizer={tokenizer}"] if name == "BEiT" else []
-            given += [f"mask_size={2 * patch_size}"] if name == "SimMIM" else []
-            folder = out / f"{name.replace(', ', '-')}-{number}"
-            way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
-            train_encoder = partial(train_and_judge, CONFIGS / recipe, given, folder, data, tflop, probe_steps)
-            results[name].append(measured_once(folder, way, train_encoder))
+    for (name, number), (file, given) in runs.items():
+        folder = out / f"{name.replace(', ', '-')}-{number}"
+        way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
+        train_encoder = partial(train_and_judge, file, given, folder, data, tflop, probe_steps)
+        results[name].append(measured_once(folder, way, train_encoder))
     encoder = load_recipe(CONFIGS / "tiny_imagenet_aim.yaml", sizes).model  # type: ignore[attr-defined]  # an AIMRecipe
-    results[UNTRAINED].append(_measure_features(UNTRAINED, encoder, out / UNTRAINED, data, 0, probe_steps))
+    way = [f"data.source={data}", *sizes, f"probe_steps={probe_steps}"]
+    measure = partial(_measure_features, UNTRAINED, encoder, out / UNTRAINED, data, 0, probe_steps)
+    results[UNTRAINED].append(measured_once(out / UNTRAINED, way, measure))
     typer.echo("\n".join(in_columns([HEADER, *(row(name, found) for name, found in results.items())])))
     if figure is not None:
         _draw(figure, results)
 
 
 def measured_once(folder: Path, way: list[str], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Measure, and keep the result in the folder; what was measured before in the same way is read from there."""
+    """Measure, and keep the result in the folder; what was measured before in the same way is read from there.
+
+    Args:
+        way: all options that the result depends on, kept beside it.
+
+    Raises InputError: the folder has a result of other options.
+    """
     done = folder / "result.json"
     if done.exists():
         known = dict(json.loads(done.read_text()))
@@ -101,6 +119,16 @@ def measured_once(folder: Path, way: list[str], measure: Callable[[], dict[str, 
     with atomic_write(done) as beside:
         beside.write_text(json.dumps(result | {"way": way}, indent=2) + "\n")
     return result
+
+
+def steps_for(tflop: float, flops: float) -> int:
+    """Return the number of steps of `flops` each that take about `tflop` together; at least one.
+
+    Raises InputError: more steps than anyone trains.
+    """
+    if tflop * 1e12 > NEVER * flops:
+        raise InputError(f"--tflop {tflop:g} is more than {NEVER:,} steps: give what a run can take")
+    return max(1, round(tflop * 1e12 / flops))
 
 
 def train_whole(recipe: Recipe) -> Path:
@@ -120,7 +148,7 @@ def train_and_judge(
     """Train at that cost, validating about so many times, and judge the features."""
     given = [*given, "epochs=null", f"output={folder / 'run'}", f"sample_every={NEVER}"]
     flops = estimate(load_recipe(recipe, [*given, "steps=1"])).flops
-    steps = max(1, round(tflop * 1e12 / flops))
+    steps = steps_for(tflop, flops)
     validated = math.ceil(steps / points)
     loaded = load_recipe(recipe, [*given, f"steps={steps}", f"validate_every={validated}", f"checkpoint_every={steps}"])
     train_whole(loaded)

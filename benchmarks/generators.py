@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from aim_claims import LOGGED, mean_curve, read_curve
-from encoder_objectives import CONFIGS, NEVER, measured_once, save_figure, train_whole
+from encoder_objectives import CONFIGS, NEVER, measured_once, save_figure, steps_for, train_whole
 from held_out_inpainting import CHUNK, directions, read_split, recognition
 from matplotlib.figure import Figure
 
@@ -124,6 +124,7 @@ def generators(
     evaluated = load_recipe(recipe, common).data
     open_images(evaluated, "validation", side=1)  # this and what follows raises before hours of training
     open_extractor(extractor)
+    steps_for(tflop, flops=1e9)
     runs = {}
     for of_size, number, name in product(size or [_size_of(load_recipe(recipe, common))], seed or [0], chosen):
         generator, tokens = chosen[name], out / "tokenizers" / chosen[name].tokenizer
@@ -227,7 +228,7 @@ def _train_and_judge(
     """Train at that cost, and measure samples."""
     given = [*given, f"output={folder / 'run'}"]
     flops = estimate(load_recipe(recipe, [*given, "steps=1"])).flops
-    steps = max(1, round(tflop * 1e12 / flops))
+    steps = steps_for(tflop, flops)
     loaded = load_recipe(recipe, [*given, *_rhythm(steps, points)])
     model = train_whole(loaded)
     cost = {"steps": steps, "gflop a step": flops / 1e9, "images": steps * loaded.batch_size}

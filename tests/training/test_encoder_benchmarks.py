@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from tiny import Ended, Run, image_folder
+from tiny import Ended, Run, image_folder, refusal
 
 from var.training.trainer import Trainer
 
@@ -71,6 +71,19 @@ def test_the_objectives_have_a_figure(enough: Path, tmp_path: Path, script: Run)
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["objective", "untrained", "MAE"]
     with Image.open(tmp_path / "bars.png") as figure:
         assert figure.width > figure.height
+
+
+def test_what_cannot_work_is_refused_before_training(images: Path, tmp_path: Path, script: Run) -> None:
+    def objectives(*arguments: object) -> Ended:
+        return script("encoder_objectives.py", ("encoder_objectives",), "--data", images, *arguments)
+
+    given = ("--out", tmp_path / "out")
+    refusal(objectives(*given), "give --tokenizer")
+    refusal(objectives(*given, "--only", "foo"), "'AIM, prefix', 'AIM, causal'")
+    refusal(objectives(*given, "--only", "MAE", "--tflop", "inf"), "--tflop inf")
+    refusal(objectives(*given, "--tokenizer", "var-mini", "--heads", 5), "multiple of heads=5")
+    refusal(claims(script, "model-size", "--data", images, "--size", "64x4x2", "--size", "abc", *given), "'abc'")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_run_that_a_signal_stopped_is_not_measured(
