@@ -21,7 +21,7 @@ from encoder_objectives import (
     NEVER,
     OBJECTIVES,
     SAME_IMAGES,
-    measured_once,
+    measure_once,
     read_metrics,
     row,
     save_figure,
@@ -85,7 +85,7 @@ def data_size(
             given += [f"data.train_images={images}", f"steps={steps}"]
             folder = out / f"{images}-{number}"
             way = [*given, f"points={points}"]
-            runs.append(measured_once(folder, way, partial(_train, given, folder / "run", steps, points))["curve"])
+            runs.append(measure_once(folder, way, partial(_train, given, folder / "run", steps, points))["curve"])
         curve = mean_curve(runs)
         rows += [
             (f"{images:,}", str(step), f"{step * batch_size / images:.3g}", f"{train_loss:.4f}", f"{loss:.4f}")
@@ -124,7 +124,7 @@ def model_size(
             folder = out / f"{name}-{number}"
             way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
             work = partial(train_and_judge, CONFIGS / RECIPE, given, folder, data, tflop, probe_steps, points)
-            results.append(measured_once(folder, way, work))
+            results.append(measure_once(folder, way, work))
         with torch.device("meta"):
             parameters = sum(weight.numel() for weight in Encoder(EncoderConfig(**sizes)).parameters())
         title = f"{name} ({parameters / 1e6:.2f} M)"

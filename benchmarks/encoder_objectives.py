@@ -91,17 +91,17 @@ def encoder_objectives(
         folder = out / f"{name.replace(', ', '-')}-{number}"
         way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
         train_encoder = partial(train_and_judge, file, given, folder, data, tflop, probe_steps)
-        results[name].append(measured_once(folder, way, train_encoder))
+        results[name].append(measure_once(folder, way, train_encoder))
     encoder = load_recipe(CONFIGS / "tiny_imagenet_aim.yaml", sizes).model  # type: ignore[attr-defined]  # an AIMRecipe
     way = [f"data.source={data}", *sizes, f"probe_steps={probe_steps}"]
     measure = partial(_measure_features, UNTRAINED, encoder, out / UNTRAINED, data, 0, probe_steps)
-    results[UNTRAINED].append(measured_once(out / UNTRAINED, way, measure))
+    results[UNTRAINED].append(measure_once(out / UNTRAINED, way, measure))
     typer.echo("\n".join(in_columns([HEADER, *(row(name, found) for name, found in results.items())])))
     if figure is not None:
         _draw(figure, results)
 
 
-def measured_once(folder: Path, way: list[str], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def measure_once(folder: Path, way: list[str], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Measure, and keep the result in the folder; what was measured before in the same way is read from there.
 
     Args:

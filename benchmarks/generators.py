@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from aim_claims import LOGGED, mean_curve, read_curve
-from encoder_objectives import CONFIGS, NEVER, measured_once, save_figure, steps_for, train_whole
+from encoder_objectives import CONFIGS, NEVER, measure_once, save_figure, steps_for, train_whole
 from held_out_inpainting import CHUNK, directions, read_split, recognition
 from matplotlib.figure import Figure
 
@@ -145,14 +145,14 @@ def generators(
         way = [str(tokenizer_recipe), *given, f"steps={tokenizer_steps}", f"init={init}", extractor, *common]
         given_steps = [*given, *_rhythm(tokenizer_steps, points)]
         work = partial(_train_tokenizer, tokenizer_recipe, given_steps, folder, init, evaluated, extractor)
-        tokenizers[name] = measured_once(folder, way, work)
+        tokenizers[name] = measure_once(folder, way, work)
 
     results: Results = {}
     for (name, of_size, number), given in runs.items():
         folder = _folder(out, name, of_size, number)
         way = [str(recipe), *given, f"tflop={tflop}", *map(str, judging)]
         work = partial(_train_and_judge, recipe, given, folder, tflop, points, judging)
-        found = measured_once(folder, way, work) | tokenizers[chosen[name].tokenizer]
+        found = measure_once(folder, way, work) | tokenizers[chosen[name].tokenizer]
         results.setdefault((name, of_size), []).append(found)
 
     seconds = _time_sampling(out, results, (seed or [0])[0], judging.cfg[0], rounds) if rounds else {}

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from var.models.aim import EncoderConfig, sincos_2d_pos_embed
 from var.models.mae import DecoderConfig, MAEPretrainer
-from var.models.patch_masks import mask_of
+from var.models.patch_masks import mark_cells
 from var.models.pretraining import patches
 from var.models.transformer import run_blocks
 
@@ -29,7 +29,7 @@ def strength(output: Tensor, images: Tensor) -> Tensor:
 
 
 def test_the_encoder_does_not_see_masked_patches() -> None:
-    model, images, masked = small(), normal(2, 3, 8, 8).requires_grad_(), ~mask_of(VISIBLE, N)
+    model, images, masked = small(), normal(2, 3, 8, 8).requires_grad_(), ~mark_cells(VISIBLE, N)
     features = model.encoder(images, order=VISIBLE)
     assert features.shape == (2, 4, 16)
     predictions = model(images, VISIBLE)

@@ -6,7 +6,7 @@ from helpers import refused
 from scipy import stats
 from torch import Tensor
 
-from var.models.patch_masks import choose_cells, count_masked, mask_of, squares_to_patches
+from var.models.patch_masks import choose_cells, count_masked, mark_cells, squares_to_patches
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
@@ -16,7 +16,7 @@ def uniform(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize(("cells", "ratio", "count"), [(196, 0.75, 147), (49, 0.6, 29), (36, 0.75, 27), (9, 0.6, 5)])
 def test_every_image_has_the_same_number_of_masked_cells(cells: int, ratio: float, count: int) -> None:
     assert count_masked(cells, ratio) == count
-    masked = mask_of(choose_cells(uniform(50, cells), count), cells)
+    masked = mark_cells(choose_cells(uniform(50, cells), count), cells)
     assert masked.shape == (50, cells)
     assert masked.sum(dim=1).tolist() == [count] * 50
     assert len(masked.unique(dim=0)) > 1
@@ -29,7 +29,7 @@ def test_ratios_that_mask_nothing_or_all(ratio: float) -> None:
 
 
 def test_every_subset_is_as_likely() -> None:
-    masked = mask_of(choose_cells(uniform(5000, 5), 2), 5)
+    masked = mark_cells(choose_cells(uniform(5000, 5), 2), 5)
     subsets, counts = masked.unique(dim=0, return_counts=True)
     assert len(subsets) == 10
     assert stats.chisquare(counts.numpy()).pvalue > 1e-3
@@ -37,7 +37,7 @@ def test_every_subset_is_as_likely() -> None:
 
 def test_every_patch_is_masked_as_often() -> None:
     images, cells, count = 4000, 36, 27
-    times = mask_of(choose_cells(uniform(images, cells, seed=1), count), cells).sum(dim=0).double()
+    times = mark_cells(choose_cells(uniform(images, cells, seed=1), count), cells).sum(dim=0).double()
     share = count / cells
     # Exactly `count` are masked of every image, so the counts vary less than independent ones.
     distance = ((times - images * share) ** 2 / (images * share * (1 - share))).sum().item() * (cells - 1) / cells
@@ -45,7 +45,7 @@ def test_every_patch_is_masked_as_often() -> None:
 
 
 def test_squares_are_whole() -> None:
-    squares = mask_of(choose_cells(uniform(20, 9), 5), 9)
+    squares = mark_cells(choose_cells(uniform(20, 9), 5), 9)
     masked = squares_to_patches(squares, 2)
     assert masked.shape == (20, 36)
     for b in range(20):

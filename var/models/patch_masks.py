@@ -23,8 +23,8 @@ def choose_cells(noise: Tensor, count: int) -> Tensor:
     return noise.argsort(dim=1)[:, :count]
 
 
-def mask_of(indices: Tensor, cells: int) -> Tensor:
-    """(B, n) int64 -> (B, M) bool, true for the cells of these indices."""
+def mark_cells(indices: Tensor, cells: int) -> Tensor:
+    """Mark the cells of these indices: (B, n) int64 in 0..M - 1 -> (B, M) bool, true where marked; `cells` is M."""
     return torch.zeros(len(indices), cells, dtype=torch.bool, device=indices.device).scatter(1, indices, True)
 
 

@@ -78,10 +78,10 @@ class EncoderStage(Stage[EncoderRecipeT]):
         """Build the model, and train it as a whole."""
         model = self.build()
         layers = repeated_layers(model)
-        sharded = [name for name in layers if name not in self.used_in_parts()]
+        sharded = [name for name in layers if name not in self.list_layers_used_in_parts()]
         return (Phase("model", model, self.recipe.optimizer, self.losses, sharded=sharded, compiled=layers),)
 
-    def used_in_parts(self) -> tuple[str, ...]:
+    def list_layers_used_in_parts(self) -> tuple[str, ...]:
         """List the layers of which the model also uses parts by themselves."""
         return ()
 

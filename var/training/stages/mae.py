@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from var.models.mae import DecoderConfig, MAEPretrainer
-from var.models.patch_masks import choose_cells, mask_of
+from var.models.patch_masks import choose_cells, mark_cells
 from var.models.pretraining import pixel_errors
 from var.training.masked_stage import MaskedRecipe, MaskedStage, Predictions
 from var.training.stages.base import register
@@ -38,7 +38,7 @@ class MAEStage(MaskedStage[MAERecipe]):
     def predict(self, model: nn.Module, images: Tensor, noise: Tensor) -> Predictions:
         patches = self.recipe.cells
         visible = choose_cells(noise, patches - self.recipe.masked_cells)
-        return Predictions(model(images, visible), ~mask_of(visible, patches))
+        return Predictions(model(images, visible), ~mark_cells(visible, patches))
 
     def patch_errors(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return pixel_errors(predictions, targets)

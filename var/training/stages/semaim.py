@@ -40,7 +40,7 @@ class SemAIMStage(NextPatchStage[SemAIMRecipe]):
 
     recipe_type = SemAIMRecipe
 
-    def used_in_parts(self) -> tuple[str, ...]:
+    def list_layers_used_in_parts(self) -> tuple[str, ...]:
         return (f"encoder.blocks.{self.recipe.model.depth - 1}",)  # by the order
 
     def build(self) -> SemAIMPretrainer:

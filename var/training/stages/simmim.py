@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tokenizer.errors import InputError
 from var.data.config import Size
 from var.models.masked_pretraining import MaskedPretrainer
-from var.models.patch_masks import choose_cells, mask_of, squares_to_patches
+from var.models.patch_masks import choose_cells, mark_cells, squares_to_patches
 from var.models.pretraining import absolute_errors
 from var.training.masked_stage import MaskedRecipe, MaskedStage, Predictions
 from var.training.stages.base import register
@@ -49,7 +49,7 @@ class SimMIMStage(MaskedStage[SimMIMRecipe]):
         return MaskedPretrainer(model, outputs=3 * model.patch_size**2)
 
     def predict(self, model: nn.Module, images: Tensor, noise: Tensor) -> Predictions:
-        squares = mask_of(choose_cells(noise, self.recipe.masked_cells), self.recipe.cells)
+        squares = mark_cells(choose_cells(noise, self.recipe.masked_cells), self.recipe.cells)
         masked = squares_to_patches(squares, self.recipe.mask_size // self.recipe.model.patch_size)
         return Predictions(model(images, masked), masked)
 
