@@ -5,14 +5,14 @@ from helpers import largest_difference, normal, randomize, refused
 from torch import Tensor
 
 from var.models.aim import EncoderConfig, sincos_2d_pos_embed
-from var.models.mae import DecoderConfig, MAEPretrainer
+from var.models.mae import MAEDecoderConfig, MAEPretrainer
 from var.models.patch_masks import mark_cells
 from var.models.pretraining import patches
 from var.models.transformer import run_blocks
 
 PATCH, N = 2, 16
 ENCODER = EncoderConfig(image_size=8, patch_size=PATCH, width=16, depth=2, heads=2)
-DECODER = DecoderConfig(depth=2, width=128, heads=4, mlp_ratio=1.0)
+DECODER = MAEDecoderConfig(depth=2, width=128, heads=4, mlp_ratio=1.0)
 VISIBLE = torch.tensor([[9, 0, 3, 14], [1, 15, 8, 2]])  # of two images
 
 
@@ -56,9 +56,9 @@ def test_the_order_of_visible_patches_does_not_matter() -> None:
 
 
 def test_the_papers_decoder() -> None:
-    assert DecoderConfig() == DecoderConfig(depth=8, width=512, heads=16, mlp_ratio=4.0)
+    assert MAEDecoderConfig() == MAEDecoderConfig(depth=8, width=512, heads=16, mlp_ratio=4.0)
     with torch.device("meta"):
-        model = MAEPretrainer(EncoderConfig(224, 16, 768, 12, 12), DecoderConfig(), 768)
+        model = MAEPretrainer(EncoderConfig(224, 16, 768, 12, 12), MAEDecoderConfig(), 768)
     assert sum(parameter.numel() for parameter in model.encoder.parameters()) / 1e6 > 80
     assert 25 < sum(parameter.numel() for parameter in model.decoder.parameters()) / 1e6 < 27
 
@@ -74,4 +74,4 @@ def test_decoder_sizes_that_cannot_work() -> None:
         ({"mlp_ratio": 0.0}, "mlp_ratio=0.0"),
     ):
         with refused(said):
-            DecoderConfig(**wrong)
+            MAEDecoderConfig(**wrong)

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from var.models.aim import Encoder, EncoderConfig
 from var.models.aim_pretraining import prefix_lengths
-from var.models.pretraining import patches
+from var.models.pretraining import DecoderConfig, patches
 from var.models.semantic_order import mean_query_attention, semantic_order, smooth
-from var.models.semantic_pretraining import QueryDecoderConfig, SemAIMPretrainer
+from var.models.semantic_pretraining import SemAIMPretrainer
 
 SIDE, PATCH = 4, 2
 ENCODER = EncoderConfig(image_size=SIDE * PATCH, patch_size=PATCH, width=16, depth=2, heads=2)
@@ -19,7 +19,7 @@ N = SIDE * SIDE
 
 
 def small(smoothing: float = 1.0) -> SemAIMPretrainer:
-    model = SemAIMPretrainer(ENCODER, QueryDecoderConfig(depth=2, width=8, heads=2), 12, smoothing)
+    model = SemAIMPretrainer(ENCODER, DecoderConfig(depth=2, width=8, heads=2), 12, smoothing)
     randomize(model, seed=1)
     return model
 
@@ -118,8 +118,10 @@ def test_the_order_is_found_without_gradients_and_all_weights_get_theirs_from_th
 
 def test_sizes_that_cannot_work() -> None:
     with refused("width=10", "heads=4"):
-        QueryDecoderConfig(width=10, heads=4)
+        DecoderConfig(width=10, heads=4)
     with refused("depth=0", "at least 1"):
-        QueryDecoderConfig(depth=0)
+        DecoderConfig(depth=0)
+    with refused("width=0 must be in 4..65536"):
+        DecoderConfig(width=0)
     with refused("prefix 16"):
         small()(normal(1, 3, 8, 8), torch.tensor([16]))

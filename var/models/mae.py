@@ -9,37 +9,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from tokenizer.errors import InputError, check_types
 from var.models.aim import EncoderConfig, initialize, sincos_2d_pos_embed
-from var.models.pretraining import Pretrainer
-from var.models.transformer import NORM_EPS, Block, BlockConfig, check_mlp_ratio, run_blocks
+from var.models.pretraining import DecoderConfig, Pretrainer
+from var.models.transformer import NORM_EPS, Block, BlockConfig, run_blocks
 
 
 @dataclass(frozen=True)
-class DecoderConfig:
-    """Sizes of the decoder, which is discarded after pre-training; defaults are the paper's.
+class MAEDecoderConfig(DecoderConfig):
+    """Sizes of MAE's decoder: 1 to 12 blocks, 128 to 1024 wide (the paper's table 1). Defaults are the paper's."""
 
-    Raises InputError: a value that cannot work.
-    """
+    most_blocks = 12
+    widths = (128, 1024)
 
-    depth: int = 8  # number of blocks, 1..12
-    width: int = 512  # W, in 128..1024, a multiple of 4 and of heads
     heads: int = 16
-    mlp_ratio: float = 4.0  # hidden width of a block's MLP over its width
-
-    def __post_init__(self) -> None:
-        check_types(self, at_least_one=("depth", "heads"), at_most={"depth": 12, "width": 1024})
-        if self.width < 128:
-            raise InputError(f"width={self.width} must be in 128..1024")
-        if self.width % self.heads or self.width % 4:
-            raise InputError(f"width={self.width} must be a multiple of heads={self.heads} and of 4")
-        check_mlp_ratio(self.mlp_ratio)
 
 
 class MAEDecoder(nn.Module):
     """Features of the visible patches -> predictions of all: one learned token stands for every masked patch."""
 
-    def __init__(self, encoder: EncoderConfig, config: DecoderConfig, outputs: int) -> None:
+    def __init__(self, encoder: EncoderConfig, config: MAEDecoderConfig, outputs: int) -> None:
         super().__init__()
         block = BlockConfig(config.width, config.heads, config.mlp_ratio, qk_norm=False, gelu="none")
         self.embed = nn.Linear(encoder.width, config.width)
@@ -70,7 +58,7 @@ class MAEPretrainer(Pretrainer):
         outputs: C, numbers that the decoder predicts for a patch.
     """
 
-    def __init__(self, encoder: EncoderConfig, decoder: DecoderConfig, outputs: int) -> None:
+    def __init__(self, encoder: EncoderConfig, decoder: MAEDecoderConfig, outputs: int) -> None:
         super().__init__(encoder)
         self.decoder = MAEDecoder(encoder, decoder, outputs)
 

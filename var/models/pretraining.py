@@ -1,16 +1,44 @@
 """What the objectives that pre-train an encoder share: patches of pixels as targets, and errors of their predictions.
 
 B batch, N patches, P side of a patch in pixels, D width of the encoder, C numbers that describe a patch, V
-codebook size.
+codebook size, W width of a decoder.
 """
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from tokenizer.errors import DEEPEST, InputError, check_types
 from var.models.aim import Encoder, EncoderConfig
+from var.models.transformer import check_mlp_ratio
 
 VARIANCE_EPS = 1e-6  # of a patch, when targets are normalized
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes of a decoder, which is discarded after pre-training. Raises InputError: a value that cannot work."""
+
+    most_blocks: ClassVar[int] = DEEPEST
+    widths: ClassVar[tuple[int, int]] = (4, 2**16)  # the smallest and the largest
+
+    depth: int = 8  # number of blocks
+    width: int = 512  # W, a multiple of 4 and of heads
+    heads: int = 8
+    mlp_ratio: float = 4.0  # hidden width of a block's MLP over W
+
+    def __post_init__(self) -> None:
+        smallest, largest = self.widths
+        at_most = {"depth": self.most_blocks, "width": largest}
+        check_types(self, at_least_one=("depth", "heads"), at_most=at_most)
+        if self.width < smallest:
+            raise InputError(f"width={self.width} must be in {smallest}..{largest}")
+        if self.width % self.heads or self.width % 4:
+            raise InputError(f"width={self.width} must be a multiple of heads={self.heads} and of 4")
+        check_mlp_ratio(self.mlp_ratio)
 
 
 class Pretrainer(nn.Module):

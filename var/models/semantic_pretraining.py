@@ -10,40 +10,17 @@ B batch, N patches, D width of the encoder, W width of the decoder, H heads, C n
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from einops import rearrange
 from torch import Tensor, nn
 
-from tokenizer.errors import DEEPEST, InputError, check_types
 from var.models.aim import EncoderConfig, initialize, sincos_2d_pos_embed
 from var.models.aim_pretraining import check_prefix
 from var.models.masks import prefix_causal
-from var.models.pretraining import Pretrainer
+from var.models.pretraining import DecoderConfig, Pretrainer
 from var.models.semantic_order import semantic_order
-from var.models.transformer import MLP, NORM_EPS, BlockConfig, attend, check_mlp_ratio
-
-
-@dataclass(frozen=True)
-class QueryDecoderConfig:
-    """Sizes of the decoder, which is discarded after pre-training. Raises InputError: a value that cannot work."""
-
-    depth: int = 8  # number of blocks
-    width: int = 512  # W, a multiple of 4 and of heads
-    heads: int = 8  # H
-    mlp_ratio: float = 4.0  # hidden width of a block's MLP over W
-
-    def __post_init__(self) -> None:
-        check_types(self, at_least_one=("depth", "width", "heads"), at_most={"depth": DEEPEST, "width": 2**16})
-        if self.width % self.heads or self.width % 4:
-            raise InputError(f"width={self.width} must be a multiple of heads={self.heads} and of 4")
-        check_mlp_ratio(self.mlp_ratio)
-
-    @property
-    def block(self) -> BlockConfig:
-        """Sizes of its blocks."""
-        return BlockConfig(self.width, self.heads, self.mlp_ratio, qk_norm=False, bias=False, gelu="none")
+from var.models.transformer import MLP, NORM_EPS, BlockConfig, attend
 
 
 class QueryBlock(nn.Module):
@@ -70,10 +47,11 @@ class QueryBlock(nn.Module):
 class QueryDecoder(nn.Module):
     """Features of patches and positions of others -> predictions of the others."""
 
-    def __init__(self, encoder: EncoderConfig, config: QueryDecoderConfig, outputs: int) -> None:
+    def __init__(self, encoder: EncoderConfig, config: DecoderConfig, outputs: int) -> None:
         super().__init__()
+        block = BlockConfig(config.width, config.heads, config.mlp_ratio, qk_norm=False, bias=False, gelu="none")
         self.narrow = nn.Linear(encoder.width, config.width)
-        self.blocks = nn.ModuleList(QueryBlock(config.block) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(QueryBlock(block) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width, eps=NORM_EPS)
         self.predict = nn.Linear(config.width, outputs)
         self.position: Tensor
@@ -104,7 +82,7 @@ class SemAIMPretrainer(Pretrainer):
         smoothing: standard deviation in patches of the Gaussian that smooths the attention; 0: none.
     """
 
-    def __init__(self, encoder: EncoderConfig, decoder: QueryDecoderConfig, outputs: int, smoothing: float) -> None:
+    def __init__(self, encoder: EncoderConfig, decoder: DecoderConfig, outputs: int, smoothing: float) -> None:
         super().__init__(encoder)
         self.decoder = QueryDecoder(encoder, decoder, outputs)
         self.smoothing = smoothing

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from var.models.mae import DecoderConfig, MAEPretrainer
+from var.models.mae import MAEDecoderConfig, MAEPretrainer
 from var.models.patch_masks import choose_cells, mark_cells
 from var.models.pretraining import pixel_errors
 from var.training.masked_stage import MaskedRecipe, MaskedStage, Predictions
@@ -20,7 +20,7 @@ class MAERecipe(MaskedRecipe):
 
     fixed = MaskedRecipe.fixed | {"decoder"}
 
-    decoder: DecoderConfig = DecoderConfig()  # is not exported
+    decoder: MAEDecoderConfig = MAEDecoderConfig()  # is not exported
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75  # of the patches
     targets: Literal["normalized", "pixels"] = "normalized"
 

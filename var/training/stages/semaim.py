@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
-from var.models.semantic_pretraining import QueryDecoderConfig, SemAIMPretrainer
+from var.models.pretraining import DecoderConfig
+from var.models.semantic_pretraining import SemAIMPretrainer
 from var.training.next_patch_stage import NextPatchRecipe, NextPatchStage
 from var.training.stages.base import register
 
@@ -21,7 +22,7 @@ class SemAIMRecipe(NextPatchRecipe):
 
     fixed = NextPatchRecipe.fixed | {"decoder", "smoothing"}
 
-    decoder: QueryDecoderConfig = QueryDecoderConfig()  # is not exported
+    decoder: DecoderConfig = DecoderConfig()  # is not exported
     attention: Literal["prefix", "causal"] = "causal"  # as in the paper
     # Of the attention by which patches are ordered: standard deviation in patches of a Gaussian; 0: none.
     smoothing: Annotated[float, Field(ge=0, le=1e3)] = 1.0
