@@ -21,7 +21,7 @@ from var.networks.backbones import BACKBONES
 from var.networks.perceptual import PERCEPTUAL
 from var.training.config import Recipe
 from var.training.encoder_stage import EncoderRecipe
-from var.training.masked_stage import MaskedRecipe
+from var.training.masked_pixel_stage import MaskedPixelRecipe
 from var.training.recipe import load_recipe
 from var.training.stages.aim import AIMRecipe
 from var.training.stages.mar import MARRecipe
@@ -102,7 +102,7 @@ def test_every_recipe_is_a_run_of_its_own_and_builds(path: Path) -> None:
         if isinstance(loaded, TokenizerRecipe):
             VQVAE(loaded.model)
             assert loaded.image_size == loaded.model.image_side
-        elif isinstance(loaded, EncoderRecipe | MaskedRecipe):
+        elif isinstance(loaded, EncoderRecipe | MaskedPixelRecipe):
             Encoder(loaded.model)
         elif isinstance(loaded, ProbeRecipe):
             sizes = loaded.sizes or AIM_RELEASED[loaded.model].config
@@ -197,8 +197,8 @@ def test_the_probe_is_of_the_encoder_that_is_trained_before_it() -> None:
 @pytest.mark.parametrize(("name", "patches", "masked"), [("mae", 196, 147), ("simmim", 49, 29)])
 def test_masked_pretraining_follows_the_papers(name: str, patches: int, masked: int) -> None:
     loaded, small = recipe(f"imagenet_{name}"), recipe(f"tiny_imagenet_{name}")
-    assert isinstance(loaded, MaskedRecipe)
-    assert isinstance(small, MaskedRecipe)
+    assert isinstance(loaded, MaskedPixelRecipe)
+    assert isinstance(small, MaskedPixelRecipe)
     assert (loaded.cells, loaded.masked_cells) == (patches, masked)
     assert (loaded.model.width, loaded.model.depth, loaded.model.heads) == (768, 12, 12)
     assert loaded.optimizer.lr == pytest.approx(1.5e-4 * loaded.batch_size / 256 if name == "mae" else 8e-4)

@@ -6,7 +6,7 @@ from helpers import refused
 from scipy import stats
 from torch import Tensor
 
-from var.models.patch_masks import choose_cells, count_masked, mark_cells, squares_to_patches
+from var.models.patch_masks import choose_cells, count_masked, find_cells, mark_cells, squares_to_patches
 
 
 def uniform(*shape: int, seed: int = 0) -> Tensor:
@@ -42,6 +42,13 @@ def test_every_patch_is_masked_as_often() -> None:
     # Exactly `count` are masked of every image, so the counts vary less than independent ones.
     distance = ((times - images * share) ** 2 / (images * share * (1 - share))).sum().item() * (cells - 1) / cells
     assert 1e-3 < stats.chi2.sf(distance, cells - 1) < 1 - 1e-3
+
+
+def test_cells_are_found_in_their_order_and_others_make_up_the_number() -> None:
+    mask = torch.tensor([[False, True, False, True], [True, True, True, False], [False, False, False, True]])
+    assert find_cells(mask, 3).tolist() == [[1, 3, 0], [0, 1, 2], [3, 0, 1]]
+    chosen = choose_cells(uniform(20, 9), 4)
+    assert torch.equal(find_cells(mark_cells(chosen, 9), 4), chosen.sort(dim=1).values)
 
 
 def test_squares_are_whole() -> None:

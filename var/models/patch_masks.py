@@ -28,6 +28,14 @@ def mark_cells(indices: Tensor, cells: int) -> Tensor:
     return torch.zeros(len(indices), cells, dtype=torch.bool, device=indices.device).scatter(1, indices, True)
 
 
+def find_cells(mask: Tensor, count: int) -> Tensor:
+    """Find the cells where a mask is true, in their order: (B, M) bool -> indices (B, count) int64.
+
+    Where an image has fewer of them, the first of its other cells come after them.
+    """
+    return mask.int().argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
 def squares_to_patches(mask: Tensor, side: int) -> Tensor:
     """Masks of square cells, row by row, (B, M), -> those of their side x side patches each: (B, N)."""
     cells = round(mask.shape[1] ** 0.5)

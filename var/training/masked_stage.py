@@ -1,116 +1,67 @@
-"""The part that stages share which predict the pixels of masked patches: MAE, SimMIM.
+"""The part that the stages share which predict masked patches: BEiT, MAE, SimMIM.
 
-B batch, N patches, M cells that are masked or visible as a whole, C numbers that describe a patch.
+B batch, N patches, n of them predicted.
 """
 
 from abc import abstractmethod
-from typing import Annotated, Literal, NamedTuple, Self, TypeVar
 
 import torch
 from PIL import Image
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from var.data.dataset import Batch, SampleDataset
-from var.models.patch_masks import count_masked
-from var.models.pretraining import denormalize_patches, patches, unpatchify
-from var.training.encoder_stage import SHOWN, EncoderRecipe, EncoderStage, hide, image_rows, pixel_targets
+from var.data.dataset import Batch
+from var.training.encoder_stage import SHOWN, EncoderRecipeT, EncoderStage, hide, image_rows
 from var.training.rng import StepRNG
 from var.training.stages.base import Losses
-from var.utils.images import denormalize, normalize
 
 
-class MaskedRecipe(EncoderRecipe):
-    """Pre-training of an image encoder by predicting masked patches."""
-
-    fixed = EncoderRecipe.fixed | {"mask_ratio", "targets"}  # else losses of one run could not be compared
-
-    mask_ratio: Annotated[float, Field(gt=0, lt=1)]  # of an image's cells
-    targets: Literal["normalized", "pixels"]  # predicted of a patch: its pixels, normalized or not
-
-    @property
-    def cells(self) -> int:
-        """M."""
-        return self.model.patches
-
-    @property
-    def masked_cells(self) -> int:
-        """Number of masked cells of every image."""
-        return count_masked(self.cells, self.mask_ratio)
-
-    @model_validator(mode="after")
-    def _masks_fit(self) -> Self:
-        _ = self.masked_cells  # raises where it cannot work
-        return self
-
-
-MaskedRecipeT = TypeVar("MaskedRecipeT", bound=MaskedRecipe)
-
-
-class Predictions(NamedTuple):
-    """Predictions of an image's patches, row by row."""
-
-    values: Tensor  # (B, N, C)
-    masked: Tensor  # (B, N) bool: those that the encoder did not see
-
-
-class MaskedStage(EncoderStage[MaskedRecipeT]):
-    """The mean error of the masked patches' pixels; the masks of a step are drawn for each image."""
-
-    def __init__(
-        self, recipe: MaskedRecipeT, vqvae: None, train_data: SampleDataset, validation_data: SampleDataset
-    ) -> None:
-        super().__init__(recipe, vqvae, train_data, validation_data)
-        self.phases = self.single_phase()
+class MaskedStage(EncoderStage[EncoderRecipeT]):
+    """The mean error of masked patches; the masks of a step are drawn for each image."""
 
     @abstractmethod
-    def predict(self, model: nn.Module, images: Tensor, noise: Tensor) -> Predictions:
-        """Mask normalized images (B, 3, S, S) by uniform numbers (B, M), and predict them."""
+    def draw_masks(self, rng: StepRNG) -> Tensor:
+        """Draw the masks of a micro-batch: (B, N) bool on the device of `rng`, true where masked."""
 
     @abstractmethod
-    def patch_errors(self, predictions: Tensor, targets: Tensor) -> Tensor:
-        """Error of each patch: (B, N, C) each -> (B, N) float32."""
+    def fixed_mask(self) -> Tensor:
+        """Return the mask of all validation images, the same in every run: (N,) bool on the CPU."""
+
+    @abstractmethod
+    def image_errors(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
+        """Return the mean error of each image's masked patches, (B,) float32.
+
+        Args:
+            model: of `build`, possibly wrapped.
+            images: (B, 3, S, S) in [-1, 1].
+            masked: (B, N) bool.
+        """
+
+    @abstractmethod
+    def fill(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
+        """Draw images (B, 3, S, S) in [-1, 1] with their masked patches, (B, N) bool, as predicted."""
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
-        loss = self._errors(model, batch.content, rng.uniform("mask", self.recipe.cells)).mean()
+        loss = self.image_errors(model, batch.content, self.draw_masks(rng)).mean()
         return Losses(loss, {"loss": loss.detach()})
-
-    def _errors(self, model: nn.Module, images: Tensor, noise: Tensor) -> Tensor:
-        """The mean error of each image's masked patches, (B,); images (B, 3, S, S) in [-1, 1]."""
-        predictions, masked = self.predict(model, normalize(images), noise)
-        errors = self.patch_errors(predictions, self.targets(images))
-        return (errors * masked).sum(dim=1) / masked.sum(dim=1)
-
-    def targets(self, images: Tensor) -> Tensor:
-        """Targets of the patches, row by row: (B, 3, S, S) in [-1, 1] -> (B, N, C)."""
-        return pixel_targets(images, self.recipe.model.patch_size, self.recipe.targets == "normalized")
 
     @torch.no_grad()
     def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The mean error of an image's masked patches, see `_fixed_noise`."""
-        return {"loss": self._errors(model, batch.content, self._fixed_noise(batch.content))}
-
-    def _fixed_noise(self, images: Tensor) -> Tensor:
-        """(B, M): one mask for all images, the same in every run."""
-        noise = torch.rand(self.recipe.cells, generator=torch.Generator().manual_seed(0))
-        return noise.to(images.device).expand(len(images), -1)
+        """The mean error of each image's patches that `fixed_mask` masks, (B,)."""
+        return {"loss": self.image_errors(model, batch.content, self._repeat_fixed_mask(batch.content))}
 
     @torch.no_grad()
     def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
         """Draw three rows: images, what the encoder sees of them, and the same with the other patches as predicted."""
         images = batch.content[:SHOWN]
-        predictions = self.predict(model, normalize(images), self._fixed_noise(images))
-        drawn = self._fill(images, self._pixels(predictions.values, images), predictions.masked)
-        return image_rows(images, hide(images, predictions.masked, self.recipe.model.patch_size), drawn)
+        masked = self._repeat_fixed_mask(images)
+        seen = hide(images, masked, self.recipe.model.patch_size)
+        return image_rows(images, seen, self.fill(model, images, masked))
 
-    def _pixels(self, predictions: Tensor, images: Tensor) -> Tensor:
-        """Normalized pixels (B, N, C) of predictions; normalized targets get the true patches' mean and deviation."""
-        if self.recipe.targets == "pixels":
-            return predictions.float()
-        return denormalize_patches(predictions.float(), patches(normalize(images), self.recipe.model.patch_size))
+    def _repeat_fixed_mask(self, images: Tensor) -> Tensor:
+        """(B, N) bool on the device of the images."""
+        return self.fixed_mask().to(images.device).expand(len(images), -1)
 
-    def _fill(self, images: Tensor, pixels: Tensor, masked: Tensor) -> Tensor:
-        """Replace the masked patches of images (B, 3, S, S) in [-1, 1] by normalized pixels (B, N, C)."""
-        patch_size = self.recipe.model.patch_size
-        shown = torch.where(masked[..., None], pixels, patches(normalize(images), patch_size))
-        return denormalize(unpatchify(shown, patch_size))
+
+def mean_of_masked(errors: Tensor, masked: Tensor) -> Tensor:
+    """Mean over the masked patches of each image, at least one: errors (B, n), masked (B, n) bool -> (B,)."""
+    return (errors * masked).sum(dim=1) / masked.sum(dim=1)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from var.data.dataset import Batch
 from var.models.pretraining import patches
 from var.training.loop import train
-from var.training.masked_stage import MaskedRecipe, MaskedStage
+from var.training.masked_pixel_stage import MaskedPixelRecipe, MaskedPixelStage
 from var.training.recipe import load_recipe
 from var.training.rng import StepRNG
 from var.training.trainer import build_stage
@@ -24,15 +24,15 @@ N, PATCH = 16, 2
 STAGES = pytest.mark.parametrize("name", ["mae", "simmim"])
 
 
-def recipe(name: str, path: Path, source: Path, **changes: Any) -> MaskedRecipe:
+def recipe(name: str, path: Path, source: Path, **changes: Any) -> MaskedPixelRecipe:
     loaded = encoder_recipe(name, path, source, **changes)
-    assert isinstance(loaded, MaskedRecipe)
+    assert isinstance(loaded, MaskedPixelRecipe)
     return loaded
 
 
-def stage(name: str, path: Path, source: Path, **changes: Any) -> MaskedStage[Any]:
+def stage(name: str, path: Path, source: Path, **changes: Any) -> MaskedPixelStage[Any]:
     built = build_stage(recipe(name, path / "r", source, **changes))
-    assert isinstance(built, MaskedStage)
+    assert isinstance(built, MaskedPixelStage)
     return built
 
 
@@ -105,8 +105,8 @@ def test_predictions_depend_on_visible_patches_alone_and_train_every_parameter(
     name: str, images: Path, tmp_path: Path
 ) -> None:
     trained, content = stage(name, tmp_path, images), random_images(2, 8).requires_grad_()
-    model, noise = trained.phases[0].model, draws(2).uniform("mask", trained.recipe.cells)
-    values, masked = trained.predict(model, normalize(content), noise)
+    model, masked = trained.phases[0].model, trained.draw_masks(draws(2))
+    values = trained.predict(model, normalize(content), masked)
     (gradient,) = torch.autograd.grad(values.square().sum(), content)
     strength = patches(gradient, PATCH).abs().sum(dim=-1)
     assert (strength[masked] == 0).all()
@@ -208,5 +208,5 @@ def test_squares_of_the_default_size_need_images_that_have_some(images: Path, tm
     with refused("mask_size=32", "divides model.image_size=48"):
         load_recipe(path)
     loaded = load_recipe(path, ["mask_size=16"])
-    assert isinstance(loaded, MaskedRecipe)
+    assert isinstance(loaded, MaskedPixelRecipe)
     assert loaded.cells == 9

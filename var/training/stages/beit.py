@@ -8,29 +8,22 @@ from typing import Annotated, Literal, Self
 
 import torch
 from einops import rearrange
-from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.data.config import Count
-from var.data.dataset import Batch, SampleDataset
+from var.data.dataset import SampleDataset
 from var.models.aim import select_patches
 from var.models.block_masks import BlockMasks
 from var.models.masked_pretraining import MaskedPretrainer
+from var.models.patch_masks import find_cells
 from var.models.pretraining import token_errors
-from var.training.encoder_stage import (
-    SHOWN,
-    EncoderStage,
-    TokenTargetRecipe,
-    check_tokens_fit,
-    encode,
-    hide,
-    image_rows,
-)
+from var.training.encoder_stage import TokenTargetRecipe, check_tokens_fit, encode
+from var.training.masked_stage import MaskedStage, mean_of_masked
 from var.training.rng import StepRNG
-from var.training.stages.base import Losses, register, require
+from var.training.stages.base import register, require
 from var.utils.images import normalize
 
 
@@ -65,7 +58,7 @@ class BEiTRecipe(TokenTargetRecipe):
 
 
 @register("beit")
-class BEiTStage(EncoderStage[BEiTRecipe]):
+class BEiTStage(MaskedStage[BEiTRecipe]):
     """Cross-entropy of the tokens of masked patches, which the encoder sees as one learned embedding.
 
     Tokenizer and encoder see the same image, unlike in the paper, whose tokenizer is a dVAE at half of the size.
@@ -92,30 +85,25 @@ class BEiTStage(EncoderStage[BEiTRecipe]):
     def build(self) -> MaskedPretrainer:
         return MaskedPretrainer(self.recipe.model, len(self.predicted) * self.tokenizer.config.vocab_size)
 
-    def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
-        masked = self.masks.draw(rng.seeds("mask")).to(batch.content.device)
-        loss = self._errors(model, batch.content, masked).mean()
-        return Losses(loss, {"loss": loss.detach()})
+    def draw_masks(self, rng: StepRNG) -> Tensor:
+        return self.masks.draw(rng.seeds("mask")).to(rng.device)
 
-    def _errors(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
-        """The mean error of each image's masked patches and token maps, (B,).
+    def fixed_mask(self) -> Tensor:
+        return self.masks.draw([0])[0]
 
-        Args:
-            model: of `build`, possibly wrapped.
-            images: (B, 3, S, S) in [-1, 1].
-            masked: (B, N) bool.
-        """
+    def image_errors(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
+        """The mean over the masked patches of an image and the tokens of each in the K maps, (B,)."""
         logits, patches = self._predict(model, images, masked)
-        targets, counted = select_patches(self._targets(images), patches), masked.gather(1, patches)
+        targets = select_patches(self._targets(images), patches)  # (B, m, K)
         errors = token_errors(logits.flatten(1, 2), targets.flatten(1)).unflatten(1, targets.shape[1:])  # (B, m, K)
-        return (errors.mean(dim=2) * counted).sum(dim=1) / counted.sum(dim=1)
+        return mean_of_masked(errors.mean(dim=2), masked.gather(1, patches))
 
     def _predict(self, model: nn.Module, images: Tensor, masked: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B, m, K, V) of patches, (B, m) int64: the masked ones, and as many others as make m for each image.
 
         m is the largest number of masked patches, so that shapes do not depend on the masks.
         """
-        patches = masked.int().argsort(dim=1, descending=True, stable=True)[:, : self.masks.largest]
+        patches = find_cells(masked, self.masks.largest)
         logits = model(normalize(images), masked, patches)
         return rearrange(logits, "b m (k v) -> b m k v", k=len(self.predicted)), patches
 
@@ -126,28 +114,15 @@ class BEiTStage(EncoderStage[BEiTRecipe]):
         cells = (nearest_cells(self.recipe.model.side, side) for side in self.predicted)
         return torch.stack([tokens[:, cell] for tokens, cell in zip(maps, cells, strict=True)], dim=2)
 
-    @torch.no_grad()
-    def validate(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        """The mean error of an image's masked patches, see `_fixed_masks`."""
-        return {"loss": self._errors(model, batch.content, self._fixed_masks(batch.content))}
-
-    def _fixed_masks(self, images: Tensor) -> Tensor:
-        """(B, N) bool: one mask for all images, the same in every run."""
-        return self.masks.draw([0]).to(images.device).expand(len(images), -1)
-
-    @torch.no_grad()
-    def preview(self, model: nn.Module, batch: Batch) -> Image.Image:
-        """Draw three rows: images, what the encoder sees of them, and the tokens with those of masked patches guessed.
+    def fill(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
+        """Draw what the tokenizer makes of the images' tokens, those of masked patches as guessed.
 
         Of a cell with several masked patches the guess for one of them is shown.
         """
-        images = batch.content[:SHOWN]
-        masked = self._fixed_masks(images)
         logits, patches = self._predict(model, images, masked)
         guesses = torch.zeros(*masked.shape, len(self.predicted), dtype=torch.int64, device=images.device)
         guesses = guesses.scatter(1, patches[..., None].expand(-1, -1, len(self.predicted)), logits.argmax(dim=-1))
-        seen = hide(images, masked, self.recipe.model.patch_size)
-        return image_rows(images, seen, self._draw(images, masked, guesses.unbind(dim=2)))
+        return self._draw(images, masked, guesses.unbind(dim=2))
 
     def _draw(self, images: Tensor, masked: Tensor, guesses: Sequence[Tensor]) -> Tensor:
         """Reconstruct images with the tokens of masked patches replaced by guesses, (B, N) for each token map."""

@@ -9,16 +9,16 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from var.models.mae import MAEDecoderConfig, MAEPretrainer
-from var.models.patch_masks import choose_cells, mark_cells
+from var.models.patch_masks import choose_cells, find_cells, mark_cells
 from var.models.pretraining import pixel_errors
-from var.training.masked_stage import MaskedRecipe, MaskedStage, Predictions
+from var.training.masked_pixel_stage import MaskedPixelRecipe, MaskedPixelStage
 from var.training.stages.base import register
 
 
-class MAERecipe(MaskedRecipe):
+class MAERecipe(MaskedPixelRecipe):
     """Pre-training of an image encoder (MAE, arXiv 2111.06377)."""
 
-    fixed = MaskedRecipe.fixed | {"decoder"}
+    fixed = MaskedPixelRecipe.fixed | {"decoder"}
 
     decoder: MAEDecoderConfig = MAEDecoderConfig()  # is not exported
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75  # of the patches
@@ -26,7 +26,7 @@ class MAERecipe(MaskedRecipe):
 
 
 @register("mae")
-class MAEStage(MaskedStage[MAERecipe]):
+class MAEStage(MaskedPixelStage[MAERecipe]):
     """Squared error of the pixels of masked patches, which the encoder does not see."""
 
     recipe_type = MAERecipe
@@ -35,10 +35,16 @@ class MAEStage(MaskedStage[MAERecipe]):
         model = self.recipe.model
         return MAEPretrainer(model, self.recipe.decoder, outputs=3 * model.patch_size**2)
 
-    def predict(self, model: nn.Module, images: Tensor, noise: Tensor) -> Predictions:
-        patches = self.recipe.cells
-        visible = choose_cells(noise, patches - self.recipe.masked_cells)
-        return Predictions(model(images, visible), ~mark_cells(visible, patches))
+    def mask(self, noise: Tensor) -> Tensor:
+        return ~mark_cells(choose_cells(noise, self._visible_patches), self.recipe.cells)
+
+    @property
+    def _visible_patches(self) -> int:
+        """Their number in every image."""
+        return self.recipe.cells - self.recipe.masked_cells
+
+    def predict(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
+        return model(images, find_cells(~masked, self._visible_patches))
 
     def patch_errors(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return pixel_errors(predictions, targets)

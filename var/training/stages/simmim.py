@@ -13,14 +13,14 @@ from var.data.config import Size
 from var.models.masked_pretraining import MaskedPretrainer
 from var.models.patch_masks import choose_cells, mark_cells, squares_to_patches
 from var.models.pretraining import absolute_errors
-from var.training.masked_stage import MaskedRecipe, MaskedStage, Predictions
+from var.training.masked_pixel_stage import MaskedPixelRecipe, MaskedPixelStage
 from var.training.stages.base import register
 
 
-class SimMIMRecipe(MaskedRecipe):
+class SimMIMRecipe(MaskedPixelRecipe):
     """Pre-training of an image encoder (SimMIM, arXiv 2111.09886)."""
 
-    fixed = MaskedRecipe.fixed | {"mask_size"}
+    fixed = MaskedPixelRecipe.fixed | {"mask_size"}
 
     mask_size: Size = 32  # side of a square in pixels, a multiple of the patch size that divides the image's side
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.6  # of the squares
@@ -39,7 +39,7 @@ class SimMIMRecipe(MaskedRecipe):
 
 
 @register("simmim")
-class SimMIMStage(MaskedStage[SimMIMRecipe]):
+class SimMIMStage(MaskedPixelStage[SimMIMRecipe]):
     """Absolute error of the pixels of masked squares, which the encoder sees as one learned embedding."""
 
     recipe_type = SimMIMRecipe
@@ -48,10 +48,12 @@ class SimMIMStage(MaskedStage[SimMIMRecipe]):
         model = self.recipe.model
         return MaskedPretrainer(model, outputs=3 * model.patch_size**2)
 
-    def predict(self, model: nn.Module, images: Tensor, noise: Tensor) -> Predictions:
+    def mask(self, noise: Tensor) -> Tensor:
         squares = mark_cells(choose_cells(noise, self.recipe.masked_cells), self.recipe.cells)
-        masked = squares_to_patches(squares, self.recipe.mask_size // self.recipe.model.patch_size)
-        return Predictions(model(images, masked), masked)
+        return squares_to_patches(squares, self.recipe.mask_size // self.recipe.model.patch_size)
+
+    def predict(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
+        return model(images, masked)
 
     def patch_errors(self, predictions: Tensor, targets: Tensor) -> Tensor:
         return absolute_errors(predictions, targets)
