@@ -67,7 +67,7 @@ def test_masks_have_no_side_that_they_prefer() -> None:
 
 
 def test_heights_and_widths_that_fit_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the first block: size uniform and aspect log-uniform, in continuous sizes."""
+    """In the first block; of continuous ones that would be a uniform size and a log-uniform aspect."""
     counts = np.zeros((15, 15), dtype=int)
     for seed in range(600):
         height, width, *_ = drawn_blocks(IMAGENET, seed, monkeypatch)[0]

@@ -121,5 +121,5 @@ def prefix_lengths(lengths: Sequence[int], patches: int) -> Tensor:
 
 
 def target_mask(prefix: Tensor, length: int) -> Tensor:
-    """Mask of the second to the last patch, true after the prefix; (B,) -> (B, N - 1) bool."""
+    """Mask of the second to the last of N patches, true after the prefix: (B,) int64 in 0..N -> (B, N - 1) bool."""
     return torch.arange(1, length, device=prefix.device) >= prefix[:, None]

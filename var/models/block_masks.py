@@ -18,8 +18,9 @@ class BlockMasks:
 
     A block has at least min_block patches and at most as many as are still missing, or the fewest that it can have, so
     that somewhat more than the share may be masked in the end. Its height over its width is between min_aspect and
-    1 / min_aspect. Blocks may overlap. A size that is uniform and an aspect that is log-uniform, as in the paper, make
-    height and width uniform: so all pairs of whole numbers that fit are alike.
+    1 / min_aspect. Blocks may overlap. All pairs of whole numbers that fit as height and width are equally likely. Of
+    continuous ones that would be a uniform size and a log-uniform aspect: the paper's algorithm 1 draws both uniformly,
+    its released code the aspect log-uniformly.
 
     Raises InputError: sizes that cannot work.
     """
@@ -61,7 +62,7 @@ class BlockMasks:
         return np.stack([heights[allowed], widths[allowed]], axis=1)[order]
 
     def draw(self, seeds: Sequence[int]) -> Tensor:
-        """(B, side * side) bool on the CPU, true where masked, row by row: one mask for each seed."""
+        """Draw a mask for each of B seeds, B >= 1: (B, side * side) bool on the CPU, row by row, true where masked."""
         shapes = self.shapes
         return torch.tensor(np.stack([self._draw_mask(seed, shapes) for seed in seeds])).flatten(1)
 

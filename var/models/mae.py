@@ -43,7 +43,15 @@ class MAEDecoder(nn.Module):
         initialize(self)
 
     def forward(self, features: Tensor, visible: Tensor) -> Tensor:
-        """Features (B, n, D) and the indices of their patches, (B, n), -> predictions (B, N, C), row by row."""
+        """Predict all patches from those that are visible.
+
+        Args:
+            features: (B, n, D).
+            visible: (B, n) int64 in 0..N - 1, the indices of their patches, different ones.
+
+        Returns:
+            (B, N, C), row by row.
+        """
         x = self.embed(features)  # (B, n, W)
         tokens = self.mask_token.to(x.dtype).expand(len(x), *self.position.shape)
         x = tokens.scatter(1, visible[..., None].expand_as(x), x)  # (B, N, W)
@@ -67,7 +75,7 @@ class MAEPretrainer(Pretrainer):
 
         Args:
             images: (B, 3, S, S), normalized.
-            visible: (B, n) int64, indices of the patches that the encoder sees.
+            visible: (B, n) int64 in 0..N - 1, different indices of the patches that the encoder sees.
 
         Raises InputError: images of another size.
         """

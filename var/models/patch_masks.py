@@ -10,7 +10,10 @@ from tokenizer.errors import InputError
 
 
 def count_masked(cells: int, ratio: float) -> int:
-    """Return the number of masked cells of an image. Raises InputError: none of them is masked, or all."""
+    """Return the number of masked cells of an image: ratio * M, rounded, `cells` being M.
+
+    Raises InputError: none of them is masked, or all.
+    """
     count = round(ratio * cells)
     if not 0 < count < cells:
         rule = "at least one must be masked and one visible, change the ratio or the sizes"
@@ -19,7 +22,11 @@ def count_masked(cells: int, ratio: float) -> int:
 
 
 def choose_cells(noise: Tensor, count: int) -> Tensor:
-    """Choose `count` cells of each image, every subset alike: noise (B, M), uniform -> indices (B, count) int64."""
+    """Choose cells of each image, every subset as likely: noise (B, M), uniform -> indices (B, count) int64, unsorted.
+
+    Args:
+        count: in 0..M.
+    """
     return noise.argsort(dim=1)[:, :count]
 
 
@@ -37,7 +44,11 @@ def find_cells(mask: Tensor, count: int) -> Tensor:
 
 
 def squares_to_patches(mask: Tensor, side: int) -> Tensor:
-    """Masks of square cells, row by row, (B, M), -> those of their side x side patches each: (B, N)."""
+    """Masks of squares -> masks of their patches, row by row both: (B, M) -> (B, N), N being M * side**2.
+
+    Args:
+        side: of a square in patches; the image has as many squares in a row as in a column.
+    """
     cells = round(mask.shape[1] ** 0.5)
     squares = mask.unflatten(1, (cells, cells))
     return squares.repeat_interleave(side, dim=1).repeat_interleave(side, dim=2).flatten(1)

@@ -50,23 +50,23 @@ class Pretrainer(nn.Module):
 
 
 def patches(images: Tensor, patch_size: int) -> Tensor:
-    """(B, 3, S, S) -> the pixels of each patch, row by row: (B, N, P * P * 3)."""
+    """(B, 3, S, S), S a multiple of P -> the pixels of each patch, row by row: (B, N, P * P * 3), colors last."""
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
 def unpatchify(patches: Tensor, patch_size: int) -> Tensor:
-    """The inverse of `patches`."""
+    """The inverse of `patches`: (B, N, P * P * 3), N a square number -> (B, 3, S, S)."""
     side = round(patches.shape[1] ** 0.5)
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=side, p=patch_size, q=patch_size)
 
 
 def patch_statistics(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of each patch (..., C), and the root of its (unbiased) variance, (..., 1) each."""
+    """Mean of each patch (..., C), and the root of its (unbiased) variance plus VARIANCE_EPS, (..., 1) each."""
     return patches.mean(dim=-1, keepdim=True), (patches.var(dim=-1, keepdim=True) + VARIANCE_EPS).sqrt()
 
 
 def normalize_patches(patches: Tensor) -> Tensor:
-    """Each patch (..., C) without its mean, over its standard deviation: AIM's targets (section 3.2)."""
+    """Each patch (..., C) without its mean, over its standard deviation: the targets of AIM and MAE, (..., C)."""
     mean, deviation = patch_statistics(patches)
     return (patches - mean) / deviation
 

@@ -22,6 +22,8 @@ def semantic_order(encoder: Encoder, images: Tensor, smoothing: float) -> Tensor
 
     Returns:
         (B, N) int64, indices of the patches; of equals the first in the image comes first.
+
+    Raises InputError: images of another size.
     """
     attention = rearrange(mean_query_attention(encoder, images), "b (h w) -> b h w", h=encoder.config.side)
     torch.clear_autocast_cache()  # older PyTorch takes casts of weights made here again, which pass no gradients on
@@ -31,7 +33,8 @@ def semantic_order(encoder: Encoder, images: Tensor, smoothing: float) -> Tensor
 def mean_query_attention(encoder: Encoder, images: Tensor) -> Tensor:
     """Attention of the mean query to each patch in the last block, the mean over its heads: (B, N) float32, sum 1.
 
-    The mean of the patches' queries takes the part of a class token, which the encoder does not have.
+    The mean of the patches' queries takes the part of a class token, which the encoder does not have. Images are
+    (B, 3, S, S), normalized.
     """
     x = run_blocks(encoder.blocks[:-1], encoder.embed(images))  # (B, N, D)
     last = encoder.blocks[-1]
@@ -43,7 +46,9 @@ def mean_query_attention(encoder: Encoder, images: Tensor) -> Tensor:
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
-    """Smooth maps (B, side, side) by a Gaussian of that standard deviation in patches; 0 leaves them as they are.
+    """Smooth maps by a Gaussian of that standard deviation in patches, 0 or more; 0 leaves them as they are.
+
+    (B, side, side) float32 -> the same.
 
     At the edge the weights of what is inside the map are raised to a sum of 1.
     """

@@ -59,7 +59,16 @@ class QueryDecoder(nn.Module):
         initialize(self)
 
     def forward(self, features: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
-        """Predict patches: (B, T, D), indices in the image (B, L) int64 and a mask (B, 1, L, T) -> (B, L, C)."""
+        """Predict L patches of each image from the features of T others.
+
+        Args:
+            features: (B, T, D).
+            targets: (B, L) int64 in 0..N - 1, indices in the image of the patches to predict.
+            mask: (B, 1, L, T) bool, true where a patch may attend to a feature, at least once in each row.
+
+        Returns:
+            (B, L, C).
+        """
         context = self.narrow(features)  # (B, T, W)
         x = self.position[targets].to(context.dtype)  # (B, L, W)
         for block in self.blocks:
@@ -94,7 +103,8 @@ class SemAIMPretrainer(Pretrainer):
             images: (B, 3, S, S), normalized.
             prefix: (B,) int64 in 0..N - 1, see `prefix_causal`; 0, the paper's, is purely causal.
 
-        Raises InputError: see `AIMPretrainer`.
+        Raises InputError: images of another size; prefixes that are not one whole number for each image, or outside
+        0..N - 1.
         """
         patches = self.encoder.config.patches
         check_prefix(prefix, len(images), patches)
