@@ -20,6 +20,7 @@ from encoder_objectives import (
     MEASURES,
     NEVER,
     OBJECTIVES,
+    PROBE,
     SAME_IMAGES,
     measure_once,
     read_metrics,
@@ -122,7 +123,7 @@ def model_size(
         for number in seed or [0]:
             given = _recipe_keys(data, sizes, number, batch_size)
             folder = out / f"{name}-{number}"
-            way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
+            way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}", *PROBE]
             work = partial(train_and_judge, CONFIGS / RECIPE, given, folder, data, tflop, probe_steps, points)
             results.append(measure_once(folder, way, work))
         with torch.device("meta"):

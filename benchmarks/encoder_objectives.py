@@ -46,6 +46,8 @@ OBJECTIVES = {
     "SimMIM": ("tiny_imagenet_simmim.yaml", []),
 }
 SAME_IMAGES = ["data.crop=resized", "data.crop_area=[0.4, 1.0]", "data.flip=true", "data.jitter=null"]
+# Keys of the attentive probe. It has outputs for the classes that occur alone: of ImageNet's labels a subset has few.
+PROBE = ["probe_layers=last", "num_classes=present"]
 CONFIGS = Path(__file__).parents[1] / "configs"
 MEASURES = ("nearest neighbors", "linear probe", "attentive probe")
 
@@ -89,11 +91,11 @@ def encoder_objectives(
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in (UNTRAINED, *chosen)}
     for (name, number), (file, given) in runs.items():
         folder = out / f"{name.replace(', ', '-')}-{number}"
-        way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}"]
+        way = [*given, f"tflop={tflop}", f"probe_steps={probe_steps}", *PROBE]
         train_encoder = partial(train_and_judge, file, given, folder, data, tflop, probe_steps)
         results[name].append(measure_once(folder, way, train_encoder))
     encoder = load_recipe(CONFIGS / "tiny_imagenet_aim.yaml", sizes).model  # type: ignore[attr-defined]  # an AIMRecipe
-    way = [f"data.source={data}", *sizes, f"probe_steps={probe_steps}"]
+    way = [f"data.source={data}", *sizes, f"probe_steps={probe_steps}", *PROBE]
     measure = partial(_measure_features, UNTRAINED, encoder, out / UNTRAINED, data, 0, probe_steps)
     results[UNTRAINED].append(measure_once(out / UNTRAINED, way, measure))
     typer.echo("\n".join(in_columns([HEADER, *(row(name, found) for name, found in results.items())])))
@@ -145,7 +147,19 @@ def train_whole(recipe: Recipe) -> Path:
 def train_and_judge(
     recipe: Path, given: list[str], folder: Path, data: str, tflop: float, probe_steps: int, points: int = 1
 ) -> dict[str, Any]:
-    """Train at that cost, validating about so many times, and judge the features."""
+    """Train at that cost, validating about so many times, and judge the features.
+
+    Args:
+        recipe: file of the objective's recipe; `given` are keys that replace some of its own.
+        folder: of the run, the features and the probe.
+        tflop: products of the training, at least one step's.
+        points: validations during the training.
+
+    Returns:
+        MEASURES as shares of the validation images, and numbers of the training: those of HEADER.
+
+    Raises InputError: a recipe or data that cannot work, more steps than anyone trains. SystemExit: see `train_whole`.
+    """
     given = [*given, "epochs=null", f"output={folder / 'run'}", f"sample_every={NEVER}"]
     flops = estimate(load_recipe(recipe, [*given, "steps=1"])).flops
     steps = steps_for(tflop, flops)
@@ -181,7 +195,7 @@ def _measure_features(
         path = folder / f"{split}.parquet"
         write_features(source, list_split(data, split), path, model, "last", batch=128)
         tables.append(read_features(path))
-    given = [f"model={model}", f"data.source={data}", f"output={folder / 'probe'}", f"seed={seed}", "probe_layers=last"]
+    given = [f"model={model}", f"data.source={data}", f"output={folder / 'probe'}", f"seed={seed}", *PROBE]
     given += [f"sizes.{name}={value}" for name, value in encoder.to_dict().items()]
     given += [f"steps={probe_steps}", f"validate_every={probe_steps}", f"sample_every={NEVER}"]
     probe = load_recipe(CONFIGS / "tiny_imagenet_probe.yaml", given)

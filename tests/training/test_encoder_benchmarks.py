@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 from tiny import Ended, Run, image_folder, refusal
 
+from var.hub.checkpoint import CONFIG
 from var.training.trainer import Trainer
 
 SIZES = ("--image-size", 8, "--patch-size", 4)
@@ -64,11 +66,17 @@ def test_sizes_at_equal_cost(enough: Path, tmp_path: Path, script: Run) -> None:
 
 
 def test_the_objectives_have_a_figure(enough: Path, tmp_path: Path, script: Run) -> None:
-    options = ("--data", enough, "--tokenizer", "var-mini", "--out", tmp_path / "out", "--width", 16, "--depth", 1)
+    for folder in enough.glob("*/*"):  # labels that are far from 0 and 1
+        sparse = tmp_path / "images" / folder.parent.name / {"bar": "3", "cup": "40"}[folder.name]
+        shutil.copytree(folder, sparse)
+    options = ("--data", tmp_path / "images", "--tokenizer", "var-mini", "--out", tmp_path / "out")
+    options = (*options, "--width", 16, "--depth", 1)
     runs = ("--only", "MAE", "--tflop", 0, "--probe-steps", 1, "--figure", tmp_path / "bars.png")
     code, out, err = script("encoder_objectives.py", ("encoder_objectives",), *options, *SIZES, *runs)
     assert code == 0, err
     assert [line.split()[0] for line in out.splitlines()[-3:]] == ["objective", "untrained", "MAE"]
+    probe = json.loads((tmp_path / "out" / "MAE-0" / "probe" / "model" / CONFIG).read_text())
+    assert (probe["config"]["num_classes"], probe["classes"]) == (2, {"0": "3", "1": "40"})
     with Image.open(tmp_path / "bars.png") as figure:
         assert figure.width > figure.height
 

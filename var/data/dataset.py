@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate
 from var.data.config import DataConfig, JitterConfig
 from var.data.fingerprint import choose_images, fingerprint_of
 from var.data.listing import Listing, Source, Split
@@ -250,6 +250,27 @@ def open_dataset(config: DataConfig, split: Split, side: int, seed: int) -> Imag
     Raises InputError: no such folder or dataset, split, column or class; no images; labels that are missing.
     """
     return ImageDataset(list_images(config, split), config, side, seed, augment=split == "train")
+
+
+def number_present_classes(train: ImageDataset, validation: ImageDataset) -> list[ImageDataset]:
+    """The same images, with the classes that have training images numbered from 0 in the order of their labels.
+
+    Raises InputError: labels that are inside shards; validation images of a class without training images.
+    """
+    if train.labels is None or validation.labels is None:
+        raise InputError(
+            f"the classes of data.source={train.config.source!r} cannot be numbered, for their labels are inside shards"
+        )
+    present = np.unique(train.labels)
+    if absent := sorted(set(validation.labels.tolist()) - set(present.tolist())):
+        raise InputError(
+            f"data.source={train.config.source!r} has validation images of labels {abbreviate(absent)}, but no "
+            "training images: add some, or choose others by data.classes"
+        )
+    return [
+        ImageDataset(each.listing.number_classes(present), each.config, each.side, each.seed, each.augment)
+        for each in (train, validation)
+    ]
 
 
 def augment_image(image: Image.Image, config: DataConfig, side: int, rng: np.random.Generator) -> Image.Image:

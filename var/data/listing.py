@@ -56,6 +56,15 @@ class Listing(NamedTuple):
             shards=None if self.shards is None else self.shards[chosen],
         )
 
+    def number_classes(self, labels: NDArray[np.int64]) -> "Listing":
+        """Number classes from 0 in the order of their labels, (C,) rising, among which are those of all images.
+
+        A class without a name is then named by the label that it had.
+        """
+        names = {number: self.class_names.get(label, str(label)) for number, label in enumerate(labels.tolist())}
+        numbers = None if self.labels is None else np.searchsorted(labels, self.labels)
+        return self._replace(labels=numbers, num_classes=len(labels), class_names=names)
+
 
 class MissingSplitError(InputError):
     """The source has no images for validation, or none for training."""

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ from tiny_backends import arrays_of, both_backends, from_array, run_in
 from torch import Tensor
 
 from var.aim import AIM, load_pretrained
-from var.data.dataset import Batch, open_dataset
+from var.data.dataset import Batch, number_present_classes, open_dataset
 from var.data.loader import collate
 from var.features.sources import FeatureSource, VARFeatures, hidden_states, load_classifier, load_features
 from var.hub.checkpoint import CONFIG, WEIGHTS, load_encoder, load_probe, save_model
@@ -559,6 +560,52 @@ def test_frames_tell_right_from_wrong(tmp_path: Path, images: Path, encoder: Pat
     assert drawn.size == (3 * 12 - 2, 2 * 12 - 2)
 
 
+def folder_of_labels(folder: Path, train: Mapping[int, int], validation: Sequence[int]) -> Path:
+    """Class folders that are labels: so many training images of each, two validation images of some."""
+    for split, counts in (("train", train), ("val", dict.fromkeys(validation, 2))):
+        for label, count in counts.items():
+            (folder / split / str(label)).mkdir(parents=True)
+            for index in range(count):
+                picture(list(train).index(label) % 2, index).save(folder / split / str(label) / f"{index}.png")
+    return folder
+
+
+def test_a_probe_of_the_classes_present_has_an_output_for_each(tmp_path: Path, encoder: Path) -> None:
+    """Labels 3, 40 and 978 among ImageNet's thousand: the same probe as of folders that are 0, 1 and 2."""
+    sparse = folder_of_labels(tmp_path / "sparse", {3: 4, 40: 2, 978: 3}, [3, 978])
+    dense = folder_of_labels(tmp_path / "dense", {0: 4, 1: 2, 2: 3}, [0, 2])
+    (sparse / "classes.json").write_text(json.dumps({"3": {"name": "shark"}, "40": {"name": "chameleon"}}))
+    recipe = probe_recipe(tmp_path / "s", sparse, encoder, num_classes="present")
+    assert trained(estimate(recipe)) == {"probes": 2 * (2 * 16**2 + 4 * 16)}
+    stage = probe_stage(recipe)
+    assert stage.num_classes == 3
+    assert {*stage.train_data.class_names.items()} == {(0, "shark"), (1, "chameleon"), (2, "978")}
+    for given in (recipe, probe_recipe(tmp_path / "d", dense, encoder)):
+        train(given)
+    assert_same(probe_state(tmp_path / "s" / "model"), probe_state(tmp_path / "d" / "model"))
+    assert told(tmp_path / "s" / "model") == told(tmp_path / "d" / "model")
+    entries = json.loads((tmp_path / "s" / "model" / CONFIG).read_text())
+    assert (entries["config"]["num_classes"], entries["classes"]) == (3, {"0": "shark", "1": "chameleon", "2": "978"})
+    assert probe_stage(probe_recipe(tmp_path / "all", sparse, encoder)).num_classes == 979
+    with refused("do not go with this data", "label 0"):
+        train(probe_recipe(tmp_path / "s", sparse, encoder))
+
+
+def test_classes_present_that_cannot_be_numbered(tmp_path: Path, encoder: Path) -> None:
+    source = folder_of_labels(tmp_path / "images", {3: 1, 40: 1}, [3, 40])
+    only = probe_recipe(tmp_path / "r", source, encoder, num_classes="present", data={"classes": [3]})
+    with refused("the training images have no labels, or a single class"):
+        probe_stage(only)
+    recipe = probe_recipe(tmp_path / "r", source, encoder, num_classes="present")
+    images = [open_dataset(recipe.data, split, 8, 0) for split in ("train", "validation")]
+    images[0].labels = np.array([3, 3])
+    with refused("has validation images of labels [40], but no training images"):
+        number_present_classes(*images)
+    images[0].labels = None
+    with refused("cannot be numbered, for their labels are inside shards"):
+        number_present_classes(*images)
+
+
 # --- what a dry run tells
 
 
@@ -615,8 +662,9 @@ def test_recipes_that_cannot_work(tmp_path: Path, images: Path) -> None:
             probe_recipe(tmp_path / "r", images, word)
     with refused("sizes.width=10 must be a multiple of heads=3"):
         probe_recipe(tmp_path / "r", images, "untrained", sizes={"width": 10, "heads": 3})
-    with refused("num_classes=1", "greater than or equal to 2"):
-        probe_recipe(tmp_path / "r", images, "somewhere", num_classes=1)
+    for number in (1, 3.0, True, "absent"):
+        with refused(f"num_classes={number!r} must be present, or a whole number in 2.."):
+            probe_recipe(tmp_path / "r", images, "somewhere", num_classes=number)
 
 
 def test_probe_layers_are_given_on_the_command_line(tmp_path: Path, images: Path) -> None:

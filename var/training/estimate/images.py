@@ -24,6 +24,7 @@ class Images(NamedTuple):
     number: int | None = None
     classes: int | None = None
     unknown: str | None = None  # message: which of them is unknown, and why
+    present: int | None = None  # classes that have training images, where the labels are known
 
     def list_assumptions(self, num_classes: int | None) -> list[str]:
         """List the assumptions on a model's number of classes; None: it has as many as the data."""
@@ -62,7 +63,8 @@ def _count_images(data: DataConfig) -> Images:
         listing = list_images(data, "train")
     except InputError as error:
         return Images(unknown=f"the number of images is unknown: {error}")
-    return Images(len(listing.rows), listing.num_classes)
+    present = None if listing.labels is None else len(np.unique(listing.labels))
+    return Images(len(listing.rows), listing.num_classes, present=present)
 
 
 def _in_parquet(data: DataConfig, files: Sequence[str]) -> Images:
@@ -77,7 +79,7 @@ def _in_parquet(data: DataConfig, files: Sequence[str]) -> Images:
     except (OSError, ValueError, KeyError) as error:  # pyarrow's own derive from these
         return Images(unknown=f"the number of images is unknown: {one_line(error)}")
     chosen = labels if data.classes is None else labels[np.isin(labels, data.classes)]
-    return Images(len(chosen), count_classes(data, labels))
+    return Images(len(chosen), count_classes(data, labels), present=len(np.unique(chosen)))
 
 
 def _on_the_hub(name: str) -> Images:

@@ -16,10 +16,10 @@ from PIL import Image
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from tokenizer.errors import LARGEST, InputError
+from tokenizer.errors import LARGEST, InputError, abbreviate
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.data.config import Count, Positive
-from var.data.dataset import Batch, SampleDataset
+from var.data.dataset import Batch, SampleDataset, number_present_classes
 from var.data.loader import validation_loader
 from var.hub.checkpoint import save_model
 from var.hub.presets import AIM_RELEASED, BASELINES, RELEASED, SHIPPED, own_name
@@ -67,7 +67,9 @@ class ProbeRecipe(Recipe):
     probe_layers: Literal["best", "last"] | tuple[int, ...] = "best"
     probed: Count = 6  # blocks of `last` and of each run of `best`; all blocks of a shallower model
     heads: Count | None = None  # of the probes' attention; None: the model's
-    num_classes: Annotated[int, Field(ge=2, le=LARGEST)] | None = None  # None: as many as the training data has
+    # Outputs of a probe: so many; None: one for each label up to the training data's largest; `present`: one for each
+    # class that has training images, which are numbered from 0 in the order of their labels.
+    num_classes: int | Literal["present"] | None = None
     optimizer: ProbeOptimizerConfig  # each probe's
 
     @field_validator("probe_layers", mode="before")
@@ -78,6 +80,18 @@ class ProbeRecipe(Recipe):
         if given in ("best", "last"):
             return given
         raise InputError(f"{given!r} must be best, last, or a list of blocks such as [3, 4, 5]")
+
+    @field_validator("num_classes", mode="before")
+    @classmethod
+    def _number_or_present(cls, given: object) -> object:
+        if given in (None, "present") or (type(given) is int and 2 <= given <= LARGEST):
+            return given
+        raise InputError(f"num_classes={abbreviate(given)} must be present, or a whole number in 2..{LARGEST}")
+
+    @property
+    def outputs(self) -> int | None:
+        """Of a probe, where the recipe says how many; else they are the classes of the data."""
+        return self.num_classes if isinstance(self.num_classes, int) else None
 
     @model_validator(mode="after")
     def _sizes_known(self) -> Self:
@@ -151,7 +165,7 @@ class ProbeStage(Stage[ProbeRecipe]):
         self.source = source
         encoder = source.networks.get("encoder")
         self.encoder = encoder if isinstance(encoder, Encoder) else None
-        self.num_classes = recipe.num_classes or train_data.num_classes
+        self.num_classes = recipe.outputs or train_data.num_classes
         self._check_labels()
         self.candidates = candidates(recipe.probe_layers, source.depth, recipe.probed)
         self.names = [name_layers(layers) for layers in self.candidates]
@@ -164,10 +178,10 @@ class ProbeStage(Stage[ProbeRecipe]):
     def from_recipe(cls, recipe: ProbeRecipe) -> Self:
         from var.features.sources import load_features
 
-        source = load_features(
-            recipe.model, recipe.sizes
-        )  # before any other random draw: `untrained` has the weights that pre-training starts from
-        return cls(recipe, source, *open_images(recipe, source.image_size))
+        # Before any other random draw: `untrained` has the weights that pre-training starts from.
+        source = load_features(recipe.model, recipe.sizes)
+        images = open_images(recipe, source.image_size)
+        return cls(recipe, source, *(number_present_classes(*images) if recipe.num_classes == "present" else images))
 
     @classmethod
     def next_command(cls, recipe: ProbeRecipe) -> str:
@@ -177,7 +191,9 @@ class ProbeStage(Stage[ProbeRecipe]):
     def outline(cls, recipe: ProbeRecipe) -> Outline:
         source, notes = _known_features(recipe)
         side, images = source.image_size, find_images(recipe.data)
-        notes += images.list_assumptions(recipe.num_classes)
+        if recipe.num_classes == "present":
+            images = images._replace(classes=images.present)
+        notes += images.list_assumptions(recipe.outputs)
         data = images.stand_in(recipe.data, side)
         with torch.device("meta"):
             stage = cls(recipe, source, data, data)
