@@ -51,6 +51,13 @@ def test_losses_on_parts_of_the_data(images: Path, tmp_path: Path, script: Run) 
     )
 
 
+def test_a_quarter_a_half_and_all_of_the_data_are_measured(images: Path, tmp_path: Path, script: Run) -> None:
+    encoder = (*SIZES, "--width", 16, "--depth", 1, "--batch-size", 2, "--steps", 1, "--points", 1)
+    code, out, err = claims(script, "data-size", "--data", images, "--out", tmp_path / "out", *encoder)
+    assert code == 0, err
+    assert [line.split()[0] for line in out.splitlines()[-3:]] == ["2", "4", "8"]
+
+
 def test_sizes_at_equal_cost(enough: Path, tmp_path: Path, script: Run) -> None:
     options = ("model-size", "--data", enough, "--out", tmp_path / "out", *SIZES, "--batch-size", 4, "--tflop", 1e-4)
     both = ("--size", "16x1x2", "--size", "32x1x2", "--probe-steps", 1, "--points", 2)
