@@ -20,18 +20,29 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module")
-def int8(folder: Path) -> VARPipeline:
+@pytest.fixture(autouse=True, params=[False, True], ids=["float32", "bfloat16"])
+def fast_bfloat16(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Both kinds of processors, whatever this one is."""
+    monkeypatch.setattr("var.utils.device.has_fast_bfloat16", lambda _: request.param)
+    return bool(request.param)
+
+
+@pytest.fixture
+def int8(folder: Path, fast_bfloat16: bool) -> VARPipeline:
     return VARPipeline.from_pretrained(folder, device="cpu", dtype="int8")
 
 
-def test_the_transformer_is_in_int8_and_the_tokenizer_in_float32(folder: Path, int8: VARPipeline) -> None:
+def test_the_transformer_is_in_int8_and_the_tokenizer_as_with_auto(
+    folder: Path, int8: VARPipeline, fast_bfloat16: bool
+) -> None:
     moved = tiny_pipeline(NAMES).to("cpu", "bfloat16").to("cpu", "int8")
+    expected = torch.bfloat16 if fast_bfloat16 else torch.float32
+    for pipe in (int8, moved, int8.to("cpu"), int8.to("cpu", torch.int8)):
+        assert (pipe.model.dtype, pipe.vqvae.dtype) == (torch.int8, expected)
     measured = load_pipeline(folder, "cpu", "int8")
-    for pipe in (int8, moved, measured, int8.to("cpu"), int8.to("cpu", torch.int8)):
-        assert (pipe.model.dtype, pipe.vqvae.dtype) == (torch.int8, torch.float32)
+    assert (measured.model.dtype, measured.vqvae.dtype) == (torch.int8, torch.float32)
     for part in moved.vqvae.decoder.parameters():
-        assert part.dtype == torch.float32
+        assert part.dtype == expected
 
 
 def test_an_image_does_not_depend_on_its_batch(int8: VARPipeline) -> None:
@@ -41,9 +52,13 @@ def test_an_image_does_not_depend_on_its_batch(int8: VARPipeline) -> None:
     assert torch.equal(int8([3, 0, 1], num=2, top_k=0, batch_size=1).tokens, together.tokens)
 
 
-def test_edits_and_classes(int8: VARPipeline) -> None:
+def test_edits_and_classes(int8: VARPipeline, fast_bfloat16: bool) -> None:
     (filled,) = int8.inpaint(noise(8, 8), (2, 2, 6, 6), label=3).images
     assert filled.size == (8, 8)
+    if fast_bfloat16:
+        with refused("the tokenizer is in torch.bfloat16", "load it in float32"):
+            int8.classify(filled)
+        int8.vqvae.cast(torch.float32)
     (ranked,) = int8.classify(filled)
     assert {found.label for found in ranked} == set(NAMES)
 

@@ -17,6 +17,17 @@ from var.utils.provenance import fingerprint
 NEAR = 0.03  # bound on the error of the logits, as a share of what they vary by
 
 
+@pytest.fixture(autouse=True)
+def beside(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> torch.dtype:
+    """The type beside int8, on a processor fast at bfloat16 or not, whatever this one is; not unless a test says so."""
+    fast = getattr(request, "param", False)
+    monkeypatch.setattr("var.utils.device.has_fast_bfloat16", lambda _: fast)
+    return torch.bfloat16 if fast else torch.float32
+
+
+on_both_processors = pytest.mark.parametrize("beside", [False, True], ids=["float32", "bfloat16"], indirect=True)
+
+
 def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / (expected - expected.mean()).norm())
 
@@ -89,6 +100,7 @@ def test_zeros() -> None:
     assert torch.equal(layer(normal(1, 2, 8))[..., 2], bias[2].expand(1, 2))
 
 
+@on_both_processors
 @pytest.mark.parametrize("variant", [{}, {"shared_adaln": True}, {"qk_norm": False}], ids=str)
 def test_logits_stay_near_those_of_float32(variant: dict[str, bool]) -> None:
     model = small_var(**variant)
@@ -119,6 +131,20 @@ def test_all_but_the_linear_maps_of_attention_and_mlp_stays_in_float32() -> None
     assert torch.equal(state["blocks.1.attention.qkv.bias"], qkv_bias)
 
 
+@pytest.mark.parametrize("beside", [True], indirect=True)
+def test_a_processor_fast_at_bfloat16_has_the_rest_in_it_and_the_same_integers() -> None:
+    model, fast = small_var(), small_var().cast(torch.int8)
+    integers = [part for part in fast.modules() if isinstance(part, Int8Linear)]
+    state, head = fast.state_dict(), {"head.weight", "head.bias", "head_adaln.linear.weight", "head_adaln.linear.bias"}
+    assert {name for name, parameter in fast.named_parameters() if parameter.dtype == torch.float32} == head
+    assert {parameter.dtype for parameter in fast.parameters()} == {torch.float32, torch.bfloat16}
+    rounded = Int8Linear(model.blocks[1].mlp.up.weight, model.blocks[1].mlp.up.bias).state_dict()
+    assert all(torch.equal(state[f"blocks.1.mlp.up.{name}"], value) for name, value in rounded.items())
+    x = normal(2, 5, 32).bfloat16()
+    assert torch.equal(integers[0](x), integers[0](x.float()).bfloat16())
+
+
+@on_both_processors
 @torch.no_grad()
 def test_steps_of_generation_stay_near_those_of_float32() -> None:
     model = small_var()
@@ -131,9 +157,10 @@ def test_steps_of_generation_stay_near_those_of_float32() -> None:
     assert 0 < relative_error(steps[1], steps[0]) < NEAR
 
 
-def test_from_bfloat16_and_not_back() -> None:
+@on_both_processors
+def test_from_bfloat16_and_not_back(beside: torch.dtype) -> None:
     model = small_var().cast(torch.bfloat16).cast(torch.int8)
-    assert model.position.dtype == torch.float32
+    assert model.position.dtype == beside
     assert model.cast(torch.int8) is model
     for dtype in (torch.float32, torch.bfloat16):
         with refused(str(dtype), "load the model again"):

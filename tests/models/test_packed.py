@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SIDES, largest_difference, random_tokens, refused, small_quantizer, small_var, small_vqvae
+from helpers import (
+    SIDES,
+    largest_difference,
+    normal,
+    random_tokens,
+    refused,
+    small_quantizer,
+    small_var,
+    small_vqvae,
+)
 
 from tokenizer.scales import Scales
 from var import VARPipeline
@@ -52,6 +61,41 @@ def test_images_are_the_same_and_unpacking_gives_the_same_bits() -> None:
     found, expected = dict(packed.model.named_parameters()), dict(pipe.model.named_parameters())
     assert list(found) == list(expected)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("avx512", [False, True])
+def test_a_gelu_is_computed_within_the_product_where_that_gains(avx512: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("var.models.packed.cpu_capabilities", lambda: {"avx512_f": avx512})
+    packed, plain = packed_var(), small_var(seed=1)
+    pack(packed.blocks)
+    for block in packed.blocks:
+        assert isinstance(block.mlp.up, PackedLinear)
+        assert block.mlp.up.gelu == ("tanh" if avx512 else None)
+        assert isinstance(block.mlp.activation, torch.nn.Identity if avx512 else torch.nn.GELU)
+    x = normal(2, 5, plain.config.width)
+    with torch.inference_mode():
+        expected = plain.blocks[0].mlp(x)
+        assert largest_difference(packed.blocks[0].mlp(x), expected) < 1e-6
+        unpack(packed.blocks)
+        assert torch.equal(packed.blocks[0].mlp(x), expected)
+        assert torch.equal(copy.deepcopy(packed_var()).blocks[0].mlp(x), packed_var().blocks[0].mlp(x))
+
+
+@pytest.mark.parametrize(("fast", "dtype"), [(True, "bfloat16"), (True, "float32"), (False, "bfloat16")])
+def test_a_tokenizer_has_channels_last_where_that_gains(
+    fast: bool, dtype: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("var.models.packed.has_fast_bfloat16", lambda _: fast)
+    pipe, packed = pipeline().to("cpu", dtype), pipeline().to("cpu", dtype).pack()
+    kernel = packed.vqvae.decoder.conv_in.weight
+    assert kernel.is_contiguous(memory_format=torch.channels_last) == (fast and dtype == "bfloat16")
+    images = normal(2, 3, packed.vqvae.config.image_side, packed.vqvae.config.image_side)
+    tokens = random_tokens(2, packed.vqvae.scales.total)
+    assert largest_difference(packed.vqvae.decode(tokens), pipe.vqvae.decode(tokens)) < 0.05
+    assert largest_difference(packed.vqvae.features(images), pipe.vqvae.features(images)) < 0.05
+    packed.save_pretrained(tmp_path / "saved")
+    kept = VARPipeline.from_pretrained(tmp_path / "saved", device="cpu", dtype=dtype).vqvae.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in pipe.vqvae.state_dict().items())
 
 
 def test_packing_twice_is_packing_once() -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from var.bench.timing import measure_seconds
 from var.models.int8 import Int8Linear
+from var.utils.device import dtype_beside_int8
 
 SIDE = 4096  # of the matrices
 CHANNELS, IMAGE_SIDE = 160, 256  # of the convolution: the widest maps of the released tokenizer
@@ -32,12 +33,12 @@ class Ceiling(NamedTuple):
 def prepare_ceilings(device: torch.device, dtype: torch.dtype) -> list[Ceiling]:
     """Build what is timed in turns with the works; sizes and repetitions are chosen for the device's speed.
 
-    With int8 there are its products, and all ceilings of float32, in which the works have the rest.
+    With int8 there are its products, and all ceilings of the type in which the works have the rest.
     """
     if dtype == torch.int8:
         return [
             _fit(INT8_PRODUCT, SIDE, 3, lambda side: _int8_product(side, device), device),
-            *prepare_ceilings(device, torch.float32),
+            *prepare_ceilings(device, dtype_beside_int8()),
         ]
     plain, last = torch.contiguous_format, torch.channels_last
     return [

@@ -14,11 +14,12 @@ from tokenizer.vqvae import VQVAE
 from var.bench.sizes import ModelSizes, VARSizes
 from var.bench.steps import tokenizer_step, transformer_step
 from var.models.aim import AIM, AIMConfig
-from var.models.packed import pack
+from var.models.packed import pack, pack_tokenizer
 from var.models.var import VAR
 from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.generate import generate
 from var.sampling.params import FOR_METRICS
+from var.utils.device import dtype_beside_int8
 
 Action = Callable[[], object]
 SAMPLE = "sample"  # the one work that has int8
@@ -71,9 +72,11 @@ def _sample(sizes: VARSizes, setting: Setting) -> Action:
 def _tokenizer(sizes: VARSizes, setting: Setting) -> VQVAE:
     with setting.device:
         vqvae = VQVAE(sizes.tokenizer).eval()
-    vqvae.cast(torch.float32 if setting.dtype == torch.int8 else setting.dtype)
+    vqvae.cast(dtype_beside_int8() if setting.dtype == torch.int8 else setting.dtype)
     if setting.compiled:
         compile_tokenizer(vqvae)
+    else:
+        pack_tokenizer(vqvae)
     return vqvae
 
 

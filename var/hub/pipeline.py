@@ -13,13 +13,13 @@ from tokenizer.vqvae import VQVAE
 from var.hub.load import PipelineParts, load_pipeline, save_pipeline
 from var.hub.sharing import Card, Shared, size, tokenizer_facts
 from var.models.conditional import ConditionalTransformer
-from var.models.packed import pack, unpack
+from var.models.packed import pack, pack_tokenizer, unpack
 from var.sampling.compiled import compile_tokenizer, compile_transformer
 from var.sampling.drawing import check_fit
 from var.sampling.generators import check_sampling, find_generator
 from var.sampling.params import SamplingParams
 from var.utils.classes import find_label, imagenet_names, label_of_text, listing, read_number, spread
-from var.utils.device import VAR_DTYPES, check_int8, choose_device, choose_dtype
+from var.utils.device import VAR_DTYPES, check_int8, choose_device, choose_dtype, dtype_beside_int8
 from var.utils.paths import to_path
 
 LISTED = 50  # classes in a card
@@ -79,7 +79,7 @@ class Pipeline(Shared):
             revision: branch, tag or commit of such a repository.
             device: auto, cpu, cuda, cuda:N or mps.
             dtype: of the networks: auto (bfloat16 where the device is fast at it), float32 or bfloat16; or int8, on a
-                CPU: of the linear maps in the transformer's blocks, to draw and edit with; all else is in float32.
+                CPU: of the linear maps in the transformer's blocks, to draw and edit with; all else is as with auto.
             compile: as `compile` does.
             vae_file: released tokenizer file on this machine, for released names.
             var_file: released transformer file on this machine, for released names.
@@ -109,13 +109,15 @@ class Pipeline(Shared):
         return self
 
     def pack(self) -> Self:
-        """Lay out the transformer's weights, in place, as products on x86 CPUs read them: images take less time.
+        """Lay out the weights, in place, as products and convolutions on x86 CPUs read them: images take less time.
 
         A packed transformer makes images, is saved and copied as any other. It has no gradients, and its weights are no
         parameters until it is unpacked: `to`, `compile`, `model.train()` and `var.models.packed.unpack` do that.
-        Nothing is packed on other devices, in int8, or in bfloat16 on CPUs that have no instructions for it.
+        Nothing is packed on other devices, in int8, or in bfloat16 on CPUs that have no instructions for it. The
+        tokenizer's weights stay parameters, with channels last where that gains: in bfloat16 on such a CPU.
         """
         pack(self.model.blocks)
+        pack_tokenizer(self.vqvae)
         return self
 
     def to(self, device: str | torch.device, dtype: str | torch.dtype | None = None) -> Self:
@@ -130,7 +132,7 @@ class Pipeline(Shared):
         if dtype is not None:
             chosen = choose_dtype(dtype, target, VAR_DTYPES)
             self.model.cast(chosen)
-            self.vqvae.cast(torch.float32 if chosen == torch.int8 else chosen)
+            self.vqvae.cast(dtype_beside_int8() if chosen == torch.int8 else chosen)
         for network in (self.model, self.vqvae):
             network.to(target)
         return self

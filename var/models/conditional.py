@@ -29,6 +29,7 @@ from var.models.transformer import (
     run_blocks,
     stochastic_depth,
 )
+from var.utils.device import dtype_beside_int8
 
 
 @dataclass(frozen=True)
@@ -179,8 +180,8 @@ class ConditionalTransformer(nn.Module):
     def cast(self, dtype: torch.dtype) -> Self:
         """Hold the weights in dtype, those of the head in float32: logits are always computed in float32.
 
-        With int8 the linear maps of attention and MLP become `Int8Linear`, for good; all else is in float32. A packed
-        model is unpacked.
+        With int8 the linear maps of attention and MLP become `Int8Linear`, for good; all else is in bfloat16 where the
+        processor is fast at it, in float32 elsewhere. A packed model is unpacked.
 
         Raises InputError: from int8 to another type.
         """
@@ -188,7 +189,10 @@ class ConditionalTransformer(nn.Module):
             raise InputError(f"weights in int8 were rounded: for {dtype} load the model again, with that dtype")
         unpack(self.blocks)
         if dtype == torch.int8:
-            return self if self.dtype == dtype else self.cast(torch.float32)._quantize()
+            if self.dtype == dtype:
+                return self
+            self._quantize()  # the weights as they are, before the others are rounded
+            dtype = dtype_beside_int8()
         head = {*self.head_adaln.parameters(), *self.head.parameters()}
         for parameter in self.parameters():  # never through dtype and back, which would round the head
             parameter.data = parameter.data.to(torch.float32 if parameter in head else dtype)
@@ -216,10 +220,10 @@ class ConditionalTransformer(nn.Module):
         unpack(self.blocks)
         return super().load_state_dict(*arguments, **options)
 
-    def _quantize(self) -> Self:
+    def _quantize(self) -> None:
         for block in self.blocks:
             quantize(block)
-        return self.requires_grad_(False)
+        self.requires_grad_(False)
 
     @property
     def dtype(self) -> torch.dtype:

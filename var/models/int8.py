@@ -35,8 +35,9 @@ class Int8Linear(nn.Module):
         self.eval()
 
     def forward(self, x: Tensor, bias: None = None) -> Tensor:
-        """(B, L, in) -> (B, L, out), float32; the bias is the layer's own, in place of a QKV too."""
-        return torch.stack([torch.ops.quantized.linear_dynamic(sample, self.packed, self.reduce_range) for sample in x])
+        """(B, L, in) -> (B, L, out), in the type of x; the bias is the layer's own, in place of a QKV too."""
+        products = [torch.ops.quantized.linear_dynamic(each.float(), self.packed, self.reduce_range) for each in x]
+        return torch.stack(products).to(x.dtype)
 
     def train(self, mode: bool = True) -> "Int8Linear":
         """Raise InputError for mode=True: integers have no gradients."""

@@ -1,7 +1,7 @@
-"""Linear maps of a transformer's blocks whose weights lie as oneDNN's products on x86 CPUs read them.
+"""Weights that lie as oneDNN reads them on x86 CPUs: linear maps of a transformer's blocks, a tokenizer's convolutions.
 
-A plain weight is laid out anew in every product, which takes longer than the product itself for the few tokens of a
-coarse scale.
+The plain weight of a linear map is laid out anew in every product, which takes longer than the product itself for the
+few tokens of a coarse scale.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenizer.errors import InputError
+from tokenizer.vqvae import VQVAE
 from var.models.transformer import AdaLNBlock
+from var.utils.device import cpu_capabilities, has_fast_bfloat16
 
 LINEAR_MAPS = ("attention.qkv", "attention.proj", "mlp.up", "mlp.down")  # of a block
 
@@ -21,10 +23,12 @@ class PackedLinear(nn.Module):
 
     Args:
         layer: on a CPU, in a type that `can_pack` says True of.
+        gelu: approximation of a GELU that is computed within the product, before the sums are rounded; None: no GELU.
     """
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, gelu: str | None = None) -> None:
         super().__init__()
+        self.gelu = gelu
         self.kind, self.trained = type(layer), layer.weight.requires_grad  # that `unpack` gives back
         self.weight = _lay_out(layer.weight.detach())
         self.bias: nn.Parameter | None = layer.bias
@@ -39,7 +43,9 @@ class PackedLinear(nn.Module):
         bias = self.bias if bias is None else bias
         if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
             raise InputError("a packed model has no gradients: call it in torch.inference_mode(), or unpack it first")
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x.to(self.weight.dtype), self.weight, bias, "none", [], "")
+        name, approximation = ("none", "") if self.gelu is None else ("gelu", self.gelu)
+        x = x.to(self.weight.dtype)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, bias, name, [], approximation)
         return y
 
     def unpack(self) -> nn.Linear:
@@ -94,11 +100,32 @@ def can_pack(weight: Tensor) -> bool:
 
 def pack(blocks: Iterable[AdaLNBlock]) -> None:
     """Pack the linear maps of attention and MLP in place, where that can be done; those in int8 are left."""
+    fuse = gains_from_fused_gelu()
     for block in blocks:
         for name in LINEAR_MAPS:
             layer = block.get_submodule(name)
             if isinstance(layer, nn.Linear) and can_pack(layer.weight):
-                block.set_submodule(name, PackedLinear(layer))
+                activation = block.mlp.activation if fuse and name == "mlp.up" else None
+                gelu = activation.approximate if isinstance(activation, nn.GELU) else None
+                block.set_submodule(name, PackedLinear(layer, gelu))
+                if gelu is not None:
+                    block.mlp.activation = nn.Identity()
+
+
+def gains_from_fused_gelu() -> bool:
+    """Return whether a GELU costs less within oneDNN's product than after it: with AVX512; with AVX2 it costs more."""
+    return bool(cpu_capabilities().get("avx512_f"))
+
+
+def pack_tokenizer(vqvae: VQVAE) -> None:
+    """Lay out the convolutions of encoder and decoder, in place, with channels last where they gain from it.
+
+    That is in bfloat16 on CPUs with instructions for it; elsewhere nothing is done. The weights stay parameters.
+    """
+    device = vqvae.quant_conv.weight.device
+    if device.type == "cpu" and vqvae.dtype == torch.bfloat16 and has_fast_bfloat16(device):
+        for network in (vqvae.encoder, vqvae.decoder):
+            network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch does not type it
 
 
 def is_packed(blocks: Iterable[AdaLNBlock]) -> bool:
@@ -113,3 +140,5 @@ def unpack(blocks: Iterable[AdaLNBlock]) -> None:
             layer = block.get_submodule(name)
             if isinstance(layer, PackedLinear):
                 block.set_submodule(name, layer.unpack())
+                if layer.gelu is not None:
+                    block.mlp.activation = nn.GELU(layer.gelu)

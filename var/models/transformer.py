@@ -175,13 +175,13 @@ class MLP(nn.Module):
     def __init__(self, config: BlockConfig) -> None:
         super().__init__()
         hidden = round(config.width * config.mlp_ratio)
-        self.gelu = config.gelu
         self.up = nn.Linear(config.width, hidden, bias=config.bias)
+        self.activation: nn.Module = nn.GELU(config.gelu)
         self.down = nn.Linear(hidden, config.width, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D)."""
-        return self.down(F.gelu(self.up(x), approximate=self.gelu))
+        return self.down(self.activation(self.up(x)))
 
 
 class AdaLN(nn.Module):

@@ -89,6 +89,11 @@ def check_int8(device: torch.device) -> None:
         raise InputError("this build of torch has no products in int8 on this processor: load the model in float32")
 
 
+def dtype_beside_int8() -> torch.dtype:
+    """The type of what is not in int8 in a model that is: bfloat16 where the CPU is fast at it, else float32."""
+    return choose_dtype("auto", torch.device("cpu"))
+
+
 def check_float32(vqvae: VQVAE) -> None:
     """Raise InputError unless the tokenizer is in float32."""
     if vqvae.dtype != torch.float32:
