@@ -509,6 +509,29 @@ def test_without_a_launcher_the_recipe_is_as_it_was(tmp_path: Path, monkeypatch:
     assert recipe.micro_batches == 1
 
 
+@pytest.mark.parametrize("steps", ["0", "-3", "abc", "1000000001", "9" * 5000])
+@pytest.mark.parametrize("by", ["environment", "flag"])
+def test_micro_batches_of_the_launcher_are_bounded_as_those_of_the_recipe(
+    steps: str, by: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    if by == "environment":
+        monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", steps)
+    else:
+        flags = Namespace(mixed_precision=None, gradient_accumulation_steps=steps)
+        monkeypatch.setattr(distributed, "_launcher_flags", lambda: flags)
+    for accumulate in (None, 2):  # also where the recipe wins
+        recipe = tokenizer_recipe(tmp_path / "r", tmp_path, accumulate=accumulate)
+        with refused("gradient_accumulation_steps of accelerate launch=", steps[:20], "in 1..1000000000"):
+            with_launcher_settings(recipe)
+
+
+def test_a_sharding_flag_that_is_neither_true_nor_false_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "maybe")
+    with refused("ACCELERATE_USE_FSDP='maybe' must be true or false"):
+        is_sharding_requested()
+
+
 def test_accelerate_does_not_divide_losses_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
     recipe = tokenizer_recipe(tmp_path / "r", tmp_path, accumulate=2)

@@ -17,7 +17,8 @@ def _expand(given: object, info: ValidationInfo) -> object:
 UserPath = Annotated[Path, BeforeValidator(_expand)]  # one that the file system can take, with ~ as the user's home
 
 # The upper bounds are far above all use: what exceeds them is a slip, and would take memory or time without end.
-Count = Annotated[int, Field(ge=1, le=10**9)]
+LARGEST_COUNT = 10**9
+Count = Annotated[int, Field(ge=1, le=LARGEST_COUNT)]
 Size = Annotated[int, Field(ge=1, le=2**14)]  # of an image's side or a network's layer
 Positive = Annotated[float, Field(gt=0, le=1e12)]
 NotNegative = Annotated[float, Field(ge=0, le=1e12)]

@@ -22,7 +22,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
-from tokenizer.errors import InputError
+from tokenizer.errors import InputError, abbreviate, check_whole_number
+from var.data.config import LARGEST_COUNT
 from var.training.config import Recipe
 from var.training.stages.base import RecipeT
 from var.utils.device import choose_device, choose_dtype
@@ -38,8 +39,16 @@ log = logging.getLogger(__name__)
 
 
 def is_sharding_requested() -> bool:
-    """Return whether `accelerate launch` is configured to shard (FSDP), as by configs/accelerate/fsdp2.yaml."""
-    return parse_flag_from_env(_FLAG, default=False)
+    """Return whether `accelerate launch` is configured to shard (FSDP), as by configs/accelerate/fsdp2.yaml.
+
+    Raises InputError: its variable in the environment is neither true nor false.
+    """
+    try:
+        return parse_flag_from_env(_FLAG, default=False)
+    except ValueError as error:
+        raise InputError(
+            f"{_FLAG}={abbreviate(os.environ[_FLAG])} must be true or false: correct or unset it"
+        ) from error
 
 
 def with_launcher_settings(recipe: RecipeT) -> RecipeT:
@@ -47,17 +56,17 @@ def with_launcher_settings(recipe: RecipeT) -> RecipeT:
 
     Both are logged, and so is a setting of the recipe that differs from the launcher's, over which it wins.
 
-    Raises InputError: a precision that training does not have.
+    Raises InputError: a precision that training does not have, a number of micro-batches that no recipe may have.
     """
     launched = os.environ.get(_MIXED_PRECISION)
     if launched is None:
         return recipe
     flags = _launcher_flags()
-    given = {"precision": PRECISIONS.get(launched, launched), "accumulate": flags.gradient_accumulation_steps}
+    steps = os.environ.get(_ACCUMULATE) or flags.gradient_accumulation_steps
+    accumulate = None if steps is None else _parse_micro_batches(steps)
+    given = {"precision": PRECISIONS.get(launched, launched), "accumulate": accumulate}
     if launched == "no" and flags.mixed_precision is None:  # what the launcher says when nobody chose
         del given["precision"]
-    if steps := os.environ.get(_ACCUMULATE):
-        given["accumulate"] = int(steps)
     changes = {}
     for name, value in given.items():
         ours = getattr(recipe, name)
@@ -72,6 +81,16 @@ def with_launcher_settings(recipe: RecipeT) -> RecipeT:
             f"accelerate launch says mixed_precision={launched}, which training does not have: give {known}"
         )
     return recipe.model_copy(update=changes)
+
+
+def _parse_micro_batches(given: str | int) -> int:
+    """Return what the launcher says as a number of micro-batches, in the range of the recipe's accumulate."""
+    name = "gradient_accumulation_steps of accelerate launch"
+    try:
+        number = int(given)
+    except ValueError as error:  # text from the environment
+        raise InputError(f"{name}={abbreviate(given)} must be a whole number in 1..{LARGEST_COUNT}") from error
+    return check_whole_number(name, number, 1, LARGEST_COUNT)
 
 
 def _launcher_flags() -> Namespace:
