@@ -344,7 +344,7 @@ NUMBERS = ("num", "seed", "batch_size")
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
-        ({"num": 0}, ("num=0", "at least 1")),
+        ({"num": 0}, ("num=0", "1..16777216")),
         ({"batch_size": 0}, ("batch_size=0",)),
         ({"cfg": -1.0}, ("cfg=-1.0", "0 (no guidance) or more")),
         ({"cfg": float("nan")}, ("cfg=nan",)),
@@ -628,7 +628,7 @@ REFUSED: dict[str, tuple[Callable[[VARPipeline], object], tuple[str, ...]]] = {
     "box outside": (lambda pipe: pipe.edit(noise(9, 7), (0, 0, 10, 7), 3), ("box 0,0,10,7", "9x7 px")),
     "unknown class": (lambda pipe: pipe.edit(noise(20, 14), BOX, "zebra"), ("'zebra' is unknown",)),
     "class not trained on": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, 2), ("class 2", "knows")),
-    "no results": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, num=0), ("num=0", "at least 1")),
+    "no results": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, num=0), ("num=0", "1..16777216")),
     "context": (lambda pipe: pipe.inpaint(noise(20, 14), BOX, context=0.5), ("context=0.5",)),
     "no room": (lambda pipe: pipe.outpaint(noise(20, 14)), ("no extension",)),
     "room below 0": (lambda pipe: pipe.outpaint(noise(20, 14), left=-1, right=5), ("left=-1",)),

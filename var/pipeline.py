@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tokenizer.errors import InputError, check_whole_number
+from tokenizer.errors import LARGEST, InputError, check_whole_number
 from var.editing.edit import DEFAULT_SAMPLING, inpaint_windows, upscale
 from var.editing.image_masks import Mask, MaskLike, read_mask
 from var.editing.output import EditOutput
@@ -90,7 +90,7 @@ class VARPipeline(Pipeline):
     ) -> Iterator[PipelineOutput]:
         """Give what a call with these arguments generates batch by batch, each as soon as it is there."""
         classes = list(labels) if isinstance(labels, Iterable) and not isinstance(labels, str) else [labels]
-        rows = [label for label in map(self.label, classes) for _ in range(check_whole_number("num", num, 1))]
+        rows = [label for label in map(self.label, classes) for _ in range(check_whole_number("num", num, 1, LARGEST))]
         sampling = self.choose_sampling(options)
         finer = self.choose_refiner(options.pop("refiner", None), options.pop("refine_from", None))
         rest: dict[str, Any] = {
@@ -303,7 +303,7 @@ class VARPipeline(Pipeline):
 
     def _rows(self, label: int | str | None, num: int) -> list[int]:
         row = self.model.config.num_classes if label is None else self.label(label)
-        return [row] * check_whole_number("num", num, 1)
+        return [row] * check_whole_number("num", num, 1, LARGEST)
 
     @torch.inference_mode()
     def reconstruct(self, image: Image.Image) -> Image.Image:

@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import typer
 from tiny import Run, ended, refusal, run
+from typer.exceptions import TyperException
 
+from tokenizer.errors import InputError
 from var.cli import app
 from var.cli.edit import EDIT
 from var.cli.run import Command, Group, build
@@ -39,6 +41,32 @@ def test_each_command_has_its_help(var: Run, command: Group | Command) -> None:
     assert f"var {name} [OPTIONS]{' COMMAND' if members else ''}" in out
     for member in members:
         assert f" {member} " in out
+
+
+def integer_options(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The options and arguments of all commands that take a whole number: how they are called, and the parameter."""
+    for name, member in getattr(command, "commands", {}).items():
+        yield from integer_options(member, f"{path} {name}")
+    for parameter in command.params:
+        if parameter.type.name == "integer":
+            yield f"{path} {parameter.name}", parameter
+
+
+IN_THE_COMMAND = {"left", "right", "top", "bottom"}  # of an outpainting: bounded by the image
+
+
+def test_whole_numbers_of_all_commands_have_an_upper_bound() -> None:
+    """A slip such as --batch 10000000000 is refused before anything is loaded; a seed may be any of 63 bits."""
+    root = typer.main.get_command(build(*app.COMMANDS))
+    found = dict(integer_options(root))
+    assert {" bench threads", " bench repeats", " features extract batch", " evaluate generate num_per_class"} <= {*found}
+    for path, parameter in found.items():
+        if path.startswith(" edit outpaint") and parameter.name in IN_THE_COMMAND:
+            continue
+        too_large = 2**63 if parameter.name == "seed" else 10**10
+        with pytest.raises((InputError, TyperException), match=str(too_large)):
+            parameter.process_value(typer.Context(root), str(too_large))
+            pytest.fail(f"var{path} takes {too_large}")
 
 
 def test_a_group_lists_and_runs_its_commands(

@@ -97,6 +97,7 @@ def test_eager_and_compiled_are_compared(var: Run, model: Path, monkeypatch: pyt
         (("encode", "--model", "aim-tiny"), ("'encode' is no work of an AIM", "features")),
         (("sample", "--model", "var-d17"), ("'var-d17'", "var-d16")),
         (("sample", "--batch", "0"), ("batch=0", "1")),
+        (("sample", "--batch", "1,10000000000"), ("batch=10000000000", "1..16777216")),
         (("sample", "--batch", "1,"), ("--batch", "1,4")),
         (("sample", "--repeats", "0"), ("repeats=0",)),
         (("sample", "--threads", "0"), ("threads=0",)),

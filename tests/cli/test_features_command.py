@@ -147,7 +147,7 @@ def test_mistakes_of_features(var: Run, work: Path) -> None:
     refusal(features("--layers", "7"), "layers [7] must be different blocks in 0..2")
     refusal(features("--layers", "0,x"), "--layers '0,x' must be last, best, or blocks")
     refusal(features("--layers", "best"), "take last, or a list")
-    refusal(features("--batch", 0), "batch=0 must be at least 1")
+    refusal(features("--batch", 0), "batch=0 must be in 1..16777216")
     refusal(features("--pool", "max"), "--pool", "'max'")
     refusal(features("--device", "tpu"), "device 'tpu'")
     refusal(features("--split", "train", folder="nowhere"), "'nowhere' does not exist")

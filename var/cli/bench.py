@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer import Argument, Option
 
-from tokenizer.errors import abbreviate, check_whole_number
+from tokenizer.errors import LARGEST, abbreviate, check_whole_number
 from var.cli import options
 from var.cli.run import in_columns
 
@@ -32,8 +32,12 @@ Model = Annotated[
 Batches = Annotated[str, Option(help="Images at once; several with commas, such as 1,4, are compared.")]
 Dtypes = Annotated[str, Option(help="auto, float32, bfloat16, or int8 for sample; several with commas are compared.")]
 Compile = Annotated[Literal["no", "yes", "both"], Option(help="Measure with torch.compile, without it, or compare.")]
-Threads = Annotated[int | None, Option(help="Of the CPU. Default: torch's.")]
-Repeats = Annotated[int, Option(help="Times that are measured, after a warm-up.")]
+Threads = Annotated[
+    int | None, Option(callback=options.check_range("threads", 1, 1024), help="Of the CPU. Default: torch's.")
+]
+Repeats = Annotated[
+    int, Option(callback=options.check_range("repeats", 1, 10**6), help="Times that are measured, after a warm-up.")
+]
 
 VARIANTS = {"no": (False,), "yes": (True,), "both": (False, True)}
 
@@ -60,10 +64,7 @@ def bench(
       var bench features --model aim-600M --dtype float32,bfloat16
     """
     refusal = f"--batch {abbreviate(batch)} must be a number of images, or several with commas, such as 1,4"
-    batches = [check_whole_number("batch", number, 1) for number in options.whole_numbers(batch, refusal)]
-    check_whole_number("repeats", repeats, 1)
-    if threads is not None:
-        check_whole_number("threads", threads, 1)
+    batches = [check_whole_number("batch", number, 1, LARGEST) for number in options.whole_numbers(batch, refusal)]
 
     import torch
 

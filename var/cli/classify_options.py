@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from typer import Argument, Option
 
-from var.cli.options import CLASS, MODEL, check_at_least
+from var.cli.options import CLASS, MODEL, check_range
 
 if TYPE_CHECKING:
     from var.sampling.class_likelihood import Pruning
@@ -23,7 +23,7 @@ Candidates = Annotated[
     list[str] | None,
     Option("--class", help=f"{CLASS}; repeat for several: only these. Default: all that the model knows."),
 ]
-Top = Annotated[int, Option(callback=check_at_least("top", 1), help="Number of classes printed of an image.")]
+Top = Annotated[int, Option(callback=check_range("top", 1), help="Number of classes printed of an image.")]
 ByScale = Annotated[bool, Option("--scales", help="Also the difference in log-likelihood that each scale makes.")]
 Keep = Annotated[
     str | None,
@@ -35,7 +35,7 @@ Keep = Annotated[
 ]
 Rows = Annotated[
     int,
-    Option(callback=check_at_least("rows", 1), help="Pairs of an image and a class that are computed at once."),
+    Option(callback=check_range("rows", 1), help="Pairs of an image and a class that are computed at once."),
 ]
 
 

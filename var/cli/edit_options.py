@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from var.cli.options import CLASS, ModelOptions, SampleFolder, SamplingOptions, check_at_least, check_field
+from var.cli.options import CLASS, ModelOptions, SampleFolder, SamplingOptions, check_field, check_range
 from var.editing.params import BlendParams
 
 BLENDING = BlendParams()
@@ -20,7 +20,7 @@ blending_option: Any = partial(Option, rich_help_panel="Blending")
 class EditOptions(ModelOptions, SamplingOptions):
     """Options of every edit: model, sampling, number of results and their folder."""
 
-    num: Annotated[int, Option(max=100, callback=check_at_least("num", 1), help="Number of results.")] = 4
+    num: Annotated[int, Option(callback=check_range("num", 1, 100), help="Number of results, 1 to 100.")] = 4
     out: SampleFolder = Path("edits")
 
 
@@ -107,7 +107,7 @@ CoarseScales = Annotated[
     int | None,
     Option(
         "--scales",
-        callback=check_at_least("num_scales", 1),
+        callback=check_range("num_scales", 1),
         help="Coarse scales that are kept. Default: as many as the small image determines.",
     ),
 ]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from typer import Argument, Option
 
-from tokenizer.errors import InputError, abbreviate, check_whole_number
+from tokenizer.errors import LARGEST, InputError, abbreviate, check_whole_number
 from var.sampling.params import FOR_METRICS, SamplingParams
 from var.utils.classes import split_classes
 
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from var.pipeline import VARPipeline
 
 SAMPLING = SamplingParams()
+
+LARGEST_SEED = 2**63 - 1
 
 CLASS = "Index or name of a class, such as 207 or 'golden retriever'"
 MODEL = "var-mini, var-emoji, var-d16 ... var-d36, a model folder, or user/model on the Hugging Face hub"
@@ -36,9 +38,12 @@ def guidance(default: float) -> Any:
     return sampling_option(callback=check_field(SamplingParams, "cfg"), help=text)
 
 
-def check_at_least(name: str, at_least: int) -> Callable[[int | None], int | None]:
-    """Return a callback that refuses a number in the library's words, before a model is loaded; None is passed on."""
-    return lambda value: None if value is None else check_whole_number(name, value, at_least)
+def check_range(name: str, at_least: int, at_most: int = LARGEST) -> Callable[[int | None], int | None]:
+    """Return a callback that refuses a number in the library's words, before a model is loaded; None is passed on.
+
+    Every whole number has an upper bound: one far above all use is a slip, and would take memory or time without end.
+    """
+    return lambda value: None if value is None else check_whole_number(name, value, at_least, at_most)
 
 
 def check_field(params: Callable[..., object], name: str) -> Callable[[Any], Any]:
@@ -98,7 +103,7 @@ def collect_options(*bundles: object, **more: object) -> dict[str, Any]:
 
 # --- models and sampling
 
-Batch = Annotated[int, Option(callback=check_at_least("batch", 1), help="Images at once, for each process.")]
+Batch = Annotated[int, Option(callback=check_range("batch", 1), help="Images at once, for each process.")]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:N or mps.")]
 Dtype = Annotated[str, Option(help="auto, float32 or bfloat16.")]
 VARDtype = Annotated[str, Option(help="auto, float32 or bfloat16; a VAR on a CPU also in int8.")]
@@ -119,7 +124,9 @@ class MetricsSamplingOptions:
 
     seed: Annotated[
         int,
-        sampling_option(callback=check_at_least("seed", 0), help="0 or more; with class and index it fixes an image."),
+        sampling_option(
+            callback=check_range("seed", 0, LARGEST_SEED), help="0 or more; with class and index it fixes an image."
+        ),
     ] = 0
     cfg: Annotated[float | None, guidance(FOR_METRICS.cfg)] = None
     top_k: Annotated[
@@ -158,14 +165,12 @@ class MetricsSamplingOptions:
     ] = None
     steps: Annotated[
         int | None,
-        sampling_option(
-            callback=check_at_least("steps", 1), help="Of a MAR: in which all tokens are drawn. Default: 64."
-        ),
+        sampling_option(callback=check_range("steps", 1), help="Of a MAR: in which all tokens are drawn. Default: 64."),
     ] = None
     diffusion_steps: Annotated[
         int | None,
         sampling_option(
-            callback=check_at_least("diffusion_steps", 2), help="Of a MAR: in which a token is drawn. Default: 100."
+            callback=check_range("diffusion_steps", 2), help="Of a MAR: in which a token is drawn. Default: 100."
         ),
     ] = None
 
@@ -189,7 +194,7 @@ class ScaleOptions:
     ] = None
     refine_from: Annotated[
         int | None,
-        sampling_option(callback=check_at_least("refine_from", 1), help="First scale that it draws, counted from 0."),
+        sampling_option(callback=check_range("refine_from", 1), help="First scale that it draws, counted from 0."),
     ] = None
 
 
@@ -212,7 +217,7 @@ Classes = Annotated[
 PositionalClasses = Annotated[
     list[str] | None, Argument(help=f"{CLASS}; as --class.", metavar="CLASS", show_default=False)
 ]
-NumPerClass = Annotated[int, Option(max=1000, callback=check_at_least("num", 1), help="Images of each class.")]
+NumPerClass = Annotated[int, Option(callback=check_range("num", 1, 1000), help="Images of each class, 1 to 1000.")]
 Intermediates = Annotated[
     bool, Option("--scales", help="Also save the image after every scale, and a GIF of its growth.")
 ]
@@ -248,8 +253,12 @@ Runs = Annotated[
     list[Path], Argument(help="Output folders of runs of stage var, of three sizes at least.", metavar="RUNS")
 ]
 PrintJson = Annotated[bool, Option("--json", help="Print what scaling.json holds in place of tables.")]
-Resamples = Annotated[int, Option(min=100, help="Draws of the bootstrap.")]
-BootstrapSeed = Annotated[int, Option("--seed", min=0, help="Of the bootstrap.")]
+Resamples = Annotated[
+    int, Option(callback=check_range("resamples", 100, 10**6), help="Draws of the bootstrap, at least 100.")
+]
+BootstrapSeed = Annotated[
+    int, Option("--seed", callback=check_range("seed", 0, LARGEST_SEED), help="Of the bootstrap, 0 or more.")
+]
 LawsFolder = Annotated[Path, Option("--out", help="Folder for scaling.json, parameters.png and compute.png.")]
 
 # --- data and features
@@ -295,4 +304,4 @@ TrainFeatures = Annotated[Path, Argument(help="Features file of labeled training
 FeaturesFile = Annotated[Path, Option("--out", help="Parquet file: path, label, class_name, feature.")]
 ValidationFeatures = Annotated[Path, Argument(help="That of the images to classify.", metavar="VALIDATION")]
 JsonFile = Annotated[Path | None, Option("--json", help="Also write the results there.", metavar="FILE")]
-Neighbors = Annotated[int, Option("--k", help="Neighbors that vote.")]
+Neighbors = Annotated[int, Option("--k", callback=check_range("k", 1), help="Neighbors that vote.")]

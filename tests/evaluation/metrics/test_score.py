@@ -468,7 +468,7 @@ def test_reference_writes_a_split_or_statistics(
         ([], "--extractor"),
         (["--size", "8", "--extractor", "corners"], "--size"),
         (["--split", "train"], "--split needs --size"),
-        (["--split", "train", "--size", "0"], "--size 0"),
+        (["--split", "train", "--size", "0"], "size=0 must be in 1..16384"),
         (["--split", "train", "--size", "8", "--weights", "w.pth"], "--weights w.pth needs --extractor"),
         (["--split", "train", "--size", "8", "--classes", "a,,b"], "--classes 'a,,b'"),
     ],

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from var.cli.options import MODEL, SPLIT, Batch, JsonFile, check_at_least
+from var.cli.options import MODEL, SPLIT, Batch, JsonFile, check_range
 
 WEIGHTS = "by default cached, downloaded or from a package."
 
@@ -18,7 +18,7 @@ Labels = Annotated[
 ]
 MaxImages = Annotated[
     int | None,
-    Option("--num", callback=check_at_least("num", 1), help="Maximum number of images, spread over the split."),
+    Option("--num", callback=check_range("num", 1), help="Maximum number of images, spread over the split."),
 ]
 
 
@@ -80,10 +80,13 @@ ReferenceSource = Annotated[
     str, Argument(help="With --split, as data.source of a recipe; without, a folder or .npz.", metavar="SOURCE")
 ]
 ReferenceSplit = Annotated[SPLIT | None, Option("--split", help="Split of SOURCE.")]
-ReferenceSize = Annotated[int | None, Option("--size", help="Side of the images in pixels, with --split.")]
+ReferenceSize = Annotated[
+    int | None,
+    Option("--size", callback=check_range("size", 1, 2**14), help="Side of the images in pixels, with --split."),
+]
 NumInSet = Annotated[
     int,
-    Option("--num-per-class", callback=check_at_least("num_per_class", 1), help="Images of each class, at least 1."),
+    Option("--num-per-class", callback=check_range("num_per_class", 1), help="Images of each class, at least 1."),
 ]
 SampleSetFolder = Annotated[Path, Option("--out", help="Folder: images/LABEL_INDEX.png, settings.json, samples.npz.")]
 Reject = Annotated[

@@ -36,9 +36,8 @@ def reference(
             raise InputError(f"{', '.join(extra)} need --split: without it all images of SOURCE are used as they are")
         if extractor is None:
             raise InputError("give --extractor for the statistics of finished images, or --split for images")
-    elif size is None or size < 1:
-        given = "--split needs --size" if size is None else f"--size {size} is too small"
-        raise InputError(f"{given}: give the side of the images in pixels, such as --size 256")
+    elif size is None:
+        raise InputError("--split needs --size: give the side of the images in pixels, such as --size 256")
     if weights is not None and extractor is None:
         raise InputError(f"--weights {weights} needs --extractor: name the network of these weights")
     from var.evaluation.data import count_requested, image_batches, open_images
