@@ -2,6 +2,9 @@
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import torch
 from helpers import largest_difference, randomize, refused
 from numpy.typing import NDArray
 from PIL import Image
-from tiny import picture, tiny_pipeline
+from tiny import environment, picture, tiny_pipeline
 
 from var.features import extract
 from var.features.classifiers import HELD_OUT, check_comparable, held_out_rows, linear, nearest_neighbors
@@ -723,3 +726,28 @@ def test_features_go_through_a_link_and_not_into_a_pipe(folder: Path, tmp_path: 
     os.mkfifo(tmp_path / "pipe")
     with refused("pipe is a device or a pipe", "give a file"):
         write(tiny_encoder(), folder, tmp_path / "pipe")
+
+
+def test_a_signal_ends_a_process_whose_readers_hang() -> None:
+    """A read may hang for minutes, as on a network disk: one SIGTERM must do."""
+    code = """
+import time
+from contextlib import closing
+from var.cli.progress import stopping
+from var.features.extract import _read_ahead
+with stopping(), closing(_read_ahead(lambda i: (print(i, flush=True), time.sleep(600)), [range(2)])) as batches:
+    next(batches)
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            process.send_signal(signal.SIGTERM)
+            _, err = process.communicate(timeout=20)
+        finally:
+            process.kill()
+    assert (process.returncode, err.splitlines()) == (
+        128 + signal.SIGTERM, ["stopped: the same command goes on with what is missing"]
+    )  # fmt: skip

@@ -11,7 +11,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import asdict, fields
 from itertools import chain
@@ -35,6 +35,7 @@ from var.utils.locks import locked
 from var.utils.optional_packages import optional_packages
 from var.utils.paths import check_no_other_files, check_target, follow_links, is_stream, to_path
 from var.utils.provenance import as_key, sha256
+from var.utils.readers import Readers
 from var.utils.version import version
 
 with optional_packages("features"):
@@ -254,15 +255,12 @@ def _read_ahead(
         except InputError as error:
             return error
 
-    pool = ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1))
-    try:
+    with Readers(min(THREADS, os.cpu_count() or 1)) as readers:
         coming: list[Future[LabeledImage | InputError]] = []
         for chunk in [*chunks, range(0)]:
-            now, coming = coming, [pool.submit(outcome, i) for i in chunk]
+            now, coming = coming, [readers.submit(outcome, i) for i in chunk]
             if now:
                 yield [future.result() for future in now]
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 @torch.inference_mode()

@@ -6,7 +6,6 @@ B batch, H and W height and width.
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,6 +23,7 @@ from var.evaluation.samples.npz import LABELS, Npz, open_npz
 from var.sampling.drawing import index_within_class
 from var.utils.image_files import FORMATS, IMAGE_SUFFIXES, find_images
 from var.utils.images import exif_orientation, open_image, to_rgb
+from var.utils.readers import Readers
 
 LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")  # formats that are usually lossy
 THREADS = 8  # read images; Pillow releases the GIL
@@ -102,8 +102,8 @@ def _open_folder(folder: Path) -> ImageSet:
         rounds = sorted(zip(index_within_class(labels), labels, names, strict=True))
         labels, names = [label for _, label, _ in rounds], [name for _, _, name in rounds]
     files = [folder / name for name in names]
-    with ThreadPoolExecutor(THREADS) as threads:
-        sizes, formats = zip(*threads.map(_read_header, files), strict=True)
+    with Readers(THREADS) as readers:
+        sizes, formats = zip(*readers.map(_read_header, files), strict=True)
     return ImageSet(
         path=folder,
         kind="folder",
@@ -136,8 +136,8 @@ def _read_header(file: Path) -> tuple[tuple[int, int], str | None]:
 
 
 def _read_files(files: Sequence[Path], start: int, stop: int) -> list[NDArray[np.uint8]]:
-    with ThreadPoolExecutor(THREADS) as threads:
-        return list(threads.map(_read_file, files[start:stop]))
+    with Readers(THREADS) as readers:
+        return readers.map(_read_file, files[start:stop])
 
 
 def _read_file(file: Path) -> NDArray[np.uint8]:
