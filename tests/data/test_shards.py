@@ -313,6 +313,18 @@ def test_write_index_refuses_what_is_no_shard(tmp_path: Path) -> None:
 # --- the dataset
 
 
+def test_a_pipe_is_no_shard(tmp_path: Path) -> None:
+    """Opening it would wait without end."""
+    os.mkfifo(tmp_path / "train-0.tar")
+    with refused("train-0.tar", "a pipe, socket or device"):
+        write_index(tmp_path)
+    (tmp_path / "index.json").write_text('{"train": [{"url": "train-0.tar", "nsamples": 1}]}')
+    found = open_dataset(DataConfig(source=str(tmp_path / "index.json")), "train", SIDE, 0)
+    assert len(found) == 1
+    with refused("a pipe, socket or device"):
+        ShardCache(tmp_path / "cache", 1e9).open(str(tmp_path / "train-0.tar"))
+
+
 def test_local_shards(tmp_path: Path) -> None:
     index = write_shards(tmp_path)
     train, validation = opened(index), opened(index, "validation")

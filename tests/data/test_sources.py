@@ -89,6 +89,13 @@ def test_hidden_files_are_no_training_images(tmp_path: Path) -> None:
     assert len(opened(tmp_path)) == 3
 
 
+def test_a_pipe_named_like_an_image_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_folder(tmp_path, {"a": 2}, "train")
+    os.mkfifo(tmp_path / "train/a/pipe.png")
+    assert len(opened(tmp_path)) == 2
+    assert f"{tmp_path / 'train'}: 2 images found; passed over: 1 no regular file" in caplog.messages
+
+
 def test_class_folders_with_numbers_are_labels(tmp_path: Path) -> None:
     write_folder(tmp_path, {"2": 1, "10": 1, "207": 1}, "train")
     (tmp_path / "classes.json").write_text('{"207": {"wnid": "n02099601", "name": "golden retriever"}}')

@@ -1,5 +1,7 @@
 """Between pictures and tensors."""
 
+import os
+import socket
 import struct
 import warnings
 import zlib
@@ -13,7 +15,7 @@ import torch
 from helpers import largest_difference, normal, refused
 from PIL import Image, ImageOps
 
-from var.utils.image_files import FORMATS, IMAGE_SUFFIXES, find_images
+from var.utils.image_files import FORMATS, IMAGE_SUFFIXES, class_folders, find_images
 from var.utils.images import (
     MAX_PIXELS,
     check_images,
@@ -459,6 +461,27 @@ def test_what_is_found_and_what_is_passed_over_is_said(tmp_path: Path, caplog: p
     assert caplog.messages == [
         f"{tmp_path}: 3 images found; passed over: 2 .heic, 2 hidden, 1 linked to a folder above, 1 without a suffix"
     ]
+
+
+def test_only_regular_files_are_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Opening a pipe would wait without end; a link to an image is one, a folder may be called as one."""
+    touch(tmp_path, "a/1.jpg", "x.png/2.png")
+    os.mkfifo(tmp_path / "a/pipe.png")
+    (tmp_path / "pipes").mkdir()
+    os.mkfifo(tmp_path / "pipes/pipe.png")
+    (tmp_path / "linked.png").symlink_to("a/1.jpg")
+    (tmp_path / "broken.png").symlink_to("nothing")
+    (tmp_path / "circle.png").symlink_to("circle.png")
+    (tmp_path / "to_a_pipe.png").symlink_to("a/pipe.png")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(os.path.relpath(tmp_path / "socket.png"))  # which must be short
+        assert find_images(tmp_path) == ["a/1.jpg", "linked.png", "x.png/2.png"]
+    found = f"{tmp_path}: 3 images found; passed over: 3 linked to no file, 3 no regular file"
+    assert caplog.messages == [found]
+    assert class_folders(tmp_path) == ["a", "x.png"]
+    for name in ("a/pipe.png", "to_a_pipe.png"):
+        with refused(str(tmp_path / name), "a pipe, socket or device: give a regular file"):
+            open_image(tmp_path / name)
 
 
 def test_what_is_found_is_said_by_the_first_process_only(

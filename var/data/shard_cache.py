@@ -9,6 +9,7 @@ from typing import BinaryIO
 from filelock import FileLock, Timeout
 
 from var.data.transfer import PATIENCE, UnreachableError, copy, is_remote
+from var.utils.paths import check_regular
 from var.utils.provenance import sha256
 
 POLL = 0.1  # seconds between looks for room in the cache
@@ -33,8 +34,12 @@ class ShardCache:
         self.unreachable: dict[str, float] = {}  # servers that were given up on, and when
 
     def open(self, url: str) -> BinaryIO:
-        """Open a shard for reading, after fetching it if necessary. Raises OSError: that failed."""
+        """Open a shard for reading, after fetching it if necessary.
+
+        Raises OSError: that failed. InputError: a pipe or device.
+        """
         if not is_remote(url):
+            check_regular(Path(url))
             return Path(url).open("rb")
         path = self._path(url)
         self.folder.mkdir(parents=True, exist_ok=True)

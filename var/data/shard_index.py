@@ -30,7 +30,7 @@ from var.utils.classes import labels_fit
 from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_write
 from var.utils.json_text import parse_json
-from var.utils.paths import to_path
+from var.utils.paths import check_regular, to_path
 from var.utils.text import plural
 
 MAX_INDEX = 1 << 26  # bytes of an index
@@ -117,6 +117,7 @@ def write_index(folder: Path) -> Path:
     for split, pattern in (("train", "train*.tar"), ("validation", "val*.tar")):
         for path in sorted(folder.glob(pattern)):
             try:
+                check_regular(path)
                 with path.open("rb") as file:
                     shard = OpenShard(file)
                     labeled = [i for i, has in enumerate(shard.samples) if {"cls", "json"} & has.keys()]

@@ -129,8 +129,8 @@ def _list_split(config: DataConfig, split: Split) -> Listing:
 
 def _holds_images(folder: Path) -> bool:
     """Return whether there are images in a folder or in a folder in it."""
-    suffixes = (path.suffix.lower() for pattern in ("*", "*/*") for path in folder.glob(pattern))
-    return any(suffix in IMAGE_SUFFIXES for suffix in suffixes)
+    paths = (path for pattern in ("*", "*/*") for path in folder.glob(pattern))
+    return any(path.suffix.lower() in IMAGE_SUFFIXES and path.is_file() for path in paths)
 
 
 def _holds_split(folder: Path) -> bool:

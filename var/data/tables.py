@@ -14,6 +14,7 @@ from var.data.config import DataConfig
 from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, split_names, unlabeled
 from var.utils.classes import labels_fit, named_classes
 from var.utils.image_files import report_found
+from var.utils.paths import check_regular
 from var.utils.text import plural
 
 
@@ -36,6 +37,7 @@ class TableSource:
             return Encoded(BytesIO(data), location)
         if path is None:
             raise FileNotFoundError("the row holds no image")
+        check_regular(Path(path))
         return Encoded(Path(path), location)
 
 

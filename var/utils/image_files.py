@@ -4,10 +4,9 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import NoReturn
 
 from PIL import features
 
@@ -43,30 +42,28 @@ def find_images(folder: Path) -> list[str]:
     """List the image files below a folder by their paths in it ("b/1.png"), sorted; links to folders are followed.
 
     Passed over are hidden files and folders (the `._1.png` that some systems leave are no images), files whose suffix
-    is not in IMAGE_SUFFIXES, links that lead back to a folder above, and the sheets that our commands write beside the
-    images they make: grid.png, growth.gif and images of single scales where there are images named LABEL_INDEX.png,
-    sheet and mask of an edit. The log says how many images were found and what was passed over.
+    is not in IMAGE_SUFFIXES, links that lead back to a folder above or to no file, what is no regular file (reading a
+    pipe would wait for whoever writes into it), and the sheets that our commands write beside the images they make:
+    grid.png, growth.gif and images of single scales where there are images named LABEL_INDEX.png, sheet and mask of an
+    edit. The log says how many images were found and what was passed over.
 
     Raises InputError: a folder that cannot be read.
     """
-
-    def refuse(error: OSError) -> NoReturn:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
-
     found: list[str] = []
     passed_over: Counter[str] = Counter()
-    for parent, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        entered = [name for name in folders if not is_hidden(name)]
-        passed_over["hidden"] += len(folders) - len(entered)
-        folders[:] = [name for name in entered if not _leads_back(Path(parent, name))]
-        passed_over["linked to a folder above"] += len(entered) - len(folders)
-        own_sheets = any(map(_GENERATED.fullmatch, files))
-        for name in files:
-            reason = _reason_to_pass_over(name, own_sheets)
-            if reason is None:
-                found.append((Path(parent).relative_to(folder) / name).as_posix())
-            else:
+    folders = [folder]
+    while folders:
+        parent = folders.pop()
+        entries = list(_scan(parent))
+        own_sheets = any(_GENERATED.fullmatch(entry.name) for entry in entries)
+        for entry in entries:
+            reason = _reason_to_pass_over(entry, own_sheets)
+            if reason is not None:
                 passed_over[reason] += 1
+            elif _is_kind(entry, folder=True):
+                folders.append(Path(entry))
+            else:
+                found.append((parent.relative_to(folder) / entry.name).as_posix())
     report_found(folder, len(found), passed_over)
     return sorted(found)
 
@@ -77,16 +74,11 @@ def holds_images(folder: Path) -> bool:
     Raises InputError: a folder that cannot be read.
     """
     below = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.is_dir():
-                    if not is_hidden(entry.name) and not _leads_back(Path(entry)):
-                        below.append(Path(entry))
-                elif _reason_to_pass_over(entry.name, own_sheets=False) is None:  # sheets are beside images
-                    return True
-    except OSError as error:
-        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+    for entry in _scan(folder):
+        if _reason_to_pass_over(entry, own_sheets=False) is None:  # sheets are beside images
+            if not _is_kind(entry, folder=True):
+                return True
+            below.append(Path(entry))
     return any(map(holds_images, below))
 
 
@@ -107,12 +99,33 @@ def _leads_back(folder: Path) -> bool:
     return folder.is_symlink() and folder.parent.resolve().is_relative_to(folder.resolve())
 
 
-def _reason_to_pass_over(name: str, own_sheets: bool) -> str | None:
+def _scan(folder: Path) -> Iterator[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            yield from entries
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def _is_kind(entry: os.DirEntry[str], folder: bool) -> bool:
+    """Return whether an entry, or what a link leads to, is a folder or else a regular file."""
+    try:
+        return entry.is_dir() if folder else entry.is_file()
+    except OSError:  # a link that leads in a circle, or to where nobody may look
+        return False
+
+
+def _reason_to_pass_over(entry: os.DirEntry[str], own_sheets: bool) -> str | None:
+    name = entry.name
     if is_hidden(name):
         return "hidden"
+    if _is_kind(entry, folder=True):
+        return "linked to a folder above" if _leads_back(Path(entry)) else None
     suffix = Path(name).suffix
     if suffix.lower() not in IMAGE_SUFFIXES:
         return suffix.lower() or "without a suffix"
+    if not _is_kind(entry, folder=False):
+        return "linked to no file" if entry.is_symlink() else "no regular file"
     if own_sheets and _SHEETS.fullmatch(name):
         return "of a single scale" if "_scale" in name else f"{name} (made of the images beside it)"
     return None

@@ -15,7 +15,7 @@ from tokenizer.errors import InputError, one_line
 from var.utils.contents import HEAD, find_substitute
 from var.utils.files import atomic_write
 from var.utils.image_files import FORMATS
-from var.utils.paths import to_path
+from var.utils.paths import check_regular, to_path
 
 MAX_PIXELS = 2**26  # of an image that is edited, 8192 x 8192
 
@@ -44,9 +44,10 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def open_image(file: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image in the size and mode that it is stored in.
 
-    Raises InputError: no such file, not an image in one of the known formats, damaged, more than max_pixels.
+    Raises InputError: no such file, no regular one, not an image in one of the known formats, damaged, more than max_pixels.
     """
     path = to_path(file, "image")
+    check_regular(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the bound here is lower

@@ -88,6 +88,20 @@ def check_target(file: Path, example: str, inputs: Iterable[str | Path | None] =
             )
 
 
+def check_regular(file: Path) -> None:
+    """Raise InputError for what is there and no regular file, nor a link to one.
+
+    Opening a pipe would wait for whoever writes into it, without end, and devices may have no end.
+    """
+    try:
+        mode = file.stat().st_mode
+    except OSError:  # opening it will report the error
+        return
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise InputError(f"cannot read {file}: it is {kind}: give a regular file")
+
+
 def follow_links(path: Path) -> Path:
     """Return the path, absolute, that a link leads to. Raises InputError: links that lead to one another."""
     target = Path(os.path.realpath(path))
