@@ -413,7 +413,7 @@ def reasons(folder: Path, **changes: bytes | None) -> dict[int, str]:
         ({"n0002_png": b"torn"}, "not an image"),
         ({"n0002_png": None}, "none of its members (cls) is an image"),
         ({"n0002_cls": None}, "no label"),
-        ({"n0002_cls": b"dog"}, "invalid literal"),
+        ({"n0002_cls": b"dog"}, "its .cls holds 'dog'"),
         ({"n0002_cls": b"-1"}, "its label is -1"),
         ({"n0002_cls": b"5"}, "its label is 5, but the index has num_classes=5"),
         ({"n0002_cls": None, "n0002_json": b"[]"}, "its label is None"),
@@ -805,6 +805,25 @@ def test_names_with_dots_keep_their_labels(tmp_path: Path, caplog: pytest.LogCap
     content = json.loads(write_index(tmp_path).read_text())
     assert (content["train"][0]["nsamples"], content["num_classes"]) == (5, 5)
     assert caplog.messages == [f"{tmp_path}: 1 sample without a label (.cls or .json)"]
+
+
+def test_what_a_mac_adds_to_an_archive_is_no_sample(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = {"./a.png": encoded(1), "./a.cls": b"1", "./._a.png": b"no image", "./._a.cls": b"nothing"}
+    members |= {"b.c/d.png": encoded(2), "b.c/d.cls": b"0", "__MACOSX/b.c/d.png": b"x", "@eaDir/d.png": b"y"}
+    write_tar(tmp_path / "train-0.tar", members)
+    index = json.loads(write_index(tmp_path).read_text())
+    assert (index["train"][0]["nsamples"], index["num_classes"]) == (2, 2)
+    assert f"{tmp_path}: passed over: 4 hidden members" in caplog.messages
+    dataset = open_dataset(DataConfig(source=str(tmp_path / "index.json")), "train", SIDE, seed=0)
+    found = [dataset[0, i] for i in range(len(dataset))]
+    assert [sample.label for sample in found if isinstance(sample, Sample)] == [1, 0]
+
+
+@pytest.mark.parametrize(("text", "shown"), [("cat", "'cat'"), ("", "''"), ("9" * 5000, "'9999")])
+def test_a_cls_that_holds_no_number_is_explained(text: str, shown: str, tmp_path: Path) -> None:
+    write_tar(tmp_path / "train-0.tar", {"a.png": encoded(1), "a.cls": text.encode()})
+    with refused("train-0.tar", f"its .cls holds {shown}", "must hold the number of its class, 0 and up"):
+        write_index(tmp_path)
 
 
 def test_labels_of_shards_that_are_ids_are_refused(tmp_path: Path) -> None:

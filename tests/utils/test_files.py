@@ -15,7 +15,14 @@ from tiny import ROOT
 
 from var.utils.files import atomic_folder, atomic_write
 from var.utils.locks import LOCK, locked
-from var.utils.paths import check_no_other_files, check_target, check_writable, is_stream, subfolders
+from var.utils.paths import (
+    check_no_other_files,
+    check_target,
+    check_writable,
+    is_hidden,
+    is_stream,
+    subfolders,
+)
 from var.utils.provenance import file_sha256, sha256
 
 
@@ -51,6 +58,12 @@ def test_hidden_files_are_no_foreign_files(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").touch()
     with refused("holds other files, such as letter.txt: give another --out"):
         check_no_other_files(tmp_path, ("a.json",), "give another --out")
+
+
+def test_what_systems_add_is_passed_over_as_hidden_files_are() -> None:
+    for name in (".x", "._a.png", "__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "$Recycle.Bin", "lost+found"):
+        assert is_hidden(name)
+    assert not any(map(is_hidden, ("cup", "@home", "recycle", "lost and found", "a.b")))
 
 
 def test_subfolders(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def write_index(folder: Path) -> Path:
     """
     content: dict[str, Any] = {}
     labels: set[int] = set()
-    unlabeled = 0
+    unlabeled = passed_over = 0
     for split, pattern in (("train", "train*.tar"), ("validation", "val*.tar")):
         for path in sorted(folder.glob(pattern)):
             try:
@@ -123,12 +123,15 @@ def write_index(folder: Path) -> Path:
                     labeled = [i for i, has in enumerate(shard.samples) if {"cls", "json"} & has.keys()]
                     labels |= {shard.label(i, "label") for i in labeled}
                     unlabeled += len(shard) - len(labeled)
+                    passed_over += shard.passed_over
                 entry = {"url": path.name, "nsamples": _whole_number(len(shard), "nsamples", 1, MAX_PER_SHARD)}
             except (OSError, ValueError, tarfile.TarError) as error:
                 raise InputError(f"{path} cannot be read as a shard: {one_line(error)}") from error
             content.setdefault(split, []).append(entry)
     if "train" not in content:
         raise InputError(f"{folder} holds no train*.tar: name the shards so, and validation shards val*.tar")
+    if passed_over:
+        log.warning("%s: passed over: %s", folder, plural(passed_over, "hidden member"))
     if unlabeled:
         log.warning("%s: %s without a label (.cls or .json)", folder, plural(unlabeled, "sample"))
     if labels:

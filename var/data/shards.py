@@ -1,7 +1,8 @@
 """One WebDataset shard: a tar file whose samples are read by number.
 
 A sample is a group of members that share the name up to its first dot: `a/0017.jpg` with `a/0017.cls` (its label as
-text) or `a/0017.json` (an object with the label); `_split_names` says what becomes of names with more dots.
+text) or `a/0017.json` (an object with the label); `_split_names` says what becomes of names with more dots. Members
+that are hidden are passed over, as in folders.
 """
 
 import os
@@ -10,9 +11,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import BinaryIO
 from weakref import finalize
 
+from tokenizer.errors import abbreviate
 from var.utils.contents import HEAD, find_substitute
 from var.utils.image_files import IMAGE_SUFFIXES
 from var.utils.json_text import parse_json
+from var.utils.paths import is_hidden
 
 MAX_CLASSES = 10**6
 LABEL_SUFFIXES = frozenset({".cls", ".json"})
@@ -26,6 +29,7 @@ class OpenShard:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
+        self.passed_over = 0  # members, hidden ones
         finalize(self, file.close)
         if substitute := find_substitute(file.read(HEAD)):
             raise tarfile.ReadError(substitute)
@@ -34,7 +38,9 @@ class OpenShard:
         with tarfile.open(fileobj=file, mode="r:") as tar:
             try:
                 for member in tar:
-                    if member.isfile():
+                    if _is_passed_over(member.name):
+                        self.passed_over += 1
+                    elif member.isfile():
                         found[member.name] = (member.offset_data, member.size)
             except tarfile.TarError:
                 if not found:
@@ -60,7 +66,7 @@ class OpenShard:
         """Read a sample's label: its .cls, or the key of its .json. Raises ValueError: there is none."""
         members = self.samples[number]
         if "cls" in members:
-            value: object = int(self._read(number, "cls"))
+            value: object = _parse_label(self._read(number, "cls"))
         elif "json" in members:
             content = parse_json(self._read(number, "json"))
             value = content.get(key) if isinstance(content, Mapping) else None
@@ -76,6 +82,22 @@ class OpenShard:
         offset, size = self.samples[number][suffix]
         # pread, for forked processes share the file's offset.
         return os.pread(self.file.fileno(), size, offset)
+
+
+def _parse_label(content: bytes) -> int:
+    try:
+        return int(content)
+    except ValueError:
+        given = abbreviate(content.decode(errors="replace").strip())
+        raise ValueError(
+            f"its .cls holds {given}: it must hold the number of its class, 0 and up; the index may name the numbers "
+            "(class_names)"
+        ) from None  # whose text is for programmers
+
+
+def _is_passed_over(member: str) -> bool:
+    """Return whether a member is hidden or in a hidden folder, as the `._0017.jpg` that a Mac adds to archives."""
+    return any(is_hidden(part) for part in member.split("/") if part not in (".", ".."))
 
 
 def _split_names(members: Sequence[str]) -> list[tuple[str, str]]:

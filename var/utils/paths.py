@@ -8,6 +8,11 @@ from pathlib import Path
 
 from tokenizer.errors import InputError, abbreviate, one_line
 
+# Folders that no user has made, in any case of letters: of a Mac's archives, of Synology, of Windows, of a Linux disk.
+ADDED_BY_SYSTEMS = frozenset(
+    ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
+)
+
 LONGEST_PATH, LONGEST_NAME = 4095, 255  # bytes, of Linux
 
 
@@ -148,8 +153,8 @@ def check_no_other_files(folder: Path, entries: Collection[str], remedy: str = "
 
 
 def is_hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is passed over: a hidden one, or what a Mac adds to its archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Return whether a file or folder of this name is passed over: a hidden one, or what systems add of their own."""
+    return name.startswith(".") or name.lower() in ADDED_BY_SYSTEMS
 
 
 def subfolders(folder: Path) -> list[str]:
