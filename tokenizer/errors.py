@@ -30,6 +30,8 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = str(error.strerror) if isinstance(error, OSError) and error.strerror else str(error)  # no number, no path
+    if "set_int_max_str_digits" in text:  # Python's advice, which is for programmers
+        text = "a whole number of thousands of digits is too large"
     text = " ".join(text.split()) or type(error).__name__
     return text if len(text) <= limit else text[: limit - 3] + "..."
 

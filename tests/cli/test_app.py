@@ -48,7 +48,7 @@ def integer_options(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for name, member in getattr(command, "commands", {}).items():
         yield from integer_options(member, f"{path} {name}")
     for parameter in command.params:
-        if parameter.type.name == "integer":
+        if parameter.type_descriptor.annotation in (int, int | None):
             yield f"{path} {parameter.name}", parameter
 
 
@@ -59,14 +59,40 @@ def test_whole_numbers_of_all_commands_have_an_upper_bound() -> None:
     """A slip such as --batch 10000000000 is refused before anything is loaded; a seed may be any of 63 bits."""
     root = typer.main.get_command(build(*app.COMMANDS))
     found = dict(integer_options(root))
-    assert {" bench threads", " bench repeats", " features extract batch", " evaluate generate num_per_class"} <= {*found}
+    assert {" bench threads", " bench repeats", " features extract batch", " evaluate generate num_per_class"} <= {
+        *found
+    }
     for path, parameter in found.items():
         if path.startswith(" edit outpaint") and parameter.name in IN_THE_COMMAND:
             continue
         too_large = 2**63 if parameter.name == "seed" else 10**10
         with pytest.raises((InputError, TyperException), match=str(too_large)):
             parameter.process_value(typer.Context(root), str(too_large))
-            pytest.fail(f"var{path} takes {too_large}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("sample", "207", "--out", ""), "out='' is empty"),
+        (("sample", "207", "--out="), "out='' is empty"),
+        (("classify", ""), "images='' is empty"),
+        (("classify", "a.png", ""), "images='' is empty"),
+        (("classify", "a.png", "--json", ""), "json_file='' is empty"),
+        (("plot", ""), "run='' is empty"),
+        (("train", ""), "recipe='' is empty"),
+        (("data", "index", ""), "folder='' is empty"),
+        (("edit", "inpaint", "", "--box", "0,0,1,1"), "image='' is empty"),
+        (("edit", "inpaint", "a.png", "--mask", ""), "mask='' is empty"),
+        (("features", "extract", "", "--model", "pixels", "--out", "f.parquet"), "folder='' is empty"),
+        (("features", "classify", "a", ""), "validation='' is empty"),
+        (("scaling", "fit", "", "--out", "laws"), "runs='' is empty"),
+        (("evaluate", "reference", "", "--extractor", "vgg16", "--out", "r.npz"), "input='' is empty"),
+        (("recipes", "copy", "mini_var", ""), "to='' is empty"),
+    ],
+)
+def test_an_empty_path_is_refused_and_not_the_current_folder(var: Run, arguments: tuple[str, ...], told: str) -> None:
+    refusal(var(*arguments), told, "give a path or a name")
+    assert not [*Path().iterdir()]
 
 
 def test_a_group_lists_and_runs_its_commands(

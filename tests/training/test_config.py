@@ -362,6 +362,15 @@ def test_file_that_cannot_be_used(tmp_path: Path, content: str, parts: list[str]
     assert [part for part in parts if part not in text] == [], text
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "-" + "9" * 5000, "0x" + "f" * 5000])
+def test_numbers_of_thousands_of_digits_are_refused_in_our_words(var_recipe: Path, number: str) -> None:
+    with refused("override 'steps=", "a whole number of thousands of digits is too large"):
+        load_recipe(var_recipe, [f"steps={number}"])
+    var_recipe.write_text(var_recipe.read_text() + f"\nlog_every: {number}\n")
+    with refused(f"recipe {var_recipe}", "a whole number of thousands of digits is too large"):
+        load_recipe(var_recipe)
+
+
 def test_file_that_cannot_be_read(tmp_path: Path) -> None:
     assert "does not exist" in message(tmp_path / "no.yaml")
     assert "cannot be read" in message(tmp_path)

@@ -149,6 +149,13 @@ def test_gray_whose_white_is_unknown_is_refused(file: BytesIO, told: str) -> Non
         to_rgb(Image.open(file))
 
 
+def test_an_image_whose_white_is_unknown_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "depth.tif"
+    file.write_bytes(tiff(32, 3, np.array([0, np.nan], "<f4").tobytes()).getvalue())
+    with refused(f"{file}: floating-point pixels from nan to nan"):
+        to_rgb(open_image(file))
+
+
 def test_black_of_any_depth_is_black() -> None:
     assert (
         to_rgb(Image.new("I", (1, 1))).getpixel((0, 0)) == to_rgb(Image.new("F", (1, 1))).getpixel((0, 0)) == (0, 0, 0)

@@ -4,7 +4,6 @@ import json
 import time
 from dataclasses import fields
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -51,7 +50,7 @@ def extract(
         raise InputError(
             f"--out {abbreviate(str(out))}: features are written as Parquet: give a name such as {EXAMPLE}"
         )
-    images = list_folder(Path(source)) if split is None else list_split(source, split)
+    images = list_folder(source) if split is None else list_split(source, split)
     found = open_source(model, None if sizes is None else read_sizes(sizes), device, dtype)
     report = partial(typer.echo, err=True)
     began = time.perf_counter()

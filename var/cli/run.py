@@ -105,23 +105,29 @@ def flatten(command: Command) -> Command:
     """The command with the fields of its dataclass parameters as parameters of their own, by keyword."""
     bundles: dict[str, Any] = {}
     parameters: list[inspect.Parameter] = []
+    paths: set[str] = set()
+
+    def add(parameter: inspect.Parameter, name: str, annotation: Any, default: Any) -> None:
+        annotation, is_path = _paths_as_text(_with_placeholder(name, annotation))
+        if is_path:
+            paths.add(name)
+            default = str(default) if isinstance(default, Path) else default
+        keyword = parameter.KEYWORD_ONLY
+        parameters.append(parameter.replace(name=name, kind=keyword, default=default, annotation=annotation))
+
     for parameter in inspect.signature(command).parameters.values():
-        bundle, of_command = parameter.annotation, parameter.replace(kind=parameter.KEYWORD_ONLY)
+        bundle = parameter.annotation
         if not is_dataclass(bundle):
-            parameters.append(of_command.replace(annotation=_with_placeholder(parameter.name, bundle)))
+            add(parameter, parameter.name, bundle, parameter.default)
             continue
         bundles[parameter.name] = bundle
         hints = get_type_hints(bundle, include_extras=True)
         for field in fields(bundle):
             default = parameter.empty if field.default is MISSING else field.default
-            parameters.append(
-                of_command.replace(
-                    name=field.name, default=default, annotation=_with_placeholder(field.name, hints[field.name])
-                )
-            )
+            add(parameter, field.name, hints[field.name], default)
 
     def flat(**values: Any) -> None:
-        values = {name: _expand_paths(name, value) for name, value in values.items()}
+        values |= {name: _read_paths(name, values[name]) for name in paths}
         for name, bundle in bundles.items():
             values[name] = bundle(**{field.name: values.pop(field.name) for field in fields(bundle)})
         command(**values)
@@ -147,11 +153,29 @@ def _with_placeholder(name: str, annotation: Any) -> Any:
     return Annotated[kind, option]
 
 
-def _expand_paths(name: str, value: Any) -> Any:
-    """Replace the paths among an option's values by ones with ~ as the user's home; refuse what no file is called."""
+TEXT_OF: dict[Any, Any] = {Path: str, Path | None: str | None, list[Path]: list[str]}
+
+
+def _paths_as_text(annotation: Any) -> tuple[Any, bool]:
+    """Return an option's type with text in place of paths, and whether it has paths.
+
+    The parser would make the current folder of an empty text, as `pathlib.Path` does, before anybody could refuse it.
+    """
+    kind, *notes = get_args(annotation) if get_origin(annotation) is Annotated else (annotation,)
+    if kind not in TEXT_OF:
+        return annotation, False
+    if not notes:
+        return TEXT_OF[kind], True
+    info = copy.copy(notes[0])
+    info.path_type = str  # completed in a shell as a path is
+    return Annotated[TEXT_OF[kind], info], True
+
+
+def _read_paths(name: str, value: Any) -> Any:
+    """Return the paths that an option gives, with ~ as the user's home; refuse what no file is called."""
     if isinstance(value, list):
-        return [_expand_paths(name, each) for each in value]
-    return to_path(value, name) if isinstance(value, Path) else value
+        return [_read_paths(name, each) for each in value]
+    return None if value is None else to_path(value, name)
 
 
 def in_columns(rows: Sequence[Sequence[str]]) -> list[str]:

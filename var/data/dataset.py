@@ -215,7 +215,8 @@ class ImageDataset(SampleDataset):
             return Unreadable(index, location, substitute or f"not an image in one of the formats {', '.join(FORMATS)}")
         except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes
             # The error itself, not its first cause: "truncated file" says more than which bytes are missing.
-            return Unreadable(index, location, " ".join(f"{type(error).__name__}: {error}".split()))
+            text = str(error).removeprefix(f"{location}: ")  # which is said anyway
+            return Unreadable(index, location, " ".join(f"{type(error).__name__}: {text}".split()))
         label = encoded.label if self.labels is None else int(self.labels[index])
         return Sample(to_tensor(pixels), label, location, ())
 

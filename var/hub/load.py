@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from tokenizer.errors import InputError, abbreviate
+from tokenizer.errors import InputError, abbreviate, one_line
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import CONFIG, TOKENIZER, TRANSFORMER, load_tokenizer, load_transformer, read_config, save_model
 from var.hub.client import FILES, TOKENIZER_FILES
@@ -120,7 +120,7 @@ def _load_folder(folder: Path) -> PipelineParts:
     try:
         classes = None if names is None else {int(label): str(name) for label, name in names.items()}
     except (AttributeError, ValueError) as error:
-        raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({error})") from error
+        raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({one_line(error)})") from error
     model = load_transformer(folder / TRANSFORMER)
     sampling = _read_sampling(entries.get("sampling"), folder / TRANSFORMER, model)
     vqvae = load_tokenizer(folder / TOKENIZER)

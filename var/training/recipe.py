@@ -227,6 +227,8 @@ def _check_text(values: dict[str, Any], where: str) -> None:
         raise InputError(
             f"{where} has text that is not valid UTF-8, {found}: rename it, or write it in UTF-8"
         ) from error
+    except ValueError as error:  # such as 0x and thousands of digits, which YAML reads
+        raise InputError(f"{where} cannot be read: {one_line(error)}") from error
     except TypeError as error:
         raise InputError(f"{where} has a key that is no text: the keys of a recipe are names") from error
 

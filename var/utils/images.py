@@ -1,5 +1,6 @@
 """Between images of any kind, square RGB ones, and tensors."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +45,8 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def open_image(file: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Read an image in the size and mode that it is stored in.
 
-    Raises InputError: no such file, no regular one, not an image in one of the known formats, damaged, more than max_pixels.
+    Raises InputError: no such file, no regular one, not an image in one of the known formats, damaged, more than
+    max_pixels.
     """
     path = to_path(file, "image")
     check_regular(path)
@@ -94,14 +96,18 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     - Colors: CMYK, YCbCr and the like by Pillow's formulas. Pixels of RGB, with or without alpha, stay as they are, and
       so does a color profile of RGB; a profile of other channels is dropped.
 
-    Raises InputError: pixels whose white is unknown.
+    Raises InputError: pixels whose white is unknown; it names the image's file, where Pillow knows that.
     """
+    file = getattr(image, "filename", "")
     image = _turn_upright(image)
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     profile = image.info.get("icc_profile")
     if image.mode.startswith("I") or image.mode == "F" or _is_signed(image):
-        image = _to_8_bits(image)
+        try:
+            image = _to_8_bits(image)
+        except InputError as error:
+            raise InputError(f"{os.fsdecode(file)}: {error}" if file else str(error)) from None
     if has_transparency(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)

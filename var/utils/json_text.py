@@ -26,7 +26,9 @@ def _finite(text: str) -> float:
 
 
 def _whole(text: str) -> int:
+    if len(text) > 20:  # Python itself would refuse thousands of digits, in words of its own
+        raise ValueError(f"a whole number of {len(text)} digits is too large")
     number = int(text)
     if not -(2**63) <= number < 2**63:
-        raise ValueError(f"a whole number of {len(text)} digits is too large")
+        raise ValueError(f"{text} is too large for a whole number")
     return number
