@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from accelerate import Accelerator
 from helpers import normal, random_tokens, randomize, refused, small_quantizer, small_var
 from tiny import TOKENIZER, run, tokenizer_recipe, write_recipe
 from torch import Tensor, nn
@@ -530,6 +531,22 @@ def test_a_sharding_flag_that_is_neither_true_nor_false_is_refused(monkeypatch: 
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "maybe")
     with refused("ACCELERATE_USE_FSDP='maybe' must be true or false"):
         is_sharding_requested()
+
+
+def test_the_launchers_compiler_is_accelerates_or_is_said_to_be_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", tmp_path)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    assert build_accelerator(recipe).state.dynamo_plugin.backend == "EAGER"
+    assert not caplog.messages
+    monkeypatch.setattr(Accelerator, "num_processes", 2)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    build_accelerator(recipe)
+    assert any("dynamo_backend=eager of accelerate launch is not used" in line for line in caplog.messages)
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "indictor")
+    with refused("ACCELERATE_DYNAMO_BACKEND='indictor' is none of no, eager", "inductor"):
+        build_accelerator(recipe)
 
 
 def test_accelerate_does_not_divide_losses_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import InitProcessGroupKwargs, parse_flag_from_env, patch_environment
+from accelerate.utils import DynamoBackend, InitProcessGroupKwargs, parse_flag_from_env, patch_environment
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict, get_optimizer_state_dict
 from torch.distributed.fsdp import FSDPModule, fully_shard
@@ -33,6 +33,7 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the main 
 # How `accelerate launch` passes on its settings.
 _FLAG = "ACCELERATE_USE_FSDP"  # `distributed_type: FSDP`
 _MIXED_PRECISION, _ACCUMULATE = "ACCELERATE_MIXED_PRECISION", "ACCELERATE_GRADIENT_ACCUMULATION_STEPS"
+_DYNAMO = "ACCELERATE_DYNAMO_BACKEND"  # by which accelerate compiles what it wraps: replicated models
 PRECISIONS = {"no": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 log = logging.getLogger(__name__)
@@ -141,8 +142,8 @@ def _log_once(message: str, level: int = logging.INFO) -> None:
 def build_accelerator(recipe: Recipe, device: torch.device | None = None) -> Accelerator:
     """Build the Accelerator of a run: its processes, its device (None: the machine's best), the recipe's precision.
 
-    Raises InputError: a precision that the device or sharding does not support; fewer images in a batch than
-    micro-batches of all processes.
+    Raises InputError: a precision that the device or sharding does not support; a compiler that is unknown; fewer
+    images in a batch than micro-batches of all processes.
     """
     device = choose_device() if device is None else device
     if recipe.precision == "float16" and device.type != "cuda":
@@ -152,6 +153,9 @@ def build_accelerator(recipe: Recipe, device: torch.device | None = None) -> Acc
     precision = "fp16"
     if recipe.precision != "float16":
         precision = "bf16" if choose_dtype(recipe.precision, device) == torch.bfloat16 else "no"
+    backend, known = os.environ.get(_DYNAMO, "no"), [known.value.lower() for known in DynamoBackend]
+    if backend.lower() not in known:
+        raise InputError(f"{_DYNAMO}={abbreviate(backend)} is none of {', '.join(known)}: correct it")
     # Processes wait until the slowest one has encoded its part of a token cache.
     patience = InitProcessGroupKwargs(timeout=timedelta(hours=12))
     AcceleratorState._reset_state()  # it keeps the precision of an earlier run in the same process
@@ -159,6 +163,11 @@ def build_accelerator(recipe: Recipe, device: torch.device | None = None) -> Acc
     # are weighted by `PhaseRunner`, and accelerate would divide each loss by their number again.
     with patch_environment(**{_FLAG: "false", _ACCUMULATE: "1"}):
         accelerator = Accelerator(cpu=device.type == "cpu", mixed_precision=precision, kwargs_handlers=[patience])
+    if backend.lower() != "no" and accelerator.num_processes > 1 and is_sharding_requested():
+        _log_once(
+            f"dynamo_backend={backend.lower()} of accelerate launch is not used with sharded parameters: compile=true "
+            "compiles them", logging.WARNING,
+        )  # fmt: skip
     parts = accelerator.num_processes * recipe.micro_batches
     if recipe.batch_size < parts:
         raise InputError(
