@@ -22,6 +22,7 @@ from var.hub.checkpoint import (
     load_encoder,
     load_tokenizer,
     load_transformer,
+    read_class_names,
     read_config,
     save_model,
 )
@@ -247,6 +248,7 @@ def test_another_kind_of_model_is_refused(var_folder: Path, tokenizer_folder: Pa
         ('{"model": "VAR", "config": {"depth": 0}}', "depth=0"),
         ('{"model": "VAR", "config": {"depth": "two"}}', CONFIG),
         ('{"model": "VAR", "config": {"scales": 7}}', CONFIG),
+        ('{"model": "VAR", "config": {"depth": %s}}' % ("9" * 5000), "a whole number of 5000 digits is too large"),
         ('{"model": "VAR", "config": {"depth": 2.5}}', CONFIG),
     ],
 )
@@ -389,15 +391,69 @@ def test_a_changed_argument_that_no_tensor_shows_is_noticed(tmp_path: Path) -> N
         load_tokenizer(tmp_path)
 
 
-def test_class_names_and_sampling_defaults_are_the_users_to_change(var_folder: Path) -> None:
-    (var_folder / CONFIG).write_text(json.dumps(read_config(var_folder) | {"classes": {"1": "a"}, "sampling": {}}))
+def test_class_names_and_sampling_defaults_are_the_users_to_change(
+    var_folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, as long as the entry that tells of it is there: it might be damage."""
+    changed = read_config(var_folder) | {"classes": {"1": "a"}, "sampling": {}}
+    (var_folder / CONFIG).write_text(json.dumps(changed))
     assert equal(load_transformer(var_folder), small_var())
+    (line,) = caplog.messages
+    assert str(var_folder / CONFIG) in line
+    assert "remove that entry if you changed them yourself" in line
+    caplog.clear()
+    del changed["entries_sha256"]
+    (var_folder / CONFIG).write_text(json.dumps(changed))
+    assert equal(load_transformer(var_folder), small_var())
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("written", "damaged"),
+    [('"cup"', '"aup"'), ('"quantizer_sha256"', '"quantizer_sha257"'), ('"abc"', '"abd"'), ('k": 5', 'k": 7')],
+)
+def test_damage_that_no_tensor_and_no_size_shows_is_told(
+    written: str, damaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    extra = {"quantizer_sha256": {"float32": "abc"}, "classes": {"1": "cup"}, "sampling": {"top_k": 5}}
+    save_model(tmp_path, small_var(), extra)
+    load_transformer(tmp_path)
+    assert not caplog.messages
+    text = (tmp_path / CONFIG).read_text()
+    assert text.count(written) == 1
+    (tmp_path / CONFIG).write_text(text.replace(written, damaged))
+    load_transformer(tmp_path)
+    assert [line for line in caplog.messages if str(tmp_path / CONFIG) in line and "entries_sha256" in line]
+
+
+@pytest.mark.parametrize("name", ["sha256", "config_sha256", "entries_sha256"])
+def test_a_damaged_name_switches_no_checksum_off(
+    name: str, var_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    text = (var_folder / CONFIG).read_text()
+    damaged = name.replace("s", "q", 1)
+    (var_folder / CONFIG).write_text(text.replace(f'"{name}"', f'"{damaged}"'))
+    with refused(str(var_folder / CONFIG), f"a checksum under the name '{damaged}'", "copy the folder again"):
+        load_transformer(var_folder)
+    with refused(f"a checksum under the name '{damaged}'"):
+        start_from(var_folder, small_var())
+    entries = json.loads(text)
+    del entries[name]  # as one who has changed what it is of
+    (var_folder / CONFIG).write_text(json.dumps(entries))
+    load_transformer(var_folder)
+    assert bool(caplog.messages) == (name != "entries_sha256")
+
+
+@pytest.mark.parametrize("names", [["cup"], {"one": "cup"}, {"9" * 5000: "cup"}])
+def test_class_names_of_another_form_are_refused(names: object, tmp_path: Path) -> None:
+    with refused(f"{tmp_path / CONFIG}: classes must map labels to names"):
+        read_class_names(tmp_path, {"classes": names})
 
 
 def test_a_folder_from_before_has_no_checksum_and_is_read(var_folder: Path) -> None:
     entries = read_config(var_folder)
     assert entries.pop("sha256") == file_sha256(var_folder / WEIGHTS)
-    del entries["config_sha256"]
+    del entries["config_sha256"], entries["entries_sha256"]
     (var_folder / CONFIG).write_text(json.dumps(entries))
     assert equal(load_transformer(var_folder), small_var())
 

@@ -6,7 +6,7 @@ M classes, S side of the images in pixels.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from PIL import Image
@@ -15,7 +15,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from var.aim import AIM
 from var.features.sources import ProbeClassifier, load_classifier
-from var.hub.checkpoint import CONFIG, find_exported, read_config
+from var.hub.checkpoint import CONFIG, find_exported, read_class_names, read_config
 from var.hub.presets import RELEASED, SHIPPED, own_name
 from var.models.aim import Encoder, Probe, val_transforms
 from var.sampling.output import ClassScore
@@ -79,20 +79,19 @@ def load_image_probe(model: str, device: str = "auto", dtype: str = "auto") -> I
     """
     folder = find_exported(to_path(model, "model"))
     config = read_config(folder) if folder.is_dir() else {}
+    given = read_class_names(folder, config) or {}
     if config.get("model") == Probe.__name__:
         alone = load_classifier(folder, device=device, dtype=dtype)
         side = alone.source.image_size
-        names = _class_names(config, alone.probe.config.num_classes)
+        names = _name_classes(given, alone.probe.config.num_classes)
         return ImageProbe(alone, lambda image: resize_and_center_crop(image, side), names)
     aim = AIM.from_pretrained(model, device=device, dtype=dtype)
-    return ImageProbe(aim, val_transforms(aim.config.image_size), _class_names(config, aim.config.num_classes))
+    return ImageProbe(aim, val_transforms(aim.config.image_size), _name_classes(given, aim.config.num_classes))
 
 
-def _class_names(config: Mapping[str, Any], num_classes: int) -> Mapping[int, str]:
+def _name_classes(given: Mapping[int, str], num_classes: int) -> Mapping[int, str]:
     """Return the names of a probe's classes, or the labels where there are no names."""
-    given = config.get("classes") or {}
-    named = {int(label): str(name) for label, name in given.items() if int(label) < num_classes}
-    if named:
+    if named := {label: name for label, name in given.items() if label < num_classes}:
         return named
     return imagenet_names() if num_classes == 1000 else {label: str(label) for label in range(num_classes)}
 

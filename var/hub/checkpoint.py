@@ -1,6 +1,8 @@
 """Models on disk: a folder with config.json (what to build) and model.safetensors (its weights)."""
 
 import json
+import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from tokenizer.errors import InputError, one_line
+from tokenizer.errors import InputError, abbreviate, one_line
 from tokenizer.vqvae import VQVAE, TokenizerConfig
 from var.models.aim import AIM, AIMConfig, Encoder, EncoderConfig, Probe, ProbeConfig
 from var.models.conditional import ConditionalTransformer
@@ -23,11 +25,14 @@ from var.utils.provenance import as_key, file_sha256, sha256
 from var.utils.weights import StateDict, check_finite, load_strict, on_meta, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-# Entries of CONFIG: of WEIGHTS, and of the entries that say what to build. Files from before have none.
-CHECKSUM, CONFIG_CHECKSUM = "sha256", "config_sha256"
+# Entries of CONFIG: checksums of WEIGHTS, of the entries that say what to build, and of all others, these two among
+# them. Files from before have none, or the first ones.
+CHECKSUM, CONFIG_CHECKSUM, ENTRIES_CHECKSUM = "sha256", "config_sha256", "entries_sha256"
 EXPORTED = "model"  # folder of a training's output
 TOKENIZER, TRANSFORMER = "tokenizer", "transformer"  # folders of a pipeline's models
 PIPELINE_PARTS = {"VQVAE": TOKENIZER} | {generator.model.__name__: TRANSFORMER for generator in GENERATORS}
+
+log = logging.getLogger(__name__)
 
 
 def save_model(
@@ -55,8 +60,9 @@ def save_model(
     check_finite(state, f"the {type(model).__name__} to be written to {folder}")
     with atomic_folder(folder) as new:
         safetensors.torch.save_file(state, new / WEIGHTS)
-        checksums = {CHECKSUM: file_sha256(new / WEIGHTS), CONFIG_CHECKSUM: config_sha256(config)}
-        (new / CONFIG).write_text(json.dumps(config | checksums, indent=2) + "\n")
+        config |= {CHECKSUM: file_sha256(new / WEIGHTS), CONFIG_CHECKSUM: config_sha256(config)}
+        config[ENTRIES_CHECKSUM] = _entries_sha256(config)
+        (new / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         (new / WEIGHTS).chmod((new / CONFIG).stat().st_mode)  # the umask's: safetensors 0.8 shuts out all others
 
 
@@ -70,6 +76,12 @@ def check_exportable(folder: Path) -> None:
 def config_sha256(config: Mapping[str, Any]) -> str:
     """Checksum of the entries of config.json that say what to build; the others, such as class names, may change."""
     return sha256([as_key({name: config[name] for name in ("model", "config")})])
+
+
+def _entries_sha256(config: Mapping[str, Any]) -> str:
+    """Checksum of the entries of config.json that may change: names, sampling defaults, the other checksums."""
+    may_change = config.keys() - {"model", "config", ENTRIES_CHECKSUM}
+    return sha256([as_key({name: config[name] for name in may_change})])
 
 
 def find_exported(folder: Path) -> Path:
@@ -105,6 +117,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("config"), dict):
         raise InputError(f"{folder / CONFIG} is not a model's configuration: it needs the entries model and config")
     return config
+
+
+def read_class_names(folder: Path, config: Mapping[str, Any]) -> dict[int, str] | None:
+    """Return the class names of a model folder's config.json by label; None: it has none. Raises InputError."""
+    names = config.get("classes")
+    try:
+        return None if names is None else {int(label): str(name) for label, name in names.items()}
+    except (AttributeError, ValueError) as error:
+        raise InputError(f"{folder / CONFIG}: classes must map labels to names ({one_line(error)})") from error
 
 
 def load_tokenizer(folder: Path) -> VQVAE:
@@ -143,7 +164,22 @@ def load_encoder(folder: Path) -> Encoder:
 
 
 def check_values(folder: Path, config: Mapping[str, Any], state: StateDict) -> None:
-    """Raise InputError if a model folder's weights or sizes are not those that it was written with, or not finite."""
+    """Raise InputError if a model folder's weights or sizes are not those that it was written with, or not finite.
+
+    Other entries of config.json are the user's to change, so of those the log warns.
+    """
+    known = (CHECKSUM, CONFIG_CHECKSUM, ENTRIES_CHECKSUM)
+    texts = {name: value for name, value in config.items() if isinstance(value, str) and name not in known}
+    if stray := [name for name, value in texts.items() if re.fullmatch("[0-9a-f]{64}", value)]:
+        raise InputError(
+            f"{folder / CONFIG} is damaged: it holds a checksum under the name {abbreviate(stray[0])}, not under "
+            f"{', '.join(known)}: copy the folder again, or remove that entry"
+        )
+    if ENTRIES_CHECKSUM in config and _entries_sha256(config) != config[ENTRIES_CHECKSUM]:
+        log.warning(
+            "%s: class names, sampling defaults or checksums are not what was written, by its %s: copy the folder "
+            "again, or remove that entry if you changed them yourself", folder / CONFIG, ENTRIES_CHECKSUM,
+        )  # fmt: skip
     if CONFIG_CHECKSUM in config and config_sha256(config) != config[CONFIG_CHECKSUM]:
         raise InputError(
             f"{folder / CONFIG} is damaged: what it says of the model is not what was written, by its "

@@ -7,9 +7,18 @@ from typing import NamedTuple
 
 import torch
 
-from tokenizer.errors import InputError, abbreviate, one_line
+from tokenizer.errors import InputError, abbreviate
 from tokenizer.vqvae import VQVAE
-from var.hub.checkpoint import CONFIG, TOKENIZER, TRANSFORMER, load_tokenizer, load_transformer, read_config, save_model
+from var.hub.checkpoint import (
+    CONFIG,
+    TOKENIZER,
+    TRANSFORMER,
+    load_tokenizer,
+    load_transformer,
+    read_class_names,
+    read_config,
+    save_model,
+)
 from var.hub.client import FILES, TOKENIZER_FILES
 from var.hub.download import convert_once, find_given, load_released
 from var.hub.presets import RELEASED, SHIPPED, check_name, own_name
@@ -116,11 +125,7 @@ def _load_folder(folder: Path) -> PipelineParts:
         if not (folder / part).is_dir():
             raise InputError(f"{folder} has no folder {part}: a model has two, {TOKENIZER} and {TRANSFORMER}")
     entries = read_config(folder / TRANSFORMER)
-    names = entries.get("classes")
-    try:
-        classes = None if names is None else {int(label): str(name) for label, name in names.items()}
-    except (AttributeError, ValueError) as error:
-        raise InputError(f"{folder / TRANSFORMER}: classes must map labels to names ({one_line(error)})") from error
+    classes = read_class_names(folder / TRANSFORMER, entries)
     model = load_transformer(folder / TRANSFORMER)
     sampling = _read_sampling(entries.get("sampling"), folder / TRANSFORMER, model)
     vqvae = load_tokenizer(folder / TOKENIZER)

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from tokenizer.errors import InputError, did_you_mean
 from tokenizer.scales import SCALES_256, SCALES_512, Scales
 from tokenizer.vqvae import VQVAE, TokenizerConfig
-from var.hub.checkpoint import CONFIG, WEIGHTS, check_values, find_part, read_config
+from var.hub.checkpoint import CONFIG, WEIGHTS, check_values, find_part, read_class_names, read_config
 from var.hub.client import FILES, TOKENIZER_FILES, fetch_repository, is_repository
 from var.hub.convert import TOKENIZER_ENTRIES, VAR_ENTRIES, load_official_tokenizer, load_official_var
 from var.hub.convert_aim import load_official_encoder
@@ -136,9 +136,8 @@ def read_weights_for(model: VQVAE | ConditionalTransformer | Encoder, given: str
     check_values(place, entries, state)
     if entries["model"] == AIM.__name__:
         state = {name.removeprefix("encoder."): value for name, value in state.items()}
-    names = entries.get("classes")
-    classes = {int(label): str(name) for label, name in names.items()} if isinstance(names, dict) else {}
-    return Weights(str(given), entries["config"], state, classes, entries.get(QUANTIZER))
+    classes = read_class_names(place, entries)
+    return Weights(str(given), entries["config"], state, classes or {}, entries.get(QUANTIZER))
 
 
 def read_released(
