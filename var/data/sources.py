@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -190,7 +191,11 @@ def list_folder(config: DataConfig, split: Split, folder: Path) -> Listing:
         if split_folder_of(folder, "validation") is not None or not _holds_images(folder):
             inner = [path for path in (folder / name for name in subfolders(folder)) if _holds_split(path)]
             remedy = "give a folder that does, the name of a hub dataset, or the index of shards"
-            if len(inner) == 1:
+            if (index := folder / "index.json").is_file():
+                remedy = f"it holds an index of shards, so give data.source={shlex.quote(str(index))}"
+            elif next(folder.glob("train*.tar"), None):
+                remedy = f"list its shards by `var data index {shlex.quote(str(folder))}`"
+            elif len(inner) == 1:
                 remedy = f"give {inner[0]}, which does"
             raise InputError(
                 f"data.source={str(folder)!r} holds neither a train folder nor train*.parquet files, nor only images: "
