@@ -1,6 +1,8 @@
 """Where images come from: folders, tables and hub datasets, labeled, chosen, held out or refused."""
 
 import os
+import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +12,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import refused
+from huggingface_hub import constants
 from PIL import Image
 from tiny_data import SIDE, encoded, opened, picture, sample, write_folder, write_parquet
+from tiny_hub import use
 
 from var.data.config import DataConfig
 from var.data.dataset import ImageDataset
 from var.training.estimate.images import find_images
 from var.utils.images import resize_and_crop, to_tensor
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
 
 # --- where images come from
 
@@ -87,6 +97,17 @@ def test_hidden_files_are_no_training_images(tmp_path: Path) -> None:
         (tmp_path / hidden).write_bytes(b"no image")
     assert [sample(opened(tmp_path), i).label for i in range(3)] == [0, 0, 1]
     assert len(opened(tmp_path)) == 3
+
+
+def test_the_index_of_a_folder_of_shards_is_named(tmp_path: Path) -> None:
+    folder = tmp_path / "shards #1"
+    folder.mkdir()
+    (folder / "train-0000.tar").touch()
+    with refused("neither a train folder", f"list its shards by `var data index '{folder}'`"):
+        opened(folder)
+    (folder / "index.json").write_text("{}")
+    with refused("neither a train folder", f"so give data.source='{folder / 'index.json'}'"):
+        opened(folder)
 
 
 def test_a_pipe_named_like_an_image_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -331,6 +352,27 @@ def test_hub_dataset_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(datasets, "load_dataset", unreachable)
     with refused("'owner/name'", "(Couldn't reach it (offline)): check the name and the connection, or give a folder"):
         opened("owner/name")
+
+
+def test_a_hub_that_does_not_answer_is_given_up_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`datasets` would try again for half a minute, with a line each time."""
+    offline = []
+
+    def load(name: str) -> None:
+        offline.append((datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE))
+        raise datasets.exceptions.DatasetNotFoundError("not in the cache")
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        use(f"http://127.0.0.1:{closed.getsockname()[1]}", monkeypatch)
+        began = time.monotonic()
+        with refused("'owner/name'", "the Hugging Face hub at http://127.0.0.1", "does not answer", "give a folder"):
+            opened("owner/name")
+    assert time.monotonic() - began < 20
+    assert offline == [(True, True)]
+    assert (datasets.config.HF_HUB_OFFLINE, constants.HF_HUB_OFFLINE) == (False, False)
 
 
 @pytest.mark.parametrize("source", ["no/such/folder/here", "./nowhere", "/no/where", "nowhere", "parquet"])

@@ -13,6 +13,7 @@ from tokenizer.errors import InputError, one_line
 from var.data.config import DataConfig
 from var.data.listing import SPLIT_NAMES, Encoded, Listing, MissingSplitError, Split, split_names, unlabeled
 from var.utils.classes import labels_fit, named_classes
+from var.utils.hub_connection import offline_if_unreachable
 from var.utils.image_files import report_found
 from var.utils.paths import check_regular
 from var.utils.text import plural
@@ -74,11 +75,14 @@ def list_hub(config: DataConfig, split: Split, folder: Path) -> Listing:
         raise InputError(f"data.source={name!r} does not exist: give a folder, or a hub dataset in the form OWNER/NAME")
     import datasets
 
+    unreachable = None
     try:
-        splits = datasets.load_dataset(name)
+        with offline_if_unreachable("README.md", name, "dataset", (datasets.config,)) as unreachable:
+            splits = datasets.load_dataset(name)
     except Exception as error:  # those of the HTTP library, which differ by version
+        reason = unreachable or one_line(error)
         raise InputError(
-            f"data.source={name!r} is no folder here and could not be loaded from the hub ({one_line(error)}): "
+            f"data.source={name!r} is no folder here and could not be loaded from the hub ({reason}): "
             "check the name and the connection, or give a folder"
         ) from error
     found = next((known for known in split_names(split, config.validation_fraction) if known in splits), None)

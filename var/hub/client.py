@@ -1,24 +1,19 @@
 """The Hugging Face hub: files and whole repositories of ours from it, and to it."""
 
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizer.errors import InputError, one_line
 from var.hub.checkpoint import CONFIG, TOKENIZER, TRANSFORMER, WEIGHTS
+from var.utils.hub_connection import UnreachableError, describe_unreachable, has_file, offline_if_unreachable
 
-HUB_TIMEOUT = 5  # seconds for its first answer
 CARD = "README.md"
 # All that is read of a repository: what `save_model` and `save_pipeline` write.
 FILES = [f"{folder}{file}" for folder in ("", f"{TOKENIZER}/", f"{TRANSFORMER}/") for file in (CONFIG, WEIGHTS)]
 TOKENIZER_FILES = [file for file in FILES if not file.startswith(TRANSFORMER)]  # as far as a tokenizer alone needs them
 
 _REPOSITORY = re.compile(r"\w[\w.-]{0,94}/\w[\w.-]{0,94}", re.ASCII)
-
-
-class UnreachableError(InputError):
-    """The hub did not answer."""
 
 
 def is_repository(name: str) -> bool:
@@ -40,7 +35,7 @@ def fetch_repository(repository: str, revision: str | None = None, files: Sequen
     from huggingface_hub import snapshot_download
 
     try:
-        with _offline_if_unreachable(CONFIG, repository):
+        with offline_if_unreachable(CONFIG, repository):
             folder = Path(snapshot_download(repository, revision=revision, allow_patterns=[*files]))
     except Exception as error:  # the HTTP library's errors, which differ by version
         raise _refusal(repository, error, f"model {repository!r} is no folder here") from error
@@ -58,7 +53,7 @@ def download(file: str, repository: str) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        with _offline_if_unreachable(file, repository):
+        with offline_if_unreachable(file, repository):
             return Path(hf_hub_download(repository, file))
     except Exception as error:  # the HTTP library's errors, which differ by version
         kind = UnreachableError if isinstance(error, LocalEntryNotFoundError) else InputError
@@ -92,7 +87,7 @@ def push_folder(
     check_repository(repository)
     failed = f"{repository!r} could not be pushed"
     try:
-        if replace_card or not _has_file(CARD, repository, token):
+        if replace_card or not has_file(CARD, repository, token):
             (folder / CARD).write_text(card)
         hub = HfApi(token=token)
         hub.create_repo(repository, private=private, exist_ok=True)
@@ -113,53 +108,6 @@ def check_repository(name: object) -> None:
         raise InputError(f"repository={name!r} must be user/model, of letters, digits, '-', '_' and '.'")
 
 
-@contextmanager
-def _offline_if_unreachable(file: str, repository: str) -> Iterator[None]:
-    """Keep the hub's client to its own files if the hub does not answer: it would try again for 25 seconds."""
-    from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        _has_file(file, repository)
-    except UnreachableError:
-        constants.HF_HUB_OFFLINE = True
-    except HfHubHTTPError:  # an answer: what it means for the download, the download says
-        pass
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _has_file(file: str, repository: str, token: str | None = None) -> bool:
-    """Return whether a repository shows a file.
-
-    Raises UnreachableError: no answer within HUB_TIMEOUT; HfHubHTTPError: one that says neither yes nor no.
-    """
-    from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
-
-    try:
-        get_hf_file_metadata(hf_hub_url(repository, file), token=token, timeout=HUB_TIMEOUT)
-    except HfHubHTTPError as error:
-        # Who is not logged in gets 401 for a repository that is not there; a gated one is there.
-        if error.response.status_code == 404 or type(error) is RepositoryNotFoundError:
-            return False
-        raise
-    except Exception as error:  # the HTTP library's errors, which differ by version
-        raise UnreachableError(_unreachable(error)) from error
-    return True
-
-
-def _unreachable(error: Exception) -> str:
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "the Hugging Face hub is not used: there is no connection, or HF_HUB_OFFLINE is set"
-    return f"the Hugging Face hub at {constants.ENDPOINT} does not answer ({type(error).__name__})"
-
-
 def _refusal(repository: str, error: Exception, failed: str) -> InputError:
     """Return what the user reads where the hub's client fails; `failed` says what was to be done."""
     from huggingface_hub.errors import (
@@ -172,7 +120,7 @@ def _refusal(repository: str, error: Exception, failed: str) -> InputError:
 
     log_in = "set HF_TOKEN, or log in by `hf auth login`"
     if isinstance(error, LocalEntryNotFoundError):
-        return UnreachableError(f"{failed}, and {_unreachable(error)}")
+        return UnreachableError(f"{failed}, and {describe_unreachable(error)}")
     if isinstance(error, GatedRepoError):
         return InputError(f"{failed}: {repository} is gated: accept its terms on the Hugging Face hub, and {log_in}")
     if isinstance(error, RevisionNotFoundError):

@@ -9,7 +9,7 @@ from torch import Tensor
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
 from var.hub.checkpoint import CONFIG, WEIGHTS, find_exported, load_aim, save_model
-from var.hub.client import FILES, UnreachableError, download, fetch_repository, is_repository
+from var.hub.client import FILES, download, fetch_repository, is_repository
 from var.hub.convert import TOKENIZER_ENTRIES, VAR_ENTRIES, load_official
 from var.hub.convert_aim import load_official_aim
 from var.hub.presets import (
@@ -28,6 +28,7 @@ from var.hub.presets import (
 )
 from var.models.aim import AIM
 from var.models.var import VAR
+from var.utils.hub_connection import UnreachableError
 from var.utils.json_text import parse_json
 from var.utils.locks import in_turn
 from var.utils.paths import cache_folder, to_path
