@@ -1,6 +1,7 @@
 """What a run says at its start and its end."""
 
 import logging
+import shlex
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,10 @@ def test_every_stage_has_a_command_to_go_on_with(tmp_path: Path) -> None:
     for name in stage_names():
         assert str(recipe.output) in find_stage(name).next_command(recipe)
     assert find_stage("var").next_command(recipe) == f"python sample.py --model {recipe.output}"
+    odd = recipe.model_copy(update={"output": tmp_path / "exp #1 (it's mine)"})
+    for name in stage_names():  # a shell takes the path as one word
+        words = shlex.split(find_stage(name).next_command(odd), comments=True)
+        assert str(odd.output) in [word.removeprefix("tokenizer=") for word in words]
 
 
 @pytest.mark.parametrize(

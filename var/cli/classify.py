@@ -1,6 +1,7 @@
 """The command that names the classes of images: `var classify IMAGE [IMAGE ...]`."""
 
 import json
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,7 +42,8 @@ def classify(
     for file in images:
         if file.is_dir():
             raise InputError(
-                f"{file} is a folder: give images, or measure on a folder by var evaluate classification --data {file}"
+                f"{file} is a folder: give images, or measure on a folder by var evaluate classification --data "
+                f"{shlex.quote(str(file))}"
             )
         if not file.exists():  # before a model is loaded, perhaps downloaded
             raise InputError(f"image {file} does not exist: give the path of an image")
