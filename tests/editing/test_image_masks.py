@@ -3,6 +3,7 @@
 from fractions import Fraction
 from io import BytesIO
 from itertools import pairwise, product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from helpers import largest_difference, normal, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from tokenizer.scales import SCALES_256, SCALES_512, Scales
@@ -411,6 +412,23 @@ def test_a_photo_with_an_erased_hole_is_no_mask() -> None:
     for image in (photo, photo.convert("LA"), photo.quantize()):
         with refused("a photo with transparent parts", "draw white"):
             read_mask(image, (12, 10))
+
+
+def test_an_opaque_photo_is_no_mask_and_a_mask_kept_as_jpeg_is_one(tmp_path: Path) -> None:
+    size = (96, 64)
+    y, x = np.mgrid[0:64, 0:96]
+    photo = np.stack([x * 2.5, y * 4, 255 - x - y], axis=-1).clip(0, 255).astype(np.uint8)
+    for name in ("photo.png", "photo.jpg"):
+        Image.fromarray(photo).save(tmp_path / name)
+        with refused("the mask is a photo", "draw white"):
+            read_mask(Image.open(tmp_path / name), size)
+    for color, quality in (("white", 95), ("white", 10), ((255, 240, 200), 30)):
+        drawn = Image.new("RGB", size, (10, 0, 30))
+        ImageDraw.Draw(drawn).ellipse((20, 10, 60, 50), fill=color)
+        drawn.save(tmp_path / "drawn.jpg", quality=quality)
+        assert 1100 < read_mask(Image.open(tmp_path / "drawn.jpg"), size).sum() < 1500
+    soft = Image.radial_gradient("L").resize(size)
+    assert read_mask(soft.convert("RGB"), size).any()
 
 
 def test_soft_strokes_on_transparent_and_opaque_gray_masks_are_read() -> None:

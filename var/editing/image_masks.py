@@ -30,6 +30,7 @@ MASKS = "must be an image, a boolean array, or boxes of four whole numbers left,
 
 BLACK_OR_WHITE = 64  # so far from black or white a channel of a mask may be
 FLAT_COLORS = 16  # a drawing has at most so many others
+GRAY = 24  # so much may a gray pixel's channels differ, as after JPEG
 
 FORCED_WHOLE = 3  # scales of at most that many tokens are forced whole where anything of the image is kept
 
@@ -89,11 +90,13 @@ def mask_from_image(image: Image.Image, size: tuple[int, int]) -> Mask:
     Brighter than half of white is white; transparent parts are kept.
 
     Raises:
-        InputError: the mask cannot be read, is of another size, or marks something, but too dark; a photo with
-            transparent parts, of which the transparent ones may be meant.
+        InputError: the mask cannot be read, is of another size, or marks something, but too dark; a photo, opaque or
+            with transparent parts, of which the transparent ones may be meant.
     """
-    gray = np.asarray(to_rgb(load_image(image, "the mask"), background="black").convert("L"))
+    opaque = to_rgb(load_image(image, "the mask"), background="black")
+    gray = np.asarray(opaque.convert("L"))
     _refuse_erased_photo(image)
+    _refuse_photo(opaque)
     if gray.shape != size[::-1]:
         raise InputError(
             f"the mask has {gray.shape[1]}x{gray.shape[0]} px and the image {size[0]}x{size[1]} px: give a mask of "
@@ -124,6 +127,22 @@ def _refuse_erased_photo(image: Image.Image) -> None:
         raise InputError(
             "the mask is a photo with transparent parts, of which either may be meant: draw white where the image is "
             "to be filled, on black or on transparent"
+        )
+
+
+def _refuse_photo(image: Image.Image) -> None:
+    """Raise InputError if an RGB image is no drawing in grays or a few colors but a photo.
+
+    Grays may be many, as of a soft brush. Colors are counted in steps of 32, and those of a few pixels do not count:
+    JPEG makes such where two colors meet.
+    """
+    pixels = np.asarray(image).reshape(-1, 3)
+    colored = pixels[pixels.max(axis=-1) - pixels.min(axis=-1) > GRAY]  # no difference is below 0
+    found = np.bincount((colored // 32).astype(int) @ (64, 8, 1), minlength=8**3)
+    if len(colored) > 0.1 * len(pixels) and (found > 0.001 * len(pixels)).sum() > FLAT_COLORS:
+        raise InputError(
+            "the mask is a photo, whose brightness marks nothing: draw white where the image is to be filled, on black "
+            "or on transparent"
         )
 
 
