@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -119,6 +120,25 @@ def test_a_pipe_is_written_into(tmp_path: Path) -> None:
     assert read == ["all of it"]
     assert stat.S_ISFIFO(pipe.stat().st_mode)
     assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+def test_a_pipe_that_nobody_reads_is_waited_for_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Hours of work are not to be lost for a reader that comes late."""
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+
+    def read_late() -> None:
+        while not caplog.messages:
+            time.sleep(0.01)
+        read.append(pipe.read_text())
+
+    reader = threading.Thread(target=read_late, daemon=True)
+    reader.start()
+    with atomic_write(pipe) as beside:
+        beside.write_text("all of it")
+    reader.join(30)
+    assert read == ["all of it"]
+    assert caplog.messages == [f"{pipe} is a pipe that nobody reads: waiting for a reader"]
 
 
 def test_a_device_is_written_into_through_links(tmp_path: Path) -> None:

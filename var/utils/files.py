@@ -1,7 +1,10 @@
 """Writing to disk without losing what is there: under another name, then renamed."""
 
+import errno
+import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +16,8 @@ from safetensors import SafetensorError
 from tokenizer.errors import InputError, one_line
 from var.utils.locks import REPLACED, make_file, make_folder, remove_abandoned, temporary
 from var.utils.paths import descriptor_of, follow_links, is_stream
+
+log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -100,11 +105,24 @@ def atomic_write(
         raise InputError(f"cannot write {file}: {one_line(error)}: {remedy}") from error
 
 
+def _open_stream(stream: Path) -> int:
+    """Open a device or pipe for writing. A pipe that nobody reads is waited for, and the log says so."""
+    try:
+        descriptor = os.open(stream, os.O_WRONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno != errno.ENXIO or not stat.S_ISFIFO(stream.stat().st_mode):
+            raise
+        log.warning("%s is a pipe that nobody reads: waiting for a reader", stream)
+        return os.open(stream, os.O_WRONLY)
+    os.set_blocking(descriptor, True)
+    return descriptor
+
+
 def _copy_into_stream(content: Path, stream: Path) -> None:
     descriptor = descriptor_of(stream)
     for printed in (sys.stdout, sys.stderr):
         printed.flush()
     # Neither made nor cut off: it is there, and may be a file that others write too.
-    target = os.open(stream, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
+    target = _open_stream(stream) if descriptor is None else os.dup(descriptor)
     with content.open("rb") as source, os.fdopen(target, "wb") as opened:
         shutil.copyfileobj(source, opened)
