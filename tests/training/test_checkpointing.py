@@ -236,6 +236,16 @@ def test_nothing_but_damaged_ones_is_an_error_not_a_new_start(tmp_path: Path) ->
         load_newest(tmp_path)
 
 
+def test_no_earlier_checkpoint_is_spoken_of_where_there_is_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        damage(save_checkpoint(tmp_path, step, state(step), keep_last=99), next(iter(DAMAGES)))
+    with refused("no checkpoint in "):
+        load_newest(tmp_path)
+    assert ["trying the one before" in line for line in caplog.messages] == [True, False]
+
+
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     class Sly:
         def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:

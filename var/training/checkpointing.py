@@ -102,7 +102,8 @@ def load_newest(folder: Path) -> dict[str, Any] | None:
             _verify(path)
             return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except Exception as error:  # a torn file makes torch.load raise nearly anything
-            log.warning("checkpoint %s is damaged (%s): trying the one before", path, one_line(error))
+            then = "" if path == found[0] else ": trying the one before"
+            log.warning("checkpoint %s is damaged (%s)%s", path, one_line(error), then)
     if found:
         raise InputError(f"no checkpoint in {folder} can be read (of {len(found)}): move them away to start anew")
     return None
