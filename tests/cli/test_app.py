@@ -1,6 +1,7 @@
 """The `var` command: its subcommands, and that it answers quickly and fails in one line."""
 
 import json
+import logging
 import shlex
 import sys
 import tarfile
@@ -93,6 +94,13 @@ def test_whole_numbers_of_all_commands_have_an_upper_bound() -> None:
 def test_an_empty_path_is_refused_and_not_the_current_folder(var: Run, arguments: tuple[str, ...], told: str) -> None:
     refusal(var(*arguments), told, "give a path or a name")
     assert not [*Path().iterdir()]
+
+
+def test_what_libraries_say_of_themselves_is_not_printed(var: Run) -> None:
+    """Such as matplotlib's "generated new fontManager", on the first run of a machine."""
+    assert var("--version")[0] == 0
+    for name in ("matplotlib.font_manager", "huggingface_hub", "datasets"):
+        assert logging.getLogger(name).getEffectiveLevel() >= logging.WARNING
 
 
 def test_a_group_lists_and_runs_its_commands(

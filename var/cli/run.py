@@ -54,6 +54,7 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
     logging.getLogger("var.utils.images").setLevel(logging.INFO)  # every command says which images it found
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     logging.getLogger("datasets").setLevel(logging.WARNING)  # which other packages it has found
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)  # that it has listed the fonts
     try:
         with optional_packages():
             code = build(*commands, help=help)(standalone_mode=False)
