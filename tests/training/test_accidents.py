@@ -74,7 +74,9 @@ class Started:
 
 
 @pytest.fixture
-def long_run(images: Path, tmp_path: Path) -> Callable[..., TokenizerRecipe]:
+def long_run(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., TokenizerRecipe]:
+    monkeypatch.setattr("var.data.loader._cpus", lambda: 2)  # else a process bound to one has a single reader
+
     def recipe(workers: int = 2) -> TokenizerRecipe:
         return tokenizer_recipe(tmp_path / "r", images, steps=1000, data={"workers": workers}, checkpoint_every=500)
 

@@ -25,6 +25,7 @@ from var.training import distributed
 from var.training.adapters import add_adapters
 from var.training.config import LoRAConfig, OptimizerConfig
 from var.training.distributed import (
+    SHARDS_ON_CPU,
     build_accelerator,
     copy_into,
     full_tensor,
@@ -244,6 +245,8 @@ def process(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> dict[str, State]:
+    if not SHARDS_ON_CPU:
+        pytest.skip("this PyTorch does not shard on CPUs")
     folder = tmp_path_factory.mktemp("two")
     torch.multiprocessing.spawn(process, args=(folder,), nprocs=WORLD)
     results: dict[str, State] = torch.load(folder / "results.pt", weights_only=True)
@@ -351,6 +354,12 @@ def test_the_average_of_a_sharded_model_is_that_of_the_plain_one(two: dict[str, 
 
 
 # --- one process
+
+
+def test_a_pytorch_that_cannot_shard_on_cpus_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("var.training.distributed.SHARDS_ON_CPU", False)
+    with refused("cannot shard parameters on CPUs", "take a newer one, or launch without FSDP"):
+        shard(small(), UNITS)
 
 
 def test_state_of_one_process_goes_round() -> None:

@@ -21,6 +21,7 @@ def test_every_way_is_trained_on_the_same_tokens(
     sizes = {"depth": 2, "width": small_var().config.width, "heads": small_var().config.heads}
     given = {"init": tmp_path / "model", "tokenizer": tmp_path / "model", "model": sizes}
     recipe = write_recipe(tmp_path / "recipe.yaml", VAR | {"data": {}}, **given)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as python itself does
     script = runpy.run_path(str(ROOT / "benchmarks" / "finetuning.py"))
     options = ["--data", images, "--recipe", recipe, "--out", tmp_path / "out"]
     options += ["--seconds", 0, "--speed-steps", 2, "--validations", 1]

@@ -23,6 +23,7 @@ from tiny import (
 
 from var.training.checkpointing import checkpoints
 from var.training.config import Recipe
+from var.training.distributed import SHARDS_ON_CPU
 from var.training.loop import train
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe
@@ -151,6 +152,7 @@ def test_two_processes_train_like_one(
     assert_alike(one, on_two_processes[stage])
 
 
+@pytest.mark.skipif(not SHARDS_ON_CPU, reason="this PyTorch does not shard on CPUs")
 def test_a_sharded_encoder_orders_and_predicts_as_a_whole_one(images: Path, tmp_path: Path) -> None:
     """The order of stage semaim needs parts of a block by themselves, which must be there."""
     one, two = (encoder_recipe("semaim", tmp_path / name, images, ema=0.5, validate_every=3) for name in ("one", "two"))
@@ -159,6 +161,7 @@ def test_a_sharded_encoder_orders_and_predicts_as_a_whole_one(images: Path, tmp_
     assert_alike(one, two)
 
 
+@pytest.mark.skipif(not SHARDS_ON_CPU, reason="this PyTorch does not shard on CPUs")
 def test_sharded_parameters_and_a_run_that_moves(images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:
     """A run of six steps equals one that goes on sharded (FSDP2), then replicated (DDP), then on one process again."""
     whole = recipe_of("var", tmp_path / "whole", images, tokenizer_run, validate_every=10)

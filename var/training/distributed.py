@@ -28,6 +28,7 @@ from var.training.config import Recipe
 from var.training.stages.base import RecipeT
 from var.utils.device import choose_device, choose_dtype
 
+SHARDS_ON_CPU = hasattr(torch.cpu.Stream, "record_event")  # which FSDP2 calls; not in PyTorch 2.6
 WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)  # on the main process alone
 
 # How `accelerate launch` passes on its settings.
@@ -178,7 +179,14 @@ def build_accelerator(recipe: Recipe, device: torch.device | None = None) -> Acc
 
 
 def shard(model: nn.Module, units: Sequence[str]) -> None:
-    """Shard the parameters over all processes in place (FSDP2); those of each unit are gathered when it runs."""
+    """Shard the parameters over all processes in place (FSDP2); those of each unit are gathered when it runs.
+
+    Raises InputError: the model is on a CPU, and this PyTorch cannot shard there.
+    """
+    if next(model.parameters()).device.type == "cpu" and not SHARDS_ON_CPU:
+        raise InputError(
+            f"PyTorch {torch.__version__} cannot shard parameters on CPUs: take a newer one, or launch without FSDP"
+        )
     for unit in units:
         fully_shard(model.get_submodule(unit))
     fully_shard(model)
