@@ -22,6 +22,7 @@ from encoder_objectives import (
     OBJECTIVES,
     PROBE,
     SAME_IMAGES,
+    fast_precision,
     measure_once,
     read_metrics,
     row,
@@ -139,7 +140,7 @@ def model_size(
 
 
 def _recipe_keys(data: str, sizes: dict[str, int], seed: int, batch_size: int) -> list[str]:
-    given = [f"data.source={data}", *SAME_IMAGES, *HEAD, f"seed={seed}", f"batch_size={batch_size}"]
+    given = [f"data.source={data}", fast_precision(), *SAME_IMAGES, *HEAD, f"seed={seed}", f"batch_size={batch_size}"]
     return given + [f"model.{key}={value}" for key, value in sizes.items()]
 
 

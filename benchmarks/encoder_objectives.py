@@ -32,6 +32,7 @@ from var.training.logger import METRICS
 from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.stages.probe import SCORES
+from var.utils.device import choose_device, choose_dtype
 from var.utils.files import atomic_write
 
 NEVER = 10**9  # a step that no run reaches
@@ -81,7 +82,7 @@ def encoder_objectives(
     sizes = [f"model.{key}={value}" for key, value in chosen_sizes.items()]
     runs = {}
     for number, (name, (recipe, changes)) in product(seed or (0, 1), chosen.items()):
-        given = [f"data.source={data}", *SAME_IMAGES, *sizes, *changes, f"seed={number}"]
+        given = [f"data.source={data}", fast_precision(), *SAME_IMAGES, *sizes, *changes, f"seed={number}"]
         given += [f"tokenizer={tokenizer}"] if name == "BEiT" else []
         given += [f"mask_size={2 * patch_size}"] if name == "SimMIM" else []
         load_recipe(CONFIGS / recipe, given)  # raises before hours of training
@@ -101,6 +102,11 @@ def encoder_objectives(
     typer.echo("\n".join(in_columns([HEADER, *(row(name, found) for name, found in results.items())])))
     if figure is not None:
         _draw(figure, results)
+
+
+def fast_precision() -> str:
+    """Return the recipe's key for the type that this machine is fast at: named, as a result depends on it."""
+    return f"precision={str(choose_dtype('auto', choose_device())).removeprefix('torch.')}"
 
 
 def measure_once(folder: Path, way: list[str], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

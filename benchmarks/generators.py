@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from aim_claims import LOGGED, mean_curve, read_curve
-from encoder_objectives import CONFIGS, NEVER, measure_once, save_figure, steps_for, train_whole
+from encoder_objectives import CONFIGS, NEVER, fast_precision, measure_once, save_figure, steps_for, train_whole
 from held_out_inpainting import CHUNK, directions, read_split, recognition
 from matplotlib.figure import Figure
 
@@ -120,7 +120,7 @@ def generators(
     chosen = {name: GENERATORS[name] for name in only or DEFAULT}
     judging = Judging(num_per_class, tuple(SamplingParams(cfg=each).cfg for each in cfg or [1.5]), against, extractor)
     common = [f"data.source={data}", *([] if classes is None else [f"data.classes=[{classes}]"])]
-    common += ["compile=false", "precision=auto", "sampling=null", *(change or [])]
+    common += ["compile=false", fast_precision(), "sampling=null", *(change or [])]
     evaluated = load_recipe(recipe, common).data
     open_images(evaluated, "validation", side=1)  # this and what follows raises before hours of training
     open_extractor(extractor)
@@ -139,7 +139,7 @@ def generators(
     tokenizers = {}
     for name in dict.fromkeys(each.tokenizer for each in chosen.values()):
         folder, start = out / "tokenizers" / name, out / "tokenizers" / "start"
-        given = [f"data.source={data}", "compile=false", "precision=auto", *(tokenizer_change or [])]
+        given = [f"data.source={data}", "compile=false", fast_precision(), *(tokenizer_change or [])]
         given += ["init=null" if init is None else f"init={start}"]
         given += _tokenizer_keys(name, tokenizer_recipe, given, kl_channels)
         way = [str(tokenizer_recipe), *given, f"steps={tokenizer_steps}", f"init={init}", extractor, *common]

@@ -24,9 +24,11 @@ from var.training.encoder_stage import EncoderRecipe
 from var.training.masked_pixel_stage import MaskedPixelRecipe
 from var.training.recipe import load_recipe
 from var.training.stages.aim import AIMRecipe
+from var.training.stages.beit import BEiTRecipe
 from var.training.stages.mar import MARRecipe
 from var.training.stages.probe import ProbeRecipe, candidates
 from var.training.stages.raster import RasterRecipe
+from var.training.stages.semaim import SemAIMRecipe
 from var.training.stages.tokenizer import TokenizerRecipe
 from var.training.stages.var import VARRecipe
 
@@ -208,6 +210,19 @@ def test_masked_pretraining_follows_the_papers(name: str, patches: int, masked: 
     aim = recipe("tiny_imagenet_aim")
     assert isinstance(aim, AIMRecipe)
     assert small.model == aim.model
+
+
+def test_beit_and_semaim_follow_the_papers() -> None:
+    beit, semaim = recipe("imagenet_beit"), recipe("imagenet_semaim")
+    assert isinstance(beit, BEiTRecipe)
+    assert isinstance(semaim, SemAIMRecipe)
+    for loaded in (beit, semaim):
+        assert (loaded.model.width, loaded.model.depth, loaded.model.heads) == (768, 12, 12)
+        assert loaded.optimizer.weight_decay == 0.05
+        assert loaded.epochs == 800
+    assert (beit.mask_ratio, beit.min_block, beit.min_aspect) == (0.4, 16, 0.3)
+    assert (beit.batch_size, beit.optimizer.lr, beit.optimizer.grad_clip) == (2048, 1.5e-3, 3.0)
+    assert (semaim.attention, semaim.targets) == ("causal", "normalized")
 
 
 def test_the_papers_probe_reads_six_blocks() -> None:

@@ -70,6 +70,7 @@ class BlockMasks:
         random, sizes = np.random.default_rng(seed), shapes.prod(axis=1)
         mask = np.zeros((self.side, self.side), dtype=bool)
         while (missing := self.count - int(mask.sum())) > 0:
+            # Blocks of no more patches than are missing; where fewer are missing than any block has, the smallest ones.
             fitting = np.searchsorted(sizes, max(missing, sizes[0]), side="right")
             height, width = shapes[random.integers(fitting)]
             top, left = random.integers(self.side - height + 1), random.integers(self.side - width + 1)

@@ -21,12 +21,14 @@ def semantic_order(encoder: Encoder, images: Tensor, smoothing: float) -> Tensor
         smoothing: see `smooth`.
 
     Returns:
-        (B, N) int64, indices of the patches; of equals the first in the image comes first.
+        (B, N) int64, indices of the patches; those with equal attention in the order of the image.
 
     Raises InputError: images of another size.
     """
     attention = rearrange(mean_query_attention(encoder, images), "b (h w) -> b h w", h=encoder.config.side)
-    torch.clear_autocast_cache()  # older PyTorch takes casts of weights made here again, which pass no gradients on
+    # PyTorch 2.6 would use the weights that autocast has cast here again in the pass that is trained. They were cast
+    # without gradients, so that none would reach the weights: forget them.
+    torch.clear_autocast_cache()
     return smooth(attention, smoothing).flatten(1).argsort(dim=1, descending=True, stable=True)
 
 

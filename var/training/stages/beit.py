@@ -117,6 +117,8 @@ class BEiTStage(MaskedStage[BEiTRecipe]):
     def fill(self, model: nn.Module, images: Tensor, masked: Tensor) -> Tensor:
         """Draw what the tokenizer makes of the images' tokens, those of masked patches as guessed.
 
+        Token maps that are not predicted, with `scales: last` all but one, are the image's own.
+
         Of a cell with several masked patches the guess for one of them is shown.
         """
         logits, patches = self._predict(model, images, masked)

@@ -31,7 +31,7 @@ class SemAIMRecipe(NextPatchRecipe):
     @classmethod
     def _not_lost_in_rounding(cls, given: float) -> float:
         if 0 < given < NARROWEST:
-            raise InputError(f"{given:g} must be at least {NARROWEST:g} patches, or 0 for none")
+            raise InputError(f"{given:g} is too narrow: give at least {NARROWEST:g} patches, or 0 for none")
         return given
 
 
