@@ -10,6 +10,7 @@ from var.utils.classes import (
     imagenet_names,
     label_of_text,
     listing,
+    names_are_imagenets,
     split_classes,
     spread,
 )
@@ -56,6 +57,15 @@ def test_listing_is_sorted_and_cut() -> None:
     assert listing({0: "1", 1: "10", 2: "2", 3: "none"}) == "0 (1), 1 (10), 2, 3 (none)"
     assert listing({2: "2", 1: "1"}) == "1, 2"  # without names the labels alone
     assert listing({label: str(label) for label in range(50)}, most=3) == "0, 1, 2, and 47 more"
+
+
+def test_names_tell_whether_labels_are_imagenets() -> None:
+    ids = {label: f"n{label:08d}" for label in range(1000)}
+    ours = imagenet_names()
+    for names in (ours, {207: "Golden_Retriever"}, {1: "goldfish, Carassius auratus"}, {5: "5"}, ids):
+        assert names_are_imagenets(names)
+    for names in ({0: "goldfish"}, {0: "our cat", 1: "goldfish"}, {1000: "1000"}, {0: ids[0], 1: ids[1]}):
+        assert not names_are_imagenets(names)
 
 
 def test_imagenets_names() -> None:

@@ -22,6 +22,22 @@ def imagenet_names() -> Mapping[int, str]:
     return dict(enumerate(IMAGENET_NAMES.read_text(encoding="utf-8").splitlines()))
 
 
+def names_are_imagenets(names: Mapping[int, str]) -> bool:
+    """Return whether nine in ten labels have ImageNet's name, in a list of synonyms too, or all are WordNet's ids.
+
+    A name that is the label itself says nothing, and is taken as ImageNet's.
+    """
+    known = imagenet_names()
+    if len(names) == len(known) and all(re.fullmatch(r"n\d{8}", name) for name in names.values()):
+        return [names[label] for label in sorted(names)] == sorted(names.values())
+
+    def fits(label: int, name: str) -> bool:
+        synonyms = map(plain_name, [name, *name.split(",")])
+        return label in known and (name == str(label) or plain_name(known[label]) in synonyms)
+
+    return sum(fits(label, name) for label, name in names.items()) >= 0.9 * len(names)
+
+
 # A class has a row in tables of weights, trained or not. Labels below this are taken however few classes there are:
 # ImageNet-21k has 21,841.
 SPARSE_LABELS = 2**15

@@ -188,6 +188,20 @@ def test_labels_that_are_no_classes_leave_the_accuracy_out(tmp_path: Path) -> No
     assert all(part in warning for part in (str(images), "1..1000", "0..999"))
 
 
+def test_labels_of_a_models_own_classes_leave_the_accuracy_out(tmp_path: Path) -> None:
+    """The settings of the set say so, wherever in it the images are taken from; settings without a word do not."""
+    images, others = folder(tmp_path / "set" / "images", pixels(4, 0), [0, 1, 0, 1]), npz(tmp_path / "b.npz", 20, 2)
+    archive = npz(tmp_path / "set" / "samples.npz", 4, 0, arr_1=np.array([0, 1, 0, 1]))
+    for content, known in (("{}", True), ('{"imagenet_labels": true}', True), ('{"imagenet_labels": false}', False)):
+        (tmp_path / "set" / "settings.json").write_text(content)
+        for each in (images, images.parent, archive) if not known else (images,):
+            report = scored(each, others)
+            assert ("accuracy_top1" in report.numbers) == known
+            assert any("of the model's own classes" in warning for warning in report.warnings) != known
+    with refused("own classes, not ImageNet's: leave out --among"):
+        scored(images, others, among=[0, 1])
+
+
 def test_a_deviation_and_a_shuffled_score_need_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     others = npz(tmp_path / "b.npz", 20, 2)
     known = scored(npz(tmp_path / "a.npz", 20, 0), others).numbers.keys()

@@ -108,6 +108,7 @@ def test_settings_tell_what_was_drawn(pipe: VARPipeline, whole: Path) -> None:
     expected = {"model": "tiny", "labels": [0, 1, 3, 4], "num_per_class": 5, "candidates": 5, "judge": None, "seed": 0}
     assert expected.items() <= told.items()
     assert {"cfg": 1.5, "top_k": 0, "top_p": 0.96, "batch": 3, "dtype": "float32"}.items() <= told.items()
+    assert told["imagenet_labels"] is False  # a red fox has another label there
     assert set(told["versions"]) == {"var-next-scale", "torch", "numpy", "pillow"}
 
 
@@ -320,7 +321,7 @@ def test_a_set_of_an_earlier_version_resumes(pipe: VARPipeline, whole: Path, tmp
     shutil.copytree(whole, tmp_path / "set")
     file = tmp_path / "set" / "settings.json"
     settings = json.loads(file.read_text())
-    for name in ("cfg_scales", "temperature", "use_scales", "refiner", "refine_from", "compiled"):
+    for name in ("cfg_scales", "temperature", "use_scales", "refiner", "refine_from", "compiled", "imagenet_labels"):
         del settings[name]
     file.write_text(json.dumps(settings))
     (tmp_path / "set" / "images" / "000000_000000.png").unlink()
@@ -541,8 +542,10 @@ def test_what_cannot_judge(monkeypatch: pytest.MonkeyPatch) -> None:
         with refused(f"{name} is no classifier of ImageNet's classes: choose another, such as efficientnet-lite1"):
             ClassProbability(name)
     with refused("the model has 5 classes", "ImageNet's 1000"):
-        check_labels_are_imagenets(5)
-    check_labels_are_imagenets(1000)
+        check_labels_are_imagenets(5, {})
+    with refused("the model has classes of its own, not ImageNet's"):
+        check_labels_are_imagenets(1000, {0: "our cat", 1: "our dog"})
+    check_labels_are_imagenets(1000, {1: "goldfish", 207: "golden retriever"})
 
 
 def test_a_second_process_in_one_set_is_refused_and_hidden_files_are_none(pipe: VARPipeline, tmp_path: Path) -> None:

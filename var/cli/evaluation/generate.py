@@ -82,7 +82,7 @@ def generate(
             compile_transformer(finer.model)
         scorer = None
         if reject is not None:
-            check_labels_are_imagenets(pipe.model.config.num_classes)
+            check_labels_are_imagenets(pipe.model.config.num_classes, pipe.known_classes())
             scorer = ClassProbability(reject_by or REJECT_BY, target)
         chosen = read_classes(classes or [], pipe)
         description = None if scorer is None else scorer.description

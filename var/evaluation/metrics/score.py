@@ -205,6 +205,8 @@ def _accuracies(features: SetFeatures, images: ImageSet, extractor: Extractor) -
     """Return top-1 and top-5 accuracy of the extractor's classifier: of all classes, and among the classes present."""
     if features.logits is None or images.labels is None or not extractor.class_logits:
         return {}
+    if not images.imagenet_labels:
+        return {}
     classes = features.logits.shape[1]
     if images.labels.min() < 0 or images.labels.max() >= classes:
         return {}
@@ -229,6 +231,8 @@ def check_among(among: Sequence[int], images: ImageSet, extractor: Extractor) ->
         raise InputError(f"{extractor.name} is no classifier of ImageNet's classes: leave out --among")
     if images.labels is None:
         raise InputError(f"{images.path} has no labels, which --among needs: name its files LABEL_INDEX.png")
+    if not images.imagenet_labels:
+        raise InputError(f"{images.path} has labels of the model's own classes, not ImageNet's: leave out --among")
     if wrong := sorted(label for label in among if not 0 <= label < IMAGENET_CLASSES):
         raise InputError(f"label {wrong[0]} must be in 0..{IMAGENET_CLASSES - 1}, ImageNet's classes")
     if missing := sorted(set(images.labels.tolist()) - set(among)):

@@ -58,10 +58,13 @@ def _warn_of_missing(
         fewest = min(images.count, reference.images.count)
         yield f"precision and recall left out: {fewest} images are too few, at least {NEIGHBORS + 1} are needed"
     if extractor.class_logits and images.labels is not None and "accuracy_top1" not in numbers:
-        yield (
-            f"accuracy left out: {images.path} has labels {images.labels.min()}..{images.labels.max()}, which are not "
-            f"ImageNet-1k's 0..999: rename images or subfolders by their class index"
-        )
+        if images.imagenet_labels:
+            yield (
+                f"accuracy left out: {images.path} has labels {images.labels.min()}..{images.labels.max()}, which are "
+                f"not ImageNet-1k's 0..999: rename images or subfolders by their class index"
+            )
+        else:
+            yield f"accuracy left out: {images.path} has labels of the model's own classes, not ImageNet's"
 
 
 def _warn_of_formats_and_sizes(images: ImageSet, reference: Reference) -> Iterator[str]:

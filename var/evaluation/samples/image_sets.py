@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError, one_line
 from var.evaluation.samples.npz import LABELS, Npz, open_npz
+from var.evaluation.samples.sample_folder import labels_are_imagenets
 from var.sampling.drawing import index_within_class
 from var.utils.image_files import FORMATS, IMAGE_SUFFIXES, find_images
 from var.utils.images import exif_orientation, open_image, to_rgb
@@ -44,6 +45,7 @@ class ImageSet:
     sizes: Mapping[tuple[int, int], int]  # number of images of each (height, width)
     lossy: int  # number of images in a LOSSY format
     _read: Callable[[int, int], Iterable[NDArray[np.uint8]]] = field(repr=False)  # start, stop -> (H, W, 3) each
+    imagenet_labels: bool = True  # False: known to be of other classes than ImageNet's
 
     def batches(self, batch_size: int) -> Iterator[Tensor]:
         """Yield all images in order as (B, 3, H, W) uint8 RGB; B is smaller where the size changes, and at the end.
@@ -69,7 +71,8 @@ def open_image_set(path: Path) -> ImageSet:
 
     Raises InputError: no such folder or file, no images in it, an unreadable header.
     """
-    return _open_folder(path) if path.is_dir() else npz_images(open_npz(path))
+    images = _open_folder(path) if path.is_dir() else npz_images(open_npz(path))
+    return replace(images, imagenet_labels=labels_are_imagenets(path))
 
 
 def npz_images(npz: Npz) -> ImageSet:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from tokenizer.errors import InputError
 from var.evaluation.metrics.extractors import is_classifier, open_extractor
+from var.utils.classes import names_are_imagenets
 
 IMAGENET_CLASSES = 1000
 REJECT_BY = "efficientnet-lite1"  # default; lite0 is reserved for scores
@@ -52,13 +53,15 @@ def check_fraction(kept: float) -> None:
         raise InputError(f"reject={kept} must be in (0, 1], the fraction to keep: 0.5 generates twice as many")
 
 
-def check_labels_are_imagenets(num_classes: int) -> None:
-    """Raise InputError unless the model has as many classes as the classifiers, ImageNet's 1000."""
+def check_labels_are_imagenets(num_classes: int, names: Mapping[int, str]) -> None:
+    """Raise InputError unless the model has as many classes as the classifiers, ImageNet's 1000, by their names."""
     if num_classes != IMAGENET_CLASSES:
         raise InputError(
             f"the model has {num_classes} classes, but the classifier of --reject needs ImageNet's {IMAGENET_CLASSES} "
             "in the usual order: leave out --reject"
         )
+    if not names_are_imagenets(names):
+        raise InputError("the model has classes of its own, not ImageNet's, which --reject needs: leave out --reject")
 
 
 def best_indices(scores: Mapping[int, float], count: int) -> set[int]:

@@ -85,6 +85,17 @@ def begin_set(folder: Path, settings: Settings) -> None:
         raise InputError(f"cannot write {folder}: {one_line(error)}: give another folder") from error
 
 
+def labels_are_imagenets(images: Path) -> bool:
+    """Return False for a set, its images/ or samples.npz, whose settings say that its labels are of other classes."""
+    folder = images if (images / SETTINGS).is_file() else images.parent
+    if folder != images and images.name not in (IMAGES, NPZ):
+        return True
+    try:
+        return parse_json((folder / SETTINGS).read_bytes()).get("imagenet_labels") is not False
+    except (OSError, ValueError, AttributeError):  # a plain folder
+        return True
+
+
 def check_same_set(folder: Path, settings: Settings) -> None:
     """Raise InputError unless the folder has these settings. The models' names may differ, their weights may not."""
     file = folder / SETTINGS
@@ -96,7 +107,7 @@ def check_same_set(folder: Path, settings: Settings) -> None:
         different = [name for name, value in theirs.items() if value != ours[name]]
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{file} cannot be read ({one_line(error)}): give another folder") from error
-    different = [name for name in different if name not in ("model", "refiner")]
+    different = [name for name in different if name not in ("model", "refiner", "imagenet_labels")]
     if different:
         name = different[0]
         was = _describe_difference(name, theirs.get(name), ours[name])

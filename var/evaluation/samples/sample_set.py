@@ -11,6 +11,7 @@ from var.evaluation.samples.rejection import check_fraction
 from var.pipeline import VARPipeline
 from var.sampling.params import FOR_METRICS, SamplingParams
 from var.sampling.refiner import Refiner
+from var.utils.classes import names_are_imagenets
 from var.utils.provenance import device_name, fingerprint, versions
 from var.utils.version import version
 
@@ -68,6 +69,7 @@ class Settings:
     refiner: str | None = None  # name or folder; its network is among the weights
     refine_from: int | None = None
     compiled: bool = False  # rounds otherwise than eager code
+    imagenet_labels: bool | None = None  # whether labels are ImageNet's, by the classes' names; None: not known
 
     @property
     def sampling(self) -> SamplingParams:
@@ -178,4 +180,5 @@ def sample_settings(
         refiner=refiner_name,
         refine_from=None if refiner is None else refiner.first_scale,
         compiled=compiled,
+        imagenet_labels=names_are_imagenets(pipe.known_classes()),
     )
