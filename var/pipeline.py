@@ -13,7 +13,7 @@ from tokenizer.errors import LARGEST, InputError, check_whole_number
 from var.editing.edit import DEFAULT_SAMPLING, inpaint_windows, upscale
 from var.editing.image_masks import Mask, MaskLike, read_mask
 from var.editing.output import EditOutput
-from var.editing.params import BlendParams, EditKeywords
+from var.editing.params import BlendParams, EditKeywords, OnImages
 from var.editing.windows import Window, outpaint_windows, pad_canvas, window_around
 from var.hub.pipeline import Pipeline
 from var.hub.refiner import open_refiner
@@ -120,7 +120,8 @@ class VARPipeline(Pipeline):
                 None: as large as fits the image. A small one gives a small mask more of the model's pixels, and less to
                 go by; 1 shows nothing but the mask. It reaches over the edges where the mask is longer than the image.
             options: fields of `SamplingParams` (cfg, top_k, top_p, ...) and of `BlendParams` (dilate, hide_masked,
-                composite, color_match, feather); seed (0), batch_size (16), progress (False), as a call takes them.
+                composite, color_match, feather); seed (0), batch_size (16), progress (False), as a call takes them;
+                on_images, called with each batch of finished results.
 
         Raises:
             InputError: an image that cannot be read, a mask of another size, an unknown class, an option out of range.
@@ -187,12 +188,13 @@ class VARPipeline(Pipeline):
             options.pop("batch_size", 16),
             options.pop("progress", False),
         )
+        on_images = options.pop("on_images", None)
         check_known(options, SamplingParams(), BlendParams())
         sampling, blend = self._choose_edit_sampling(options), apply_options(BlendParams(), options)
         rows = self._rows(label, num)
         with open_progress(progress) as show:
             args = (self.model, self.vqvae, image, mask, windows, rows, sampling, blend, seed, batch_size, show)
-            return EditOutput(inpaint_windows(*args), image, mask)
+            return EditOutput(inpaint_windows(*args, on_images), image, mask)
 
     def upscale(
         self,
@@ -204,6 +206,7 @@ class VARPipeline(Pipeline):
         seed: int = 0,
         batch_size: int = 16,
         progress: bool | Progress = False,
+        on_images: OnImages | None = None,
         **options: Unpack[SamplingKeywords],
     ) -> EditOutput:
         """Show a small image in the model's size: super-resolution.
@@ -219,6 +222,7 @@ class VARPipeline(Pipeline):
                 small image, as the last scale's are in one of full size.
             consistent: the results, reduced to the small image's size, are the small image.
             seed, batch_size, progress: as `__call__` takes them.
+            on_images: called with each batch of finished results.
             options: fields of `SamplingParams`: cfg, top_k, top_p, smooth, cfg_scales, temperature.
 
         Raises:
@@ -228,7 +232,8 @@ class VARPipeline(Pipeline):
         check_known(options, SamplingParams())
         sampling, rows = self._choose_edit_sampling(options), self._rows(label, num)
         with open_progress(progress) as show:
-            images = upscale(model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size, show)
+            args = (model, self.vqvae, image, rows, num_scales, consistent, sampling, seed, batch_size, show)
+            images = upscale(*args, on_images)
         return EditOutput(images, image, np.ones(image.size[::-1], dtype=bool))
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import signal
 import struct
 import zlib
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from var.cli.options import SamplingOptions
 from var.editing import windows
 from var.editing.edit import upscale as library_upscale
 from var.editing.image_masks import overlay
+from var.editing.output import EditFolder
 from var.editing.params import BlendParams
 from var.pipeline import VARPipeline
 from var.sampling.generate import generate
@@ -108,12 +110,32 @@ def test_files_and_what_is_printed(edit: Run, pipe: VARPipeline) -> None:
     assert same([read(paths[2])], [overlay(read("p.png"), drawn.mask)])
 
 
+@pytest.mark.parametrize("verb", ["inpaint", "upscale"])
+def test_what_is_finished_stays_when_it_is_stopped(
+    edit: Run, pipe: VARPipeline, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    def interrupted(self: EditFolder, images: list[Image.Image]) -> None:
+        add(self, images)
+        signal.raise_signal(signal.SIGINT)
+
+    add = EditFolder.add
+    monkeypatch.setattr(EditFolder, "add", interrupted)
+    words = ("inpaint", "p.png", "--box", box()) if verb == "inpaint" else ("upscale", "small.png")
+    assert edit(*words, "--num", 20) == (130, "", "stopped: 16 of 20 images are in edits\n")
+    drawn = pipe.inpaint(read("p.png"), BOX, num=16) if verb == "inpaint" else pipe.upscale(read("small.png"), num=16)
+    stem = f"edits/{words[1][:-4]}_{verb}"
+    assert same([read(f"{stem}_{i}.png") for i in range(16)], drawn.images)
+    assert len(list(Path("edits").iterdir())) == 16
+    monkeypatch.undo()
+
+
 def test_a_second_edit_replaces_nothing(edit: Run, tmp_path: Path) -> None:
     command = ("inpaint", "p.png", "--box", box(), "--num", 1)
     for name, seed in (("p_inpaint", 0), ("p_inpaint-2", 1), ("p_inpaint-3", 2)):
         before = {path: path.read_bytes() for path in Path("edits").glob("*")}
         code, out, _ = edit(*command, "--seed", seed)
         assert code == 0
+        assert out.splitlines()[-1].startswith("1 image in ")
         assert out.splitlines()[:-1] == [f"edits/{name}_{part}.png" for part in ("0", "mask", "sheet")]
         assert all(path.read_bytes() == content for path, content in before.items())
 

@@ -11,11 +11,13 @@ from tokenizer.errors import InputError, abbreviate
 from var.cli import edit_options
 from var.cli.edit_options import BlendOptions, EditOptions, MaskOptions
 from var.cli.options import collect_options, whole_numbers
+from var.cli.progress import stopping
 from var.cli.run import Group
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from var.editing.params import OnImages
     from var.pipeline import EditOutput, VARPipeline
 
 LONGEST_STEM = 50  # characters of an image's name that its results take: file systems end at 255 bytes
@@ -68,7 +70,9 @@ def fill(verb: str, file: Path, label: str | None, masking: MaskOptions, edit: E
         verb,
         file,
         edit,
-        lambda pipe: pipe.inpaint(image, mask, **collect_options(edit, masking, label=label, progress=True)),
+        lambda pipe, show: pipe.inpaint(
+            image, mask, **collect_options(edit, masking, label=label, progress=True), on_images=show
+        ),
     )
 
 
@@ -105,7 +109,12 @@ def outpaint(
     # Room that cannot be had, or not by that method, is refused before the model is loaded.
     outpaint_windows(opened.size, pad_canvas(opened, left, right, top, bottom)[1], method or "auto")
     keywords = collect_options(edit, blend, label=label, method=method, progress=True)
-    finish("outpaint", image, edit, lambda pipe: pipe.outpaint(opened, left, right, top, bottom, **keywords))
+    finish(
+        "outpaint",
+        image,
+        edit,
+        lambda pipe, show: pipe.outpaint(opened, left, right, top, bottom, **keywords, on_images=show),
+    )
 
 
 def upscale(
@@ -124,7 +133,7 @@ def upscale(
     """
     opened = read_image(image, edit.out)
     keywords = collect_options(edit, label=label, num_scales=scales, consistent=consistent, progress=True)
-    finish("upscale", image, edit, lambda pipe: pipe.upscale(opened, **keywords))
+    finish("upscale", image, edit, lambda pipe, show: pipe.upscale(opened, **keywords, on_images=show))
 
 
 def read_image(file: Path, out: Path) -> "Image.Image":
@@ -136,19 +145,23 @@ def read_image(file: Path, out: Path) -> "Image.Image":
     return to_rgb(open_image(file))
 
 
-def finish(verb: str, file: Path, edit: EditOptions, method: "Callable[[VARPipeline], EditOutput]") -> None:
-    """Load the model, edit, save and print what was saved."""
+def finish(verb: str, file: Path, edit: EditOptions, method: "Callable[[VARPipeline, OnImages], EditOutput]") -> None:
+    """Load the model, edit, save results as they come, and print what was saved."""
     began = time.perf_counter()
+    from var.editing.output import EditFolder
     from var.pipeline import VARPipeline
+    from var.utils.text import plural
 
     pipe = VARPipeline.from_pretrained(edit.model, device=edit.device, dtype=edit.dtype).pack()
     loaded = time.perf_counter()
-    output = method(pipe)
-    seconds = time.perf_counter() - loaded
     stem = f"{file.stem.lstrip('.')[:LONGEST_STEM] or 'image'}_{verb}"
-    for path in output.save(edit.out, stem):
+    folder = EditFolder(edit.out, stem, edit.num)
+    with stopping(lambda: f"{len(folder.paths)} of {edit.num} images are in {edit.out}"):
+        output = method(pipe, folder.add)
+    seconds = time.perf_counter() - loaded
+    for path in folder.finish(output):
         typer.echo(path)
-    typer.echo(f"{len(output.images)} images in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
+    typer.echo(f"{plural(len(output.images), 'image')} in {seconds:.1f} s, model loaded in {loaded - began:.1f} s")
 
 
 EDIT = Group(

@@ -7,8 +7,8 @@ B results, L tokens of all scales, S side of the model's images, m side of a sma
 """
 
 import logging
-from collections.abc import Iterable
-from itertools import cycle
+from collections.abc import Iterable, Iterator
+from itertools import count, cycle
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from tokenizer.errors import InputError, check_whole_number
 from tokenizer.vqvae import VQVAE
 from var.editing.image_masks import Mask, feathered_alpha, mask_at_scales, masked_downscale, pull_push_fill, token_mask
-from var.editing.params import BlendParams
+from var.editing.params import BlendParams, OnImages
 from var.editing.windows import Window, bounding_square, crop_mask, paste, remove_window, warn_if_blurred
 from var.models.conditional import ConditionalTransformer
 from var.models.var import VAR
@@ -49,6 +49,7 @@ def inpaint_windows(
     seed: int = 0,
     batch_size: int = 16,
     progress: Progress | None = None,
+    on_images: OnImages | None = None,
 ) -> list[Image.Image]:
     """Inpaint an image, one result a label; the log warns where the model is too small for it.
 
@@ -62,6 +63,7 @@ def inpaint_windows(
         seed: of the first window; those of the others follow from it.
         batch_size: results generated at once.
         progress: called with the results so far, those at work in part, and their number.
+        on_images: called with each batch of finished results.
 
     Returns:
         B images of the same size.
@@ -81,15 +83,21 @@ def inpaint_windows(
         seen = torch.stack([encoder_view(i.crop(window.box), hidden, vqvae.config.image_side) for i in images])
         forced = mask_at_scales(token_mask(square_mask, vqvae.scales.sides[-1]), vqvae.scales, blend.dilate)
         part_seed = derive_seed(seed, n)
-        generated = generate_masked(model, vqvae, seen, forced, labels, sampling, part_seed, batch_size, on_step)
-        if blend.composite and blend.color_match:
-            generated = match_colors(generated, seen, square_mask)
         half_token = window.side / vqvae.scales.sides[-1] / 2
         pasted = crop_mask(mask, window) if blend.composite else np.ones_like(square_mask)
         alpha = feathered_alpha(pasted, half_token if blend.feather is None else blend.feather)
-        squares = [square.resize((window.side,) * 2, Image.Resampling.LANCZOS) for square in to_pil(generated)]
-        images = [paste(i, square, alpha, window) for i, square in zip(cycle(images), squares, strict=False)]
-        mask = remove_window(mask, window)
+        pasted_images: list[Image.Image] = []
+        batches = masked_batches(model, vqvae, seen, forced, labels, sampling, part_seed, batch_size, on_step)
+        for shown, generated in batches:
+            if blend.composite and blend.color_match:
+                generated = match_colors(generated, shown, square_mask)
+            squares = [square.resize((window.side,) * 2, Image.Resampling.LANCZOS) for square in to_pil(generated)]
+            before = images[len(pasted_images) :] if len(images) > 1 else images
+            batch = [paste(i, square, alpha, window) for i, square in zip(cycle(before), squares, strict=False)]
+            pasted_images += batch
+            if on_images is not None and n == len(windows) - 1:
+                on_images(batch)
+        images, mask = pasted_images, remove_window(mask, window)
     return images
 
 
@@ -104,6 +112,7 @@ def upscale(
     seed: int = 0,
     batch_size: int = 16,
     progress: Progress | None = None,
+    on_images: OnImages | None = None,
 ) -> list[Image.Image]:
     """Generate the fine scales of a small image, one result a label.
 
@@ -118,7 +127,7 @@ def upscale(
         num_scales: scales whose tokens are kept; None: those whose cells are at least as large as when the image is in
             full size and its last token map is used.
         consistent: the result, reduced to the small image's size, is the small image.
-        sampling, seed, batch_size, progress: as in `inpaint_windows`.
+        sampling, seed, batch_size, progress, on_images: as in `inpaint_windows`.
 
     Returns:
         B images.
@@ -141,14 +150,18 @@ def upscale(
     forced = vqvae.scales.levels() < num_forced  # beside the image too: its continuation there is cropped away
     seen = encoder_view(square, outside, side)[None]
     on_step = count_images(progress, len(labels))
-    generated = generate_masked(model, vqvae, seen, forced, labels, sampling, seed, batch_size, on_step)
-    if consistent:
-        generated = back_project(generated, encoder_view(square, outside, window.side)[None])
     left, top = (round(-edge * side / window.side) for edge in (window.left, window.top))
     width, height = (max(round(length * side / window.side), 1) for length in image.size)
-    results = [result.crop((left, top, left + width, top + height)) for result in to_pil(generated)]
-    for result in results:
-        result.info = image.info  # with its color profile
+    results: list[Image.Image] = []
+    for _, generated in masked_batches(model, vqvae, seen, forced, labels, sampling, seed, batch_size, on_step):
+        if consistent:
+            generated = back_project(generated, encoder_view(square, outside, window.side)[None])
+        batch = [result.crop((left, top, left + width, top + height)) for result in to_pil(generated)]
+        for result in batch:
+            result.info = image.info  # with its color profile
+        results += batch
+        if on_images is not None:
+            on_images(batch)
     return results
 
 
@@ -169,7 +182,6 @@ def encoder_view(square: Image.Image, hidden: Mask, side: int) -> Tensor:
     return to_tensor(square.resize((side, side), Image.Resampling.LANCZOS, box=(0, 0, length, length)))
 
 
-@torch.inference_mode()
 def generate_masked(
     model: ConditionalTransformer,
     vqvae: VQVAE,
@@ -192,12 +204,30 @@ def generate_masked(
     Returns:
         (B, 3, S, S) in [-1, 1], on the CPU.
     """
+    batches = masked_batches(model, vqvae, seen, forced, labels, sampling, seed, batch_size, on_step)
+    return torch.cat([generated for _, generated in batches])
+
+
+@torch.inference_mode()
+def masked_batches(
+    model: ConditionalTransformer,
+    vqvae: VQVAE,
+    seen: Tensor,
+    forced: Tensor,
+    labels: list[int],
+    sampling: SamplingParams = DEFAULT_SAMPLING,
+    seed: int = 0,
+    batch_size: int = 16,
+    on_step: OnStep | None = None,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give what `generate_masked` returns batch by batch, each with what is seen of it, or (1, 3, S, S) for all."""
     batch_size = check_whole_number("batch_size", batch_size, 1)
     device = model.position.device
     tokens = torch.cat([vqvae.encode(part.to(device)) for part in seen.split(batch_size)])
     given = ForcedTokens(tokens.expand(len(labels), *tokens.shape[1:]), forced.to(device).expand(len(labels), -1))
     batches = generate_batches(model, vqvae, labels, batch_size, sampling, seed, given, on_step=on_step)
-    return torch.cat([batch.images.cpu() for batch in batches])
+    for first, batch in zip(count(0, batch_size), batches, strict=False):
+        yield seen[first : first + batch_size] if len(seen) > 1 else seen, batch.images.cpu()
 
 
 def match_colors(generated: Tensor, seen: Tensor, mask: Mask) -> Tensor:

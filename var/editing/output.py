@@ -1,5 +1,6 @@
 """The output of a pipeline that edits images."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,15 +60,7 @@ class EditOutput:
         """
         target = to_path(folder, "folder")
         check_writable(target)
-        files = {str(i): image for i, image in enumerate(self.images)}
-        if not self.is_upscaled:
-            files["mask"] = overlay(self.image, self.mask)
-        files["sheet"] = self.grid()
-        free = _free_name(target, name, list(files))
-        paths = [target / f"{free}_{part}.png" for part in files]
-        for path, image in zip(paths, files.values(), strict=True):
-            save_image(path, image)
-        return paths
+        return EditFolder(target, name, len(self.images)).finish(self)
 
     def __repr__(self) -> str:
         (width, height), (before_width, before_height) = self.images[0].size, self.image.size
@@ -77,6 +70,37 @@ class EditOutput:
 
     def _repr_png_(self) -> bytes:
         return png_bytes(self.grid(captions=True))
+
+
+class EditFolder:
+    """Writes the results of an edit as they come, under the names of `EditOutput.save`.
+
+    Args:
+        folder: made with the first image.
+        name: what the files' names begin with, unless earlier ones have it.
+        num: results that may come.
+    """
+
+    def __init__(self, folder: Path, name: str, num: int) -> None:
+        free = _free_name(folder, name, [*map(str, range(num)), "mask", "sheet"])
+        self.stem = str(folder / free)
+        self.paths: list[Path] = []  # of the results that were written
+
+    def add(self, images: Iterable[Image.Image]) -> None:
+        """Write the next results."""
+        for image in images:
+            self.paths.append(self._write(str(len(self.paths)), image))
+
+    def finish(self, output: EditOutput) -> list[Path]:
+        """Write what is missing of all results, the mask and the sheet; return all files."""
+        self.add(output.images[len(self.paths) :])
+        masks = [] if output.is_upscaled else [self._write("mask", overlay(output.image, output.mask))]
+        return [*self.paths, *masks, self._write("sheet", output.grid())]
+
+    def _write(self, part: str, image: Image.Image) -> Path:
+        path = Path(f"{self.stem}_{part}.png")
+        save_image(path, image)
+        return path
 
 
 def _free_name(folder: Path, name: str, parts: list[str]) -> str:

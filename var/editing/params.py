@@ -1,10 +1,17 @@
 """Blending options as a value that checks itself. Imports no torch: the commands take their defaults from here."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from tokenizer.errors import InputError, check_types
 from var.sampling.params import SamplingKeywords
 from var.utils.progress import Progress
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+OnImages = Callable[[list["Image.Image"]], object]  # called with results as they are finished
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class EditKeywords(SamplingKeywords, total=False):
     seed: int
     batch_size: int
     progress: bool | Progress
+    on_images: OnImages | None
     dilate: int
     hide_masked: bool
     composite: bool
