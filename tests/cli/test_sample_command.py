@@ -103,11 +103,13 @@ def test_many_images_are_summed_up_in_a_line_and_a_bounded_grid(sample: Run, tmp
 
 
 def test_it_says_that_earlier_images_will_be_replaced(sample: Run) -> None:
-    for num, options, said in ((2, (), ""), (3, ("--seed", 1), "2 images in samples will be replaced; another --out")):
+    for num, options, said in ((2, (), ""), (3, ("--seed", 1), "3 images in samples will be replaced; another --out")):
         code, _, err = sample(3, "--num", num, *options)
         assert code == 0
         assert err.startswith(said)
         assert bool(err) == bool(said)
+    code, _, err = sample(1, "--num", 1)  # of other names: the grid alone is replaced
+    assert (code, err) == (0, "1 image in samples will be replaced; another --out keeps it\n")
 
 
 def test_what_is_drawn_stays_when_it_is_stopped(sample: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -54,7 +54,8 @@ def sample(
     rows = [label for label in map(pipe.label, labels) for _ in range(num)]
     loaded = time.perf_counter()
     if replaced := count_replaced(out, rows):
-        typer.echo(f"{plural(replaced, 'image')} in {out} will be replaced; another --out keeps them", err=True)
+        kept = "it" if replaced == 1 else "them"
+        typer.echo(f"{plural(replaced, 'image')} in {out} will be replaced; another --out keeps {kept}", err=True)
     written, folder = [], ImageFolder(out, rows)
     with stopping(lambda: f"{folder.count} of {len(rows)} images are in {out}"):
         try:

@@ -13,8 +13,8 @@ GRID, GROWTH = "grid.png", "growth.gif"
 
 
 def count_replaced(folder: Path, labels: Sequence[int]) -> int:
-    """Return how many images of a folder have the names of those with these labels."""
-    names = map(image_stem, labels, index_within_class(list(labels)))
+    """Return how many images of a folder have the names of those with these labels, or of their sheet."""
+    names = [*map(image_stem, labels, index_within_class(list(labels))), Path(GRID).stem]
     return sum((folder / f"{name}.png").exists() for name in names)
 
 
