@@ -454,6 +454,7 @@ def test_score_prints_and_writes_every_number(
     for told in (str(images), str(against), "12 images", "corners of tests 1", "weights none", "float64"):
         assert told in printed.out
     assert "warning: images: with fewer than 10,000 images (12)" in printed.err
+    assert printed.err.count("computing distances ...\n") == 1
 
 
 @pytest.mark.usefixtures("cheap")

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
 from tokenizer.errors import InputError, abbreviate, one_line
 from var.cli.evaluation import options
 from var.cli.evaluation.results import finish
@@ -46,7 +48,13 @@ def score(
     network = open_extractor(extractor, weights, device)
     against = open_reference(reference, network)
     with progress_bar("processed") as progress:
-        report = measure(found, against, network, batch, progress, choices)
+
+        def show(done: int, total: int) -> None:
+            progress(done, total)
+            if done == total:
+                typer.echo("computing distances ...", err=True)
+
+        report = measure(found, against, network, batch, show, choices)
     finish(format_table(report), report.warnings, report.to_dict(), json_file)
 
 
