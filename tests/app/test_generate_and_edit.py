@@ -19,7 +19,7 @@ from tiny import Run, picture
 
 from tokenizer.errors import InputError
 from var.app import edit, generate
-from var.app.commands import command_line
+from var.app.commands import command_line, python_call
 from var.app.errors import UNEXPECTED, in_sentences
 from var.app.state import AppState, as_they_come
 from var.app.uploads import MAX_PIXELS, open_upload, save_zip
@@ -89,6 +89,13 @@ def test_the_command_and_the_script_draw_the_same(var: Run, tmp_path: Path, monk
 def test_options_become_words() -> None:
     options = {"class": ["a b", 2], "cfg": 2.0, "smooth": True, "color_match": False, "context": None}
     assert command_line(["var"], options) == "var --class 'a b' --class 2 --cfg 2 --smooth --no-color-match"
+
+
+def test_a_script_saves_all_images() -> None:
+    one, several = 'out.images[0].save("image.png")', 'out.save("samples")'
+    for labels, num, expected in (([1], 1, one), ([1, 2], 1, several), ([1], 2, several)):
+        assert python_call("var-mini", "", [labels], {"num": num}).endswith(f"\n{expected}")
+    assert python_call("var-mini", ".upscale", ["image"], {"num": 4}).endswith('\nout.save("edits")')
 
 
 def test_painted_pixels_of_any_layer_are_the_mask() -> None:

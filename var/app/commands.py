@@ -30,6 +30,7 @@ def command_line(words: Sequence[object], options: Mapping[str, Any]) -> str:
 
 def python_call(model: str, call: str, arguments: Sequence[object], options: Mapping[str, Any]) -> str:
     """Return a script that loads the model and makes a call with arguments, as written, and options that are set."""
+    several = options.get("num", 1) > 1 or any(isinstance(each, list) and len(each) > 1 for each in arguments)
     keywords = [f"{name}={value!r}" for name, value in options.items() if value is not None]
     return "\n".join(
         (
@@ -37,6 +38,6 @@ def python_call(model: str, call: str, arguments: Sequence[object], options: Map
             "",
             f"pipe = VARPipeline.from_pretrained({model!r}).pack()",
             f"out = pipe{call}({', '.join([*map(str, arguments), *keywords])})",
-            'out.images[0].save("image.png")',
+            f'out.save("{"edits" if call else "samples"}")' if several else 'out.images[0].save("image.png")',
         )
     )
