@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import shlex
 import sys
 import tarfile
@@ -42,6 +43,24 @@ def test_each_command_has_its_help(var: Run, command: Group | Command) -> None:
     assert f"var {name} [OPTIONS]{' COMMAND' if members else ''}" in out
     for member in members:
         assert f" {member} " in out
+
+
+@pytest.mark.parametrize(
+    ("words", "usage"),
+    [
+        ((), "[OPTIONS] COMMAND"),
+        (("sample",), "[OPTIONS] [CLASS...]"),
+        (("classify",), "[OPTIONS] IMAGE..."),
+        (("edit",), "[OPTIONS] COMMAND"),
+        (("edit", "inpaint"), "[OPTIONS] IMAGE\n"),
+        (("train",), "[OPTIONS] RECIPE [KEY=VALUE...]"),
+    ],
+)
+def test_help_shows_names_and_no_types(var: Run, words: tuple[str, ...], usage: str) -> None:
+    code, out, err = var(*words, "-h")
+    assert (code, err) == (0, "")
+    assert usage in re.sub(r" +\n", "\n", out)
+    assert not re.search(r"<(bool|str|int|list)|[{}]", out)
 
 
 def integer_options(command: Any, path: str = "") -> Iterator[tuple[str, Any]]:

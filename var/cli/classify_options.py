@@ -21,7 +21,9 @@ ClassifierModel = Annotated[str, Option("--model", help=f"{MODEL}; with a probe 
 ImageFiles = Annotated[list[Path], Argument(help="Images, of any size and mode.", metavar="IMAGE")]
 Candidates = Annotated[
     list[str] | None,
-    Option("--class", help=f"{CLASS}; repeat for several: only these. Default: all that the model knows."),
+    Option(
+        "--class", help=f"{CLASS}; repeat for several: only these. Default: all that the model knows.", metavar="CLASS"
+    ),
 ]
 Top = Annotated[int, Option(callback=check_range("top", 1), help="Number of classes printed of an image.")]
 ByScale = Annotated[bool, Option("--scales", help="Also the difference in log-likelihood that each scale makes.")]

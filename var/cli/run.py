@@ -6,10 +6,12 @@ import logging
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
+from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
 from typer.exceptions import TyperException
 from typer.models import OptionInfo
 
@@ -71,10 +73,39 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
         raise SystemExit(code)
 
 
+class PlainHelp:
+    """A command whose help has no types: `--help`, `CLASS...`, `IMAGE`, not `--help <bool>`, `IMAGE <str>`, `{IMAGE}`.
+
+    Types that say something are in the placeholders of options: `--num N`.
+    """
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the help, with what typer shows of its parameters changed first."""
+        for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
+            if isinstance(parameter, TyperArgument):
+                name = parameter.metavar or str(parameter.name).upper()
+                parameter.metavar = name if parameter.nargs == 1 else f"{name.removesuffix('...')}..."
+                usage = parameter.metavar if parameter.required else f"[{parameter.metavar}]"
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
+                parameter._usage_display_name = partial(str, usage)  # type: ignore[method-assign]
+            elif isinstance(parameter, TyperOption) and parameter.is_flag:
+                parameter.metavar = ""
+        super().format_help(ctx, formatter)  # type: ignore[misc]
+
+
+class PlainCommand(PlainHelp, TyperCommand):
+    """A command."""
+
+
+class PlainGroup(PlainHelp, TyperGroup):
+    """Commands that share a first word, or all."""
+
+
 def build(*commands: Command | Group, help: str | None = None) -> typer.Typer:
     """The parser of the commands. A group that is named without a command prints its help."""
     several = len(commands) > 1
     app = typer.Typer(
+        cls=PlainGroup,
         help=help,
         add_completion=several,
         pretty_exceptions_enable=False,
@@ -85,12 +116,12 @@ def build(*commands: Command | Group, help: str | None = None) -> typer.Typer:
         app.callback()(of_all)
     for command in commands:
         if isinstance(command, Group):
-            group = typer.Typer(name=command.name, help=command.help, no_args_is_help=True)
+            group = typer.Typer(cls=PlainGroup, name=command.name, help=command.help, no_args_is_help=True)
             for name, member in command.commands.items():
-                group.command(name)(flatten(member))
+                group.command(name, cls=PlainCommand)(flatten(member))
             app.add_typer(group)
         else:
-            app.command(context_settings=HELP_OPTIONS)(flatten(command))
+            app.command(cls=PlainCommand, context_settings=HELP_OPTIONS)(flatten(command))
     return app
 
 
