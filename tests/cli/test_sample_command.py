@@ -143,6 +143,13 @@ def test_options_change_the_images(sample: Run, tmp_path: Path) -> None:
 # --- mistakes
 
 
+def test_a_misspelt_name_is_refused_before_a_model_is_loaded(sample: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(VARPipeline, "from_pretrained", None)
+    refusal(sample("--class", "0,red foks"), "did you mean 'red fox'")
+    for name in ("var-mini", "VAR-d16"):
+        refusal(sample("kingpenguin", "--model", name), "did you mean 'king penguin'")
+
+
 def test_an_unknown_class(sample: Run) -> None:
     refusal(sample("--class", "zebra"), "'zebra'", "red fox")
     refusal(sample("--class", "red foks"), "did you mean 'red fox'")

@@ -14,7 +14,7 @@ from typer import Argument, Option
 
 from tokenizer.errors import LARGEST, InputError, abbreviate, check_whole_number
 from var.sampling.params import FOR_METRICS, SamplingParams
-from var.utils.classes import split_classes
+from var.utils.classes import find_label, read_number, split_classes
 
 if TYPE_CHECKING:
     from var.pipeline import VARPipeline
@@ -62,6 +62,17 @@ def whole_numbers(text: str, refusal: str) -> list[int]:
 def read_classes(given: Sequence[str], pipe: "VARPipeline") -> list[str]:
     """Split what has commas in it, such as `207,970`; names of the model's classes may have some of their own."""
     return [each for text in given for each in (split_classes(text, pipe.known_classes()) if "," in text else [text])]
+
+
+def check_names(given: Sequence[str], model: str) -> None:
+    """Refuse, before a model is loaded, a name that none of its classes has."""
+    from var.hub.load import read_names
+
+    if given and (names := read_names(model)):
+        for text in given:
+            for each in split_classes(text, names) if "," in text else [text]:
+                if read_number(each) is None:
+                    find_label(each, names)
 
 
 def parse_window(text: str | None) -> tuple[int, ...] | None:

@@ -48,8 +48,9 @@ def sample(
 
     check_writable(out)
     check_refiner_options(drawn.refiner, drawn.refine_from)
-    pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype).pack()
     given = [*(named or ()), *(classes or ())]
+    options.check_names(given, model.model)
+    pipe = VARPipeline.from_pretrained(model.model, device=model.device, dtype=model.dtype).pack()
     labels: list[int | str] = [*options.read_classes(given, pipe)] or [*spread(pipe.known_labels(), MIX)]
     rows = [label for label in map(pipe.label, labels) for _ in range(num)]
     loaded = time.perf_counter()

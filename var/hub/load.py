@@ -13,6 +13,7 @@ from var.hub.checkpoint import (
     CONFIG,
     TOKENIZER,
     TRANSFORMER,
+    find_exported,
     load_tokenizer,
     load_transformer,
     read_class_names,
@@ -25,6 +26,7 @@ from var.hub.presets import RELEASED, SHIPPED, check_name, own_name
 from var.models.conditional import ConditionalTransformer
 from var.sampling.generators import check_sampling
 from var.sampling.params import SamplingParams
+from var.utils.classes import imagenet_names
 from var.utils.device import choose_stored_dtype
 from var.utils.files import atomic_folder
 from var.utils.paths import to_path
@@ -113,6 +115,21 @@ def find_folder(name: str | Path, revision: str | None = None, files: Sequence[s
     if own in SHIPPED:
         return SHIPPED[own]
     return convert_once(own, lambda folder: _convert(own, folder))
+
+
+def read_names(name: str | Path) -> Mapping[int, str] | None:
+    """Return label -> name of a model on this machine or a released one, without its weights; None: it has no list.
+
+    Raises InputError: what no model can be called, a damaged config.json.
+    """
+    folder = find_exported(to_path(name, "model"))
+    if not folder.is_dir():
+        own = own_name(str(name))
+        if own not in SHIPPED:
+            return imagenet_names() if own in RELEASED else None
+        folder = SHIPPED[own]
+    part = folder / TRANSFORMER
+    return read_class_names(part, read_config(part)) if (part / CONFIG).is_file() else None
 
 
 def _convert(name: str, folder: Path) -> None:
