@@ -203,7 +203,9 @@ def test_python_blocks_run(perform: Run, folder: Path, hub: Hub) -> None:
             try:
                 exec(compile(with_stand_ins(block), f"{page.name}:{number}", "exec"), names[page])
             except Exception as error:
-                failed.append(f"{page.name}:{number}: {error!r}")
+                without_backend = isinstance(error, ModuleNotFoundError) and error.name in {"jax", "mlx"}
+                if not without_backend:  # `make lowest` has none
+                    failed.append(f"{page.name}:{number}: {error!r}")
     assert failed == [], "\n".join(failed)
 
 

@@ -6,7 +6,9 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from starlette.middleware import Middleware
@@ -46,6 +48,11 @@ def build(state: AppState) -> gr.Blocks:
     return page
 
 
+def _where_known(function: Callable[..., object], **options: Any) -> dict[str, Any]:
+    """Return those options that a function has in this version; older ones do not do what they switch off."""
+    return {name: value for name, value in options.items() if name in signature(function).parameters}
+
+
 @contextmanager
 def serving(state: AppState, host: str = "127.0.0.1", port: int | None = None) -> Iterator[str]:
     """Serve the page in the background; its address.
@@ -68,7 +75,7 @@ def serving(state: AppState, host: str = "127.0.0.1", port: int | None = None) -
             ssr_mode=False,
             enable_monitoring=False,
             footer_links=[],
-            run_history=False,
+            **_where_known(page.launch, run_history=False),
             app_kwargs={"middleware": [Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host))]},
             state_session_capacity=SESSIONS,
             _frontend=False,  # no test whether the page can be reached, which fails on a busy machine
