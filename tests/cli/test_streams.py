@@ -1,12 +1,18 @@
 """Standard output that is closed, full or of a narrow encoding does not end a command."""
 
+import io
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 from tiny import TIMEOUT, environment
+
+from var.cli.run import CurrentStderr
 
 SCRIPT = """
 from pathlib import Path
@@ -62,3 +68,13 @@ def test_a_table_that_a_full_disk_cuts_short_is_an_error(tmp_path: Path) -> None
     assert "error: standard output is cut short (No space left on device)" in done.stderr
     assert done.stderr.splitlines()[-1] == "status 2"
     assert (tmp_path / "result").read_text() == "whole"
+
+
+def test_log_lines_are_put_above_a_live_bar() -> None:
+    handler = CurrentStderr()  # made before the bar, which takes the place of standard error while it is live
+    shown = io.StringIO()
+    console = Console(file=shown, force_terminal=True, width=100)
+    with Progress(console=console, auto_refresh=False) as bar:
+        bar.add_task("images", total=3)
+        handler.emit(logging.makeLogRecord({"msg": "a warning"}))
+    assert "a warning\n" in shown.getvalue()

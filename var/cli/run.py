@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, NoReturn, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, NamedTuple, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
 import typer
 from typer.core import TyperArgument, TyperCommand, TyperGroup, TyperOption
@@ -44,6 +44,17 @@ def print_version(requested: bool) -> None:
         raise typer.Exit
 
 
+class CurrentStderr(logging.StreamHandler[TextIO]):
+    """Log to what standard error is at the moment: while a bar is live, lines are put above it, not into it."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]  # an attribute there
+        return sys.stderr
+
+
 def run(*commands: Command | Group, help: str | None = None) -> None:
     """Run a function as a command, or the one of several that the first argument names; of a group, the first two.
 
@@ -52,7 +63,7 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
     """
     guard_streams()
     keep_freed_memory()
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(format="%(message)s", handlers=[CurrentStderr()])
     logging.getLogger("var.utils.images").setLevel(logging.INFO)  # every command says which images it found
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     logging.getLogger("datasets").setLevel(logging.WARNING)  # which other packages it has found
