@@ -27,8 +27,8 @@ from var.features.images import list_split
 from var.models.aim import EncoderConfig
 from var.training.checkpointing import checkpoint_path, checkpoints
 from var.training.config import Recipe
+from var.training.curves import METRICS
 from var.training.estimate.cost import estimate
-from var.training.logger import METRICS
 from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.stages.probe import SCORES

@@ -13,7 +13,7 @@ import typer
 from encoder_objectives import train_whole
 
 from var.cli.run import in_columns, run
-from var.training.logger import METRICS
+from var.training.curves import METRICS
 from var.training.recipe import load_recipe
 
 ONE_RATE = "optimizer.lr_factors.class_embedding=1"  # in place of the recipe's larger one

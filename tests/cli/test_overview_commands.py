@@ -130,6 +130,8 @@ def test_plot_draws_what_a_run_has_logged(var: Run, tmp_path: Path) -> None:
         assert drawn.format == "PNG"
         assert drawn.convert("L").getextrema()[0] < 100
     assert var("plot", run, "--out", "a.png")[0] == 0
-    refusal(var("plot", tmp_path), "metrics.jsonl cannot be read", "output folder of a run")
+    refusal(var("plot", tmp_path), "is no run", "metrics.jsonl", "output folder of a run")
+    (tmp_path / "recipe.yaml").write_text("stage: var")  # written first
+    refusal(var("plot", tmp_path), "has no numbers yet", "first step that is logged")
     (run / "metrics.jsonl").write_text("")
     refusal(var("plot", run), "has no numbers yet")

@@ -7,7 +7,7 @@ from tokenizer.errors import InputError, one_line
 from var.utils.files import atomic_write
 from var.utils.json_text import parse_json
 
-METRICS = "metrics.jsonl"
+METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"  # of a run's output folder
 COLUMNS = 3
 MOST_PANELS = 12
 
@@ -22,6 +22,10 @@ def read_metrics(run: Path) -> dict[str, dict[str, Curve]]:
     file = run / METRICS
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        if (run / RECIPE).exists():
+            raise InputError(f"{run} has no numbers yet: wait for the first step that is logged") from error
+        raise InputError(f"{run} is no run: it has no {METRICS}; give the output folder of a run") from error
     except OSError as error:
         raise InputError(f"{file} cannot be read ({one_line(error)}): give the output folder of a run") from error
     curves: dict[str, dict[str, Curve]] = {}

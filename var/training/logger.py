@@ -18,12 +18,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tokenizer.errors import InputError
 from var.training.config import Recipe
+from var.training.curves import METRICS, RECIPE
 from var.utils.files import atomic_write
 from var.utils.images import save_image
 from var.utils.json_text import parse_json
 from var.utils.provenance import sha256
-
-METRICS, RECIPE = "metrics.jsonl", "recipe.yaml"
 
 
 class Clock:

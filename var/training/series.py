@@ -11,7 +11,8 @@ from types import FrameType
 
 from tokenizer.errors import InputError
 from var.training.config import Recipe
-from var.training.logger import RECIPE, write_recipe
+from var.training.curves import RECIPE
+from var.training.logger import write_recipe
 from var.training.stages.base import RecipeT, find_stage, stage_names
 from var.utils.signals import handle_stop_signals
 

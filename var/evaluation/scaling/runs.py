@@ -13,7 +13,7 @@ from var.evaluation.scaling.laws import Curve, Quantity
 from var.evaluation.scaling.power_law import FEWEST
 from var.hub.checkpoint import CONFIG, WEIGHTS, read_config
 from var.models.var import VAR, VARConfig
-from var.training.logger import METRICS, RECIPE
+from var.training.curves import METRICS, RECIPE
 from var.training.recipe import load_recipe
 from var.training.stages.var import VARRecipe
 from var.utils.json_text import parse_json
