@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny import picture
+from tiny import picture, tiny_pipeline
 
 from tokenizer.errors import InputError
 from var.app import train
@@ -46,6 +46,16 @@ def test_inside_are_the_models_own_numbers(state: AppState) -> None:
     for side, tokens in zip(sides, found.token_maps, strict=True):
         assert tokens.width % side == 0
         assert len(tokens.getcolors() or ()) <= side * side
+
+
+def test_a_model_in_bfloat16_shows_the_tokens_of_float32() -> None:
+    pipe = tiny_pipeline().to("cpu", "bfloat16")
+    exact = tiny_pipeline().to("cpu", "bfloat16")
+    exact.vqvae.cast(torch.float32)
+    found, expected = look_inside(pipe, picture(1, 3)), look_inside(exact, picture(1, 3))
+    assert pipe.vqvae.dtype == torch.bfloat16
+    for one, other in zip(found.token_maps, expected.token_maps, strict=True):
+        assert one.tobytes() == other.tobytes()
 
 
 def test_the_class_changes_the_probability_and_not_the_tokens(state: AppState) -> None:

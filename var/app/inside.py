@@ -1,5 +1,6 @@
 """The tab that looks inside: an image as the tokenizer and the transformer see it."""
 
+import copy
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,6 @@ from var.app.uploads import image_upload, open_upload
 from var.models.token_losses import TokenLosses, head_losses
 from var.models.var import require_var
 from var.pipeline import VARPipeline
-from var.utils.device import check_float32
 from var.utils.images import resize_and_crop, to_pil, to_rgb, to_tensor
 
 
@@ -53,7 +53,8 @@ def look_inside(pipe: VARPipeline, image: Image.Image, label: int | None = None)
         InputError: an image that cannot be read, an unknown class, a model of another kind than VAR.
     """
     model, vqvae = require_var(pipe.model, "the probability of tokens"), pipe.vqvae
-    check_float32(vqvae)
+    if vqvae.dtype != torch.float32:  # on a processor fast at bfloat16, in which some tokens would be others
+        vqvae = copy.deepcopy(vqvae).cast(torch.float32)
     side, scales, device = vqvae.config.image_side, vqvae.scales, model.position.device
     square = resize_and_crop(to_rgb(image), side, side)
     pixels = to_tensor(square)[None].to(device)
