@@ -91,7 +91,7 @@ def take_screenshots(model: str, out: Path) -> None:
         page.get_by_role("tab", name="Edit").click()
         page.locator("#edit-image canvas").first.wait_for(state="attached")  # the editor is there
         page.locator("#edit-image input[type=file]").first.set_input_files(photo)
-        page.locator("#edit-image").get_by_label("Brush").wait_for()
+        page.locator("#edit-image").get_by_label("Brush", exact=True).wait_for()
         page.wait_for_timeout(5000)
         paint(page)
         page.locator("#edit-button").click()

@@ -68,7 +68,7 @@ def test_a_painted_part_is_filled(page: Page, photo: Path) -> None:
     canvas.wait_for(state="attached")  # a file that comes before is lost: the editor is not there yet
     page.locator("#edit-image input[type=file]").first.set_input_files(photo)
     canvas.wait_for()
-    page.locator("#edit-image").get_by_label("Brush").wait_for()
+    page.locator("#edit-image").get_by_label("Brush", exact=True).wait_for()
     page.get_by_label("Results").first.fill("1")
     results = page.locator("#edit-results img")
     for _ in range(3):  # on a busy machine the editor may not yet see a stroke
