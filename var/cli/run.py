@@ -92,16 +92,17 @@ class PlainHelp:
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         """Write the help, with what typer shows of its parameters changed first."""
-        for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
+        for parameter in self.get_params(ctx):  # type: ignore[attr-defined]  # of typer's class beside it
             if isinstance(parameter, TyperArgument):
                 name = parameter.metavar or str(parameter.name).upper()
                 parameter.metavar = name if parameter.nargs == 1 else f"{name.removesuffix('...')}..."
                 usage = parameter.metavar if parameter.required else f"[{parameter.metavar}]"
-                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]
-                parameter._usage_display_name = partial(str, usage)  # type: ignore[method-assign]
+                # Methods, as typer has no setting for either.
+                parameter.display_type_rich = lambda ctx: None  # type: ignore[method-assign]  # of this one alone
+                parameter._usage_display_name = partial(str, usage)  # type: ignore[method-assign]  # likewise
             elif isinstance(parameter, TyperOption) and parameter.is_flag:
                 parameter.metavar = ""
-        super().format_help(ctx, formatter)  # type: ignore[misc]
+        super().format_help(ctx, formatter)  # type: ignore[misc]  # typer's, as above
 
 
 class PlainCommand(PlainHelp, TyperCommand):

@@ -1,6 +1,7 @@
 """Keys that every recipe may have, their types, defaults and bounds. A stage's own keys are in its file."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -148,6 +149,11 @@ class Recipe(Section):
     def micro_batches(self) -> int:
         """Number of micro-batches of a process in a step."""
         return self.accumulate or 1
+
+    @property
+    def output_as_typed(self) -> str:
+        """The output folder as it is typed in a shell, for commands that are printed to be copied."""
+        return shlex.quote(str(self.output))
 
     @property
     def headline(self) -> str:

@@ -3,7 +3,6 @@
 B batch, L tokens of all scales.
 """
 
-import shlex
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -240,7 +239,7 @@ class TransformerStage(Stage[TransformerRecipeT]):
 
     @classmethod
     def next_command(cls, recipe: TransformerRecipeT) -> str:
-        return f"python sample.py --model {shlex.quote(str(recipe.output))}"
+        return f"python sample.py --model {recipe.output_as_typed}"
 
     def build(self) -> ConditionalTransformer:
         return self.kind(self.config)

@@ -4,7 +4,6 @@ One stage is one file beside this one: its recipe and how it is built from it, i
 losses, its outline for the dry run, its validation and sheet. Another objective is one more file.
 """
 
-import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -136,7 +135,7 @@ class Stage(ABC, Generic[RecipeT]):
     @classmethod
     def next_command(cls, recipe: RecipeT) -> str:
         """Return a command that uses what a run of the recipe has exported."""
-        return f"var features extract FOLDER --model {shlex.quote(str(recipe.output))} --out features.parquet"
+        return f"var features extract FOLDER --model {recipe.output_as_typed} --out features.parquet"
 
     @abstractmethod
     def build(self) -> nn.Module:

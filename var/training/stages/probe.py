@@ -4,7 +4,6 @@ B batch, N patches, D width, M candidates: choices of blocks, each with a probe 
 """
 
 import json
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict
@@ -186,7 +185,7 @@ class ProbeStage(Stage[ProbeRecipe]):
 
     @classmethod
     def next_command(cls, recipe: ProbeRecipe) -> str:
-        return f"var classify IMAGE --model {shlex.quote(str(recipe.output))}"
+        return f"var classify IMAGE --model {recipe.output_as_typed}"
 
     @classmethod
     def outline(cls, recipe: ProbeRecipe) -> Outline:

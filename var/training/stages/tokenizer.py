@@ -4,7 +4,6 @@ With model.regularization=kl it is the autoencoder of LDM (arXiv 2112.10752, sec
 B batch, K scales, V codebook size.
 """
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -199,7 +198,7 @@ class TokenizerStage(Stage[TokenizerRecipe]):
     def next_command(cls, recipe: TokenizerRecipe) -> str:
         of_one_map = "tiny_imagenet_mar" if recipe.model.regularization == "kl" else "tiny_imagenet_raster"
         stage_2 = of_one_map if len(recipe.model.scales) == 1 else "own_folder_var"
-        return f"python train.py {stage_2} data.source=FOLDER tokenizer={shlex.quote(str(recipe.output))}"
+        return f"python train.py {stage_2} data.source=FOLDER tokenizer={recipe.output_as_typed}"
 
     def set_trained(self) -> None:
         super().set_trained()
