@@ -1,6 +1,7 @@
 """One thread: the models here are so small that threads only wait for one another, above all on a busy machine."""
 
 import importlib
+import logging
 import runpy
 import sys
 from collections.abc import Callable, Iterator
@@ -30,6 +31,19 @@ with redirect_stderr(sys.__stderr__):
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--kills", type=int, default=20, help="how often tests/training/test_kill.py kills its run")
+
+
+@pytest.fixture(autouse=True)
+def _log_levels_as_before() -> Iterator[None]:
+    """Commands set levels for their process, which here is that of all tests."""
+    levels = {
+        logger: logger.level
+        for logger in (logging.getLogger(), *map(logging.getLogger, logging.root.manager.loggerDict))
+    }
+    yield
+    for logger, level in levels.items():
+        if logger.level != level:
+            logger.setLevel(level)
 
 
 @pytest.fixture

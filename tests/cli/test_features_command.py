@@ -69,6 +69,13 @@ def test_tables_are_listed_without_a_word_before_the_error(work: Path) -> None:
     assert done.returncode == 2
 
 
+def test_images_found_are_said_on_standard_error(work: Path) -> None:
+    """In a process of its own: here pytest has set up logging, and a command leaves that as it is."""
+    arguments = ("features", "extract", "val", "--model", "model", "--out", "f.parquet")
+    done = run("-m", "var", *arguments, cwd=work)
+    assert (done.returncode, done.stderr.splitlines()) == (0, ["val: 6 images found"])
+
+
 def test_a_split_that_is_not_there_has_a_remedy_of_this_command(var: Run, work: Path) -> None:
     """Not data.validation_fraction, which it cannot be given."""
     (work / "val").rename(work / "train" / "other")

@@ -64,7 +64,7 @@ def run(*commands: Command | Group, help: str | None = None) -> None:
     guard_streams()
     keep_freed_memory()
     logging.basicConfig(format="%(message)s", handlers=[CurrentStderr()])
-    logging.getLogger("var.utils.images").setLevel(logging.INFO)  # every command says which images it found
+    logging.getLogger("var.utils.image_files").setLevel(logging.INFO)  # every command says which images it found
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries: the error that ends them says enough
     logging.getLogger("datasets").setLevel(logging.WARNING)  # which other packages it has found
     logging.getLogger("matplotlib.font_manager").setLevel(logging.WARNING)  # that it has listed the fonts
