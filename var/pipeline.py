@@ -289,7 +289,7 @@ class VARPipeline(Pipeline):
         """
         params, vocab_size = apply_options(self.sampling or default, options), self.vqvae.config.vocab_size
         check_sampling(params, self.model.config)
-        if options.get("top_k") is not None and params.top_k > vocab_size:
+        if options.get("top_k") is not None and params.top_k > vocab_size and not self.vqvae.is_continuous:
             raise InputError(f"top_k={params.top_k} must be in 0..{vocab_size}, the tokens of this model; 0 keeps all")
         return params
 

@@ -3,17 +3,20 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from helpers import CLASSES, LATENT, continuous_vqvae, noise, normal, refused, small_mar, small_var, small_vqvae
 from tiny import NAMES
 
+from var.models.diffusion_head import sample_ancestral
 from var.models.mar import MAR
 from var.pipeline import VARPipeline
+from var.sampling import mar
 from var.sampling.generate import ForcedTokens, Generated, generate
-from var.sampling.mar import masked_after
+from var.sampling.mar import draw_step, masked_after, masked_counts
 from var.sampling.params import SamplingParams
 
 LABELS = [0, CLASSES, 2]
@@ -60,6 +63,44 @@ def test_each_step_draws_its_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -
     assert [int(mask[0].sum()) for mask in masks] == [LENGTH, *masked_after(LENGTH, 4)[:-1]]
     assert not torch.equal(masks[1][0], masks[1][1])  # an order of its own
     assert torch.equal(masks[1][:3], masks[1][3:])  # the unconditional half sees the same
+
+
+def test_an_image_that_has_fewer_tokens_to_draw_is_done_before_the_others() -> None:
+    assert masked_counts([4, 1, 0], 3) == [(4, 1, 0), (3, 0, 0), (2, 0, 0), (0, 0, 0)]
+
+
+def test_guidance_moves_the_noise_away_from_the_null_class() -> None:
+    """By s, where the paper's scale is 1 + s; a head that says its condition is the noise."""
+    conditional, unconditional, strength = normal(5, LATENT, seed=1), normal(5, LATENT, seed=2), torch.rand(5, 1)
+    noise = normal(5, 6, LATENT)
+    stub = SimpleNamespace(head=lambda noisy, timestep, condition: condition)
+
+    def predict(noisy: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return unconditional + (1 + strength) * (conditional - unconditional)
+
+    drawn = draw_step(cast(MAR, stub), [conditional, unconditional], strength, noise, 0.7)
+    assert torch.allclose(drawn, sample_ancestral(predict, noise, 0.7), atol=1e-5)
+    alone = draw_step(cast(MAR, stub), [conditional], strength, noise, 1.0)
+    assert torch.allclose(alone, sample_ancestral(lambda x, t: conditional, noise), atol=1e-5)
+
+
+def test_guidance_rises_with_the_share_of_known_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As MAR's linear schedule does: 1 + (cfg - 1) * (L - m) / L, m the tokens that are masked after the step."""
+    drawn_by, seen = model(), []
+
+    def watch(given: MAR, conditions: list[torch.Tensor], strength: torch.Tensor, *more: Any) -> torch.Tensor:
+        seen.append((conditions, strength))
+        return draw_step(given, conditions, strength, *more)
+
+    monkeypatch.setattr(mar, "draw_step", watch)
+    sample(drawn_by, [2])
+    strengths = [strength.unique().item() for _, strength in seen]
+    assert strengths == pytest.approx([FEW.cfg * (LENGTH - left) / LENGTH for left in masked_after(LENGTH, 4)])
+    masked = torch.ones(1, LENGTH, dtype=torch.bool)
+    with torch.inference_mode():
+        for conditions, label in zip(seen[0][0], (2, CLASSES), strict=True):
+            expected = drawn_by(torch.tensor([label]), torch.zeros(1, LENGTH, LATENT), masked)[0]
+            assert torch.cdist(conditions, expected).amin(dim=1).max() < 1e-4
 
 
 def test_an_image_follows_from_seed_label_and_index_alone() -> None:

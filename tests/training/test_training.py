@@ -24,6 +24,7 @@ from tiny import (
     assert_same_weights,
     environment,
     image_folder,
+    mar_recipe,
     metrics,
     raster_recipe,
     run,
@@ -39,6 +40,7 @@ from var.hub.checkpoint import WEIGHTS, load_tokenizer
 from var.models.token_losses import TokenLosses
 from var.pipeline import VARPipeline
 from var.training.checkpointing import checkpoints, save_checkpoint
+from var.training.config import Recipe
 from var.training.distributed import build_accelerator
 from var.training.logger import Report
 from var.training.loop import train
@@ -162,6 +164,23 @@ def test_length_in_epochs(tmp_path: Path, images: Path) -> None:
 
 
 # --- randomness belongs to training alone
+
+
+@pytest.mark.parametrize("recipe_of", [raster_recipe, mar_recipe])
+def test_labels_are_dropped_by_the_other_generators_too(
+    images: Path, tmp_path: Path, recipe_of: Callable[..., Recipe]
+) -> None:
+    stage = build_stage(recipe_of(tmp_path / "r", images, label_drop=0.5))
+    batch = next(iter(validation_loader(stage.validation_data, stage.recipe.data, 6, 0, 1)))
+    seen: list[int] = []
+    model = stage.phases[0].model
+    model.register_forward_pre_hook(lambda module, inputs: seen.extend(inputs[0].tolist()))
+    for step in range(50):
+        stage.phases[0].loss(model, batch, StepRNG(0, step, 6, range(6), torch.device("cpu")), None)
+    assert 0.4 < seen.count(2) / len(seen) < 0.6  # 2 is the null class
+    seen.clear()
+    stage.validate(model, batch)
+    assert seen == batch.labels.tolist()
 
 
 def test_labels_are_dropped_in_training_only(images: Path, tokenizer_run: TokenizerRecipe, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from typer import Argument, Option
 
 from tokenizer.errors import LARGEST, InputError, abbreviate, check_whole_number
-from var.sampling.params import FOR_METRICS, SamplingParams
+from var.sampling.params import FOR_METRICS, MAR_STEPS, SamplingParams
 from var.utils.classes import find_label, read_number, split_classes
 
 if TYPE_CHECKING:
@@ -176,12 +176,16 @@ class MetricsSamplingOptions:
     ] = None
     steps: Annotated[
         int | None,
-        sampling_option(callback=check_range("steps", 1), help="Of a MAR: in which all tokens are drawn. Default: 64."),
+        sampling_option(
+            callback=check_range("steps", *MAR_STEPS["steps"]),
+            help="Of a MAR: in which all tokens are drawn, at most one for each. Default: the model's, else 64.",
+        ),
     ] = None
     diffusion_steps: Annotated[
         int | None,
         sampling_option(
-            callback=check_range("diffusion_steps", 2), help="Of a MAR: in which a token is drawn. Default: 100."
+            callback=check_range("diffusion_steps", *MAR_STEPS["diffusion_steps"]),
+            help="Of a MAR: in which its head draws a token. Default: the model's, else 100.",
         ),
     ] = None
 

@@ -55,13 +55,13 @@ class HeadSizes:
 
 
 @cache
-def signal_shares() -> NDArray[np.float64]:
+def alphas_cumprod() -> NDArray[np.float64]:
     """Share of a token's variance that is left after each timestep, (TIMESTEPS,): alpha-bar of the cosine schedule."""
     time = np.arange(TIMESTEPS + 1) / TIMESTEPS
     left = np.cos((time + OFFSET) / (1 + OFFSET) * math.pi / 2) ** 2
     betas = np.minimum(1 - left[1:] / left[:-1], LARGEST_BETA)
-    shares: NDArray[np.float64] = np.cumprod(1 - betas)
-    return shares
+    alpha_bar: NDArray[np.float64] = np.cumprod(1 - betas)
+    return alpha_bar
 
 
 def spaced_timesteps(steps: int) -> NDArray[np.int64]:
@@ -76,8 +76,13 @@ def spaced_timesteps(steps: int) -> NDArray[np.int64]:
 
 def add_noise(tokens: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
     """Return tokens (..., C) at timesteps (...) in 0..TIMESTEPS - 1, with standard normal noise (..., C)."""
-    share = torch.tensor(signal_shares(), device=tokens.device)[timesteps][..., None]
-    return share.sqrt().to(tokens.dtype) * tokens + (1 - share).sqrt().to(tokens.dtype) * noise
+    # Roots before the rounding to float32: the last shares are as small as 1e-9. Some devices have no float64.
+    alpha_bar = alphas_cumprod()
+    of_token, of_noise = (
+        torch.tensor(np.sqrt(share), dtype=tokens.dtype, device=tokens.device)[timesteps][..., None]
+        for share in (alpha_bar, 1 - alpha_bar)
+    )
+    return of_token * tokens + of_noise * noise
 
 
 class HeadBlock(nn.Module):
@@ -188,16 +193,16 @@ def sample_ancestral(predict: Callable[[Tensor, Tensor], Tensor], noise: Tensor,
     Raises InputError: see `spaced_timesteps`.
     """
     timesteps = spaced_timesteps(noise.shape[1])
-    shares = signal_shares()[timesteps]
+    alpha_bars = alphas_cumprod()[timesteps]
     x = noise[:, 0]
     for done, i in enumerate(reversed(range(len(timesteps)))):
-        share, before = shares[i], shares[i - 1] if i else 1.0
+        alpha_bar, before = alpha_bars[i], alpha_bars[i - 1] if i else 1.0
         predicted = predict(x, torch.tensor(timesteps[i : i + 1], device=x.device))
-        clean = (x - math.sqrt(1 - share) * predicted) / math.sqrt(share)
+        clean = (x - math.sqrt(1 - alpha_bar) * predicted) / math.sqrt(alpha_bar)
         clean = clean.clamp(-LARGEST_TOKEN, LARGEST_TOKEN)
-        beta = 1 - share / before
+        beta = 1 - alpha_bar / before
         # Mean and variance of the step before, given x and the clean token (DDPM, equations 6 and 7).
-        x = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * x) / (1 - share)
+        x = (math.sqrt(before) * beta * clean + math.sqrt(1 - beta) * (1 - before) * x) / (1 - alpha_bar)
         if i:
-            x = x + temperature * math.sqrt(beta * (1 - before) / (1 - share)) * noise[:, done + 1]
+            x = x + temperature * math.sqrt(beta * (1 - before) / (1 - alpha_bar)) * noise[:, done + 1]
     return x

@@ -43,7 +43,10 @@ class VARConfig(CodebookTransformerConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.scales[0] != 1:
-            raise InputError(f"scales {list(self.scales)} must begin with 1: the class embedding stands for one token")
+            raise InputError(
+                f"scales {list(self.scales)} must begin with 1, as the class embedding stands for one token: train the "
+                "tokenizer with such model.scales, or of a single scale take stage=raster"
+            )
         if not 0 <= self.scale_drop < 1:
             raise InputError(f"scale_drop={self.scale_drop} must be in [0, 1)")
 

@@ -4,13 +4,14 @@ B batch, L tokens, C latent channels, D width, N tokens that a step draws, of al
 """
 
 import math
+from itertools import pairwise, zip_longest
 
 import torch
 from torch import Tensor
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
-from var.models.diffusion_head import sample_ancestral, spaced_timesteps
+from var.models.diffusion_head import sample_ancestral
 from var.models.mar import MAR, MARConfig
 from var.sampling.drawing import Drawn, ForcedTokens, guided_rows
 from var.sampling.logits import RandomStreams, classifier_free_guidance
@@ -31,7 +32,6 @@ def check_sampling(sampling: SamplingParams, config: MARConfig) -> None:
             )
     if isinstance(sampling.temperature, tuple):
         raise InputError(f"temperature={sampling.temperature} is for the scales of a VAR: give one number")
-    spaced_timesteps(sampling.diffusion_steps or DIFFUSION_STEPS)  # raises
 
 
 def masked_after(length: int, steps: int) -> list[int]:
@@ -44,6 +44,14 @@ def masked_after(length: int, steps: int) -> list[int]:
         left = min(left - 1, math.floor(length * math.cos(math.pi / 2 * step / steps)))
         masked.append(left)
     return [*masked[:-1], 0] if masked else []
+
+
+def masked_counts(lengths: list[int], steps: int) -> list[tuple[int, ...]]:
+    """Number of tokens that are masked at first and after each step, of each of several images, by step.
+
+    Of `lengths` tokens to draw. An image that has fewer of them than there are steps is done before the others.
+    """
+    return list(zip_longest(*([length, *masked_after(length, steps)] for length in lengths), fillvalue=0))
 
 
 def draw_mar(
@@ -72,20 +80,17 @@ def draw_mar(
         tokens = torch.where(forced.forced[..., None], forced.tokens, tokens)
         order = order - forced.forced.to(order)  # below 0, before all others
     rank = order.argsort(dim=1).argsort(dim=1)  # (B, L), of each token in the order
-    given = [0] * batch if forced is None else forced.forced.sum(dim=1).tolist()
-    schedules = [masked_after(length - known, steps) for known in given]
+    known = [0] * batch if forced is None else forced.forced.sum(dim=1).tolist()
+    counts = torch.tensor(masked_counts([length - each for each in known], steps), device=device)[..., None]
     with torch.inference_mode():
         condition = model.condition(rows)
-        masked = torch.tensor([length - known for known in given], device=device)[:, None]  # (B, 1), how many
-        for step in range(max(map(len, schedules))):
-            left = torch.tensor([(*each, 0)[min(step, len(each))] for each in schedules], device=device)[:, None]
-            hidden, drawn = rank >= length - masked, rank < length - left  # (B, L)
-            drawn = drawn & hidden
+        for masked, left in pairwise(counts):  # (B, 1) each: how many are masked before and after the step
+            hidden = rank >= length - masked  # (B, L)
+            drawn = hidden & (rank < length - left)
             z = model.predict(tokens.repeat(copies, 1, 1), hidden.repeat(copies, 1), condition)  # (2B, L, D)
             strength = (sampling.cfg * (length - left) / length).expand(batch, length)[drawn]  # (N,)
             conditions = [each[drawn] for each in z.chunk(copies)]  # (N, D) each
             tokens[drawn] = draw_step(model, conditions, strength[:, None], noise[drawn], sampling.temperature_at(0))
-            masked = left
             if on_step is not None and left.any():
                 on_step(Step(1 - float(left.float().mean()) / length))
         f_hat = vqvae.latents(tokens)

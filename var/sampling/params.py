@@ -19,7 +19,7 @@ OFF = {
     "diffusion_steps": None,
 }  # files without these options can be read by versions that have none
 
-STEPS = ("steps", "diffusion_steps")  # options of a MAR alone
+MAR_STEPS = {"steps": (1, 1000), "diffusion_steps": (2, 1000)}  # options of a MAR alone, and their range
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,9 @@ class SamplingParams:
             raise InputError(f"top_k={self.top_k} must be 0 (keeps all tokens) or more")
         if not 0 <= self.top_p <= 1:
             raise InputError(f"top_p={self.top_p} must be in [0, 1]; 0 keeps all tokens")
-        for name in STEPS:
+        for name, (least, most) in MAR_STEPS.items():
             if getattr(self, name) is not None:
-                check_whole_number(name, getattr(self, name), 1, 1000)
+                check_whole_number(name, getattr(self, name), least, most)
         window = self.cfg_scales
         if window is not None and not (len(window) == 2 and 0 <= window[0] <= window[1]):
             raise InputError(
@@ -109,7 +109,7 @@ class SamplingParams:
 
     def check_codebook(self) -> None:
         """Raise InputError for an option that does not fit a model that draws tokens of a codebook."""
-        for name in STEPS:
+        for name in MAR_STEPS:
             if getattr(self, name) is not None:
                 raise InputError(f"{name}={getattr(self, name)} is for a MAR, and the model is none: leave it out")
 

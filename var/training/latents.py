@@ -36,6 +36,6 @@ class LatentMoments:
 
 
 def sum_latents(features: Tensor) -> Tensor:
-    """Sums over the latents (B, C, h, w) for `LatentMoments.add`, (3, C) float64."""
-    each = features.double().transpose(0, 1).flatten(1)  # (C, n)
+    """Sums over the latents (B, C, h, w) for `LatentMoments.add`, (3, C) float32: some devices have no float64."""
+    each = features.float().transpose(0, 1).flatten(1)  # (C, n)
     return torch.stack([torch.ones_like(each).sum(dim=1), each.sum(dim=1), each.square().sum(dim=1)])

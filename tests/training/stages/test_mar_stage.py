@@ -11,8 +11,10 @@ from tiny import Run, mar_recipe, metrics, raster_recipe, refusal, tokenizer_rec
 
 from var.data.dataset import Batch
 from var.hub.checkpoint import load_tokenizer, save_model
+from var.models.diffusion_head import TIMESTEPS
 from var.models.mar import MAR
 from var.pipeline import VARPipeline
+from var.training.latents import LatentMoments, sum_latents
 from var.training.loop import train
 from var.training.rng import StepRNG
 from var.training.stages.base import require
@@ -76,6 +78,19 @@ def test_tokens_of_the_training_images_have_variance_one(images: Path, tmp_path:
     assert torch.allclose(vqvae.decode(tokens), vqvae.reconstruct(pixels)[0])
 
 
+def test_moments_of_latents_weigh_recent_steps_more() -> None:
+    steps = [normal(2, 3, 4, 4, seed=seed) * (seed + 1) + seed for seed in range(3)]
+    moments = LatentMoments(3)
+    for features in steps:
+        moments.add(sum_latents(features))
+    values = torch.stack([each.transpose(0, 1).flatten(1) for each in steps]).double()  # (3 steps, C, n)
+    weights = (0.99 ** torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))[:, None, None]
+    mean = (weights * values).sum(dim=(0, 2)) / (weights.sum() * values.shape[2])
+    variance = (weights * (values - mean[:, None]).square()).sum(dim=(0, 2)) / (weights.sum() * values.shape[2])
+    assert torch.allclose(moments.mean().double(), mean, atol=1e-5)
+    assert torch.allclose(moments.std().double(), variance.sqrt(), atol=1e-5)
+
+
 def test_it_learns_from_images_and_from_their_tokens_alike(images: Path, tmp_path: Path) -> None:
     common = {"steps": 8, "batch_size": 8, "ema": 0.5, "data": {"crop": "center"}}
     direct = mar_recipe(tmp_path / "direct", images, **common)
@@ -102,6 +117,10 @@ def test_each_step_masks_equally_many_cells_of_every_image(images: Path, tmp_pat
         assert all(len(set(row)) == len(row) for row in each.masked.tolist())
         assert each.timesteps.shape == (4, *each.masked.shape)
         assert each.noise.shape == (4, *each.masked.shape, 8)
+    timesteps = torch.cat([each.timesteps.flatten() for each in draws])  # about 9,000
+    assert timesteps.min() < 10
+    assert TIMESTEPS - 10 <= timesteps.max() < TIMESTEPS
+    assert timesteps.double().mean().item() == pytest.approx(TIMESTEPS / 2, abs=15)
     assert len({each.masked.shape[1] for each in draws}) > 1
     assert not torch.equal(draws[0].masked[0], draws[0].masked[1])
 
