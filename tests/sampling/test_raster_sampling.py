@@ -155,6 +155,23 @@ def test_a_mask_is_filled_and_what_needs_scales_is_refused() -> None:
         pipe.classify(image)
 
 
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ((0, 0, 16, 8), ["8 of 16 tokens"]),
+        ((0, 0, 4, 4), ["1 of 16 tokens"]),
+        ((4, 4, 12, 12), []),
+        ((0, 8, 16, 16), []),
+    ],
+)
+def test_what_comes_before_all_that_is_known_is_said(
+    box: tuple[int, ...], expected: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    pipeline().inpaint(noise(8, 8), tuple(side // 2 for side in box), label=0, dilate=0)
+    told = [line for line in caplog.messages if "without a look" in line]
+    assert [line.partition(": ")[2].partition(",")[0] for line in told] == expected
+
+
 def test_int8_draws() -> None:
     pipe = pipeline()
     pipe.model.cast(torch.int8)

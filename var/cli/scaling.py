@@ -27,7 +27,7 @@ def train(
 ) -> None:
     """Train RECIPE, of stage var, raster or mar, in one size after the other, each in OUTPUT/d{depth}.
 
-    Run the same command again to resume.
+    Run the same command again to resume. `var scaling fit` reads runs of stage var alone: its laws are VAR's.
 
     Examples:
       var scaling train configs/tiny_imagenet_scaling.yaml --depths 1,2,4 --dry-run

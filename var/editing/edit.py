@@ -51,7 +51,7 @@ def inpaint_windows(
     progress: Progress | None = None,
     on_images: OnImages | None = None,
 ) -> list[Image.Image]:
-    """Inpaint an image, one result a label; the log warns where the model is too small for it.
+    """Inpaint an image, one result a label; the log warns where the model is too small for it, or cannot see it.
 
     Args:
         image: RGB, of any size.
@@ -82,6 +82,9 @@ def inpaint_windows(
         hidden = square_mask if blend.hide_masked else outside
         seen = torch.stack([encoder_view(i.crop(window.box), hidden, vqvae.config.image_side) for i in images])
         forced = mask_at_scales(token_mask(square_mask, vqvae.scales.sides[-1]), vqvae.scales, blend.dilate)
+        if blind := model.count_blind(forced):
+            told = f"drawn without a look at the image: {blind} of {len(forced)} tokens, first in this model's order"
+            log.warning("%s; a VAR or a MAR sees all that is known", told)
         part_seed = derive_seed(seed, n)
         half_token = window.side / vqvae.scales.sides[-1] / 2
         pasted = crop_mask(mask, window) if blend.composite else np.ones_like(square_mask)

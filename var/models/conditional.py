@@ -230,6 +230,10 @@ class ConditionalTransformer(nn.Module):
         """The type that the blocks hold their linear maps in."""
         return torch.int8 if any(isinstance(part, Int8Linear) for part in self.modules()) else self.position.dtype
 
+    def count_blind(self, known: Tensor) -> int:
+        """Count the unknown tokens that are drawn without a look at any known one, of known (L,) bool."""
+        return 0
+
     def condition(self, labels: Tensor) -> Condition:
         """(B,) int64 labels, num_classes for the null class -> embeddings and modulations."""
         embedding = self.class_embedding(labels)  # (B, D)

@@ -100,6 +100,10 @@ class Raster(CodebookTransformer):
         x = self._run(x + (self.position[0, order] + before), condition, self.mask, path_noise, checkpoint)
         return self._read(x, condition, read)
 
+    def count_blind(self, known: Tensor) -> int:
+        """Count the tokens that come before all known ones; none if nothing is known."""
+        return int((~known[self.order.to(known.device)]).cumprod(dim=0).sum()) if known.any() else 0
+
     def step(self, i: int, code: Tensor | None, condition: Condition, cache: KVCache) -> Tensor:
         """Predict token i in the model's order, after tokens 0..i-1 with the same cache.
 

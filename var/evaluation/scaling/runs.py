@@ -120,7 +120,7 @@ def read_run(folder: Path) -> Run:
         raise InputError(f"run {folder} has no {RECIPE}: run its command again, which writes it")
     recipe = load_recipe(folder / RECIPE)
     if not isinstance(recipe, VARRecipe) or recipe.stage != "var":
-        raise InputError(f"run {folder} is of stage={recipe.stage}: give runs of stage var")
+        raise InputError(f"run {folder} is of stage={recipe.stage}: give runs of stage var, whose laws these are")
     try:
         config = VARConfig(**read_config(folder / "model" / "transformer")["config"])
     except TypeError as error:
