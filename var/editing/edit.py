@@ -28,6 +28,7 @@ from var.sampling.generate import generate_batches
 from var.sampling.logits import derive_seed
 from var.sampling.params import SamplingParams
 from var.sampling.steps import OnStep, count_images
+from var.utils.image_files import log_once
 from var.utils.images import to_pil, to_tensor
 from var.utils.progress import Progress
 
@@ -84,7 +85,7 @@ def inpaint_windows(
         forced = mask_at_scales(token_mask(square_mask, vqvae.scales.sides[-1]), vqvae.scales, blend.dilate)
         if blind := model.count_blind(forced):
             told = f"drawn without a look at the image: {blind} of {len(forced)} tokens, first in this model's order"
-            log.warning("%s; a VAR or a MAR sees all that is known", told)
+            log_once(logging.WARNING, f"{told}; a VAR or a MAR sees all that is known")
         part_seed = derive_seed(seed, n)
         half_token = window.side / vqvae.scales.sides[-1] / 2
         pasted = crop_mask(mask, window) if blend.composite else np.ones_like(square_mask)
