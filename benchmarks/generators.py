@@ -6,6 +6,7 @@ width are trained until the products of their steps, counted, have taken the giv
 result is a file: the same command goes on where it was ended. Seconds are measured anew, of a size's models in turns.
 """
 
+import json
 import math
 import statistics
 from functools import partial
@@ -15,10 +16,10 @@ from typing import Annotated, Any, NamedTuple
 
 import torch
 import typer
-from aim_claims import LOGGED, mean_curve, read_curve
-from encoder_objectives import CONFIGS, NEVER, fast_precision, measure_once, save_figure, steps_for, train_whole
+from aim_claims import LOGGED, read_curve
+from encoder_objectives import CONFIGS, NEVER, fast_precision, measure_once, steps_for, train_whole
+from generators_figures import Results, best_cfg, draw_curves, draw_samples
 from held_out_inpainting import CHUNK, directions, read_split, recognition
-from matplotlib.figure import Figure
 
 from tokenizer.errors import InputError
 from tokenizer.vqvae import VQVAE
@@ -43,6 +44,7 @@ from var.sampling.params import FOR_METRICS, SamplingParams
 from var.training.estimate.cost import estimate
 from var.training.recipe import load_recipe
 from var.training.tokenizers import open_tokenizer
+from var.utils.files import atomic_write
 from var.utils.images import open_image
 
 
@@ -69,7 +71,6 @@ HEADER = (
     *("generator", "size", "parameters", "steps", "GFLOP a step", "images", "PSNR", "rFD", "validation loss"),
     *("cfg", *SCORES.values(), "recognized", "draws", *(f"s/image, batch {batch}" for batch in BATCHES)),
 )
-Results = dict[tuple[str, str], list[dict[str, Any]]]  # by generator and size, for each seed
 
 
 class Judging(NamedTuple):
@@ -113,6 +114,10 @@ def generators(
     rounds: Annotated[int, typer.Option(help="Of timing, after one to warm up; 0 for none.", min=0)] = 3,
     out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/generators"),
     figure: Annotated[Path | None, typer.Option(help="PNG of loss curves and distances.")] = None,
+    samples: Annotated[Path | None, typer.Option(help="PNG of samples of the last size, a row a generator.")] = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Curves and scores, a line of JSON for each size of each generator.")
+    ] = None,
 ) -> None:
     """Print a table of what each generator's images are worth at equal budgets, and what they cost."""
     if unknown := set(only or ()) - GENERATORS.keys():
@@ -157,12 +162,26 @@ def generators(
 
     seconds = _time_sampling(out, results, (seed or [0])[0], judging.cfg[0], rounds) if rounds else {}
     typer.echo("\n".join(in_columns([HEADER, *(_row(key, found, seconds) for key, found in results.items())])))
+    if json_file is not None:
+        lines = [
+            json.dumps({"generator": name, "size": size, "seeds": found, "seconds": seconds.get((name, size))})
+            for (name, size), found in results.items()
+        ]
+        with atomic_write(json_file) as beside:
+            beside.write_text("".join(f"{line}\n" for line in lines))
     if figure is not None:
-        _draw(figure, results)
+        draw_curves(figure, results, {name: each.tokenizer for name, each in GENERATORS.items()})
+    if samples is not None:
+        last = [key for key in results if key[1] == list(results)[-1][1]]
+        draw_samples(samples, [_samples(_folder(out, *key, (seed or [0])[0]), best_cfg(results[key])) for key in last])
 
 
 def _folder(out: Path, name: str, size: str, seed: int) -> Path:
     return out / f"{name}-{size}-{seed}"
+
+
+def _samples(folder: Path, cfg: str) -> Path:
+    return folder / f"samples-cfg-{cfg}"
 
 
 def _tokenizer_keys(name: str, recipe: Path, given: list[str], kl_channels: int) -> list[str]:
@@ -244,7 +263,7 @@ def _judge(model: Path, data: DataConfig, folder: Path, judging: Judging) -> dic
     write_reference(image_batches(open_images(data, judging.against, side), CHUNK), side, reference)
     scores = {}
     for cfg in judging.cfg:
-        samples = folder / f"samples-cfg-{cfg:g}"
+        samples = _samples(folder, f"{cfg:g}")
         settings = sample_settings(pipe, str(model), None, judging.num_per_class, cfg=cfg)
         generate_samples(pipe, settings, samples)
         numbers = score(open_image_set(samples / IMAGES), open_reference(reference, network), network).numbers
@@ -292,20 +311,11 @@ def _time_sampling(
     return seconds
 
 
-def _best_cfg(results: list[dict[str, Any]]) -> str:
-    """Return the strength of guidance with the lowest Frechet distance, the mean over the seeds."""
-
-    def distance(cfg: str) -> float:
-        return statistics.mean(result["scores"][cfg]["Frechet distance"] for result in results)
-
-    return min(results[0]["scores"], key=distance)
-
-
 def _row(
     key: tuple[str, str], results: list[dict[str, Any]], seconds: dict[tuple[str, str], dict[int, float]]
 ) -> tuple[str, ...]:
     """Losses are means over the seeds; scores are those of each seed, at the best guidance."""
-    first, cfg = results[0], _best_cfg(results)
+    first, cfg = results[0], best_cfg(results)
     cost = [f"{first['parameters'] / 1e6:.2f} M", *(f"{first[name]:.4g}" for name in ("steps", "gflop a step"))]
     tokenizer = [f"{first['psnr']:.2f}", f"{first['reconstruction distance']:.2f}"]
     loss = statistics.mean(result["curve"][-1][2] for result in results)
@@ -315,35 +325,6 @@ def _row(
     times = [f"{seconds[key][batch]:.4f}" if seconds else "" for batch in BATCHES]
     measured = [f"{first['images']:,}", *tokenizer, f"{loss:.4f}", cfg, distances, *shares, str(first["draws"])]
     return (*key, *cost, *measured, *times)
-
-
-def _draw(file: Path, results: Results) -> None:
-    """Draw losses of the last size over the cost, MAR's in a panel of its own, and distances over size."""
-    last = list(results)[-1][1]
-    losses = {"cross-entropy of a token": False, "squared error of the noise (MAR)": True}
-    shown = {
-        title: [key for key in results if key[1] == last and (GENERATORS[key[0]].stage == "mar") is is_mar]
-        for title, is_mar in losses.items()
-    }
-    shown = {title: keys for title, keys in shown.items() if keys}
-    figure = Figure(figsize=(4.6 * (len(shown) + 1), 3.8), layout="constrained")
-    *panels, distances = figure.subplots(1, len(shown) + 1)
-    for panel, (title, keys) in zip(panels, shown.items(), strict=True):
-        for key in keys:
-            cost = results[key][0]["gflop a step"] / 1e3
-            steps, training, validation = zip(*mean_curve([each["curve"] for each in results[key]]), strict=True)
-            (line,) = panel.plot([step * cost for step in steps], validation, ".-", label=f"{key[0]}, validation")
-            panel.plot([step * cost for step in steps], training, "--", color=line.get_color(), label="training")
-        panel.set(xlabel="training cost, TFLOP", ylabel=title, title=last)
-        panel.legend(fontsize=8, frameon=False)
-    for name in dict.fromkeys(name for name, _ in results):
-        found = [each for key, each in results.items() if key[0] == name]
-        best = [[result["scores"][_best_cfg(each)]["Frechet distance"] for result in each] for each in found]
-        parameters = [each[0]["parameters"] for each in found]
-        distances.plot(parameters, [statistics.mean(each) for each in best], "o-", label=name)
-    distances.set(xscale="log", xlabel="parameters of the transformer", ylabel="Frechet distance")
-    distances.legend(fontsize=8, frameon=False)
-    save_figure(figure, file)
 
 
 if __name__ == "__main__":

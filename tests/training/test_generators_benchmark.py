@@ -41,7 +41,9 @@ def test_generators_at_equal_cost(
     samples = ("--num-per-class", 3, "--steps", 2, "--diffusion-steps", 2, "--cfg", 0, "--cfg", 1)
     tiny = [*sizes, *samples, *options(TOKENIZER, "--tokenizer-change"), *options(CHANGES, "--change")]
     tiny += ["--init", trained, *options(tuple(TABLE), "--only")]
-    code, out, err = script(*call, *tiny, "--rounds", 1, "--figure", tmp_path / "curves.png")
+    written = [tmp_path / name for name in ("curves.png", "samples.png", "results.jsonl")]
+    shown = [each for pair in zip(("--figure", "--samples", "--json"), written, strict=True) for each in pair]
+    code, out, err = script(*call, *tiny, "--rounds", 1, *shown)
     assert code == 0, err
     header, *rows = out.splitlines()[-1 - len(TABLE) :]
     assert header.split()[:3] == ["generator", "size", "parameters"]
@@ -54,8 +56,14 @@ def test_generators_at_equal_cost(
         assert found["draws"] == draws
         assert found["steps"] * found["gflop a step"] == pytest.approx(2e-2, rel=0.5 / found["steps"] + 0.01)
         assert set(found["scores"]) == {"0", "1"}
-    with Image.open(tmp_path / "curves.png") as figure:
+    with Image.open(written[0]) as figure:
         assert figure.width > figure.height
+    with Image.open(written[1]) as sheet:
+        assert sheet.size == (6 * 66 - 2, 3 * 66 - 2)  # two classes of three samples
+    lines = [json.loads(line) for line in written[2].read_text().splitlines()]
+    assert [(line["generator"], line["size"]) for line in lines] == [(name, "1x16x2") for name in TABLE]
+    assert lines[-1]["seeds"][0]["curve"] == found["curve"]
+    assert set(lines[0]["seconds"]) == {"1", "16"}
     start = load_tokenizer(tmp_path / "out" / "tokenizers" / "start")
     given = load_tokenizer(trained / "tokenizer")
     assert torch.equal(start.encoder.conv_in.weight, given.encoder.conv_in.weight)
@@ -90,7 +98,7 @@ def test_what_cannot_work_is_refused_before_training(
 
 def test_the_lowest_distance_over_the_seeds_chooses_the_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    best = runpy.run_path(str(ROOT / "benchmarks" / "generators.py"))["_best_cfg"]
+    best = runpy.run_path(str(ROOT / "benchmarks" / "generators_figures.py"))["best_cfg"]
     seeds = [{"0": 9.0, "1.5": 7.0, "4": 1.0}, {"0": 9.0, "1.5": 7.0, "4": 20.0}]
     assert (
         best([{"scores": {cfg: {"Frechet distance": value} for cfg, value in each.items()}} for each in seeds]) == "1.5"

@@ -127,3 +127,10 @@ def test_a_name_with_commas_is_one_class() -> None:
         "2,": ["2", ""],
     }.items():
         assert split_classes(text, names) == parts
+
+
+def test_what_is_spread_reaches_over_all_that_is_given() -> None:
+    assert spread(range(10), 4) == [0, 2, 5, 7]
+    assert spread(range(400), 120)[-1] == 396
+    assert spread("abc", 5) == ["a", "b", "c"]
+    assert spread([], 3) == []

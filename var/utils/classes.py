@@ -6,10 +6,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TypeVar
 
 from tokenizer.errors import InputError, one_line
 from var.utils.json_text import parse_json
 from var.utils.text import as_unicode
+
+Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +164,10 @@ def plain_name(name: str) -> str:
     return " ".join(name.lower().replace("_", " ").split())
 
 
-def spread(labels: Sequence[int], most: int) -> list[int]:
-    """At most `most` of the labels, at even distances."""
-    return list(labels[:: max(len(labels) // most, 1)][:most])
+def spread(given: Sequence[Item], most: int) -> list[Item]:
+    """Return at most `most` of what is given, at even distances, the first among them."""
+    number = min(most, len(given))
+    return [given[i * len(given) // number] for i in range(number)]
 
 
 def listing(classes: Mapping[int, str], most: int = 40) -> str:
