@@ -82,5 +82,5 @@ def test_after_a_tokenizer_comes_a_transformer_that_takes_its_tokens(
 ) -> None:
     recipe = tokenizer_recipe(tmp_path / "r", tmp_path, model=sizes)
     command = find_stage("tokenizer").next_command(recipe)
-    assert command == f"python train.py {stage_2} data.source=FOLDER tokenizer={recipe.output}"
+    assert command == f"python train.py {stage_2} data.source={tmp_path} tokenizer={recipe.output}"
     assert find_stage(load_recipe(Path(stage_2)).stage).regularization == recipe.model.regularization  # type: ignore[attr-defined]  # a TransformerStage

@@ -75,8 +75,10 @@ class MARStage(TransformerStage[MARRecipe]):
     @classmethod
     def outline(cls, recipe: MARRecipe) -> Outline:
         outline = super().outline(recipe)
-        share = require(MARStage, outline.stage).share = mean_masked_share()
-        note = f"a step masks {LEAST_MASK:.0%} to {MOST_MASK:.0%} of the tokens: counted with {share:.0%}, the mean"
+        stage = require(MARStage, outline.stage)
+        stage.share = mean_masked_share()
+        range_and_mean = f"{LEAST_MASK:.0%} to {MOST_MASK:.0%} of the tokens: counted with {stage.share:.0%}, the mean"
+        note = f"a step masks {range_and_mean}"
         return outline._replace(notes=[*outline.notes, note])
 
     def losses(self, model: nn.Module, batch: Batch, rng: StepRNG, carry: None) -> Losses:
