@@ -156,6 +156,11 @@ class Recipe(Section):
         return shlex.quote(str(self.output))
 
     @property
+    def source_as_typed(self) -> str:
+        """The images as an override for another recipe, as it is typed in a shell."""
+        return shlex.quote(f"data.source={self.data.source}")
+
+    @property
     def headline(self) -> str:
         """One line that identifies a run in a series."""
         return f"{self.output}: lr {self.optimizer.lr:g}"

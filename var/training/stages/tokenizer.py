@@ -4,7 +4,6 @@ With model.regularization=kl it is the autoencoder of LDM (arXiv 2112.10752, sec
 B batch, K scales, V codebook size.
 """
 
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
@@ -199,8 +198,7 @@ class TokenizerStage(Stage[TokenizerRecipe]):
     def next_command(cls, recipe: TokenizerRecipe) -> str:
         of_one_map = "tiny_imagenet_mar" if recipe.model.regularization == "kl" else "tiny_imagenet_raster"
         stage_2 = of_one_map if len(recipe.model.scales) == 1 else "own_folder_var"
-        source = shlex.quote(f"data.source={recipe.data.source}")
-        return f"python train.py {stage_2} {source} tokenizer={recipe.output_as_typed}"
+        return f"python train.py {stage_2} {recipe.source_as_typed} tokenizer={recipe.output_as_typed}"
 
     def set_trained(self) -> None:
         super().set_trained()
