@@ -29,7 +29,6 @@ from encoder_objectives import (
     save_figure,
     steps_for,
     train_and_judge,
-    train_whole,
 )
 from matplotlib.figure import Figure
 
@@ -38,6 +37,7 @@ from var.cli.run import in_columns, run
 from var.data.config import DataConfig
 from var.data.sources import list_images
 from var.models.aim import Encoder, EncoderConfig
+from var.training.loop import train
 from var.training.recipe import load_recipe
 
 RECIPE, HEAD = OBJECTIVES["AIM, prefix"]
@@ -156,7 +156,7 @@ def _train(given: list[str], output: Path, steps: int, points: int) -> dict[str,
     every = math.ceil(steps / points)
     keys = [f"validate_every={every}", f"checkpoint_every={every}", f"log_every={math.ceil(every / LOGGED)}"]
     recipe = load_recipe(CONFIGS / RECIPE, [*given, *keys, "epochs=null", f"sample_every={NEVER}", f"output={output}"])
-    train_whole(recipe)
+    train(recipe)
     return {"curve": read_curve(output)}
 
 

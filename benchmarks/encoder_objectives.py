@@ -25,8 +25,6 @@ from var.features.extract import open_source, write_features
 from var.features.feature_file import read_features
 from var.features.images import list_split
 from var.models.aim import EncoderConfig
-from var.training.checkpointing import checkpoint_path, checkpoints
-from var.training.config import Recipe
 from var.training.curves import METRICS
 from var.training.estimate.cost import estimate
 from var.training.loop import train
@@ -139,17 +137,6 @@ def steps_for(tflop: float, flops: float) -> int:
     return max(1, round(tflop * 1e12 / flops))
 
 
-def train_whole(recipe: Recipe) -> Path:
-    """Train to the last step; return the exported model.
-
-    Raises SystemExit: a signal stopped the run, which was saved. It is not measured: the same command goes on with it.
-    """
-    model, folder = train(recipe), recipe.output / "checkpoints"
-    if checkpoints(folder)[-1:] != [checkpoint_path(folder, recipe.steps or 0)]:
-        raise SystemExit(1)
-    return model
-
-
 def train_and_judge(
     recipe: Path, given: list[str], folder: Path, data: str, tflop: float, probe_steps: int, points: int = 1
 ) -> dict[str, Any]:
@@ -164,14 +151,15 @@ def train_and_judge(
     Returns:
         MEASURES as shares of the validation images, and numbers of the training: those of HEADER.
 
-    Raises InputError: a recipe or data that cannot work, more steps than anyone trains. SystemExit: see `train_whole`.
+    Raises InputError: a recipe or data that cannot work, more steps than anyone trains. SystemExit: a signal
+    stopped the run, which was saved and is not measured: the same command goes on with it.
     """
     given = [*given, "epochs=null", f"output={folder / 'run'}", f"sample_every={NEVER}"]
     flops = estimate(load_recipe(recipe, [*given, "steps=1"])).flops
     steps = steps_for(tflop, flops)
     validated = math.ceil(steps / points)
     loaded = load_recipe(recipe, [*given, f"steps={steps}", f"validate_every={validated}", f"checkpoint_every={steps}"])
-    train_whole(loaded)
+    train(loaded)
     lines = read_metrics(loaded.output)
     speeds = [line["images_per_second"] for line in lines if line["split"] == "train"]
     encoder, seed = loaded.model, loaded.seed  # type: ignore[attr-defined]  # recipes of encoders have one
@@ -205,7 +193,7 @@ def _measure_features(
     given += [f"sizes.{name}={value}" for name, value in encoder.to_dict().items()]
     given += [f"steps={probe_steps}", f"validate_every={probe_steps}", f"sample_every={NEVER}"]
     probe = load_recipe(CONFIGS / "tiny_imagenet_probe.yaml", given)
-    train_whole(probe)
+    train(probe)
     (scored,) = json.loads((probe.output / "model" / SCORES).read_text())["probes"]
     top1 = (nearest_neighbors(*tables).top1, linear(*tables).accuracy.top1, scored["top1"])
     return dict(zip(MEASURES, top1, strict=True)) | {"seconds of measuring": time.perf_counter() - began}

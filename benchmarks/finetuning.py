@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from encoder_objectives import train_whole
 
 from var.cli.run import in_columns, run
 from var.training.curves import METRICS
+from var.training.loop import train
 from var.training.recipe import load_recipe
 
 ONE_RATE = "optimizer.lr_factors.class_embedding=1"  # in place of the recipe's larger one
@@ -60,7 +60,7 @@ def _seconds_a_step(recipe: Path, given: list[str], steps: int) -> float:
 def _train(recipe: Path, given: list[str]) -> list[dict[str, Any]]:
     """Train, or go on with a run that is there already; return its lines of numbers."""
     loaded = load_recipe(recipe, given)
-    train_whole(loaded)
+    train(loaded)
     return [json.loads(line) for line in (loaded.output / METRICS).read_text().splitlines()]
 
 

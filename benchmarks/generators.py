@@ -17,7 +17,7 @@ from typing import Annotated, Any, NamedTuple
 import torch
 import typer
 from aim_claims import LOGGED, read_curve
-from encoder_objectives import CONFIGS, NEVER, fast_precision, measure_once, steps_for, train_whole
+from encoder_objectives import CONFIGS, NEVER, fast_precision, measure_once, steps_for
 from generators_figures import Results, best_cfg, draw_curves, draw_samples
 from held_out_inpainting import CHUNK, directions, read_split, recognition
 
@@ -42,6 +42,7 @@ from var.hub.checkpoint import save_model
 from var.sampling.generate import generate
 from var.sampling.params import FOR_METRICS, SamplingParams
 from var.training.estimate.cost import estimate
+from var.training.loop import train
 from var.training.recipe import load_recipe
 from var.training.tokenizers import open_tokenizer
 from var.utils.files import atomic_write
@@ -225,7 +226,7 @@ def _train_tokenizer(
     if init is not None:
         _write_start(Path(init), folder.with_name("start"))
     loaded = load_recipe(recipe, [*given, f"output={folder / 'run'}"])
-    vqvae = open_tokenizer(train_whole(loaded), loaded.model.regularization)  # type: ignore[attr-defined]  # a TokenizerRecipe
+    vqvae = open_tokenizer(train(loaded), loaded.model.regularization)  # type: ignore[attr-defined]  # a TokenizerRecipe
     batches = image_batches(open_images(evaluated, "validation", vqvae.config.image_side), CHUNK)
     found = reconstruction(vqvae, batches, extractor=open_extractor(extractor))
     return {"psnr": found.psnr.mean, "reconstruction distance": found.fid}
@@ -249,7 +250,7 @@ def _train_and_judge(
     flops = estimate(load_recipe(recipe, [*given, "steps=1"])).flops
     steps = steps_for(tflop, flops)
     loaded = load_recipe(recipe, [*given, *_rhythm(steps, points)])
-    model = train_whole(loaded)
+    model = train(loaded)
     cost = {"steps": steps, "gflop a step": flops / 1e9, "images": steps * loaded.batch_size}
     return cost | {"curve": read_curve(loaded.output)} | _judge(model, loaded.data, folder, judging)
 

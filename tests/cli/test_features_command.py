@@ -89,7 +89,7 @@ def test_unreadable_images_are_lines_on_standard_error(var: Run, work: Path) -> 
     code, out, err = var("features", "extract", "val", "--model", "model", "--out", "f.parquet", "--pool", "none")
     assert code == 0
     assert out.splitlines()[-1].startswith("features: f.parquet holds 5 features, 32 numbers each, 2 classes")
-    assert out.splitlines()[-1].endswith("; 1 images could not be read")
+    assert out.splitlines()[-1].endswith("; 1 image could not be read")
     (line,) = err.splitlines()
     assert line.startswith("left out: val/cup/13.png is not an image")
 

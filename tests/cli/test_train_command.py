@@ -87,7 +87,7 @@ def test_too_many_truncated_images(var: Run, recipe: Path, images: Path) -> None
     code, out, err = var("train", recipe, "data.max_unreadable=0.001", "batch_size=8")
     assert (code, "model: " in out) == (2, False)
     line = err.splitlines()[-1]
-    for part in ("images could not be read for 8 wanted", "data.max_unreadable=0.001", ".png", "repair or replace"):
+    for part in ("of 8 images wanted could not be read", "data.max_unreadable=0.001", ".png", "repair or replace"):
         assert part in line
 
 

@@ -651,7 +651,7 @@ def test_shards_that_cannot_be_fetched_are_no_images_to_repair(remote: Server, t
     assert isinstance(found, Unreadable)
     assert f"sample 0 of {remote.url}/val-4.tar (OSError: " in str(found)
     assert "URLs in the index" in found.remedy
-    assert Unreadable(0, str(tmp_path / "a.png"), "damaged").remedy == "repair or replace them"
+    assert Unreadable(0, str(tmp_path / "a.png"), "damaged").remedy.startswith("repair or replace them")
 
 
 def test_a_server_that_is_slow_or_dead_is_given_up_on(

@@ -191,7 +191,7 @@ def test_folders_without_images_are_no_classes(tmp_path: Path, caplog: pytest.Lo
     train, validation = opened(tmp_path), opened(tmp_path, "validation")
     assert (train.labels.tolist(), train.class_names) == ([0, 1, 1], {0: "a", 1: "b"})
     assert (validation.labels.tolist(), validation.num_classes) == ([1], 2)
-    assert caplog.messages.count(f"{tmp_path / 'train'}: no class, as without images: Empty") == 1
+    assert caplog.messages.count(f"{tmp_path / 'train'}: folders without images are no classes: Empty") == 1
     (tmp_path / "flat/train/__MACOSX").mkdir(parents=True)
     picture(0).save(tmp_path / "flat/train/0.png")
     assert opened(tmp_path / "flat").num_classes == 1

@@ -81,7 +81,7 @@ def test_a_few_are_no_share_of_few(recipe: TokenizerRecipe) -> None:
     guard = guard_of(recipe, batch_size=10)
     guard.check_readable([batch(10, *["/a.png"] * 10)])
     with refused(
-        "11 images could not be read for 20 wanted",
+        "11 of 20 images wanted could not be read",
         "data.max_unreadable=0.01",
         "/last.png (it is cut off)",
         "repair or replace",
@@ -93,14 +93,14 @@ def test_later_it_is_the_share_of_all_that_counts(recipe: TokenizerRecipe) -> No
     guard = guard_of(recipe, batch_size=2500)
     guard.check_readable([batch(2500, *["/a.png"] * 25)])
     guard.check_readable([batch(2500, *["/a.png"] * 25)])
-    with refused("76 images could not be read for 7500 wanted"):
+    with refused("76 of 7500 images wanted could not be read"):
         guard.check_readable([batch(2500, *["/a.png"] * 26)])
 
 
 def test_none_may_be_allowed(tmp_path: Path) -> None:
     strict = guard_of(tokenizer_recipe(tmp_path / "strict", tmp_path, data={"max_unreadable": 0}))
     strict.check_readable([batch(4)])
-    with refused("1 image could not be read for 8 wanted", "data.max_unreadable=0 "):
+    with refused("1 of 8 images wanted could not be read", "data.max_unreadable=0 "):
         strict.check_readable([batch(4, "/a.png")])
 
 
@@ -131,7 +131,7 @@ def test_a_resumed_run_may_have_a_stricter_limit(recipe: TokenizerRecipe) -> Non
     guard = guard_of(recipe)
     guard.load_state_dict({"unreadable": 400, "seen": 1000, "skipped_steps": 0, "skipped_in_a_row": 0})
     guard.check_readable([batch(4)])  # there is nothing new to complain of
-    with refused("401 images could not be read for 1008 wanted", "data.max_unreadable=0.01", "/a.png"):
+    with refused("401 of 1008 images wanted could not be read", "data.max_unreadable=0.01", "/a.png"):
         guard.check_readable([batch(4, "/a.png")])
 
 

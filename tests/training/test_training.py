@@ -355,7 +355,9 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     train(whole)
     with monkeypatch.context() as patch:
         stop_at(patch, 4, number)
-        train(halves)
+        with pytest.raises(SystemExit) as stopped:
+            train(halves)
+    assert stopped.value.code == 128 + number
     assert "stopped after step 4 of 8: the same command goes on from there" in caplog.text
     assert checkpoints(halves.output / "checkpoints")[-1].name == "step-00000004.pt"
     assert metrics(halves.output, "train")[-1]["step"] == 4
@@ -403,7 +405,8 @@ def test_sigterm_to_a_process_saves_and_the_same_command_finishes(images: Path, 
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGTERM)  # as `timeout` and job schedulers do: the readers of images get it too
     _, messages = process.communicate(timeout=TIMEOUT)
-    assert process.returncode == 0, messages
+    assert process.returncode == 128 + signal.SIGTERM, messages
+    assert "next: " not in messages
     *_, saved = checkpoints(tmp_path / "run" / "checkpoints")
     stopped = int(saved.stem.removeprefix("step-"))
     assert f"stopped after step {stopped} of {steps}: the same command goes on from there" in messages
@@ -470,7 +473,7 @@ def test_unreadable_images_are_counted_and_replaced(
     assert counts[1] >= counts[0] + 2
     assert counts[2] >= counts[1] + 2
     strict = var_recipe(tmp_path / "s", data, model, **tokens, data={"max_unreadable": 0})
-    with refused("images could not be read", "data.max_unreadable=0", str(data / "train"), "repair or replace"):
+    with refused("images wanted could not be read", "data.max_unreadable=0", str(data / "train"), "repair or replace"):
         train(strict)
 
 

@@ -58,7 +58,12 @@ def class_dropdown(state: AppState, label: str = "Class") -> gr.Dropdown:
 
 def seed_number() -> gr.Number:
     """Add a number that fixes the random draws."""
-    return gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
+    return whole_number(0, "Seed")
+
+
+def whole_number(value: int, label: str) -> gr.Number:
+    """Add a whole number. Its range is checked where it is used, in a sentence: gradio's own names no field."""
+    return gr.Number(value, label=label, precision=0)
 
 
 def image_gallery(label: str, elem_id: str, columns: int = 4, height: int | None = None) -> gr.Gallery:

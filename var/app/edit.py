@@ -11,6 +11,7 @@ from PIL import Image
 from tokenizer.errors import InputError, check_whole_number
 from var.app.commands import changed_options, command_line, python_call
 from var.app.controls import (
+    MAX_SEED,
     NO_CLASS,
     class_dropdown,
     image_gallery,
@@ -19,6 +20,7 @@ from var.app.controls import (
     sampling_controls,
     seed_number,
     settings_shown,
+    whole_number,
 )
 from var.app.state import AppState, as_they_come
 from var.app.uploads import open_upload, save_zip, take_drawing
@@ -37,6 +39,8 @@ VERBS: dict[Verb, str] = {
 PAINTED = ("inpaint", "class")  # verbs that need a mask
 SIDES = ("left", "right", "top", "bottom")
 MAX_RESULTS = 8
+BRUSH = ("#ff00c8", 0.6)  # color and opacity: seen on white and black alike, and what is below it as well
+HALF_PAINTED = round(255 * BRUSH[1] / 2)  # opacity of a stroke's edge
 LARGEST_CONTEXT = 8.0  # of the slider, where it stands for as much as fits the image
 
 
@@ -66,7 +70,7 @@ class Edit:
 
     def __post_init__(self) -> None:
         check_whole_number("the number of results", self.num, 1, MAX_RESULTS)
-        check_whole_number("the seed", self.seed, 0)
+        check_whole_number("the seed", self.seed, 0, MAX_SEED)
         if self.verb not in get_args(Verb):
             raise InputError(f"edit {self.verb!r} is unknown: known are {', '.join(get_args(Verb))}")
         if self.verb in PAINTED and not self.mask.any():
@@ -87,7 +91,7 @@ def read_drawing(drawing: Mapping[str, Any] | None) -> tuple[Image.Image, Mask]:
     for encoded in drawing["layers"]:
         if encoded is not None:
             painted = open_upload(encoded, keep_alpha=True).convert("RGBA").getchannel("A")
-            mask |= np.asarray(painted.resize(image.size, Image.Resampling.NEAREST)) > 127
+            mask |= np.asarray(painted.resize(image.size, Image.Resampling.NEAREST)) > HALF_PAINTED
     return image, mask
 
 
@@ -155,7 +159,7 @@ def build(state: AppState) -> None:
                     label="Image: upload, then paint over the part to be filled",
                     sources=("upload", "clipboard"),
                     transforms=(),
-                    brush=gr.Brush(default_size="auto", colors=["#ffffff"], color_mode="fixed"),
+                    brush=gr.Brush(default_size="auto", colors=[BRUSH], color_mode="fixed"),
                     height=430,
                     elem_id="edit-image",
                 )
@@ -164,7 +168,7 @@ def build(state: AppState) -> None:
             verb = gr.Radio([(text, name) for name, text in VERBS.items()], value="inpaint", label="Edit")
             label = class_dropdown(state)
             with gr.Row():
-                num = gr.Number(2, label="Results", precision=0, minimum=1, maximum=MAX_RESULTS)
+                num = whole_number(2, f"Results (1 to {MAX_RESULTS})")
                 seed = seed_number()
             context = gr.Slider(
                 1,
@@ -175,7 +179,7 @@ def build(state: AppState) -> None:
                 info="square that the model sees, over the painted part's size; 8: all that fits",
             )
             with gr.Row(visible=False) as room:
-                sides = [gr.Number(0, label=f"{side} (px)", precision=0, minimum=0) for side in SIDES]
+                sides = [whole_number(0, f"{side} (px)") for side in SIDES]
             with gr.Row():
                 button = gr.Button("Edit", variant="primary", elem_id="edit-button")
                 stop = gr.Button("Stop")
@@ -233,5 +237,5 @@ def read_edit(
         seed,
         read_sampling(state, *others[len(SIDES) :]),
         None if context >= LARGEST_CONTEXT else context,
-        dict(zip(SIDES, map(int, others), strict=False)),
+        {side: check_whole_number(side, room, 0) for side, room in zip(SIDES, others, strict=False)},
     )

@@ -9,6 +9,7 @@ from PIL import Image
 from tokenizer.errors import InputError, check_whole_number
 from var.app.commands import changed_options, command_line, python_call
 from var.app.controls import (
+    MAX_SEED,
     class_choices,
     image_gallery,
     read_sampling,
@@ -16,6 +17,7 @@ from var.app.controls import (
     sampling_controls,
     seed_number,
     settings_shown,
+    whole_number,
 )
 from var.app.state import MAX_IMAGES, AppState, as_they_come
 from var.app.uploads import save_zip
@@ -33,7 +35,7 @@ def generate(
 
     Raises InputError: no class, an unknown one, more than MAX_IMAGES images.
     """
-    check_count(labels, num)
+    check_wanted(labels, num, seed)
     pipe = state.pipe
     options = changed_options(sampling, pipe.choose_sampling({}))
 
@@ -51,8 +53,9 @@ def generate(
     yield from as_they_come(draw)
 
 
-def check_count(labels: Sequence[int], num: int) -> None:
-    """Raise InputError unless 1 to MAX_IMAGES images are asked for."""
+def check_wanted(labels: Sequence[int], num: int, seed: int) -> None:
+    """Raise InputError unless 1 to MAX_IMAGES images are asked for, from a seed."""
+    check_whole_number("the seed", seed, 0, MAX_SEED)
     if not labels:
         raise InputError("no class chosen: choose one, or several")
     check_whole_number("the number of images", num, 1)
@@ -87,7 +90,7 @@ def build(state: AppState) -> None:
                 elem_id="generate-classes",
             )
             with gr.Row():
-                num = gr.Number(4, label="Images of each", precision=0, minimum=1, maximum=MAX_IMAGES)
+                num = whole_number(4, "Images of each")
                 seed = seed_number()
             with gr.Row():
                 button = gr.Button("Generate", variant="primary", elem_id="generate-button")
@@ -102,8 +105,8 @@ def build(state: AppState) -> None:
 
     def draw(*values: Any) -> Iterator[tuple[Any, ...]]:
         chosen, number, start, *others = values
-        wanted = ([int(label) for label in chosen or ()], int(number), int(start), read_sampling(state, *others))
-        check_count(*wanted[:2])
+        wanted = ([int(label) for label in chosen or ()], number, start, read_sampling(state, *others))
+        check_wanted(*wanted[:3])
         texts = show_settings(state, *wanted)
         yield gr.skip(), "drawing …", gr.DownloadButton(interactive=False), *texts
         sides = state.pipe.vqvae.scales.sides

@@ -44,6 +44,7 @@ def extract(
     from var.features.extract import EXAMPLE, open_source, write_features
     from var.features.images import list_folder, list_split
     from var.utils.paths import check_target, is_stream
+    from var.utils.text import plural
 
     check_target(out, EXAMPLE)
     if out.suffix.lower() not in ("", ".parquet") and not is_stream(out):
@@ -58,8 +59,8 @@ def extract(
         done = write_features(found, images, out, model, blocks, pool, batch, progress, report)
     rate = done.computed / (time.perf_counter() - began)
     now = f"{done.computed} images now, {rate:.1f} images/s" if done.computed else "all of them there already"
-    unreadable = f"; {done.unreadable} images could not be read" if done.unreadable else ""
-    labels = f"{done.classes} classes" if done.classes else "no labels"
+    unreadable = f"; {plural(done.unreadable, 'image')} could not be read" if done.unreadable else ""
+    labels = plural(done.classes, "class", "es") if done.classes else "no labels"
     typer.echo(
         f"features: {out} holds {done.features} features, {done.length} numbers each, {labels}, {now}{unreadable}"
     )

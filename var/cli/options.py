@@ -316,7 +316,7 @@ FeatureSplit = Annotated[
     ),
 ]
 TrainFeatures = Annotated[Path, Argument(help="Features file of labeled training images.", metavar="TRAIN")]
-FeaturesFile = Annotated[Path, Option("--out", help="Parquet file: path, label, class_name, feature.")]
+FeaturesFile = Annotated[Path, Option("--out", help="Parquet: path, label, class_name, feature.", metavar="FILE")]
 ValidationFeatures = Annotated[Path, Argument(help="That of the images to classify.", metavar="VALIDATION")]
 JsonFile = Annotated[Path | None, Option("--json", help="Also write the results there.", metavar="FILE")]
 Neighbors = Annotated[int, Option("--k", callback=check_range("k", 1), help="Neighbors that vote.")]

@@ -140,7 +140,7 @@ def _convert(name: str, folder: Path) -> None:
 def _load_folder(folder: Path) -> PipelineParts:
     for part in (TOKENIZER, TRANSFORMER):
         if not (folder / part).is_dir():
-            raise InputError(f"{folder} has no folder {part}: a model has two, {TOKENIZER} and {TRANSFORMER}")
+            raise InputError(f"{folder} has no folder {part}: {_what_is_missing(folder)}")
     entries = read_config(folder / TRANSFORMER)
     classes = read_class_names(folder / TRANSFORMER, entries)
     model = load_transformer(folder / TRANSFORMER)
@@ -148,6 +148,16 @@ def _load_folder(folder: Path) -> PipelineParts:
     vqvae = load_tokenizer(folder / TOKENIZER)
     _check_pair(folder, entries.get(QUANTIZER), vqvae)
     return PipelineParts(model, vqvae, classes, sampling)
+
+
+def _what_is_missing(folder: Path) -> str:
+    """Say what to do about a folder without the two parts of a model."""
+    if (folder / CONFIG).is_file():
+        kind = read_config(folder).get("model")
+        return f"it holds a {kind} alone; give a model that draws, such as the output of stage var"
+    if (folder / "checkpoints").is_dir():
+        return "its run has not exported a model yet; run its command again until it ends"
+    return f"a model has two, {TOKENIZER} and {TRANSFORMER}"
 
 
 def quantizer_checksums(vqvae: VQVAE, dtype: torch.dtype | None = None) -> dict[str, str]:

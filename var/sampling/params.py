@@ -80,8 +80,8 @@ class SamplingParams:
         temperatures = self.temperature if isinstance(self.temperature, tuple) else (self.temperature,)
         if not all(0.01 <= temperature <= 100 for temperature in temperatures):
             raise InputError(
-                f"temperature={self.temperature} must be in 0.01..100; 1 changes nothing, and of the tokens of a "
-                "codebook top_k=1 draws the best one alone"
+                f"temperature={self.temperature} must be in 0.01..100, where 1 changes nothing; for the most "
+                "probable tokens alone give top_k=1"
             )
 
     def check_scales(self, sides: tuple[int, ...], scale_drop: float = 0.0) -> None:

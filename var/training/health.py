@@ -51,7 +51,7 @@ class RunHealth:
         allowed = self.recipe.data.max_unreadable
         if found and unreadable > allowed * max(seen, FEW_SAMPLES):
             raise InputError(
-                f"{plural(unreadable, 'image')} could not be read for {seen} wanted, more than "
+                f"{unreadable} of {plural(seen, 'image')} wanted could not be read, more than "
                 f"data.max_unreadable={allowed:g} allows; the last was {found[-1]}: {found[-1].remedy}"
             )
         self.unreadable, self.seen = unreadable, seen

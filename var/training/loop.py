@@ -1,6 +1,7 @@
 """The one training loop: any stage, any number of processes, resumed by the same command."""
 
 import logging
+import signal
 from itertools import islice, product
 from pathlib import Path
 
@@ -29,19 +30,22 @@ def train(recipe: Recipe) -> Path:
     Returns the folder of the exported model, `output/model`; that of the best validation is `output/best`.
 
     Raises InputError: data, tokenizer or checkpoints that cannot be used; too many unreadable images; too many steps in
-    a row without a finite loss and gradient; a full disk. Raises SystemExit: a second stop signal, see
-    `catch_interrupts`; a first one only ends the run after its step.
+    a row without a finite loss and gradient; a full disk. Raises SystemExit: a stop signal, with 128 + its number, when
+    the step under way is done, saved and exported; at once for a second one, see `catch_interrupts`.
     """
     recipe = with_launcher_settings(recipe)
     accelerator = build_accelerator(recipe)
     with Ranks.of(accelerator).locked(recipe.output):
-        exported = _train(recipe, accelerator)
+        exported, signal_number = _train(recipe, accelerator)
     accelerator.free_memory()  # a wrapped model would keep the process group alive
     destroy_process_group()
+    if signal_number is not None:
+        raise SystemExit(128 + signal_number)
     return exported
 
 
-def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
+def _train(recipe: Recipe, accelerator: Accelerator) -> tuple[Path, int | None]:
+    """Return the exported model, and the signal that stopped the run before its last step."""
     check_wandb(recipe)
     kind = find_stage(recipe.stage)
     for folder in ("", "checkpoints", "pictures", "tensorboard"):  # before hours of training
@@ -91,7 +95,9 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> Path:
                 break
         if trainer.step < steps:
             log.warning("stopped after step %d of %d: the same command goes on from there", trainer.step, steps)
-        return trainer.export("model")
+        model = trainer.export("model")
+    # Another process may be the one that has received it.
+    return model, interrupts.number or signal.SIGTERM if trainer.step < steps else None
 
 
 def follow_step(trainer: Trainer, report: Report) -> bool:

@@ -91,7 +91,7 @@ def class_folders(folder: Path) -> list[str]:
     found = [name for name in names if holds_images(folder / name)]
     if empty := [name for name in names if name not in set(found)]:
         some = ", ".join(empty[:8]) + (f" and {len(empty) - 8} others" if len(empty) > 8 else "")
-        log_once(logging.WARNING, f"{folder}: no class, as without images: {some}")
+        log_once(logging.WARNING, f"{folder}: folders without images are no classes: {some}")
     return found
 
 

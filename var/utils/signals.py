@@ -42,20 +42,21 @@ class Interrupts:
 
     Attributes:
         work: what is finished before the process stops, for the message.
+        number: of the first signal; None before it.
     """
 
     def __init__(self) -> None:
         self.work = "the work under way"
-        self._received = False
+        self.number: int | None = None
         self._is_urgent = False  # a second one was received
         self._obeyed = threading.Event()  # and the main thread has left its work
 
     def __bool__(self) -> bool:
-        return self._received
+        return self.number is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal on the main thread: the first sets the flag, the second raises SystemExit."""
-        self._received = True
+        self.number = self.number or number
         if self._is_urgent and not self._obeyed.is_set():
             self._obeyed.set()
             raise SystemExit(128 + number)

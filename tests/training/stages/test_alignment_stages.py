@@ -86,7 +86,8 @@ def test_it_trains_resumes_validates_and_exports(
     exported = train(whole)
     with monkeypatch.context() as patch:
         stop_at(patch, 2)
-        train(halves)
+        with pytest.raises(SystemExit):
+            train(halves)
     assert metrics(halves.output, "train")[-1]["step"] == 2
     train(halves)
     assert metrics(whole.output) == metrics(halves.output)

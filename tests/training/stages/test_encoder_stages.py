@@ -38,7 +38,8 @@ def test_a_stopped_run_goes_on_bit_for_bit_and_exports_its_encoder(
     train(whole)
     with monkeypatch.context() as patch:
         stop_at(patch, 4)
-        train(halves)
+        with pytest.raises(SystemExit):
+            train(halves)
     assert metrics(halves.output, "train")[-1]["step"] == 4
     train(halves)
     assert metrics(whole.output) == metrics(halves.output)
