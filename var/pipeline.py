@@ -243,6 +243,7 @@ class VARPipeline(Pipeline):
         labels: Iterable[int | str] | None = None,
         pruning: Pruning | str | None = None,
         batch_size: int = 64,
+        progress: bool | Progress = False,
     ) -> list[list[ClassScore]]:
         """Rank classes by the likelihood of an image's tokens, all classes being equally probable at first.
 
@@ -252,6 +253,7 @@ class VARPipeline(Pipeline):
             labels: indices or names of the candidates, two at least; None: all that the model knows.
             pruning: candidates that are kept after coarse scales, such as "3:25%,5:8", see `Pruning`; None: all.
             batch_size: pairs of an image and a class that are computed at once.
+            progress: as `__call__` takes it.
 
         Returns:
             The classes for each image, the best first; those that were pruned come last.
@@ -276,7 +278,8 @@ class VARPipeline(Pipeline):
             raise InputError("no images given: give at least one")
         tokens = torch.cat(encoded)  # (B, L)
         inputs = vqvae.quantizer.teacher_forcing_input(tokens)
-        found = class_likelihood(model, tokens, inputs, chosen, pruning, batch_size)
+        with open_progress(progress) as show:
+            found = class_likelihood(model, tokens, inputs, chosen, pruning, batch_size, show)
         return found.ranked(names)
 
     def choose_sampling(

@@ -74,8 +74,11 @@ def test_pruning_leaves_the_rest_as_it_is(
             so_far = expected[image, :, :scales].sum(dim=1).nan_to_num(nan=-torch.inf)
             dropped = so_far.argsort(descending=True)[number:]
             expected[image, dropped, scales:] = NAN
-    found = class_likelihood(model, *inputs, LABELS, Pruning(steps), batch_size)
+    shown: list[tuple[float, int]] = []
+    found = class_likelihood(model, *inputs, LABELS, Pruning(steps), batch_size, lambda *each: shown.append(each))
     assert_close(found.by_scale, expected)
+    assert shown == sorted(shown)
+    assert shown[-1] == (pytest.approx(BATCH), BATCH)
     last = steps[-1][1]
     left = last if isinstance(last, int) else round(last * len(LABELS))
     order = whole.sum(dim=2).where(~expected[..., -1].isnan(), -torch.inf).argsort(dim=1, descending=True)

@@ -16,10 +16,11 @@ from var.app.controls import image_gallery
 from var.app.errors import in_sentences
 from var.app.folders import choose_folder, inside, list_folders
 from var.app.state import AppState
+from var.training.curves import METRICS, is_of_whole
 from var.utils.images import open_image
 from var.utils.paths import is_hidden
 
-METRICS, SHEETS = "metrics.jsonl", "pictures"  # of a run's folder
+SHEETS = "pictures"  # in a run's folder
 MAX_BYTES = 2**26  # of the metrics that are read, the last ones
 MAX_POINTS = 500  # of a curve
 SHOWN_SHEETS, SHEET_SIDE = 4, 1024
@@ -93,7 +94,7 @@ def _is_number(value: object) -> bool:
 
 
 def _in_words(line: Line) -> str:
-    shown = {key: value for key, value in line.items() if key != "step" and "/" not in key and _is_number(value)}
+    shown = {key: value for key, value in line.items() if key != "step" and is_of_whole(key) and _is_number(value)}
     return ", ".join(f"{key.replace('_', ' ')} {value:.4g}" for key, value in shown.items())
 
 

@@ -64,7 +64,7 @@ def classify(
         pipe = load_pipeline(model, device, dtype)
         scale_names = [f"{side}x{side}" for side in pipe.model.scales.sides]
         loaded = time.perf_counter()
-        ranked = pipe.classify(read_images(images), classes, pruning, rows)
+        ranked = pipe.classify(read_images(images), classes, pruning, rows, progress=True)
         scored, score_name = "log-likelihood in nats", "log_likelihood"
     else:
         for option, given in (("--class", classes), ("--keep", keep), ("--scales", scales)):

@@ -9,7 +9,7 @@ a class.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -22,6 +22,7 @@ from var.models.token_losses import cross_entropy
 from var.models.transformer import KVCache
 from var.models.var import VAR
 from var.sampling.output import ClassScore
+from var.utils.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,7 @@ def class_likelihood(
     labels: Sequence[int],
     pruning: Pruning = WHOLE,
     batch_size: int = 64,
+    progress: Progress | None = None,
 ) -> ClassLikelihood:
     """Compute the log-likelihood of images' tokens under each of some classes.
 
@@ -181,6 +183,7 @@ def class_likelihood(
         labels: M different classes; num_classes is the null class.
         pruning: which classes' fine scales are left out.
         batch_size: rows that are computed at once.
+        progress: called with the images so far, those at work in part, and their number.
 
     Raises:
         InputError: no images, tokens or input of another shape, no labels, labels that are repeated or that the model
@@ -199,12 +202,32 @@ def class_likelihood(
     counts = pruning.candidates(num_scales, len(labels))
     images_at_once = max(batch_size // len(labels), 1)
     parts = zip(tokens.split(images_at_once), teacher_forcing_input.split(images_at_once), strict=True)
-    by_scale = [_of_images(model, *part, torch.tensor(labels), counts, batch_size) for part in parts]
+    count = _count_images(progress, len(tokens), pruning.tokens(model.scales, len(labels)))
+    by_scale = [_of_images(model, *part, torch.tensor(labels), counts, batch_size, count) for part in parts]
     return ClassLikelihood(tuple(labels), torch.cat(by_scale))
 
 
+def _count_images(progress: Progress | None, images: int, tokens: int) -> Callable[[int], None]:
+    """Return what counts tokens whose probability is known; an image has that many, over all classes."""
+    known = 0
+
+    def count(more: int) -> None:
+        nonlocal known
+        known += more
+        if progress is not None:
+            progress(known / tokens, images)
+
+    return count
+
+
 def _of_images(
-    model: VAR, tokens: Tensor, inputs: Tensor, labels: Tensor, counts: Sequence[int], batch_size: int
+    model: VAR,
+    tokens: Tensor,
+    inputs: Tensor,
+    labels: Tensor,
+    counts: Sequence[int],
+    batch_size: int,
+    count_tokens: Callable[[int], None],
 ) -> Tensor:
     """(B, M, K) log-likelihood of images whose rows fit in one batch, or of a single image.
 
@@ -227,6 +250,7 @@ def _of_images(
             cache = model.new_cache(len(rows)) if carried is None else carried
             scores = _of_rows(model, tokens, inputs, images[rows], labels[positions[rows]], cache, first, stop)
             found[images[rows], positions[rows], first:stop] = scores
+            count_tokens(len(rows) * sum(model.scales.lengths[start:stop]))
         carried = cache if len(batches) == 1 else None
     return found
 

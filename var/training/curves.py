@@ -69,8 +69,13 @@ def draw_curves(curves: Mapping[str, Mapping[str, Curve]], file: Path, title: st
         figure.savefig(beside, format=file.suffix[1:] or "png", dpi=120)
 
 
+def is_of_whole(name: str) -> bool:
+    """Return whether a number is of whole images, not of a scale or layer; lpips/... names its network."""
+    return "/" not in name or name.startswith("lpips/")
+
+
 def _choose(curves: Mapping[str, Mapping[str, Curve]]) -> Sequence[str]:
     """Return the numbers to draw: the loss first, what validation measures before the rest."""
-    names = [name for name in curves if "/" not in name] or list(curves)
+    names = [name for name in curves if is_of_whole(name)] or list(curves)
     order = {name: (name != "loss", "validation" not in curves[name], i) for i, name in enumerate(names)}
     return sorted(names, key=order.__getitem__)[:MOST_PANELS]

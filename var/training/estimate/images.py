@@ -23,7 +23,7 @@ class Images(NamedTuple):
 
     number: int | None = None
     classes: int | None = None
-    unknown: str | None = None  # message: which of them is unknown, and why
+    unknown: str | None = None  # message: which of them is unknown, or what a training would refuse, and why
     present: int | None = None  # classes that have training images, where the labels are known
 
     def list_assumptions(self, num_classes: int | None) -> list[str]:
@@ -64,7 +64,12 @@ def _count_images(data: DataConfig) -> Images:
     except InputError as error:
         return Images(unknown=f"the number of images is unknown: {error}")
     present = None if listing.labels is None else len(np.unique(listing.labels))
-    return Images(len(listing.rows), listing.num_classes, present=present)
+    try:
+        list_images(data, "validation")
+        refused = None
+    except InputError as error:
+        refused = f"the training will be refused: {error}"
+    return Images(len(listing.rows), listing.num_classes, refused, present)
 
 
 def _in_parquet(data: DataConfig, files: Sequence[str]) -> Images:
