@@ -147,6 +147,19 @@ def test_a_line_tells_what_a_person_wants_to_know(recipe: TokenizerRecipe, capsy
     assert validation == "step 3  validation  psnr 20.5000  l2 0.2500"
 
 
+def test_a_long_silence_is_broken_by_the_number_of_the_step(
+    recipe: TokenizerRecipe, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with report_of(recipe.model_copy(update={"log_every": 4})) as report:
+        report.advance(1)
+        monkeypatch.setattr("var.training.logger.PRINTED_EVERY", 0.0)
+        for step in (2, 3, 4):
+            report.advance(step)  # 4 is logged with its loss
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition("  ")[0] for line in lines] == ["step 2/10", "step 3/10"]
+    assert all(line.endswith(" left") for line in lines)
+
+
 # --- runs that go on
 
 

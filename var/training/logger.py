@@ -22,6 +22,7 @@ from var.training.curves import METRICS, RECIPE
 from var.utils.files import atomic_write
 from var.utils.images import save_image
 from var.utils.json_text import parse_json
+from var.utils.progress import PRINTED_EVERY
 from var.utils.provenance import sha256
 
 
@@ -63,6 +64,7 @@ class Report:
         self.is_main_process = is_main_process
         self.best = best  # the validation's number that decides which checkpoint is best
         self.clock = Clock(start, recipe.batch_size)
+        self.printed = time.monotonic()  # a step's line, last
         self.console = Console(quiet=not is_main_process)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         live = is_main_process and self.console.is_terminal
@@ -99,12 +101,19 @@ class Report:
         shown += "".join(f"  {count} {name.replace('_', ' ')}" for name, count in counts.items())
         self.progress.update(self.task, completed=step, description=shown)
         if not self.console.is_terminal:
-            left = self.clock.estimate_time_left(step, self.steps)
-            self.console.print(f"step {step}/{self.steps}  {shown}  {left} left", soft_wrap=True)
+            self._print_step(step, f"{shown}  ")
 
     def advance(self, step: int) -> None:
-        """Move the live line to a step; nothing is logged."""
+        """Move the live line to a step; nothing is logged. Where there is no terminal, a long silence is broken."""
         self.progress.update(self.task, completed=step)
+        is_silent = time.monotonic() - self.printed >= PRINTED_EVERY
+        if is_silent and not self.console.is_terminal and step % self.recipe.log_every:
+            self._print_step(step)
+
+    def _print_step(self, step: int, shown: str = "") -> None:
+        self.printed = time.monotonic()
+        left = self.clock.estimate_time_left(step, self.steps)
+        self.console.print(f"step {step}/{self.steps}  {shown}{left} left", soft_wrap=True)
 
     def validation(self, step: int, values: dict[str, float]) -> None:
         """Log a validation."""
