@@ -138,7 +138,7 @@ def test_an_edit_is_the_pipelines(
         ({"verb": "class"}, "no class chosen"),
         ({"verb": "erase"}, "unknown"),
         ({"num": 9}, "must be in 1..8"),
-        ({"seed": -1}, "at least 0"),
+        ({"seed": -1}, "must be in 0.."),
     ],
 )
 def test_an_edit_that_lacks_something_is_refused(changes: dict[str, Any], message: str) -> None:
