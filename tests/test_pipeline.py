@@ -846,8 +846,11 @@ def test_the_output_of_a_training_stands_for_the_model_in_it(pipe: VARPipeline, 
     (tmp_path / "new" / "checkpoints").mkdir(parents=True)
     with refused("has no folder tokenizer: its run has not exported a model yet; run its command again"):
         VARPipeline.from_pretrained(tmp_path / "new")
-    with refused("has no folder tokenizer: it holds a VQVAE alone; give a model that draws"):
+    with refused(f"has no folder tokenizer: it is a part of {tmp_path / 'run' / 'model'}; give that folder"):
         VARPipeline.from_pretrained(tmp_path / "run" / "model" / "tokenizer")
+    shutil.copytree(tmp_path / "run" / "model" / "tokenizer", tmp_path / "vqvae")
+    with refused("has no folder tokenizer: it holds a VQVAE alone; give a model that draws"):
+        VARPipeline.from_pretrained(tmp_path / "vqvae")
     (tmp_path / "run" / "transformer").mkdir()  # a damaged model is not passed over
     with refused("has no folder tokenizer"):
         VARPipeline.from_pretrained(tmp_path / "run")

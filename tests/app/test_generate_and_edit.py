@@ -139,6 +139,7 @@ def test_an_edit_is_the_pipelines(
         ({"verb": "erase"}, "unknown"),
         ({"num": 9}, "must be in 1..8"),
         ({"seed": -1}, "must be in 0.."),
+        ({"seed": None}, "the seed is empty: give a whole number"),
     ],
 )
 def test_an_edit_that_lacks_something_is_refused(changes: dict[str, Any], message: str) -> None:

@@ -369,6 +369,18 @@ def test_resumed_equals_uninterrupted_bit_for_bit(
     assert pictures[0] == pictures[1]
 
 
+def test_a_signal_in_the_last_step_ends_the_command_that_has_finished(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tokenizer_recipe(tmp_path / "r", images, steps=2)
+    with monkeypatch.context() as patch:
+        stop_at(patch, 2, signal.SIGINT)
+        with pytest.raises(SystemExit) as ended:
+            train(recipe)
+    assert ended.value.code == 128 + signal.SIGINT
+    assert train(recipe) == recipe.output / "model"  # nothing is left to do
+
+
 def test_steps_lost_with_the_newest_checkpoint_are_done_again(
     images: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from tokenizer.errors import InputError, check_whole_number
 from var.app.errors import in_sentences
 from var.app.state import MODEL_QUEUE, AppState
 from var.sampling.params import SamplingParams
@@ -59,6 +60,13 @@ def class_dropdown(state: AppState, label: str = "Class") -> gr.Dropdown:
 def seed_number() -> gr.Number:
     """Add a number that fixes the random draws."""
     return whole_number(0, "Seed")
+
+
+def check_number(name: str, value: int | None, at_least: int, at_most: int | None = None) -> int:
+    """Return what a field of `whole_number` holds. Raises InputError: empty, or out of range."""
+    if value is None:
+        raise InputError(f"{name} is empty: give a whole number")
+    return check_whole_number(name, value, at_least, at_most)
 
 
 def whole_number(value: int, label: str) -> gr.Number:

@@ -8,11 +8,12 @@ import gradio as gr
 import numpy as np
 from PIL import Image
 
-from tokenizer.errors import InputError, check_whole_number
+from tokenizer.errors import InputError
 from var.app.commands import changed_options, command_line, python_call
 from var.app.controls import (
     MAX_SEED,
     NO_CLASS,
+    check_number,
     class_dropdown,
     image_gallery,
     read_sampling,
@@ -69,8 +70,8 @@ class Edit:
     room: Mapping[str, int]
 
     def __post_init__(self) -> None:
-        check_whole_number("the number of results", self.num, 1, MAX_RESULTS)
-        check_whole_number("the seed", self.seed, 0, MAX_SEED)
+        check_number("the number of results", self.num, 1, MAX_RESULTS)
+        check_number("the seed", self.seed, 0, MAX_SEED)
         if self.verb not in get_args(Verb):
             raise InputError(f"edit {self.verb!r} is unknown: known are {', '.join(get_args(Verb))}")
         if self.verb in PAINTED and not self.mask.any():
@@ -237,5 +238,5 @@ def read_edit(
         seed,
         read_sampling(state, *others[len(SIDES) :]),
         None if context >= LARGEST_CONTEXT else context,
-        {side: check_whole_number(side, room, 0) for side, room in zip(SIDES, others, strict=False)},
+        {side: check_number(side, room, 0) for side, room in zip(SIDES, others, strict=False)},
     )

@@ -6,10 +6,11 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from tokenizer.errors import InputError, check_whole_number
+from tokenizer.errors import InputError
 from var.app.commands import changed_options, command_line, python_call
 from var.app.controls import (
     MAX_SEED,
+    check_number,
     class_choices,
     image_gallery,
     read_sampling,
@@ -55,14 +56,14 @@ def generate(
 
 def check_wanted(labels: Sequence[int], num: int, seed: int) -> None:
     """Raise InputError unless 1 to MAX_IMAGES images are asked for, from a seed."""
-    check_whole_number("the seed", seed, 0, MAX_SEED)
+    check_number("the seed", seed, 0, MAX_SEED)
     if not labels:
         raise InputError("no class chosen: choose one, or several")
-    check_whole_number("the number of images", num, 1)
+    check_number("the number of images", num, 1)
     if len(labels) * num > MAX_IMAGES:
         raise InputError(
-            f"{num} images of {len(labels)} classes are {len(labels) * num}: the page draws {MAX_IMAGES} at once; "
-            "`var sample` draws any number"
+            f"{plural(num, 'image')} of {plural(len(labels), 'class', 'es')} are {len(labels) * num}: the page draws "
+            f"{MAX_IMAGES} at once; `var sample` draws any number"
         )
 
 

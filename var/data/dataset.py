@@ -62,7 +62,7 @@ class Unreadable:
             return (
                 "see that the URLs in the index are right and that their server gives the whole files without a login"
             )
-        return "repair or replace them; without them the data would be another, with which the run cannot go on"
+        return "repair or replace them"
 
 
 class UnreadableLog:

@@ -164,8 +164,8 @@ def warn_if_blurred(mask: Mask, windows: Iterable[Window], side: int) -> str | N
     width, height = (max(round((end - start) / factor), 1) for start, end in zip(box[:2], box[2:], strict=True))
     return (
         f"the part that is filled has {width}x{height} of the model's {side}x{side} pixels and is enlarged "
-        f"{factor:.1f} times, so it will look blurred: a smaller image, a model of larger images or, of in-painting, a "
-        "smaller context makes it sharper"
+        f"{factor:.1f} times, so it will look blurred: a smaller image, a model of larger images or, when in-painting, "
+        "a smaller context makes it sharper"
     )
 
 

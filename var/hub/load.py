@@ -153,7 +153,9 @@ def _load_folder(folder: Path) -> PipelineParts:
 def _what_is_missing(folder: Path) -> str:
     """Say what to do about a folder without the two parts of a model."""
     if (folder / CONFIG).is_file():
-        kind = read_config(folder).get("model")
+        kind, parent = read_config(folder).get("model"), folder.parent
+        if (parent / TOKENIZER).is_dir() and (parent / TRANSFORMER).is_dir():
+            return f"it is a part of {parent}; give that folder"
         return f"it holds a {kind} alone; give a model that draws, such as the output of stage var"
     if (folder / "checkpoints").is_dir():
         return "its run has not exported a model yet; run its command again until it ends"

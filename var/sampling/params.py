@@ -81,7 +81,7 @@ class SamplingParams:
         if not all(0.01 <= temperature <= 100 for temperature in temperatures):
             raise InputError(
                 f"temperature={self.temperature} must be in 0.01..100, where 1 changes nothing; for the most "
-                "probable tokens alone give top_k=1"
+                "probable tokens of a codebook alone give top_k=1"
             )
 
     def check_scales(self, sides: tuple[int, ...], scale_drop: float = 0.0) -> None:

@@ -51,8 +51,9 @@ class RunHealth:
         allowed = self.recipe.data.max_unreadable
         if found and unreadable > allowed * max(seen, FEW_SAMPLES):
             raise InputError(
-                f"{unreadable} of {plural(seen, 'image')} wanted could not be read, more than "
-                f"data.max_unreadable={allowed:g} allows; the last was {found[-1]}: {found[-1].remedy}"
+                f"{unreadable} of {plural(seen, 'image')} wanted could not be read, more than data.max_unreadable="
+                f"{allowed:g} allows; the last was {found[-1]}: {found[-1].remedy} (removing images changes the data, "
+                "and the run could not be resumed)"
             )
         self.unreadable, self.seen = unreadable, seen
 

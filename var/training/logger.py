@@ -106,8 +106,7 @@ class Report:
     def advance(self, step: int) -> None:
         """Move the live line to a step; nothing is logged. Where there is no terminal, a long silence is broken."""
         self.progress.update(self.task, completed=step)
-        is_silent = time.monotonic() - self.printed >= PRINTED_EVERY
-        if is_silent and not self.console.is_terminal and step % self.recipe.log_every:
+        if time.monotonic() - self.printed >= PRINTED_EVERY and not self.console.is_terminal:
             self._print_step(step)
 
     def _print_step(self, step: int, shown: str = "") -> None:

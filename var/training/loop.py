@@ -45,7 +45,7 @@ def train(recipe: Recipe) -> Path:
 
 
 def _train(recipe: Recipe, accelerator: Accelerator) -> tuple[Path, int | None]:
-    """Return the exported model, and the signal that stopped the run before its last step."""
+    """Return the exported model, and the signal that the run has received, after which no other is to begin."""
     check_wandb(recipe)
     kind = find_stage(recipe.stage)
     for folder in ("", "checkpoints", "pictures", "tensorboard"):  # before hours of training
@@ -83,11 +83,12 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> tuple[Path, int | None]:
             trainer.health.check_readable(micro_batches)
             interrupts.work = f"step {trainer.step + 1}"
             trainer.take_step(micro_batches)
-            report.advance(trainer.step)
             step, stop = trainer.step, trainer.health.any_process(bool(interrupts))
             interrupts.work = f"what follows step {step}: validation, saving"
             if stop:
                 trainer.due.add("train")
+            if "train" not in trainer.due:
+                report.advance(step)
             is_best = follow_step(trainer, report)
             if is_best or step % recipe.checkpoint_every == 0 or step == steps or stop:
                 trainer.save()  # last: a run that is killed before does the step and what follows it again
@@ -97,7 +98,7 @@ def _train(recipe: Recipe, accelerator: Accelerator) -> tuple[Path, int | None]:
             log.warning("stopped after step %d of %d: the same command goes on from there", trainer.step, steps)
         model = trainer.export("model")
     # Another process may be the one that has received it.
-    return model, interrupts.number or signal.SIGTERM if trainer.step < steps else None
+    return model, interrupts.number or (signal.SIGTERM if trainer.step < steps else None)
 
 
 def follow_step(trainer: Trainer, report: Report) -> bool:

@@ -65,8 +65,8 @@ def train_series(recipes: Sequence[Recipe], launch: str = "", announce: Callable
 def _run(command: Sequence[str]) -> int:
     """Run the command and return its exit code; 128 + the signal's number if a signal stopped this process.
 
-    A run that a signal stops saves first. A terminal sends Ctrl-C to all processes in its foreground, the
-    run's included; SIGTERM is passed on.
+    A run that a signal stops saves first. A terminal sends Ctrl-C to all processes in its foreground, the run's
+    included; SIGTERM is passed on.
     """
     received: list[int] = []
     started: list[subprocess.Popen[bytes]] = []

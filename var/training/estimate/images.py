@@ -15,6 +15,7 @@ from var.data.tables import count_classes, parquet_files
 from var.utils.json_text import parse_json
 from var.utils.paths import to_path
 
+NO_VALIDATION = "the training will be refused: the data has no validation split; data.validation_fraction makes one"
 CLASSES, LENGTH = 1000, 10**6  # of the training images, assumed where they are unknown
 
 
@@ -57,7 +58,9 @@ def _count_images(data: DataConfig) -> Images:
             and not (folder / "train").is_dir()
             and (files := parquet_files(folder, "train"))
         ):
-            return _in_parquet(data, files)
+            found = _in_parquet(data, files)
+            is_refused = not data.validation_fraction and not parquet_files(folder, "validation")
+            return found._replace(unknown=NO_VALIDATION) if is_refused and found.unknown is None else found
         if not folder.exists() and data.source.count("/") == 1 and not data.source.endswith(".json"):
             return _on_the_hub(data.source)
         listing = list_images(data, "train")
