@@ -8,6 +8,7 @@ from typing import Any
 from aim_claims import mean_curve
 from encoder_objectives import save_figure
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from var.evaluation.samples.sample_folder import IMAGES
 from var.utils.classes import spread
@@ -17,9 +18,9 @@ Results = dict[tuple[str, str], list[dict[str, Any]]]  # by generator and size, 
 
 COLUMNS, SHOWN_SIDE = 16, 64  # of samples, and the side of one in pixels
 LOSSES = {
-    "multi-scale": "cross-entropy of a token of several scales",
-    "single-scale": "cross-entropy of a token of a single map",
-    "KL": "squared error of the noise, continuous tokens",
+    "multi-scale": "cross-entropy, tokens of several scales",
+    "single-scale": "cross-entropy, tokens of a single map",
+    "KL": "squared error of the noise",
 }
 
 
@@ -59,9 +60,13 @@ def draw_curves(file: Path, results: Results, tokenizers: Mapping[str, str]) -> 
     for name in dict.fromkeys(name for name, _ in results):
         found = [each for key, each in results.items() if key[0] == name]
         best = [[result["scores"][best_cfg(each)]["Frechet distance"] for result in each] for each in found]
-        points = sorted(zip([each[0]["parameters"] for each in found], map(statistics.mean, best), strict=True))
+        millions = [each[0]["parameters"] / 1e6 for each in found]
+        points = sorted(zip(millions, map(statistics.mean, best), strict=True))
         distances.plot(*zip(*points, strict=True), "o-", color=colors[name], label=name)
-    distances.set(xscale="log", xlabel="parameters of the transformer", ylabel="Frechet distance", title="samples")
+    distances.set(xscale="log", xlabel="million parameters", ylabel="Frechet distance", title="samples")
+    distances.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    distances.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    distances.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=len(tokenizers), frameon=False)
     save_figure(figure, file)
 
