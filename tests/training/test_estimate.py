@@ -273,10 +273,10 @@ def test_data_that_the_training_will_refuse_is_named(images: Path, tmp_path: Pat
     table = pyarrow.table({"image": [b""], "label": [0]})
     pyarrow.parquet.write_table(table, tmp_path / "table" / "train.parquet")
     for name in ("folder", "table"):
-        for more, refused in (({}, True), ({"validation_fraction": 0.5}, False)):
+        for more, is_refused in (({}, True), ({"validation_fraction": 0.5}, False)):
             found = find_images(tokenizer_recipe(tmp_path / "r", tmp_path / name, data=more).data)
             assert found.number is not None
-            assert (found.unknown is not None and "the training will be refused" in found.unknown) == refused
+            assert (found.unknown is not None and "the training will be refused" in found.unknown) == is_refused
 
 
 def test_images_are_counted_in_parquet_without_being_copied(tmp_path: Path) -> None:
