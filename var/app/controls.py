@@ -98,9 +98,17 @@ def settings_shown(elem_id: str, open: bool = False) -> tuple[gr.Code, gr.Code]:
 
 
 def run_on_model(
-    button: gr.Button, function: Callable[..., Any], inputs: Sequence[Any], outputs: Sequence[Any], stop: gr.Button
+    button: gr.Button,
+    function: Callable[..., Any],
+    inputs: Sequence[Any],
+    outputs: Sequence[Any],
+    stop: gr.Button,
+    state_shown: gr.components.Component,
 ) -> None:
-    """Run a generator function when a button is clicked, after all events that need the model; `stop` ends it."""
+    """Run a generator function when a button is clicked, after all events that need the model; `stop` ends it.
+
+    That it waits, works or has failed is shown at one of the outputs; the others stay as they are.
+    """
     event = button.click(
         in_sentences(function),
         list(inputs),
@@ -109,5 +117,6 @@ def run_on_model(
         concurrency_limit=1,
         api_visibility="private",
         show_progress="minimal",
+        show_progress_on=state_shown,
     )
     stop.click(None, cancels=[event], queue=False, api_visibility="private")

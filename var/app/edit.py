@@ -207,7 +207,7 @@ def build(state: AppState) -> None:
             yield output.images, note, gr.DownloadButton(value=file, interactive=True), gr.skip(), gr.skip()
 
     inputs = [editor, verb, label, num, seed, context, *sides, *sampling]
-    run_on_model(button, run, inputs, [gallery, status, archive, command, script], stop)
+    run_on_model(button, run, inputs, [gallery, status, archive, command, script], stop, status)
     verb.change(
         lambda chosen: (gr.Slider(visible=chosen in PAINTED), gr.Row(visible=chosen == "outpaint")),
         verb,

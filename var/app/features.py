@@ -196,4 +196,4 @@ def build(state: AppState) -> None:
             else:
                 yield found, gr.skip(), gr.skip()
 
-    run_on_model(button, look, [image, folder], [status, neighbors, maps], stop)
+    run_on_model(button, look, [image, folder], [status, neighbors, maps], stop, status)

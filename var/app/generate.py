@@ -130,4 +130,4 @@ def build(state: AppState) -> None:
                 line = f"scale {k + 1} of {len(sides)}: {sides[k]}x{sides[k]} tokens"
                 yield images, line, gr.skip(), gr.skip(), gr.skip()
 
-    run_on_model(button, draw, [labels, num, seed, *sampling], [gallery, scale, archive, command, script], stop)
+    run_on_model(button, draw, [labels, num, seed, *sampling], [gallery, scale, archive, command, script], stop, scale)

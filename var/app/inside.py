@@ -108,4 +108,4 @@ def build(state: AppState) -> None:
             list(zip(found.probability_maps, [f"{value:.1f} bits" for value in found.bits], strict=True)),
         )
 
-    run_on_model(button, look, [image, label], [reconstructions, tokens, probabilities], stop)
+    run_on_model(button, look, [image, label], [reconstructions, tokens, probabilities], stop, reconstructions)
