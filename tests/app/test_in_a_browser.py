@@ -95,11 +95,13 @@ def test_a_bad_upload_gives_a_sentence(page: Page, tmp_path: Path) -> None:
     expect(page.get_by_text("note.png is not an image in one of the formats")).to_be_visible()
 
 
-def test_a_refused_edit_leaves_earlier_results_as_they_are(page: Page) -> None:
+def test_a_refused_edit_leaves_earlier_results_as_they_are(browser: Any, address: str) -> None:
+    page = open_page(browser.new_page(), address)
     page.get_by_role("tab", name="Edit").click()
     page.locator("#edit-button").click()
     expect(page.get_by_text("no image given: upload one first")).to_be_visible()
     expect(page.locator("#edit-results").get_by_text("Error")).to_have_count(0)
+    page.close()
 
 
 def upload(page: Page, tab: str, photo: Path) -> None:
